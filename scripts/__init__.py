@@ -1,0 +1,1 @@
+"""The documented entry points; each also runs as a script from a checkout."""

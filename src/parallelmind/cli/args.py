@@ -1,0 +1,162 @@
+"""The argument parser of all commands, and the flags that several of them share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+__all__ = ["Parser", "add_model_flags", "add_sampling_flags", "documented_default"]
+
+USAGE_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes underscores and hyphens in flags; an error is one line, and suggests the flag that was meant."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        given = [self._spelled(arg) for arg in (sys.argv[1:] if args is None else args)]
+        if self._subparsers:
+            return super().parse_known_args(given, namespace)
+        # Before argparse looks, which would name a required flag as missing rather than the misspelled one.
+        self._refuse_unknown(arg for arg in given if arg.startswith("--") and arg != "--" and " " not in arg)
+        known, rest = super().parse_known_args(given, namespace)
+        self._refuse_unknown(arg for arg in rest if arg.startswith("-"))
+        return known, rest
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"error: {message} (see {self.prog} --help)\n")
+
+    def _refuse_unknown(self, flags: Iterable[str]) -> None:
+        for flag in flags:
+            if flag.partition("=")[0] not in self._option_string_actions:
+                self.error(f"unknown flag {flag.partition('=')[0]}{self._suggestion(flag)}")
+
+    def _spelled(self, arg: str) -> str:
+        name, equals, value = arg.partition("=")
+        spelled = "--" + name[2:].replace("-", "_")
+        return spelled + equals + value if spelled in self._option_string_actions else arg
+
+    def _suggestion(self, unknown: str) -> str:
+        name = "--" + unknown.partition("=")[0].lstrip("-").replace("-", "_").lower()
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+def documented_default(text: str, value: object) -> str:
+    """Help of a flag whose default is filled in later, from the adapter or the machine."""
+    return f"{text} (default: {value})"
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose and load a model."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--base_model", required=True, metavar="MODEL", help="hub name or local folder")
+    group.add_argument(
+        "--lora_path", metavar="PATH", help="adapter: a .pth file or a PEFT folder (default: none)"
+    )
+    group.add_argument(
+        "--lora_rank",
+        type=int,
+        metavar="N",
+        help=documented_default("must agree with the adapter's weights", 8),
+    )
+    rope = group.add_mutually_exclusive_group()
+    rope.add_argument(
+        "--patch_rope",
+        action="store_true",
+        default=None,
+        help="turn 2D RoPE on (default: on with an adapter)",
+    )
+    rope.add_argument(
+        "--no_patch_rope", action="store_false", dest="patch_rope", default=None, help="turn 2D RoPE off"
+    )
+    adapter = "the adapter's, else "
+    group.add_argument(
+        "--rope_2d_ratio",
+        type=float,
+        metavar="R",
+        help=documented_default("share of frequency pairs that encode the branch", adapter + "0.5"),
+    )
+    group.add_argument(
+        "--rope_2d_mode",
+        choices=["split", "additive"],
+        help=documented_default(
+            "how those pairs turn: by branch only, or by time + branch", adapter + "split"
+        ),
+    )
+    group.add_argument(
+        "--rope_2d_pairs",
+        choices=["low", "interleaved"],
+        help=documented_default("which pairs: the slowest, or spread evenly", adapter + "low"),
+    )
+    group.add_argument(
+        "--branch_stride",
+        type=int,
+        metavar="N",
+        help=documented_default("branch position = branch id x stride", adapter + "128"),
+    )
+    group.add_argument(
+        "--visibility",
+        choices=["isolated", "columnar", "strict"],
+        help=documented_default(
+            "what a branch sees: main and itself; also the other branches' past; itself only",
+            adapter + "isolated",
+        ),
+    )
+    group.add_argument(
+        "--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU")
+    )
+    group.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="bfloat16",
+        help=documented_default("number format of the weights", "bfloat16"),
+    )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, *, top_k: int, repetition_penalty: float) -> None:
+    """The flags that choose the next token."""
+    group = parser.add_argument_group("sampling")
+
+    def add(name: str, kind: Callable[[str], object], default: object, text: str) -> None:
+        group.add_argument(
+            name,
+            type=kind,
+            default=default,
+            metavar="N" if kind is int else "X",
+            help=documented_default(text, default),
+        )
+
+    add("--max_new_tokens", int, 512, "tokens of an answer at most")
+    add("--temperature", float, 0.7, "0 is greedy")
+    add("--top_p", float, 0.9, "keep the likeliest tokens that reach this probability together; 1 keeps all")
+    add("--top_k", int, top_k, "keep this many of the likeliest tokens; 0 keeps all")
+    add("--min_p", float, 0.0, "drop tokens less likely than this share of the likeliest one; 0 drops none")
+    add("--repetition_penalty", float, repetition_penalty, "above 1 discourages repetition")
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer before this text; may be given several times",
+    )
+    group.add_argument("--ignore_eos", action="store_true", help="go on past the end-of-text token")
+    add("--seed", int, 0, "same seed, same answers")
+
+
+def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, or exit with code 2 after one line that says what is wrong."""
+    known, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.error(f"unexpected argument {rest[0]!r}")
+    return known

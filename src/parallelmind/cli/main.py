@@ -1,0 +1,69 @@
+"""The command `parallelmind` and its subcommands, one module each.
+
+A subcommand module has `HELP`, `add_arguments(parser)` and `run(args) -> exit code`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+from parallelmind.cli.args import Parser, parse
+from parallelmind.cli.logs import configure_logging
+from parallelmind.errors import ParallelMindError
+from parallelmind.jobs.ranks import current_rank
+
+__all__ = ["main"]
+
+COMMANDS = {"batch": "parallelmind.cli.batch"}
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 success, 1 error, 130 interrupted, 143 terminated.
+
+    Wrong usage exits with 2.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    caught: BaseException
+    try:
+        args = parse(_parser(), given)
+        configure_logging(current_rank(), debug=args.debug)
+        code: int = args.run(args)
+        return code
+    except ParallelMindError as error:
+        caught, message, code = error, f"error: {error}", 1
+    except KeyboardInterrupt as error:
+        caught, message, code = error, "interrupted", 143 if isinstance(error, _Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if "--debug" in given:
+        traceback.print_exception(caught)
+    print(message, file=sys.stderr)
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="parallelmind", description="Parallel branches for Hugging Face causal language models."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, module_name in COMMANDS.items():
+        module = importlib.import_module(module_name)
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="more log lines, and tracebacks of errors")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated

@@ -1,0 +1,94 @@
+"""Which token sees which: the three visibilities, always with time at most one's own.
+
+| name | a branch token sees |
+|---|---|
+| isolated | main and its own branch |
+| columnar | main, its own branch, and every other branch's tokens of strictly earlier time |
+| strict | its own branch only |
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from parallelmind.columnar.layout import MAIN_BRANCH, PAD_BRANCH
+
+Visibility = Literal["isolated", "columnar", "strict"]
+VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
+
+
+def visible(
+    query_branch: Tensor,
+    query_time: Tensor,
+    key_branch: Tensor,
+    key_time: Tensor,
+    visibility: Visibility,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """Whether each query token sees each key token.
+
+    A sliding window of w lets a token see times above its own minus w, as in transformers' `sliding_window_overlay`,
+    counted in time so that a branch far down the row keeps the window it would have alone.
+
+    Shapes: [..., Q], [..., Q], [..., K], [..., K] → bool [..., Q, K]. Branch ids, not branch positions.
+    Raises:
+        ValueError: an unknown visibility.
+    """
+    q_branch, q_time = query_branch[..., :, None], query_time[..., :, None]
+    k_branch, k_time = key_branch[..., None, :], key_time[..., None, :]
+    own = (q_branch == k_branch) & (k_time <= q_time)
+    if visibility == "strict":
+        seen = own
+    elif visibility == "isolated":
+        seen = own | ((k_branch == MAIN_BRANCH) & (k_time <= q_time))
+    elif visibility == "columnar":
+        # Main's times are all below a branch's, so "strictly earlier" covers main too.
+        seen = own | (k_time < q_time)
+    else:
+        raise ValueError(f"visibility is {visibility!r}; it must be one of {', '.join(VISIBILITIES)}")
+    seen = seen & (q_branch != PAD_BRANCH) & (k_branch != PAD_BRANCH)
+    if sliding_window is not None:
+        seen = seen & (k_time > q_time - sliding_window)
+    return seen
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where seen, the dtype's lowest value elsewhere. Shape and device of `seen`."""
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, lowest)
+
+
+def build_columnar_causal_mask(
+    pos2d: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    visibility: Visibility = "columnar",
+    sliding_window: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The attention mask of packed rows, to be passed as `attention_mask` to any transformers model.
+
+    Additive and floating point, since eager attention takes a boolean 4-D mask for numbers and gives wrong logits.
+    A model with sliding-window layers needs one mask per kind of layer: a 4-D mask replaces the model's own window.
+
+    Args:
+        pos2d: LongTensor [B, S, 2] of (branch position, time position); tokens with equal branch position form a
+            branch, 0 is main, -1 is padding. The stride must therefore not be 0.
+        attention_mask: [B, S], 0 on padding.
+    Returns:
+        Tensor [B, 1, S, S], 0 where the query (third axis) sees the key (fourth), the dtype's lowest value elsewhere.
+    Raises:
+        ValueError: pos2d has another shape, or visibility is unknown.
+    """
+    if pos2d.dim() != 3 or pos2d.shape[-1] != 2:
+        raise ValueError(f"pos2d must be [batch, seq, 2], got {list(pos2d.shape)}")
+    branch, time = pos2d.unbind(-1)
+    if attention_mask is not None:
+        branch = torch.where(attention_mask.bool(), branch, PAD_BRANCH)
+    seen = visible(branch, time, branch, time, visibility, sliding_window)
+    # A row of the softmax without any key would be NaN and spread through the batch.
+    seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
+    return additive_mask(seen, dtype)[:, None]

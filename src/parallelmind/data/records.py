@@ -1,0 +1,167 @@
+"""One row of the input: `{"main", "branches"}` or `{"text"}`, checked field by field.
+
+Fields beyond these are allowed and ignored, but for `id`, which is copied to the output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parallelmind.data.jsonl import JsonLine
+from parallelmind.errors import DataError
+
+__all__ = ["Record", "parse_record", "salvage_fields", "shorten"]
+
+_SHOWN = 80
+_SHOWN_LINE = 500
+_FORMS = '{"main": "...", "branches": ["...", "..."]} or {"text": "..."}'
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A main and the prompts of its branches."""
+
+    main: str
+    """"" only if no prompt is empty."""
+    branches: tuple[str, ...]
+    """Empty for a `{"text"}` row: main is continued once."""
+    fields: Mapping[str, Any]
+    """What the output rows copy: `id`, if the row has one."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The text each answer answers, in the order of the answers."""
+        return self.branches or (self.main,)
+
+
+def parse_record(line: JsonLine) -> Record:
+    """Parse and check one line.
+
+    Raises:
+        DataError: names the line, the field, the value found, and what is expected.
+    """
+    where = f"line {line.number}"
+    if line.too_long:
+        raise DataError(f"{where} has {line.size:,} bytes, more than one record may have; split it.")
+    row = _load_object(line.content, where)
+    _check_id(row, where)
+    fields = {"id": row["id"]} if "id" in row else {}
+    if "text" in row:
+        if clash := [name for name in ("main", "branches") if name in row]:
+            raise DataError(f'{where} has "text" and {_quoted(clash)}; expected {_FORMS}, not both.')
+        return Record(main=_text(row["text"], f'{where}: "text"'), branches=(), fields=fields)
+    if missing := [name for name in ("main", "branches") if name not in row]:
+        raise DataError(f"{where} has no {_quoted(missing)} (found: {_names(row)}); expected {_FORMS}.")
+    main = _text(row["main"], f'{where}: "main"', may_be_empty=True)
+    return Record(main=main, branches=_branches(row["branches"], where, main), fields=fields)
+
+
+def salvage_fields(line: JsonLine) -> dict[str, Any]:
+    """`input` (main, else the beginning of the line) and `id` for the error row of a bad record."""
+    fallback = {"input": shorten(line.content.decode("utf-8", "replace"), _SHOWN_LINE)}
+    if line.too_long:
+        return fallback
+    try:
+        row = _load_object(line.content, "")
+    except DataError:
+        return fallback
+    main = row.get("main", row.get("text"))
+    fields = {"input": _encodable(main)} if isinstance(main, str) else fallback
+    try:
+        _check_id(row, "")
+    except DataError:
+        return fields
+    return fields | ({"id": row["id"]} if "id" in row else {})
+
+
+def shorten(text: str, limit: int = _SHOWN) -> str:
+    """The text itself, or its beginning and a mark that more followed."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _load_object(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        found = content[error.start : error.start + 4].hex(" ")
+        raise DataError(
+            f"{where} is not UTF-8 at byte {error.start + 1} ({found}); save it as UTF-8."
+        ) from None
+    except RecursionError:
+        raise DataError(f"{where} is nested too deeply; expected {_FORMS}.") from None
+    except ValueError as error:
+        found = shorten(content.decode("utf-8", "replace"))
+        raise DataError(f"{where} is not valid JSON ({error}): {found}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is {_shown(row)}; expected an object: {_FORMS}.")
+    return row
+
+
+def _branches(value: Any, where: str, main: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise DataError(f'{where}: "branches" is {_shown(value)}; expected a list of texts.')
+    if not value:
+        raise DataError(
+            f'{where}: "branches" is empty; expected at least one text, or the form {{"text": "..."}}.'
+        )
+    texts = []
+    for place, item in enumerate(value):
+        name = f'{where}: "branches"[{place}]'
+        if isinstance(item, dict):
+            if "prompt" not in item:
+                raise DataError(f'{name} has no "prompt"; expected a text or {{"prompt": text}}.')
+            name, item = name + '."prompt"', item["prompt"]
+        # With a main, an empty branch just continues it.
+        texts.append(_text(item, name, may_be_empty=bool(main)))
+    return tuple(texts)
+
+
+def _text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{name} is {_shown(value)}; expected a text.")
+    if not value and not may_be_empty:
+        raise DataError(f"{name} is empty; expected a text.")
+    if value != _encodable(value):
+        raise DataError(
+            f"{name} has half of a surrogate pair (an escape like \\ud83d on its own): "
+            f"{_shown(_encodable(value))}; expected whole characters."
+        )
+    return value
+
+
+def _check_id(row: Mapping[str, Any], where: str) -> None:
+    try:
+        json.dumps(row.get("id"), allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except ValueError:  # NaN or infinity; or half a surrogate pair (UnicodeEncodeError)
+        raise DataError(
+            f'{where}: "id" is {row["id"]!r}, which JSON cannot carry; expected a text or a number.'
+        ) from None
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(value: Any) -> str:
+    kinds = {
+        str: "a text",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    if value is None:
+        return "null"
+    return f"{kinds[type(value)]} ({shorten(json.dumps(value, ensure_ascii=False))})"
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return shorten(", ".join(json.dumps(name) for name in row)) or "no fields"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return " and ".join(f'"{name}"' for name in names)

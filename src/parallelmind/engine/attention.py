@@ -1,0 +1,281 @@
+"""Attention of the engine: each main's keys are read once for all of its branches.
+
+A branch token attends to two disjoint sets of keys, its main's and its own (columnar: all of its row's branches').
+Each set is attended to apart and the parts are merged by their logsumexp (Ye et al., 2024, FlashInfer, "cascade
+inference"). For the shared part, the branches and the query heads of one key/value head are folded into the query
+length, so that main's keys are neither copied nor read twice.
+
+Shapes: H key/value heads, G query heads per key/value head, T tokens of the forward, n branches, Q query tokens,
+K keys, D head size, E value head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from parallelmind.engine.forward_context import ForwardContext
+
+ATTENTION_NAME = "parallelmind_engine"
+_MAX_SCORES = 2**25
+"""Scores computed at once by the unfused path, so that a long main does not need length² memory."""
+
+_context: ContextVar[ForwardContext] = ContextVar("parallelmind_forward_context")
+
+
+@contextmanager
+def engine_attention(configs: Sequence[Any], context: ForwardContext) -> Iterator[None]:
+    """Let the forwards of a model with these configs use the engine's attention and cache inside the block.
+
+    Outside it the model is as it was, so that `generate`, training and other engines are not disturbed.
+    """
+    former = [config._attn_implementation_internal for config in configs]
+    token = _context.set(context)
+    try:
+        for config in configs:
+            config._attn_implementation_internal = ATTENTION_NAME
+        yield
+    finally:
+        _context.reset(token)
+        for config, name in zip(configs, former, strict=True):
+            config._attn_implementation_internal = name
+
+
+def model_configs(model: nn.Module) -> list[Any]:
+    """Every distinct config that the model's modules read their attention implementation from."""
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    return list({id(config): config for config in configs}.values())
+
+
+def engine_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls: query [1, H·G, T, D], key [1, H, T, D], value [1, H, T, E].
+
+    Returns:
+        [1, T, H·G, E], and None for the weights.
+    """
+    context = _context.get()
+    layer = module.layer_idx
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    heads = key.shape[1]
+    q_HGTD = query[0].unflatten(0, (heads, -1))
+    k_HTD, v_HTE = key[0], value[0]
+    out_THGE = query.new_empty(query.shape[2], heads, q_HGTD.shape[1], value.shape[-1])
+    sinks_HG = None if s_aux is None else s_aux.view(heads, -1).float()
+    options = _Options(scale, softcap, sinks_HG)
+
+    for span, (start, end) in zip(context.main_spans, context.main_ranges, strict=True):
+        span.main.write(layer, span.past, k_HTD[:, start:end], v_HTE[:, start:end])
+    first = context.first_branch_token
+    if first < context.num_tokens:
+        slots, places = context.write_slots(key.device), context.write_places(key.device)
+        context.slots.write(layer, slots, places, k_HTD[:, first:], v_HTE[:, first:])
+
+    for index, (start, end) in enumerate(context.main_ranges):
+        _attend_main(context, index, layer, q_HGTD[:, :, start:end], sliding_window, options, out_THGE[start:end])
+    if first < context.num_tokens:
+        if context.visibility == "columnar":
+            out_HGTE, lse_HGT = _attend_columns(context, layer, q_HGTD, v_HTE, sliding_window, options)
+        else:
+            out_HGTE, lse_HGT = _attend_own(context, layer, q_HGTD, v_HTE, sliding_window, options)
+        _merge_shared(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
+        if sinks_HG is not None:
+            out_HGTE *= torch.sigmoid(lse_HGT - sinks_HG[:, :, None])[..., None].to(out_HGTE.dtype)
+        out_THGE[first:] = out_HGTE.permute(2, 0, 1, 3)
+    return out_THGE.flatten(1, 2)[None], None
+
+
+AttentionInterface.register(ATTENTION_NAME, engine_attention_forward)
+
+
+class _Options:
+    """What a layer asks of its scores: scale, soft cap, and sinks (an extra score per head that takes no value)."""
+
+    __slots__ = ("scale", "sinks_HG", "softcap")
+
+    def __init__(self, scale: float, softcap: float | None, sinks_HG: Tensor | None):
+        self.scale = scale
+        self.softcap = softcap
+        self.sinks_HG = sinks_HG
+
+
+def _attend_main(
+    context: ForwardContext,
+    index: int,
+    layer: int,
+    q_HGTD: Tensor,
+    window: int | None,
+    options: _Options,
+    out_THGE: Tensor,
+) -> None:
+    span = context.main_spans[index]
+    heads, group, count, _ = q_HGTD.shape
+    end = span.past + count
+    k_HKD, v_HKE = span.main.keys[layer][:, :end], span.main.values[layer][:, :end]
+    mask = context.main_mask(index, window, q_HGTD)
+    if options.softcap is None and options.sinks_HG is None:
+        out = F.scaled_dot_product_attention(
+            q_HGTD.flatten(0, 1)[None],
+            k_HKD[None],
+            v_HKE[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=options.scale,
+            enable_gqa=group > 1,
+        )[0].unflatten(0, (heads, group))
+    else:
+        if mask is None:
+            mask = context.main_mask(index, end, q_HGTD)
+        if mask is None:
+            causal = torch.ones(count, end, dtype=torch.bool, device=q_HGTD.device).tril()
+            mask = torch.zeros_like(causal, dtype=q_HGTD.dtype).masked_fill_(
+                ~causal, torch.finfo(q_HGTD.dtype).min
+            )
+        q_HQD = q_HGTD.flatten(1, 2)
+        out, lse = attend(q_HQD, k_HKD, v_HKE, mask.repeat(group, 1), options.scale, options.softcap)
+        out, lse = out.unflatten(1, (group, count)), lse.unflatten(1, (group, count))
+        if options.sinks_HG is not None:
+            out = out * torch.sigmoid(lse - options.sinks_HG[:, :, None])[..., None].to(out.dtype)
+    out_THGE.copy_(out.permute(2, 0, 1, 3))
+
+
+def _attend_own(
+    context: ForwardContext, layer: int, q_HGTD: Tensor, v_HTE: Tensor, window: int | None, options: _Options
+) -> tuple[Tensor, Tensor]:
+    """Each branch over its own tokens: [H, G, T, E] and logsumexp [H, G, T] of the branch tokens."""
+    first = context.first_branch_token
+    heads, group, total, _ = q_HGTD.shape
+    out_HGTE = q_HGTD.new_empty(heads, group, total - first, v_HTE.shape[-1])
+    lse_HGT = q_HGTD.new_empty(heads, group, total - first, dtype=torch.float32)
+    keys, values = context.slots.keys[layer], context.slots.values[layer]
+    for index, batch in enumerate(context.own_batches):
+        tokens_nQ = context.own_tokens(index, q_HGTD.device)
+        q_HGnQD = q_HGTD[:, :, tokens_nQ]
+        q_nHQD = q_HGnQD.permute(2, 0, 1, 3, 4).flatten(2, 3)
+        if batch.covers_all_slots_in_order:
+            k_nHKD, v_nHKE = keys[: len(batch.spans)], values[: len(batch.spans)]
+        else:
+            slots = context.cached(("slots", index), keys.device, lambda b=batch: torch.tensor(b.slots))  # type: ignore[misc]
+            k_nHKD, v_nHKE = keys[slots], values[slots]
+        k_nHKD, v_nHKE = k_nHKD[:, :, : batch.num_keys], v_nHKE[:, :, : batch.num_keys]
+        mask = context.own_mask(index, window, q_HGTD)
+        if mask is not None:
+            mask = mask[:, :, None].expand(-1, 1, group, -1, -1).flatten(2, 3)
+        out, lse = attend(q_nHQD, k_nHKD, v_nHKE, mask, options.scale, options.softcap)
+        # Padding repeats a branch's last token, so writing it twice writes the same value.
+        targets = tokens_nQ - first
+        out_HGTE[:, :, targets] = out.unflatten(2, (group, batch.longest)).permute(1, 2, 0, 3, 4)
+        lse_HGT[:, :, targets] = lse.unflatten(2, (group, batch.longest)).permute(1, 2, 0, 3)
+    return out_HGTE, lse_HGT
+
+
+def _attend_columns(
+    context: ForwardContext, layer: int, q_HGTD: Tensor, v_HTE: Tensor, window: int | None, options: _Options
+) -> tuple[Tensor, Tensor]:
+    """Each branch over all branches of its row, by columns: [H, G, T, E] and logsumexp [H, G, T]."""
+    first = context.first_branch_token
+    heads, group, total, _ = q_HGTD.shape
+    out_HGTE = q_HGTD.new_empty(heads, group, total - first, v_HTE.shape[-1])
+    lse_HGT = q_HGTD.new_empty(heads, group, total - first, dtype=torch.float32)
+    keys, values = context.slots.keys[layer], context.slots.values[layer]
+    for index, (start, end) in enumerate(context.group_ranges):
+        slots, longest = context.column_slots(index, keys.device), context.column_keys(index)
+        k_HKD = keys[slots, :, :longest].transpose(0, 1).flatten(1, 2)
+        v_HKE = values[slots, :, :longest].transpose(0, 1).flatten(1, 2)
+        mask_TK = context.column_mask(index, window, q_HGTD)
+        q_HQD = q_HGTD[:, :, start:end].flatten(1, 2)
+        out, lse = attend(q_HQD, k_HKD, v_HKE, mask_TK.repeat(group, 1), options.scale, options.softcap)
+        out_HGTE[:, :, start - first : end - first] = out.unflatten(1, (group, end - start))
+        lse_HGT[:, :, start - first : end - first] = lse.unflatten(1, (group, end - start))
+    return out_HGTE, lse_HGT
+
+
+def _merge_shared(
+    context: ForwardContext,
+    layer: int,
+    q_HGTD: Tensor,
+    out_HGTE: Tensor,
+    lse_HGT: Tensor,
+    window: int | None,
+    options: _Options,
+) -> None:
+    """Attend to each group's main and merge that into the branch tokens' own part, in place."""
+    first = context.first_branch_token
+    group_size = q_HGTD.shape[1]
+    for index, (start, end) in enumerate(context.group_ranges):
+        main = context.groups[index].main
+        if main is None or end == start:
+            continue
+        mask = context.shared_mask(index, window, q_HGTD)
+        shared_out, shared_lse = attend(
+            q_HGTD[:, :, start:end].flatten(1, 2),
+            main.keys[layer],
+            main.values[layer],
+            None if mask is None else mask.repeat(group_size, 1),
+            options.scale,
+            options.softcap,
+        )
+        own_out, own_lse = out_HGTE[:, :, start - first : end - first], lse_HGT[:, :, start - first : end - first]
+        shared_out = shared_out.unflatten(1, (group_size, end - start))
+        shared_lse = shared_lse.unflatten(1, (group_size, end - start))
+        share = torch.sigmoid(shared_lse - own_lse)[..., None]
+        own_out.copy_(torch.lerp(own_out.float(), shared_out.float(), share))
+        own_lse.copy_(torch.logaddexp(shared_lse, own_lse))
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention and the logsumexp of its scores.
+
+    Shapes: query [..., Q, D], key [..., K, D], value [..., K, E], additive mask broadcastable to [..., Q, K]
+    → [..., Q, E] in query's dtype, [..., Q] in float32. Leading axes: heads, or branches and heads.
+    """
+    if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
+        batched = query.dim() == 4
+        q, k, v = (query, key, value) if batched else (query[None], key[None], value[None])
+        if mask is not None:
+            mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=mask, scale=scale
+        )
+        return (out, lse) if batched else (out[0], lse[0])
+    rows = max(1, _MAX_SCORES // max(1, query[..., 0, 0].numel() * key.shape[-2]))
+    if query.shape[-2] > rows:
+        chunks = [
+            attend(
+                query[..., i : i + rows, :],
+                key,
+                value,
+                None if mask is None else mask[..., i : i + rows, :],
+                scale,
+                softcap,
+            )
+            for i in range(0, query.shape[-2], rows)
+        ]
+        return torch.cat([out for out, _ in chunks], dim=-2), torch.cat([lse for _, lse in chunks], dim=-1)
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores + mask
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse[..., None]).to(value.dtype)
+    return torch.matmul(weights, value), lse

@@ -1,0 +1,269 @@
+"""What one forward of the engine holds: which tokens belong to which main or branch, and what they may see.
+
+The tokens of a forward lie flat in one sequence: the chunks of mains first, then the branches, grouped by request.
+Attention reads this plan; nothing else in the model sees it.
+
+Shapes: T tokens of the forward, n branches, Q tokens of a branch at most, K keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from parallelmind.columnar import PAD_BRANCH, Visibility, additive_mask, pos2d_ids, visible
+from parallelmind.engine.kv_cache import BranchSlots, MainCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class MainSpan:
+    """A chunk of a main that is being prefilled."""
+
+    main: MainCache
+    past: int
+    """Tokens of the main already cached."""
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchSpan:
+    """The next tokens of one branch: its prompt, or the token just sampled."""
+
+    slot: int
+    past: int
+    """Tokens of the branch already cached."""
+    token_ids: Sequence[int]
+    branch_id: int
+    first_time: int
+    """Time of the branch's first token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSpan:
+    """The branches of one request in this forward; they read the same main."""
+
+    main: MainCache | None
+    branches: Sequence[BranchSpan]
+    finished: Sequence[BranchSpan] = ()
+    """Columnar: branches without new tokens whose cached tokens the others still see."""
+
+
+@dataclass(frozen=True)
+class OwnBatch:
+    """Branches with about equally many new tokens, attended to in one padded call."""
+
+    spans: tuple[BranchSpan, ...]
+    starts: tuple[int, ...]
+    """Flat index of each branch's first token."""
+    longest: int
+    """Q."""
+    num_keys: int
+    """K: cached and new tokens of the longest branch."""
+
+    @property
+    def slots(self) -> list[int]:
+        return [span.slot for span in self.spans]
+
+    @property
+    def covers_all_slots_in_order(self) -> bool:
+        return self.slots == list(range(len(self.spans)))
+
+
+@dataclass
+class ForwardContext:
+    """The plan of one forward."""
+
+    slots: BranchSlots
+    visibility: Visibility
+    main_spans: Sequence[MainSpan]
+    groups: Sequence[GroupSpan]
+    main_ranges: list[tuple[int, int]] = field(init=False)
+    """Flat token range of each main span."""
+    group_ranges: list[tuple[int, int]] = field(init=False)
+    own_batches: list[OwnBatch] = field(init=False)
+    num_tokens: int = field(init=False)
+    _tensors: dict[Hashable, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        position = 0
+        self.main_ranges, self.group_ranges = [], []
+        for span in self.main_spans:
+            self.main_ranges.append((position, position + len(span.token_ids)))
+            position += len(span.token_ids)
+        starts: list[tuple[BranchSpan, int]] = []
+        for group in self.groups:
+            start = position
+            for branch in group.branches:
+                starts.append((branch, position))
+                position += len(branch.token_ids)
+            self.group_ranges.append((start, position))
+        self.num_tokens = position
+        # Apart, so that branches that decode one token are not padded to another's prompt.
+        decoding = sorted((pair for pair in starts if len(pair[0].token_ids) == 1), key=lambda pair: pair[0].slot)
+        prefilling = [pair for pair in starts if len(pair[0].token_ids) > 1]
+        self.own_batches = [_own_batch(pairs) for pairs in (decoding, prefilling) if pairs]
+
+    @property
+    def first_branch_token(self) -> int:
+        return self.main_ranges[-1][1] if self.main_ranges else 0
+
+    def input_ids(self) -> list[int]:
+        ids: list[int] = []
+        for span in self.main_spans:
+            ids += span.token_ids
+        for branch in self._branches():
+            ids += branch.token_ids
+        return ids
+
+    def branch_ids(self) -> Tensor:
+        """LongTensor [T]."""
+        ids = [0] * self.first_branch_token
+        for branch in self._branches():
+            ids += [branch.branch_id] * len(branch.token_ids)
+        return torch.tensor(ids)
+
+    def time_ids(self) -> Tensor:
+        """LongTensor [T]."""
+        times: list[int] = []
+        for span in self.main_spans:
+            times += range(span.past, span.past + len(span.token_ids))
+        for branch in self._branches():
+            first = branch.first_time + branch.past
+            times += range(first, first + len(branch.token_ids))
+        return torch.tensor(times)
+
+    def pos2d(self, stride: int) -> Tensor:
+        """LongTensor [1, T, 2]."""
+        return pos2d_ids(self.branch_ids(), self.time_ids(), stride)[None]
+
+    def cached(self, key: Hashable, device: torch.device, build: Callable[[], Tensor]) -> Tensor:
+        """A tensor of the plan on a layer's device, built once per forward."""
+        place = (key, device)
+        if place not in self._tensors:
+            self._tensors[place] = build().to(device)
+        return self._tensors[place]
+
+    def write_slots(self, device: torch.device) -> Tensor:
+        """Slot of each branch token, LongTensor [T of branches]."""
+        return self.cached(
+            "write_slots",
+            device,
+            lambda: torch.tensor([b.slot for b in self._branches() for _ in b.token_ids]),
+        )
+
+    def write_places(self, device: torch.device) -> Tensor:
+        """Place of each branch token within its slot, LongTensor [T of branches]."""
+        return self.cached(
+            "write_places",
+            device,
+            lambda: torch.tensor([b.past + i for b in self._branches() for i in range(len(b.token_ids))]),
+        )
+
+    def main_mask(self, index: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Mask of a main chunk over its main so far, [T, K], or None where plain causal order says it all."""
+        span = self.main_spans[index]
+        end = span.past + len(span.token_ids)
+        if span.past == 0 and (window is None or end <= window):
+            return None
+
+        def build() -> Tensor:
+            query, key = torch.arange(span.past, end), torch.arange(end)
+            seen = visible(torch.zeros_like(query), query, torch.zeros_like(key), key, "isolated", window)
+            return additive_mask(seen, like.dtype)
+
+        return self.cached(("main", index, window, like.dtype), like.device, build)
+
+    def shared_mask(self, index: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Mask of a group's tokens over their main, [T, L]; None: they see all of it."""
+        main = self.groups[index].main
+        assert main is not None
+        start, end = self.group_ranges[index]
+        if window is None or int(self._times()[start:end].max()) < window:
+            return None
+
+        def build() -> Tensor:
+            seen = torch.arange(len(main))[None] > self._times()[start:end, None] - window
+            return additive_mask(seen, like.dtype)
+
+        return self.cached(("shared", index, window, like.dtype), like.device, build)
+
+    def own_mask(self, index: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Mask of branches over their own tokens, [n, 1, Q, K]; None: they see all of them."""
+        batch = self.own_batches[index]
+        lengths = [span.past + len(span.token_ids) for span in batch.spans]
+        if batch.longest == 1 and min(lengths) == batch.num_keys and (window is None or batch.num_keys <= window):
+            return None
+
+        def build() -> Tensor:
+            past = torch.tensor([span.past for span in batch.spans])
+            last = torch.tensor([len(span.token_ids) - 1 for span in batch.spans])
+            # Padding queries repeat the last token (see own_tokens) and must see what it sees.
+            query = past[:, None] + torch.minimum(torch.arange(batch.longest)[None], last[:, None])
+            key = torch.arange(batch.num_keys).expand(len(past), -1)
+            same = torch.zeros_like
+            return additive_mask(visible(same(query), query, same(key), key, "strict", window), like.dtype)[:, None]
+
+        return self.cached(("own", index, window, like.dtype), like.device, build)
+
+    def own_tokens(self, index: int, device: torch.device) -> Tensor:
+        """Flat index of each branch's tokens, padded by repeating the last, LongTensor [n, Q]."""
+        batch = self.own_batches[index]
+
+        def build() -> Tensor:
+            starts = torch.tensor(batch.starts)[:, None]
+            counts = torch.tensor([len(span.token_ids) for span in batch.spans])[:, None]
+            return starts + torch.minimum(torch.arange(batch.longest)[None], counts - 1)
+
+        return self.cached(("own_tokens", index), device, build)
+
+    def column_slots(self, index: int, device: torch.device) -> Tensor:
+        """Columnar: slots of a group's branches, finished ones included, LongTensor [n]."""
+        group = self.groups[index]
+        return self.cached(
+            ("column_slots", index),
+            device,
+            lambda: torch.tensor([span.slot for span in (*group.branches, *group.finished)]),
+        )
+
+    def column_keys(self, index: int) -> int:
+        """Columnar: tokens of the longest branch of a group, K."""
+        group = self.groups[index]
+        return max(span.past + len(span.token_ids) for span in (*group.branches, *group.finished))
+
+    def column_mask(self, index: int, window: int | None, like: Tensor) -> Tensor:
+        """Columnar: mask of a group's tokens over all tokens of its branches, [T, n × K]."""
+        group = self.groups[index]
+        start, end = self.group_ranges[index]
+
+        def build() -> Tensor:
+            spans = (*group.branches, *group.finished)
+            place = torch.arange(self.column_keys(index))
+            length = torch.tensor([span.past + len(span.token_ids) for span in spans])
+            number = torch.tensor([span.branch_id for span in spans])
+            first = torch.tensor([span.first_time for span in spans])
+            key_branch = torch.where(place[None] < length[:, None], number[:, None], PAD_BRANCH).flatten()
+            key_time = (first[:, None] + place[None]).flatten()
+            query_branch = self.branch_ids()[start:end]
+            seen = visible(query_branch, self._times()[start:end], key_branch, key_time, "columnar", window)
+            return additive_mask(seen, like.dtype)
+
+        return self.cached(("column", index, window, like.dtype), like.device, build)
+
+    def _branches(self) -> list[BranchSpan]:
+        return [branch for group in self.groups for branch in group.branches]
+
+    def _times(self) -> Tensor:
+        return self.cached("times", torch.device("cpu"), self.time_ids)
+
+
+def _own_batch(pairs: Sequence[tuple[BranchSpan, int]]) -> OwnBatch:
+    spans, starts = zip(*pairs, strict=True)
+    return OwnBatch(
+        spans=spans,
+        starts=starts,
+        longest=max(len(span.token_ids) for span in spans),
+        num_keys=max(span.past + len(span.token_ids) for span in spans),
+    )

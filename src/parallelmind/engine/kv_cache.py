@@ -1,0 +1,167 @@
+"""Keys and values: one copy per main, one slot per running branch.
+
+H is the number of key/value heads, D the head size, L the tokens of a main, C the tokens a slot can hold.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+_CAPACITY_STEP = 64
+
+
+class MainCache:
+    """Keys and values of one main, filled chunk by chunk, then read by all of its branches.
+
+    Per layer: keys and values [H, L, D], allocated on the device of the layer at its first write.
+    """
+
+    def __init__(self, token_ids: tuple[int, ...]):
+        self.token_ids = token_ids
+        self.num_cached_tokens = 0
+        self.users = 0
+        self.last_logits: Tensor | None = None
+        """[V], what follows the last token: the first token of branches with an empty prompt is drawn from it."""
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def complete(self) -> bool:
+        return self.num_cached_tokens == len(self.token_ids)
+
+    def write(self, layer: int, start: int, keys_HTD: Tensor, values_HTD: Tensor) -> None:
+        if layer not in self.keys:
+            heads, _, _ = keys_HTD.shape
+            self.keys[layer] = keys_HTD.new_empty(heads, len(self), keys_HTD.shape[-1])
+            self.values[layer] = values_HTD.new_empty(heads, len(self), values_HTD.shape[-1])
+        end = start + keys_HTD.shape[1]
+        self.keys[layer][:, start:end] = keys_HTD
+        self.values[layer][:, start:end] = values_HTD
+
+    def copy_prefix(self, other: MainCache) -> None:
+        """Take over the keys and values of a complete main that this one begins with."""
+        for layer, keys_HLD in other.keys.items():
+            self.write(layer, 0, keys_HLD, other.values[layer])
+        self.num_cached_tokens = len(other)
+
+    def nbytes(self) -> int:
+        tensors = (*self.keys.values(), *self.values.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class PrefixCache:
+    """Mains by their tokens. Those no longer used are kept for the next request, at most `max_tokens` of them."""
+
+    def __init__(self, max_tokens: int):
+        self.max_tokens = max_tokens
+        self._mains: OrderedDict[tuple[int, ...], MainCache] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._mains)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(main) for main in self._mains.values())
+
+    def find(self, token_ids: tuple[int, ...]) -> MainCache | None:
+        main = self._mains.get(token_ids)
+        if main is not None:
+            self._mains.move_to_end(token_ids)
+        return main
+
+    def find_prefix(self, token_ids: tuple[int, ...]) -> MainCache | None:
+        """The longest complete main that these tokens begin with."""
+        best = None
+        for ids, main in self._mains.items():
+            shorter = len(ids) < len(token_ids) and main.complete and (best is None or len(ids) > len(best))
+            if shorter and token_ids[: len(ids)] == ids:
+                best = main
+        return best
+
+    def add(self, main: MainCache) -> None:
+        self._mains[main.token_ids] = main
+
+    def evict(self, max_unused_tokens: int | None = None) -> None:
+        """Drop unused mains, oldest first, until at most this many of their tokens (the limit) are kept for reuse."""
+        limit = self.max_tokens if max_unused_tokens is None else min(max_unused_tokens, self.max_tokens)
+        excess = self.num_tokens - self.num_used_tokens - limit
+        for ids, main in list(self._mains.items()):
+            if excess <= 0:
+                break
+            if main.users == 0:
+                del self._mains[ids]
+                excess -= len(ids)
+
+    def remove(self, main: MainCache) -> None:
+        self._mains.pop(main.token_ids, None)
+
+    @property
+    def num_used_tokens(self) -> int:
+        """Tokens of mains that running or waiting branches read."""
+        return sum(len(main) for main in self._mains.values() if main.users > 0)
+
+
+@dataclass
+class BranchSlots:
+    """Keys and values of the running branches, one slot each, so that all of them are attended to in one call.
+
+    Per layer: keys and values [S, H, C, D]. Running branches hold slots 0…n-1 (`compact` keeps it so).
+    """
+
+    num_slots: int = 0
+    capacity: int = 0
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def reserve(self, num_slots: int, capacity: int) -> None:
+        """Grow to hold `num_slots` branches of `capacity` tokens."""
+        grown_capacity = -(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP
+        if num_slots <= self.num_slots and grown_capacity <= self.capacity:
+            return
+        # An eighth on top: a step of decoding must not copy all slots each time a branch joins or grows.
+        if num_slots > self.num_slots:
+            num_slots += num_slots // 8
+        if grown_capacity > self.capacity:
+            grown_capacity += grown_capacity // 8 // _CAPACITY_STEP * _CAPACITY_STEP
+        slots, rows = max(num_slots, self.num_slots), max(grown_capacity, self.capacity)
+        for store in (self.keys, self.values):
+            for layer, old in store.items():
+                new = old.new_zeros(slots, old.shape[1], rows, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2]] = old
+                store[layer] = new
+        self.num_slots, self.capacity = slots, rows
+
+    def write(self, layer: int, slots_T: Tensor, places_T: Tensor, keys_HTD: Tensor, values_HTD: Tensor) -> None:
+        if layer not in self.keys:
+            for store, new in ((self.keys, keys_HTD), (self.values, values_HTD)):
+                # Zeros, not empty: unwritten places are masked, but masked NaN would still spread.
+                store[layer] = new.new_zeros(self.num_slots, new.shape[0], self.capacity, new.shape[-1])
+        self.keys[layer][slots_T, :, places_T] = keys_HTD.transpose(0, 1)
+        self.values[layer][slots_T, :, places_T] = values_HTD.transpose(0, 1)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for store in (self.keys, self.values):
+            for tensor in store.values():
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.keys.clear()
+        self.values.clear()
+        self.num_slots = self.capacity = 0
+
+    def nbytes(self) -> int:
+        tensors = (*self.keys.values(), *self.values.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def kv_bytes(main: MainCache) -> int:
+    """Bytes per token over all layers, measured on a filled main."""
+    return -(-main.nbytes() // max(1, main.num_cached_tokens))
+

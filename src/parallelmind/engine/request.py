@@ -1,0 +1,119 @@
+"""What goes into the engine and what comes out: requests, branches, sampling parameters, results, events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from parallelmind.errors import RequestError
+
+FinishReason = Literal["stop", "length", "error", "cancelled"]
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token of a branch is chosen, and when the branch ends.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
+
+    max_new_tokens: int = 512
+    """Tokens generated at most."""
+    temperature: float = 0.7
+    """0 is greedy."""
+    top_p: float = 0.9
+    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits (multiplies the negative ones) of tokens already in main, prompt or answer."""
+    stop: str | Sequence[str] = ()
+    """Texts that end the branch; they are not part of the answer."""
+    seed: int | None = None
+    """Makes the branch's draws its own, whatever else the engine runs; none: different on every run."""
+    ignore_eos: bool = False
+    """Go on past the end-of-sequence token until `max_new_tokens` or a stop text."""
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        checks = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 (keep all) or more"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is no penalty)"),
+            "stop": (all(isinstance(text, str) and text for text in stop), "non-empty texts"),
+        }
+        for name, (valid, expected) in checks.items():
+            if not valid:
+                raise RequestError(f"{name} is {getattr(self, name)!r}; it must be {expected}.")
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        return tuple(self.stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One text that continues main on its own."""
+
+    prompt: Prompt = ""
+    """Text or token ids; empty: continue main directly."""
+    sampling: SamplingParams | None = None
+    """None: the parameters given to `generate` or `stream`."""
+    branch_id: int | None = None
+    """Number of the branch under its main, from 1; its branch position is this × stride. None: its place + 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A main and its branches; without branches, one continuation of main itself (branch id 0)."""
+
+    main: Prompt = ""
+    branches: Sequence[Prompt | Branch] = ()
+
+
+@dataclass(kw_only=True)
+class BranchResult:
+    """The answer of one branch."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    """Generated tokens, the end-of-sequence token included when it was generated."""
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    """What went wrong and the remedy, with finish_reason "error"."""
+    prompt_tokens: int = 0
+    """Tokens of the branch's own prompt (main not counted)."""
+    main_tokens: int = 0
+    cached_main_tokens: int = 0
+    """Tokens of main whose keys and values were already in the prefix cache when the request started."""
+
+
+@dataclass(kw_only=True)
+class RequestResult:
+    """The answers of one request, in the order of its branches."""
+
+    branches: list[BranchResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """New text of one branch; the last event of a branch carries its result."""
+
+    request_index: int
+    branch_index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    result: BranchResult | None = None
+    """Set on the last event of the branch."""

@@ -1,0 +1,129 @@
+"""The next token of each branch, by transformers' own logits processors.
+
+Shapes: n branches, V vocabulary, M candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from parallelmind.engine.request import SamplingParams
+
+_NUM_CANDIDATES = 1024
+"""Sorting this many instead of a vocabulary of 150,000 is what makes top-p cheap on a CPU."""
+
+
+@dataclass(frozen=True)
+class SamplerRow:
+    """One branch to sample for."""
+
+    params: SamplingParams
+    generator: torch.Generator | None
+    """None with temperature 0."""
+    context_ids: Sequence[int]
+    """Main, prompt and answer so far; read with a repetition penalty only."""
+
+
+def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
+    """Draw one token per branch from logits [n, V] in float32.
+
+    A branch's draw depends on its own logits, parameters and generator alone, never on who shares the batch.
+    """
+    tokens = [0] * len(rows)
+    kinds: dict[tuple[float, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        p = row.params
+        kinds.setdefault((p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty), []).append(index)
+    for indices in kinds.values():
+        chosen = rows[indices[0]].params
+        scores = logits if len(indices) == len(rows) else logits[indices]
+        if chosen.repetition_penalty != 1.0:
+            context = _padded([rows[i].context_ids for i in indices], scores.device)
+            scores = RepetitionPenaltyLogitsProcessor(chosen.repetition_penalty)(context, scores)
+        if chosen.temperature == 0:
+            drawn = scores.argmax(-1).tolist()
+        else:
+            generators = [generator for i in indices if (generator := rows[i].generator) is not None]
+            uniform = torch.stack([torch.rand((), generator=generator) for generator in generators])
+            drawn = _draw(scores, chosen, uniform.to(scores.device))
+        for index, token in zip(indices, drawn, strict=True):
+            tokens[index] = token
+    return tokens
+
+
+def _draw(scores: Tensor, params: SamplingParams, uniform: Tensor) -> list[int]:
+    scores = TemperatureLogitsWarper(params.temperature)(None, scores)
+    ids, weights, settled = _candidates(scores, params)
+    drawn = ids.gather(1, _invert(weights, uniform)).squeeze(1)
+    if not bool(settled.all()):
+        open_rows = ~settled
+        probabilities = processors(params)(None, scores[open_rows]).softmax(-1)
+        drawn[open_rows] = _invert(probabilities, uniform[open_rows]).squeeze(1)
+    tokens: list[int] = drawn.tolist()
+    return tokens
+
+
+def processors(params: SamplingParams) -> LogitsProcessorList:
+    """What `generate` applies after temperature, in its order."""
+    chain = LogitsProcessorList()
+    if params.top_k > 0:
+        chain.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1.0:
+        chain.append(TopPLogitsWarper(params.top_p))
+    if params.min_p > 0.0:
+        chain.append(MinPLogitsWarper(params.min_p))
+    return chain
+
+
+def _candidates(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest tokens with the weights the processors leave them, and the rows for which they are all there is.
+
+    Returns:
+        ids [n, M], weights [n, M] (0 for dropped ones), settled [n].
+    """
+    size = min(scores.shape[-1], max(_NUM_CANDIDATES, params.top_k + 1))
+    top, ids = scores.topk(size, dim=-1)
+    settled = torch.full((len(scores),), size == scores.shape[-1], device=scores.device)
+    if params.top_k > 0:
+        # Ties with the k-th stay, as in TopKLogitsWarper; more of them than candidates leave the row unsettled.
+        least = top[:, min(params.top_k, size) - 1, None]
+        settled |= top[:, -1] < least[:, 0]
+        top = top.masked_fill(top < least, -torch.inf)
+        total = top.logsumexp(-1, keepdim=True)
+    else:
+        total = scores.logsumexp(-1, keepdim=True)
+    weights = (top - total).exp()
+    if params.top_p < 1.0:
+        likelier = weights.cumsum(-1) - weights
+        settled |= likelier[:, -1] >= params.top_p
+        weights = weights.masked_fill(likelier >= params.top_p, 0.0)
+    if params.min_p > 0.0:
+        floor = params.min_p * weights[:, :1]
+        settled |= weights[:, -1] < floor[:, 0]
+        weights = weights.masked_fill(weights < floor, 0.0)
+    return ids, weights, settled
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index [n, 1] at which the running sum of weights [n, M] passes uniform [n] × their total."""
+    running = weights.double().cumsum(-1)
+    target = uniform.double()[:, None] * running[:, -1:]
+    return torch.searchsorted(running, target, right=True).clamp_(max=weights.shape[-1] - 1)
+
+
+def _padded(contexts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Contexts as one tensor, shorter ones filled with their own first token, which changes no penalty."""
+    longest = max(map(len, contexts))
+    return torch.tensor([[*ids, *[ids[0]] * (longest - len(ids))] for ids in contexts], device=device)

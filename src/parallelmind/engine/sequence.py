@@ -1,0 +1,116 @@
+"""A request and its branches while the engine runs them."""
+
+from __future__ import annotations
+
+import torch
+
+from parallelmind.engine.detokenizer import Detokenizer
+from parallelmind.engine.kv_cache import MainCache
+from parallelmind.engine.request import BranchResult, FinishReason, SamplingParams
+from parallelmind.engine.sampler import SamplerRow
+
+
+class BranchSequence:
+    """One branch: its prompt, what it generated, and how much of both is cached."""
+
+    def __init__(
+        self,
+        *,
+        group: RequestGroup,
+        index: int,
+        branch_id: int,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        max_new_tokens: int,
+        detokenizer: Detokenizer,
+    ):
+        self.group = group
+        self.index = index
+        self.branch_id = branch_id
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.max_new_tokens = max_new_tokens
+        """What params ask for, or less where the model's length ends."""
+        self.output_ids: list[int] = []
+        self.pending = list(prompt_ids)
+        """Tokens not yet run through the model."""
+        self.num_cached_tokens = 0
+        self.slot = -1
+        self.finish_reason: FinishReason | None = None
+        self._detokenizer = detokenizer
+        self._generator: torch.Generator | None = None
+        if params.temperature > 0:
+            self._generator = torch.Generator()
+            if params.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(params.seed)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def starts_from_main(self) -> bool:
+        """Whether the next token follows main's last one, no token of the branch itself being there yet."""
+        return not self.pending and not self.output_ids
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens its slot may have to hold."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+    def sampler_row(self) -> SamplerRow:
+        context: list[int] = []
+        if self.params.repetition_penalty != 1.0:
+            context = [*self.group.main_ids, *self.prompt_ids, *self.output_ids]
+        return SamplerRow(params=self.params, generator=self._generator, context_ids=context)
+
+    def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:
+        """Take the sampled token; returns the text that became certain and sets the finish reason."""
+        self.output_ids.append(token_id)
+        self.pending = [token_id]
+        text = self._detokenizer.push(token_id)
+        if self._detokenizer.stopped or (token_id in eos_token_ids and not self.params.ignore_eos):
+            self.finish_reason = "stop"
+        elif len(self.output_ids) >= self.max_new_tokens:
+            self.finish_reason = "length"
+        return text
+
+    def result(self) -> tuple[BranchResult, str]:
+        """The finished branch's result, and the part of its text not yet returned by `append`."""
+        text, rest = self._detokenizer.finish()
+        result = BranchResult(
+            text=text,
+            token_ids=list(self.output_ids),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.prompt_ids),
+            main_tokens=len(self.group.main_ids),
+            cached_main_tokens=self.group.cached_main_tokens,
+        )
+        return result, rest
+
+
+class RequestGroup:
+    """The branches of one request, under one main."""
+
+    def __init__(self, *, request_id: int, main_ids: tuple[int, ...], reads_main: bool, in_step: bool):
+        self.request_id = request_id
+        self.main_ids = main_ids
+        self.reads_main = reads_main
+        """False without a main, and where the visibility hides it from the branches."""
+        self.in_step = in_step
+        """Columnar: all branches start together and advance column by column."""
+        self.branches: list[BranchSequence] = []
+        self.waiting: list[BranchSequence] = []
+        self.main: MainCache | None = None
+        self.cached_main_tokens = 0
+
+    @property
+    def first_time(self) -> int:
+        """Time of the first token of its branches."""
+        return len(self.main_ids)
+
+    @property
+    def finished(self) -> bool:
+        return not self.waiting and all(branch.finished for branch in self.branches)

@@ -1,0 +1,52 @@
+"""Every exception a user can cause, as one tree.
+
+    ParallelMindError
+    ├── DataError                a file, row or field of the user's data (also ValueError)
+    ├── SettingsError            a flag, parameter or combination of them (also ValueError)
+    ├── UnsupportedModelError    a model that cannot run parallel branches
+    ├── AdapterError             a LoRA file that does not fit, or is not safe to read
+    ├── JobError                 an output that belongs to another job, is locked or damaged
+    └── RequestError             one request or branch the engine cannot run (also ValueError)
+
+Messages name the file, row, field or flag, the value found, and the remedy.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterError",
+    "DataError",
+    "JobError",
+    "ParallelMindError",
+    "RequestError",
+    "SettingsError",
+    "UnsupportedModelError",
+]
+
+
+class ParallelMindError(Exception):
+    """Base of all errors that a user can cause and remedy."""
+
+
+class DataError(ParallelMindError, ValueError):
+    """A data file, row or field is wrong."""
+
+
+class SettingsError(ParallelMindError, ValueError):
+    """A flag or parameter, or a combination of them, is wrong."""
+
+
+class UnsupportedModelError(ParallelMindError):
+    """The model cannot run parallel branches."""
+
+
+class AdapterError(ParallelMindError):
+    """A LoRA file does not fit the model or cannot be read safely."""
+
+
+class JobError(ParallelMindError):
+    """An output belongs to another job, is in use, or is damaged."""
+
+
+class RequestError(ParallelMindError, ValueError):
+    """The engine cannot run a request or one of its branches."""

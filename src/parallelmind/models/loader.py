@@ -1,0 +1,199 @@
+"""Base model + adapter + 2D RoPE, from names and flags to a model ready to run."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
+from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.models.lora import load_lora
+from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
+
+TINY_MODEL = "tiny"
+"""The name of the bundled model."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DEFAULT_RANK = 8
+
+
+class _Loaded(NamedTuple):
+    model: Any
+    tokenizer: Any
+    patch_rope: bool
+
+
+class LoadedModel(_Loaded):
+    """(model, tokenizer, patch_rope), with the settings in force and notes worth telling the user."""
+
+    settings: RopeSettings
+    notes: list[str]
+
+
+def resolve_device(device: str | None) -> tuple[str, str | None]:
+    """The device to use, and a note when it is not the one a user would expect.
+
+    Raises:
+        SettingsError: the device is unknown or not there.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return "cuda", None
+        return "cpu", "no GPU found and no --device given: running on the CPU"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise SettingsError(f"--device is {device!r}; use cuda, cuda:1, cpu, …") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"--device is {device!r}, but torch sees no GPU; use --device cpu.")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"--device is {device!r}, but torch sees {torch.cuda.device_count()} GPU(s).")
+    return device, None
+
+
+def load_model_with_lora(
+    base_model: str,
+    lora_path: str | None = None,
+    lora_rank: int | None = None,
+    rope_2d_ratio: float | None = None,
+    patch_rope: bool | None = None,
+    *,
+    device: str | None = None,
+    dtype: str = "bfloat16",
+    rope_2d_mode: str | None = None,
+    rope_2d_pairs: str | None = None,
+    branch_stride: int | None = None,
+    visibility: str | None = None,
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+) -> LoadedModel:
+    """Load a base model, apply 2D RoPE and an adapter, and return (model, tokenizer, patch_rope).
+
+    None means "not given": the adapter's sidecar decides, else the documented default (ratio 0.5, split, low, stride
+    128, isolated; rank 8 for a `.pth` without a sidecar; 2D RoPE with an adapter only). Values that contradict the
+    sidecar are refused.
+
+    Args:
+        base_model: hub name, local folder, or "tiny" for the bundled model.
+        lora_path: `.pth` file or PEFT folder.
+        device_map: "auto" spreads the model over several GPUs; `device` is then unused.
+    Raises:
+        SettingsError: a flag is wrong, contradicts the sidecar, or the model cannot be found.
+        AdapterError: the adapter does not fit or is not safe to read.
+        UnsupportedModelError: 2D RoPE cannot be applied to the model.
+    """
+    notes: list[str] = []
+    sidecar = None if lora_path is None else read_sidecar(_existing(lora_path))
+    settings = resolve_settings(
+        sidecar,
+        ratio=rope_2d_ratio,
+        mode=rope_2d_mode,
+        pairs=rope_2d_pairs,
+        branch_stride=branch_stride,
+        visibility=visibility,
+    )
+    patched = _resolve_patch(patch_rope, lora_path, sidecar, notes)
+    if dtype not in DTYPES:
+        raise SettingsError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    placement: dict[str, Any] = {}
+    if device_map is None:
+        device, note = resolve_device(device)
+        if note:
+            notes.append(note)
+    else:
+        placement["device_map"] = device_map
+    if load_in_8bit or load_in_4bit:
+        placement["quantization_config"] = _quantization(load_in_8bit, load_in_4bit, DTYPES[dtype])
+        placement.setdefault("device_map", {"": device} if device_map is None else device_map)
+    if attn_implementation is not None:
+        placement["attn_implementation"] = attn_implementation
+    path = str(bundled_model_path()) if base_model == TINY_MODEL else base_model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement)
+    except (OSError, ValueError, ImportError) as error:
+        raise SettingsError(_not_loaded(base_model, error)) from error
+    if not placement.get("device_map"):
+        model.to(device)
+    if patched:
+        pairs = auto_pair_indices(model, settings.ratio, settings.pairs)
+        patch_model_with_interleaved_2d_rope(model, pairs, settings.mode)
+    if lora_path is not None:
+        rank = lora_rank
+        if rank is None and sidecar is None and not Path(lora_path).is_dir():
+            rank = _DEFAULT_RANK
+        load_lora(model, lora_path, rank=rank)
+        if sidecar is not None and _differ(sidecar.base_model, base_model):
+            notes.append(f"the adapter was trained on {sidecar.base_model!r}, the base model is {base_model!r}")
+    loaded = LoadedModel(model.eval(), tokenizer, patched)
+    loaded.settings = settings
+    loaded.notes = notes
+    return loaded
+
+
+def bundled_model_path() -> Path:
+    """Folder of the model that ships with the package."""
+    return Path(__file__).parents[1] / "assets" / "tiny"
+
+
+def _existing(lora_path: str) -> str:
+    if not os.path.exists(lora_path):
+        raise AdapterError(f"--lora_path {lora_path}: no such file or folder; give a .pth file or a PEFT folder.")
+    return lora_path
+
+
+def _resolve_patch(
+    patch_rope: bool | None, lora_path: str | None, sidecar: Sidecar | None, notes: list[str]
+) -> bool:
+    if sidecar is not None:
+        trained = sidecar.rope is not None
+        if patch_rope is not None and patch_rope != trained:
+            raise SettingsError(
+                f"--{'' if patch_rope else 'no_'}patch_rope contradicts the adapter {lora_path}, which was trained "
+                f"{'with' if trained else 'without'} 2D RoPE; leave the flag out."
+            )
+        return trained
+    if patch_rope is not None:
+        return patch_rope
+    if lora_path is None:
+        notes.append(
+            "2D RoPE is off: no adapter was given, and a model not trained for branch positions answers worse with "
+            "them; --patch_rope turns it on"
+        )
+        return False
+    return True
+
+
+def _quantization(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) -> Any:
+    if load_in_8bit and load_in_4bit:
+        raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
+    if find_spec("bitsandbytes") is None:
+        raise SettingsError(
+            "8-bit and 4-bit loading need bitsandbytes, which is not installed; run: pip install 'parallelmind[quant]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+
+
+def _not_loaded(base_model: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if os.path.isdir(base_model):
+        return f"--base_model {base_model}: the folder does not hold a loadable model ({first_line})."
+    return (
+        f"--base_model {base_model}: not a local folder, and not loadable from the Hugging Face Hub ({first_line}). "
+        "Check the spelling and the network, or give a folder; --base_model tiny is the bundled model."
+    )
+
+
+def _differ(trained_on: str, base_model: str) -> bool:
+    """Whether the names end differently; the folder a model lies in may change."""
+    return bool(trained_on) and Path(trained_on).name != Path(base_model).name

@@ -1,0 +1,257 @@
+"""LoRA on the linear layers of a model: W + scaling · B·A (Hu et al., 2021, https://arxiv.org/abs/2106.09685).
+
+The layers are PEFT's, injected in place, so the model keeps its Hugging Face class and its module paths.
+`lora_read` and `lora_write` have the file formats, `lora_layers` the layers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from peft.tuners.lora import Linear as PeftLoraLinear
+from torch import nn
+
+from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.models.lora_layers import (
+    ADAPTER,
+    canonical,
+    current_dropout,
+    inject,
+    linear_layers,
+    lora_layers,
+    plain_modules,
+    select_targets,
+    unload,
+    unwrap,
+    unwrap_to_change,
+)
+from parallelmind.models.lora_read import Adapter, LayerWeights, read_adapter
+from parallelmind.models.lora_write import folder_config, folder_state, pth_state, write_folder, write_pth
+from parallelmind.models.sidecar import Sidecar
+
+__all__ = ["adapter_rank", "apply_lora", "load_lora", "lora_layers", "merge_lora", "save_lora"]
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_FILE_PREFIXES = ("module.", "base_model.model.")
+
+
+def apply_lora(
+    model: ModelT,
+    rank: int = 8,
+    *,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: str | Iterable[str] | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    seed: int | None = None,
+) -> ModelT:
+    """Put untrained LoRA (B = 0) on a model's linear layers, in place, and freeze everything else.
+
+    Each wrapped layer gets `layer.lora.A.weight` [rank, in] and `layer.lora.B.weight` [out, rank], of the
+    layer's device and dtype. Returns the same model.
+
+    Args:
+        alpha: the scaling is alpha / rank (alpha / √rank with rsLoRA); None means alpha = rank.
+        target_modules: module paths or their last parts, or one regular expression for whole paths. None or
+            "all-linear": every Linear layer of the decoder, except routers of experts; the output head is not
+            part of the decoder.
+        seed: makes A reproducible without touching the global random state.
+
+    Raises:
+        SettingsError: a bad value, or targets that match no Linear layer.
+        AdapterError: the model has LoRA already.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise SettingsError(f"--lora_rank must be an integer of 1 or more, not {rank!r}")
+    if not 0 <= dropout < 1:
+        raise SettingsError(f"LoRA dropout must be at least 0 and below 1, not {dropout!r}")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise SettingsError(f"LoRA alpha must be a positive number, not {alpha!r}")
+    base = unwrap_to_change(model)
+    if lora_layers(base):
+        raise AdapterError(
+            "The model has LoRA layers already; merge_lora it first, or load_lora to replace them"
+        )
+    layers = dict.fromkeys(select_targets(base, target_modules), (rank, rank if alpha is None else alpha))
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        inject(base, layers, dropout=dropout, use_rslora=use_rslora, use_dora=use_dora)
+    return model
+
+
+def load_lora(model: ModelT, path: str | os.PathLike[str], *, rank: int | None = None) -> ModelT:
+    """Load a `.pth` file or PEFT folder into a model, in place: it then has that adapter and no other.
+
+    Exactly the Linear layers that the file names are wrapped, whether or not `apply_lora` came before; LoRA
+    layers it does not name are unwrapped. The adapter takes the device and dtype of the layers it wraps. The
+    model is in eval mode, the adapter trainable, the rest frozen. Parameters are new ones, so make an
+    optimizer after loading. If the file does not fit, the model stays as it was. Returns the same model.
+
+    Args:
+        rank: the rank expected (--lora_rank); None takes the file's.
+
+    Raises:
+        AdapterError: the file is missing, unsafe, damaged, no adapter, of another rank or for another model.
+    """
+    adapter = read_adapter(path)
+    if rank is not None and rank != adapter.rank:
+        raise AdapterError(
+            f"{path}: its rank is {adapter.rank}, but rank {rank} was asked for; pass --lora_rank "
+            f"{adapter.rank}"
+        )
+    base = unwrap_to_change(model)
+    linears = linear_layers(base)
+    layers = {
+        name: _cast(layer, linears[name].weight.dtype, name, path)
+        for name, layer in _match(adapter, base, linears, path).items()
+    }
+    former = lora_layers(base)
+    dropout = current_dropout(former)
+    for layer in former.values():
+        if layer.merged:
+            layer.unmerge()
+    unload(base)
+    pairs = {name: (layer.rank, layer.alpha) for name, layer in layers.items()}
+    # PEFT starts the layers at random before they get the file's values; that must not shift anyone's seed.
+    with torch.random.fork_rng(devices=[]):
+        inject(base, pairs, dropout=dropout, use_rslora=adapter.use_rslora, use_dora=adapter.use_dora)
+    with torch.no_grad():
+        for name, wrapped in lora_layers(base).items():
+            loaded = layers[name]
+            wrapped.lora.A.weight.copy_(loaded.A)
+            wrapped.lora.B.weight.copy_(loaded.B)
+            if loaded.magnitude is not None:
+                wrapped.lora_magnitude_vector[ADAPTER].weight.copy_(loaded.magnitude)
+    model.eval()
+    return model
+
+
+def save_lora(model: nn.Module, path: str | os.PathLike[str], *, sidecar: Sidecar | None = None) -> Path:
+    """Save the adapter alone: to a state dict if `path` ends in `.pth`, otherwise to a PEFT folder.
+
+    A `.pth` holds `<module path>.lora.A.weight` [rank, in] and `<module path>.lora.B.weight` [out, rank] with
+    PEFT's scaling folded into B, so that W + B·A is the adapted weight. A failed write leaves a former file
+    unchanged. Without `sidecar` a former sidecar is removed, since it described the former adapter. Returns
+    the absolute path.
+
+    Raises:
+        AdapterError: no LoRA in the model, DoRA (which `.pth` cannot express), or the write failed.
+    """
+    path = Path(os.path.abspath(path))
+    base = unwrap(model)
+    layers = lora_layers(base)
+    if not layers:
+        raise AdapterError(f"{path}: the model has no LoRA to save; call apply_lora or load_lora first")
+    if path.suffix in (".pt", ".bin", ".safetensors"):
+        raise AdapterError(
+            f"{path}: save to a name that ends in .pth, or to a folder name for the PEFT format"
+        )
+    if path.suffix == ".pth":
+        write_pth(path, pth_state(layers, path), sidecar)
+        return path
+    write_folder(path, folder_config(base, layers, sidecar), folder_state(layers), sidecar)
+    return path
+
+
+def adapter_rank(path: str | os.PathLike[str]) -> int:
+    """The rank of a `.pth` file or PEFT folder; where its layers differ, the largest. Raises AdapterError."""
+    return read_adapter(path).rank
+
+
+def merge_lora(model: ModelT) -> ModelT:
+    """Merge the adapter into the weights and remove all LoRA layers; returns the same model.
+
+    W + scaling · B·A is computed in float32 and cast to W's dtype. Quantized layers and DoRA go through
+    PEFT's own merge. Merged weights of an adapter trained with 2D RoPE still need the 2D RoPE patch.
+    """
+    base = unwrap_to_change(model)
+    with torch.no_grad():
+        for layer in lora_layers(base).values():
+            if layer.merged:
+                continue
+            if type(layer) is not PeftLoraLinear or layer.lora_variant:
+                layer.merge(safe_merge=True, adapter_names=[ADAPTER])
+                continue
+            linear = layer.get_base_layer()
+            delta = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
+            merged = linear.weight.float() + delta * layer.scaling[ADAPTER]
+            # A new parameter: W may be shared, as an output head's often is with the embedding.
+            linear.weight = nn.Parameter(merged.to(linear.weight.dtype), linear.weight.requires_grad)
+    unload(base)
+    config = getattr(base, "config", None)
+    if config is not None and getattr(config, "tie_word_embeddings", False):
+        head = base.get_output_embeddings()
+        if head is not None and head.weight is not base.get_input_embeddings().weight:
+            config.tie_word_embeddings = False  # else save_pretrained would drop the merged head
+    return model
+
+
+def _match(
+    adapter: Adapter, model: nn.Module, linears: Mapping[str, nn.Linear], path: str | os.PathLike[str]
+) -> dict[str, LayerWeights]:
+    """The adapter's layers by the model's module paths. Raises AdapterError naming the first misfits."""
+    modules = dict(plain_modules(model))
+    layers: dict[str, LayerWeights] = {}
+    problems = []
+    for file_name, layer in adapter.layers.items():
+        name = _name_in_model(file_name, modules)
+        if name in layers:
+            raise AdapterError(f"{path}: holds {name} twice, under different prefixes")
+        layers[name] = layer
+        shapes = f"A {list(layer.A.shape)} and B {list(layer.B.shape)} in the file"
+        if name not in modules:
+            problems.append(f"  {file_name}: {shapes}, no such module in the model")
+        elif name not in linears:
+            problems.append(
+                f"  {name}: {shapes}, a {type(modules[name]).__name__} in the model, not a Linear"
+            )
+        else:
+            n_in, n_out, rank = linears[name].in_features, linears[name].out_features, layer.rank
+            wrong_magnitude = layer.magnitude is not None and list(layer.magnitude.shape) != [n_out]
+            if (layer.A.shape[1], layer.B.shape[0]) != (n_in, n_out) or wrong_magnitude:
+                problems.append(
+                    f"  {name}: {shapes}, A [{rank}, {n_in}] and B [{n_out}, {rank}] in the model"
+                )
+    if problems:
+        more = [f"  and {len(problems) - 4} more"] if len(problems) > 4 else []
+        raise AdapterError(
+            f"{path}: {len(problems)} of its {len(adapter.layers)} layers do not fit this "
+            f"{type(model).__name__}: the adapter was trained on another base model; give that one as "
+            "--base_model. What differs:\n" + "\n".join(problems[:4] + more)
+        )
+    return layers
+
+
+def _name_in_model(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The path without prefixes of wrappers; a prefix that the model itself has stays."""
+    name = canonical(name)
+    while name not in modules:
+        prefix = next((prefix for prefix in _FILE_PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            break
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _cast(layer: LayerWeights, dtype: torch.dtype, name: str, path: str | os.PathLike[str]) -> LayerWeights:
+    if not dtype.is_floating_point:  # quantized weights: PEFT chooses the adapter's dtype
+        return layer
+    cast = LayerWeights(
+        layer.A.to(dtype),
+        layer.B.to(dtype),
+        alpha=layer.alpha,
+        magnitude=None if layer.magnitude is None else layer.magnitude.to(dtype),
+    )
+    if not all(torch.isfinite(tensor.float()).all() for tensor in cast.tensors()):
+        raise AdapterError(
+            f"{path}: {name} has values too large for {dtype}; pass --dtype bfloat16 or float32"
+        )
+    return cast

@@ -1,0 +1,448 @@
+import importlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from rich.console import Console
+
+from parallelmind.cli.main import main
+from parallelmind.cli.progress import BarProgress, LogProgress
+from parallelmind.models.loader import bundled_model_path
+from tests.fake_engine import FakeEngine, fake_backend
+from tests.random_model import save_random_model
+
+CHECKOUT = Path(__file__).parents[2]
+SCRIPT = CHECKOUT / "scripts" / "parallel_inference_hf_lora.py"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    records = [{"main": f"main {n}", "branches": [f"b{n}.{k}" for k in range(5)]} for n in range(12)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake = FakeEngine()
+    monkeypatch.setattr("parallelmind.pipelines.batch.load_backend", lambda options: fake_backend(fake))
+    return fake
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def arguments(data: Path, out: Path, *more: object, model: object = "m") -> list[str]:
+    given = ["batch", "--base_model", model, "--data_path", data, "--out_path", out, *more]
+    return [str(value) for value in given]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_the_log_reconciles_records_and_answers(
+    data: Path, out: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data.write_text(data.read_text() + '\n{"main": 3}\n')
+    engine.fails = lambda prompt: bytes(prompt) == b"b0.1"
+    assert main(arguments(data, out)) == 0
+    log = capsys.readouterr().err
+    assert "loaded 13 records from" in log
+    assert "(blank lines skipped: 1)" in log
+    assert "13 records loaded = 11 answered + 2 failed; 59 generations finished, 2 error rows" in log
+    assert "failed: line 1: it broke; mend it" in log
+    assert 'failed: line 14 has no "branches"' in log
+    assert "tokens/s" in log
+    assert all(" rank=0 " in line for line in log.splitlines())
+    assert len(rows(out)) == 61
+
+
+def test_the_same_start_again_says_complete(
+    data: Path, out: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(data, out))
+    requests = len(engine.requests)
+    assert main(arguments(data, out)) == 0
+    assert "is complete already" in capsys.readouterr().err
+    assert len(engine.requests) == requests
+    assert main(arguments(data, out, "--seed", 1)) == 1
+    assert "seed was 0, is now 1" in capsys.readouterr().err
+    assert main(arguments(data, out, "--seed", 1, "--overwrite")) == 0
+
+
+def test_an_error_is_one_line_and_a_traceback_only_with_debug(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none.jsonl"
+    assert main(arguments(missing, out)) == 1
+    assert capsys.readouterr().err == f"error: the input {missing} does not exist.\n"
+    assert main(arguments(missing, out, "--debug")) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--branches_per_sampel", "3"],
+            "unknown flag --branches_per_sampel; did you mean --branches_per_sample?",
+        ),
+        (["--batch-sizes=3"], "unknown flag --batch-sizes; did you mean --batch_size?"),
+        (["--zzz"], "unknown flag --zzz (see"),
+        (["--batch", "3"], "unknown flag --batch; did you mean --batch_size?"),
+        (["-x"], "unknown flag -x"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
+        (["--visibility", "all"], "argument --visibility: invalid choice: 'all'"),
+        (["--patch_rope", "--no_patch_rope"], "not allowed with argument --patch_rope"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    data: Path, out: Path, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments(data, out, *given))
+    assert caught.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_misspelled_required_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["batch", "--data_pth", "x"])
+    assert "unknown flag --data_pth; did you mean --data_path?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bacth"])
+    assert "'bacth'" in capsys.readouterr().err
+
+
+def test_a_value_out_of_range_is_an_error_that_names_the_flag(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--batch_size", "--log_interval"):
+        assert main(arguments(data, out, flag, "-1")) == 1
+        assert f"error: {flag} is -1" in capsys.readouterr().err
+    assert not out.with_name("out.jsonl.job").exists()
+
+
+def test_hyphens_are_accepted_in_flags_and_kept_in_values(data: Path, out: Path, engine: FakeEngine) -> None:
+    hyphened = ["batch", "--base-model", "m-1", "--data-path", str(data), f"--out-path={out}"]
+    assert main([*hyphened, "--max-samples", "2", "--stop", "--- end", "--stop=--max-samples"]) == 0
+    assert engine.sampling
+    assert engine.sampling.stop == ("--- end", "--max-samples")
+    assert len(rows(out)) == 10
+
+
+def test_several_ranks_are_refused(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(arguments(data, out)) == 1
+    assert "several ranks are not supported yet" in capsys.readouterr().err
+
+
+def test_interrupts_have_their_exit_codes_and_leave_a_job_to_continue(
+    data: Path, out: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (sent, code) in enumerate([(signal.SIGINT, 130), (signal.SIGTERM, 143)], start=4):
+        engine.on_request = lambda current, number=number, sent=sent: (
+            os.kill(os.getpid(), sent) if current == number else None
+        )
+        assert main(arguments(data, out)) == code
+        *_, kept, last = capsys.readouterr().err.splitlines()
+        assert kept.endswith("what is done is kept: the same command continues where it was")
+        assert last == "interrupted"
+    engine.on_request = lambda current: None
+    assert main(arguments(data, out)) == 0
+    assert len(rows(out)) == 60
+    assert re.search(r"continuing: \d of 12 records have results", capsys.readouterr().err)
+
+
+def test_out_of_memory_says_what_to_do(
+    data: Path, out: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    def fill_memory(number: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine.on_request = fill_memory
+    assert main(arguments(data, out)) == 1
+    assert "error: out of memory with --batch_size 16; start the same command with" in capsys.readouterr().err
+    engine.on_request = lambda number: None
+    assert main(arguments(data, out, "--batch_size", 2)) == 0
+
+
+class StopError(Exception):
+    """Ends a run once the call of interest was seen."""
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What the loader and the engine are called with."""
+    seen: dict[str, dict[str, Any]] = {}
+
+    class Loaded(tuple[object, object, bool]):
+        settings = SimpleNamespace(branch_stride=77, visibility="columnar")
+        notes: ClassVar = ["2D RoPE is off: said by the loader"]
+
+    def load(**given: Any) -> Loaded:
+        seen["model"] = given
+        return Loaded(("the model", "the tokenizer", False))
+
+    def make_engine(model: object, tokenizer: object, **given: Any) -> None:
+        seen["engine"] = given
+        raise StopError
+
+    monkeypatch.setattr(importlib.import_module("parallelmind.models.loader"), "load_model_with_lora", load)
+    monkeypatch.setattr(importlib.import_module("parallelmind.engine.engine"), "Engine", make_engine)
+    return seen
+
+
+def test_defaults_leave_the_adapter_its_say(
+    data: Path, out: Path, loader: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    with pytest.raises(StopError):
+        main(arguments(data, out))
+    undecided = (
+        "lora_path lora_rank rope_2d_ratio patch_rope rope_2d_mode rope_2d_pairs branch_stride visibility"
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert loader["model"] == dict.fromkeys(undecided.split()) | {
+        "base_model": "m",
+        "device": device,
+        "dtype": "bfloat16",
+    }
+    assert loader["engine"] == {
+        "branch_stride": 77,
+        "visibility": "columnar",
+        "max_running_branches": 16,
+        "max_running_requests": None,
+    }
+    log = capsys.readouterr().err
+    assert "2D RoPE is off: said by the loader" in log
+    assert device == "cuda" or "running on the CPU" in log
+
+
+@pytest.mark.parametrize(
+    ("given", "part", "expected"),
+    [
+        (["--lora_path", "a.pth"], "model", {"lora_path": "a.pth"}),
+        (["--lora_rank", "4"], "model", {"lora_rank": 4}),
+        (["--patch_rope"], "model", {"patch_rope": True}),
+        (["--no_patch_rope"], "model", {"patch_rope": False}),
+        (["--rope_2d_ratio", "0.25"], "model", {"rope_2d_ratio": 0.25}),
+        (["--rope_2d_mode", "additive"], "model", {"rope_2d_mode": "additive"}),
+        (["--rope_2d_pairs", "interleaved"], "model", {"rope_2d_pairs": "interleaved"}),
+        (["--branch_stride", "32"], "model", {"branch_stride": 32}),
+        (["--visibility", "strict"], "model", {"visibility": "strict"}),
+        (["--device", "cpu"], "model", {"device": "cpu"}),
+        (["--dtype", "float32"], "model", {"dtype": "float32"}),
+        (["--batch_size", "5"], "engine", {"max_running_branches": 5, "max_running_requests": None}),
+        (
+            ["--batch_size", "5", "--batch_by_samples"],
+            "engine",
+            {"max_running_branches": None, "max_running_requests": 5},
+        ),
+    ],
+)
+def test_flags_reach_the_model_and_the_engine(
+    data: Path,
+    out: Path,
+    loader: dict[str, dict[str, Any]],
+    given: list[str],
+    part: str,
+    expected: dict[str, Any],
+) -> None:
+    with pytest.raises(StopError):
+        main(arguments(data, out, *given))
+    assert {name: loader[part][name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "expected"),
+    [
+        (["--max_new_tokens", "9"], "max_new_tokens", 9),
+        (["--temperature", "0"], "temperature", 0.0),
+        (["--top_p", "0.5"], "top_p", 0.5),
+        (["--top_k", "7"], "top_k", 7),
+        (["--min_p", "0.1"], "min_p", 0.1),
+        (["--repetition_penalty", "1.2"], "repetition_penalty", 1.2),
+        (["--stop", "a", "--stop", "\n"], "stop", ("a", "\n")),
+        (["--ignore_eos"], "ignore_eos", True),
+    ],
+)
+def test_flags_reach_the_sampling(
+    data: Path, out: Path, engine: FakeEngine, given: list[str], name: str, expected: object
+) -> None:
+    defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.0}
+    main(arguments(data, out))
+    assert {key: getattr(engine.sampling, key) for key in defaults} == defaults
+    main(arguments(data, out, *given, "--overwrite"))
+    assert getattr(engine.sampling, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ([], [4, 1]),
+        (["--branches_per_sample", "2"], [2, 2, 1]),
+        (["--max_branches_per_sample", "4"], [3, 2]),
+        (["--max_branches_per_sample", "0"], [4, 1]),
+        (["--max_branches_per_sample", "4", "--max_total_tokens", "18"], [3, 2]),
+        (["--max_branches_per_sample", "5", "--min_branches_per_sample", "2"], [5]),
+        (["--max_total_tokens", "14"], [2, 2, 1]),
+    ],
+)
+def test_flags_shape_the_rows(
+    data: Path, out: Path, engine: FakeEngine, given: list[str], sizes: list[int]
+) -> None:
+    main(arguments(data, out, "--max_samples", 1, *given))
+    assert [len(request.branches) for request in engine.requests] == sizes
+
+
+def test_retry_failed_and_seed_and_workers(data: Path, out: Path, engine: FakeEngine) -> None:
+    engine.fails = lambda prompt: bytes(prompt) == b"b3.0"
+    main(arguments(data, out, "--num_workers", 0))
+    before = rows(out)
+    assert [row["line"] for row in before if row["output"] is None] == [4]
+    engine.fails = lambda prompt: False
+    engine.requests.clear()
+    main(arguments(data, out, "--retry_failed", "--num_workers", 3))
+    assert {bytes(request.main) for request in engine.requests} == {b"main 3"}
+    assert all(row["output"] for row in rows(out))
+    main(arguments(data, out, "--seed", 3, "--overwrite"))
+    assert not {row["output"] for row in rows(out)} & {row["output"] for row in before}
+
+
+def test_progress_lines_come_at_the_interval(caplog: pytest.LogCaptureFixture) -> None:
+    times = iter([0.0, 1.0, 10.0, 11.0, 20.0])
+    progress = LogProgress(10.0, clock=lambda: next(times))
+    progress.start(total=30, done=10)
+    with caplog.at_level(logging.INFO, logger="parallelmind.cli.progress"):
+        for done in (11, 15, 16, 20):
+            progress.update(done=done, failed=1, generated_tokens=100 * done)
+    assert [record.message for record in caplog.records] == [
+        "15 of 30 records, 0.50 records/s, 150 tokens/s, 1 failed, time left 0:00:30",
+        "20 of 30 records, 0.50 records/s, 100 tokens/s, 1 failed, time left 0:00:20",
+    ]
+
+
+def test_the_bar_ends_at_the_last_count() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = BarProgress(console)
+    progress.start(total=30, done=10)
+    for done in (11, 15, 30):
+        progress.update(done=done, failed=2, generated_tokens=done)
+    progress.stop()
+    assert isinstance(console.file, io.StringIO)
+    last = console.file.getvalue().splitlines()[-2]
+    assert "30/30" in last
+    assert "2 failed" in last
+
+
+def test_the_script_can_be_imported() -> None:
+    assert importlib.import_module("scripts.parallel_inference_hf_lora").main is main
+
+
+GREEDY = ["--temperature", "0", "--dtype", "float32", "--device", "cpu", "--max_new_tokens", "16"]
+
+
+def test_a_real_model_answers_every_kind_of_row(data: Path, out: Path, model: Path) -> None:
+    lines = [
+        '{"main": "shared", "branches": ["one", "two", {"prompt": "three"}, "", "five"], "id": 7}',
+        '{"text": "早上好"}',
+        '{"main": "", "branches": ["alone", "too"]}',
+        '{"main": "broken"',
+        json.dumps({"text": "x" * 300}),
+        json.dumps({"main": "m" * 200, "branches": ["short", "y" * 100]}),
+    ]
+    data.write_text("\n".join(lines) + "\n")
+    assert main(arguments(data, out, *GREEDY, "--ignore_eos", model=model)) == 0
+    found = [(row["line"], row.get("branch"), row["output"] is not None) for row in rows(out)]
+    assert found == [
+        *((1, branch, True) for branch in range(5)),
+        (2, 0, True),
+        (3, 0, True),
+        (3, 1, True),
+        (4, None, False),
+        (5, None, False),
+        (6, 0, True),
+        (6, 1, False),
+    ]
+    assert all(row["output_tokens"] == 16 for row in rows(out) if row["output"] is not None)
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.9"])
+def test_real_answers_do_not_depend_on_batching(
+    data: Path, out: Path, model: Path, tmp_path: Path, temperature: str
+) -> None:
+    some = data.read_text().splitlines()[:3]
+    data.write_text("\n".join([*some, '{"text": "one"}', '{"text": "one"}']))
+    other = tmp_path / "other.jsonl"
+    settings = [*GREEDY, "--temperature", temperature]
+    assert main(arguments(data, out, *settings, model=model)) == 0
+    assert main(arguments(data, other, *settings, "--batch_size", 1, "--num_workers", 0, model=model)) == 0
+    assert out.read_text() == other.read_text()
+    assert (rows(out)[-1]["output"] == rows(out)[-2]["output"]) == (temperature == "0")
+
+
+@pytest.mark.skipif(not bundled_model_path().exists(), reason="the bundled model is not there")
+def test_the_bundled_model_answers(data: Path, out: Path) -> None:
+    assert main(arguments(data, out, *GREEDY, model="tiny")) == 0
+    assert [row["input"] for row in rows(out)] == [f"b{n}.{k}" for n in range(12) for k in range(5)]
+    assert all(row["output"] is not None for row in rows(out))
+
+
+def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
+    data: Path, out: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--dtype", "float32", "--device", "cpu", "--max_new_tokens", "20", "--batch_size", "4"]
+    reference = tmp_path / "reference.jsonl"
+    assert main(arguments(data, reference, *settings, model=model)) == 0
+    # From another folder, and without the package on the path.
+    command = [sys.executable, str(SCRIPT), *arguments(data, out, *settings, model=model)[1:]]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    part = out.with_name("out.jsonl.job") / "part-00000.jsonl"
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (part.exists() and part.stat().st_size):
+        time.sleep(0.001)
+    process.kill()
+    _, log = process.communicate()
+    assert process.returncode == -signal.SIGKILL, log
+    assert not out.exists()
+    assert main(arguments(data, out, *settings, model=model)) == 0
+    assert re.search(r"continuing: \d+ of 12 records have results", capsys.readouterr().err)
+    assert out.read_bytes() == reference.read_bytes()
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "is complete already" in again.stderr

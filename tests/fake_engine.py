@@ -1,0 +1,79 @@
+"""An engine without a model: answers depend on the token ids, branch id and seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.pipelines.batch_worker import Backend
+
+
+@dataclass
+class FakeStats:
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_main_tokens: int = 0
+
+
+@dataclass
+class FakeEngine:
+    """Runs at most `running` requests at once and finishes their branches last one first."""
+
+    max_model_len: int = 1000
+    running: int = 3
+    seconds_per_request: float = 0.0
+    fails: Callable[[list[int]], bool] = lambda prompt: False
+    """Which branches fail, by their prompt."""
+    on_request: Callable[[int], None] = lambda number: None
+    requests: list[Request] = field(default_factory=list)
+    sampling: SamplingParams | None = None
+    stats: FakeStats = field(default_factory=FakeStats)
+    keep_requests: bool = True
+
+    def stream(self, requests: Iterable[Request], sampling: SamplingParams) -> Iterator[Event]:
+        self.sampling = sampling
+        source = enumerate(requests)
+        active: list[tuple[int, Request]] = []
+        while True:
+            while len(active) < self.running and (pulled := next(source, None)):
+                if self.keep_requests:
+                    self.requests.append(pulled[1])
+                active.append(pulled)
+            if not active:
+                return
+            number, request = active.pop()
+            self.on_request(number)
+            time.sleep(self.seconds_per_request)
+            for place in reversed(range(len(request.branches))):
+                branch = request.branches[place]
+                assert isinstance(branch, Branch)
+                yield Event(request_index=number, branch_index=place, text="…", token_ids=(1,))
+                result = self._answer(request, branch)
+                yield Event(
+                    request_index=number,
+                    branch_index=place,
+                    finish_reason=result.finish_reason,
+                    result=result,
+                )
+
+    def _answer(self, request: Request, branch: Branch) -> BranchResult:
+        prompt = list(branch.prompt)
+        if self.fails(prompt):
+            return BranchResult(finish_reason="error", error="it broke; mend it")
+        assert branch.sampling is not None
+        said = (tuple(request.main), prompt, branch.branch_id, branch.sampling.seed)
+        text = hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+        self.stats.generated_tokens += len(text)
+        return BranchResult(text=text, token_ids=list(text.encode()), finish_reason="stop")
+
+
+def encode(text: str) -> list[int]:
+    """One token a character."""
+    return [ord(character) for character in text]
+
+
+def fake_backend(engine: FakeEngine) -> Backend:
+    return Backend(engine=engine, encode_main=encode, encode_branch=lambda text, has_main: encode(text))

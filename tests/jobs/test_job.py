@@ -1,0 +1,379 @@
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallelmind.errors import DataError, JobError, SettingsError
+from parallelmind.jobs.job import Job
+from parallelmind.jobs.ranks import Rank
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(10)))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+def job(data: Path, out: Path, settings: dict[str, Any] | None = None, **options: Any) -> Job:
+    return Job(kind="test", input_path=data, out_path=out, settings=settings or {"a": 1}, **options)
+
+
+def double(content: bytes) -> Rows:
+    n = json.loads(content)["n"]
+    return [{"twice": n + n, "of": "é", "line": n}, {"twice": -n - n}][: 1 + n % 2]
+
+
+def fails_on(*bad: int) -> Callable[[bytes], Rows]:
+    def work(content: bytes) -> Rows:
+        n = json.loads(content)["n"]
+        return [{"error": f"{n} is bad", "output": None}, {"n": n}] if n in bad else double(content)
+
+    return work
+
+
+def complete(opened: Job, work: Callable[[bytes], Rows] = double, shuffled: bool = False) -> list[int]:
+    """Do what is pending; return the numbers that were."""
+    with opened as running:
+        if running.completion:
+            return []
+        items = list(running.pending())
+        if shuffled:
+            random.Random(1).shuffle(items)
+        for item in items:
+            running.write(item, work(item.line.content))
+        running.finish()
+    return sorted(item.line.index for item in items)
+
+
+def rows(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def expected(work: Callable[[bytes], Rows] = double) -> Rows:
+    return [row for n in range(10) for row in work(b'{"n": %d}' % n)]
+
+
+def test_rows_are_merged_in_input_order_whatever_the_order_of_writing(data: Path, out: Path) -> None:
+    assert complete(job(data, out), shuffled=True) == list(range(10))
+    assert rows(out) == expected()
+    assert "é" in out.read_text("utf-8")
+
+
+def test_an_interrupted_job_does_only_what_is_left(data: Path, out: Path) -> None:
+    with job(data, out) as first:
+        for item in [item for item in first.pending() if item.line.index in (2, 3, 7)]:
+            first.write(item, double(item.line.content))
+    assert not out.exists()
+    with job(data, out) as second:
+        assert second.resumed == 3
+    assert complete(job(data, out)) == [0, 1, 4, 5, 6, 8, 9]
+    assert rows(out) == expected()
+
+
+def test_a_job_killed_before_the_merge_only_merges(data: Path, out: Path) -> None:
+    with job(data, out) as first:
+        for item in first.pending():
+            first.write(item, double(item.line.content))
+    (out.with_name("out.jsonl.job") / "output.tmp").write_text("half of the out")
+    assert complete(job(data, out)) == []
+    assert rows(out) == expected()
+    assert not (out.with_name("out.jsonl.job") / "output.tmp").exists()
+
+
+def test_a_finished_job_is_complete_and_keeps_no_parts(data: Path, out: Path) -> None:
+    complete(job(data, out))
+    before = out.stat().st_mtime_ns
+    with job(data, out) as again:
+        assert again.completion is not None
+        assert (again.completion.answered, again.completion.failed, again.completion.rows) == (10, 0, 15)
+    assert out.stat().st_mtime_ns == before
+    assert not list(out.with_name("out.jsonl.job").glob("part-*"))
+
+
+def test_equal_records_are_each_done(data: Path, out: Path) -> None:
+    data.write_text('{"n": 3}\n' * 4)
+    assert complete(job(data, out)) == [0, 1, 2, 3]
+    assert rows(out) == double(b'{"n": 3}') * 4
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30, 200])
+def test_a_torn_end_is_cut_and_done_again(data: Path, out: Path, cut: int) -> None:
+    with job(data, out) as first:
+        for item in first.pending():
+            first.write(item, double(item.line.content))
+    part = out.with_name("out.jsonl.job") / "part-00000.jsonl"
+    os.truncate(part, part.stat().st_size - cut)
+    done_again = complete(job(data, out))
+    assert done_again == list(range(done_again[0], 10))
+    assert rows(out) == expected()
+
+
+def test_bytes_changed_by_a_power_cut_are_noticed(data: Path, out: Path) -> None:
+    with job(data, out) as first:
+        for item in first.pending():
+            first.write(item, double(item.line.content))
+    part = out.with_name("out.jsonl.job") / "part-00000.jsonl"
+    content = part.read_bytes()
+    place = content.index(b'{"twice": 8')
+    part.write_bytes(content[:place] + b"\0" * 9 + content[place + 9 :])
+    assert complete(job(data, out)) == [4, 5, 6, 7, 8, 9]
+    assert rows(out) == expected()
+
+
+def test_failed_records_are_tried_again_only_on_request(data: Path, out: Path) -> None:
+    assert complete(job(data, out), fails_on(3, 5)) == list(range(10))
+    assert rows(out) == expected(fails_on(3, 5))
+    with job(data, out) as again:
+        assert again.completion
+        assert (again.completion.answered, again.completion.failed, again.completion.failed_rows) == (8, 2, 2)
+        assert again.completion.failures == [(4, "3 is bad"), (6, "5 is bad")]
+    assert complete(job(data, out, retry_failed=True), fails_on(5)) == [3, 5]
+    assert rows(out) == expected(fails_on(5))
+    assert complete(job(data, out, retry_failed=True)) == [5]
+    assert rows(out) == expected()
+    assert complete(job(data, out, retry_failed=True)) == []
+
+
+def test_an_interrupted_retry_keeps_the_old_output_and_goes_on(data: Path, out: Path) -> None:
+    complete(job(data, out), fails_on(3, 5))
+    with job(data, out, retry_failed=True) as retry:
+        item = next(retry.pending())
+        retry.write(item, double(item.line.content))
+    assert rows(out) == expected(fails_on(3, 5))
+    assert complete(job(data, out, retry_failed=True)) == [5]
+    assert rows(out) == expected()
+
+
+def test_other_settings_are_refused_by_name(data: Path, out: Path) -> None:
+    complete(job(data, out, {"a": 1, "b": None, "c": "x"}))
+    with pytest.raises(JobError) as caught, job(data, out, {"a": 2, "b": 0.5, "c": "x"}):
+        pass
+    message = str(caught.value)
+    assert "a was 1, is now 2; b was not given, is now 0.5" in message
+    assert "--overwrite" in message
+    assert " c was" not in message
+    assert rows(out) == expected()
+
+
+def test_edited_files_are_refused_by_the_name_of_their_setting(data: Path, out: Path) -> None:
+    complete(job(data, out, files={"model": "1"}))
+    assert complete(job(data, out, files={"model": "1"})) == []
+    with (
+        pytest.raises(JobError, match="the files of model were edited"),
+        job(data, out, files={"model": "2"}),
+    ):
+        pass
+
+
+def test_settings_may_change_while_nothing_is_done(data: Path, out: Path) -> None:
+    with job(data, out, {"a": 1}):
+        pass
+    assert complete(job(data, out, {"a": 2})) == list(range(10))
+
+
+def test_an_edited_input_is_refused(data: Path, out: Path) -> None:
+    with job(data, out) as first:
+        item = next(first.pending())
+        first.write(item, double(item.line.content))
+    data.write_text(data.read_text().replace('"n": 9', '"n": 8'))
+    with pytest.raises(JobError, match="the input was another text of the same length"), job(data, out):
+        pass
+    data.write_text(data.read_text() + '{"n": 1}\n')
+    with pytest.raises(JobError, match=r"the input was 10 records .* is now 11 records"), job(data, out):
+        pass
+
+
+def test_an_input_edited_while_the_job_runs_is_noticed(data: Path, out: Path) -> None:
+    with job(data, out) as first:
+        items = first.pending()
+        next(items)
+        data.write_text(data.read_text() + '{"n": 1}\n')
+        with pytest.raises(JobError, match="was edited while the job ran"):
+            list(items)
+
+
+def test_overwrite_begins_anew_and_keeps_the_old_output_until_the_end(data: Path, out: Path) -> None:
+    complete(job(data, out))
+    with job(data, out, {"a": 2}, overwrite=True) as second:
+        assert second.resumed == 0
+        assert rows(out) == expected()
+    assert complete(job(data, out, {"a": 2}), fails_on(1)) == list(range(10))
+    assert rows(out) == expected(fails_on(1))
+
+
+def test_an_output_that_is_not_the_jobs_is_not_replaced(data: Path, out: Path) -> None:
+    out.write_text("precious")
+    with pytest.raises(JobError, match="was not made by this job"), job(data, out):
+        pass
+    assert os.listdir(out.parent) == ["in.jsonl", "out.jsonl"] or not out.with_name("out.jsonl.job").exists()
+    assert complete(job(data, out, overwrite=True)) == list(range(10))
+    assert rows(out) == expected()
+
+
+def test_an_output_edited_after_the_end_is_not_replaced(data: Path, out: Path) -> None:
+    complete(job(data, out))
+    out.write_text("my notes")
+    with pytest.raises(JobError, match="was edited after its job was complete"), job(data, out):
+        pass
+
+
+def test_a_removed_output_is_made_again(data: Path, out: Path) -> None:
+    complete(job(data, out))
+    out.unlink()
+    assert complete(job(data, out)) == list(range(10))
+    assert rows(out) == expected()
+
+
+def test_a_second_job_on_an_output_is_refused_by_any_name(data: Path, out: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    with job(data, out):
+        for name in (out, link):
+            with pytest.raises(JobError, match=r"another run is writing .*out\.jsonl"), job(data, name):
+                pass
+    complete(job(data, link))
+    assert link.is_symlink()
+    assert rows(out) == expected()
+
+
+def test_only_the_first_records(data: Path, out: Path) -> None:
+    assert complete(job(data, out, max_records=4)) == [0, 1, 2, 3]
+
+
+def test_an_empty_input_gives_an_empty_output(data: Path, out: Path) -> None:
+    data.write_text("\n\n")
+    assert complete(job(data, out)) == []
+    assert out.read_bytes() == b""
+
+
+def test_wrong_paths_are_refused_before_anything_is_written(data: Path, out: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    cases: list[tuple[Path, Path, type[Exception], str]] = [
+        (tmp_path / "none.jsonl", out, DataError, "does not exist"),
+        (tmp_path, out, DataError, "is not a regular file"),
+        (fifo, out, DataError, "is not a regular file"),
+        (data, tmp_path, SettingsError, "is not a regular file"),
+        (data, data, SettingsError, "is the input itself"),
+    ]
+    for data_path, out_path, kind, message in cases:
+        with pytest.raises(kind, match=message), job(data_path, out_path):
+            pass
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "in.jsonl"]
+
+
+def test_the_folder_of_the_output_is_made(data: Path, tmp_path: Path) -> None:
+    complete(job(data, tmp_path / "new" / "folder" / "out.jsonl"))
+    assert rows(tmp_path / "new" / "folder" / "out.jsonl") == expected()
+
+
+def test_a_damaged_job_file_is_named(data: Path, out: Path) -> None:
+    complete(job(data, out))
+    (out.with_name("out.jsonl.job") / "job.json").write_text('{"format": 1, "ki')
+    with pytest.raises(JobError, match=r"job\.json is damaged"), job(data, out):
+        pass
+    assert complete(job(data, out, overwrite=True)) == list(range(10))
+
+
+def test_several_ranks_are_refused(data: Path, out: Path) -> None:
+    with pytest.raises(SettingsError, match="WORLD_SIZE is 2, but several ranks are not supported yet"):
+        job(data, out, rank=Rank(0, 2))
+
+
+def test_finishing_early_is_refused(data: Path, out: Path) -> None:
+    with job(data, out) as first, pytest.raises(JobError, match=r"10 records .* have no result"):
+        first.finish()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """A limit on the size of files stands in for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_a_clear_error_and_can_be_resumed(
+    data: Path, out: Path, small_disk: Callable[[int], None]
+) -> None:
+    small_disk(4000)  # the job file fits, the part does not
+    with pytest.raises(JobError, match=r"cannot write .*part-00000.* Free some space"):
+        complete(job(data, out), lambda content: double(content) * 30)
+    small_disk(resource.RLIM_INFINITY)
+    left = complete(job(data, out), lambda content: double(content) * 30)
+    assert 0 < left[0] < 9
+    assert rows(out) == expected(lambda content: double(content) * 30)
+
+
+def test_a_disk_that_fills_up_in_the_merge_is_a_clear_error_and_can_be_resumed(
+    data: Path, out: Path, small_disk: Callable[[int], None]
+) -> None:
+    with job(data, out) as first:
+        for item in first.pending():
+            first.write(item, double(item.line.content))
+        small_disk(100)
+        with pytest.raises(JobError, match=r"cannot write .*out\.jsonl.* Free some space"):
+            first.finish()
+    small_disk(resource.RLIM_INFINITY)
+    assert not out.exists()
+    assert complete(job(data, out)) == []
+    assert rows(out) == expected()
+
+
+def test_kill_9_at_any_moment_and_again_ends_as_uninterrupted(tmp_path: Path) -> None:
+    data, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    data.write_text("".join(f'{{"n": {n}}}\n' for n in range(6000)))
+    script = textwrap.dedent(
+        """
+        import json, sys
+        from pathlib import Path
+        from parallelmind.jobs.job import Job
+        data, out = map(Path, sys.argv[1:])
+        with Job(kind="test", input_path=data, out_path=out, settings={}) as job:
+            print("open", flush=True)
+            if not job.completion:
+                for item in job.pending():
+                    n = json.loads(item.line.content)["n"]
+                    job.write(item, [{"n": n, "fill": "x" * (n % 500)}] * (n % 3))
+                job.finish()
+        """
+    )
+    chance = random.Random(0)
+    killed = []
+    for until in [*(chance.uniform(0, 0.08) for _ in range(6)), None]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(data), str(out)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout
+        process.stdout.readline()
+        try:
+            process.wait(timeout=until)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed.append(out.exists())
+        process.stdout.close()
+    assert process.returncode == 0
+    assert killed.count(False) >= 2
+    assert rows(out) == [{"n": n, "fill": "x" * (n % 500)} for n in range(6000) for _ in range(n % 3)]

@@ -1,0 +1,145 @@
+"""The sidecar file, and how its values and the flags given come together."""
+
+import json
+
+import pytest
+
+from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.models.sidecar import (
+    RopeSettings,
+    Sidecar,
+    read_sidecar,
+    resolve_settings,
+    sidecar_path,
+    write_sidecar,
+)
+
+STORED = RopeSettings(
+    ratio=0.25, mode="additive", pairs="interleaved", branch_stride=0, visibility="columnar"
+)
+SIDECAR = Sidecar(rope=STORED, rank=4, base_model="some/model")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("ratio", 1.5, "--rope_2d_ratio"),
+        ("ratio", float("nan"), "--rope_2d_ratio"),
+        ("ratio", True, "--rope_2d_ratio"),
+        ("mode", "both", "--rope_2d_mode"),
+        ("pairs", "high", "--rope_2d_pairs"),
+        ("branch_stride", -1, "--branch_stride"),
+        ("branch_stride", 1.5, "--branch_stride"),
+        ("visibility", "all", "--visibility"),
+    ],
+)
+def test_invalid_settings_name_their_flag(field, value, flag):
+    with pytest.raises(SettingsError, match=flag):
+        RopeSettings(**{field: value})
+
+
+@pytest.mark.parametrize("rope", [STORED, None])
+@pytest.mark.parametrize("name", ["step.100.pth", "folder", "v1.5"])
+def test_written_sidecar_is_read_back(tmp_path, name, rope):
+    sidecar = Sidecar(rope=rope, rank=4, base_model="some/model")
+    written = write_sidecar(tmp_path / name, sidecar)
+    assert written == sidecar_path(tmp_path / name)
+    assert read_sidecar(tmp_path / name) == sidecar
+
+
+def test_place_of_the_sidecar(tmp_path):
+    assert sidecar_path(tmp_path / "x.pth") == tmp_path / "x.parallelmind.json"
+    assert sidecar_path(tmp_path / "x") == tmp_path / "x" / "parallelmind.json"
+    (tmp_path / "folder.pth").mkdir()
+    assert sidecar_path(tmp_path / "folder.pth") == tmp_path / "folder.pth" / "parallelmind.json"
+
+
+def test_no_sidecar_is_none(tmp_path):
+    assert read_sidecar(tmp_path / "x.pth") is None
+    assert read_sidecar(tmp_path / "folder") is None
+
+
+def edited(**changes):
+    content = json.loads(
+        json.dumps({"rope": vars(STORED), "rank": 4, "base_model": "m", "format_version": 1})
+    )
+    for name, value in changes.items():
+        place, _, leaf = name.rpartition("__")
+        target = content[place] if place else content
+        if value is ...:
+            del target[leaf]
+        else:
+            target[leaf] = value
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "JSON"),
+        ("[" * 100_000, "JSON"),
+        ("[]", "JSON object"),
+        (edited(rank=...), "'rank'"),
+        (edited(rank="4"), "'rank'"),
+        (edited(rank=True), "'rank'"),
+        (edited(rank=0), "'rank'"),
+        (edited(base_model=None), "'base_model'"),
+        (edited(format_version=2), "'format_version'"),
+        (edited(rope=3), "'rope'"),
+        (edited(rope__mode=...), "'mode'"),
+        (edited(rope__ratio=2), "'rope.ratio'"),
+        (edited(rope__ratio="0.5"), "'rope.ratio'"),
+        (edited(rope__mode=["split"]), "'rope.mode'"),
+        (edited(rope__branch_stride=1.5), "'rope.branch_stride'"),
+        (edited(rope__new_setting=1), "'new_setting'"),
+        (edited(surprise=1), "'surprise'"),
+        (" " * 2_000_000, "larger than"),
+    ],
+)
+def test_untrusted_sidecar_names_file_and_field(tmp_path, text, named):
+    path = tmp_path / "x.parallelmind.json"
+    path.write_text(text)
+    with pytest.raises(AdapterError) as error:
+        read_sidecar(tmp_path / "x.pth")
+    assert str(path) in str(error.value)
+    assert named in str(error.value)
+
+
+def test_failed_write_keeps_the_former_sidecar(tmp_path, monkeypatch):
+    write_sidecar(tmp_path / "x.pth", SIDECAR)
+
+    def disk_full(self, text, encoding):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", disk_full)
+    with pytest.raises(AdapterError, match="No space left"):
+        write_sidecar(tmp_path / "x.pth", Sidecar(rope=None, rank=8, base_model=""))
+    monkeypatch.undo()
+    assert read_sidecar(tmp_path / "x.pth") == SIDECAR
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parallelmind.json"]
+
+
+def test_defaults_given_and_stored_values():
+    assert resolve_settings(None) == RopeSettings()
+    assert resolve_settings(None, ratio=0.75, mode="additive") == RopeSettings(ratio=0.75, mode="additive")
+    assert resolve_settings(SIDECAR) == STORED
+    assert resolve_settings(SIDECAR, ratio=0.25, visibility="columnar") == STORED
+    unpatched = Sidecar(rope=None, rank=4, base_model="")
+    assert resolve_settings(unpatched, branch_stride=32) == RopeSettings(branch_stride=32)
+
+
+def test_every_contradiction_is_listed_with_both_values():
+    with pytest.raises(SettingsError) as error:
+        resolve_settings(SIDECAR, ratio=0.5, mode="additive", branch_stride=128, visibility="strict")
+    message = str(error.value)
+    assert "--rope_2d_ratio 0.5 given, 0.25 stored" in message
+    assert "--branch_stride 128 given, 0 stored" in message
+    assert "--visibility strict given, columnar stored" in message
+    assert "--rope_2d_mode" not in message
+    assert "Leave these flags out" in message
+
+
+def test_invalid_given_value_is_an_error_with_and_without_sidecar():
+    for sidecar in (None, SIDECAR):
+        with pytest.raises(SettingsError, match="--rope_2d_mode must be split or additive"):
+            resolve_settings(sidecar, mode="both")
