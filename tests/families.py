@@ -25,7 +25,8 @@ _COMMON: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 _WINDOW = 6
-_GEMMA = {"head_dim": 16, "sliding_window": _WINDOW, "query_pre_attn_scalar": 16}
+_MIXED = {"sliding_window": _WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16} | _MIXED
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -48,10 +49,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
 }
 MORE_FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt_oss": {"head_dim": 16, "sliding_window": _WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "cohere2": {"head_dim": 16, "sliding_window": _WINDOW},
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2} | _MIXED,
+    "cohere2": {"head_dim": 16} | _MIXED,
     "phi": {},
-    "olmo3": {"sliding_window": _WINDOW},
+    "olmo3": _MIXED,
     "nemotron": {},
     "starcoder2": {"sliding_window": _WINDOW},
     "deepseek_v3": {
@@ -88,6 +89,4 @@ def char_tokenizer() -> Any:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")

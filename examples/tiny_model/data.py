@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import TypedDict
 
-from kinds import KINDS, Kind
-from words import WORDS
+from examples.tiny_model.kinds import KINDS, Kind
+from examples.tiny_model.words import WORDS
 
 LANGUAGES = ("en", "zh", "mixed")
 HEADINGS = {"en": ("Story:", "Notes:", "News:"), "zh": ("故事:", "笔记:", "消息:")}

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from data import LANGUAGES, Record, stories
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from examples.tiny_model.data import LANGUAGES, Record, stories
 
 EVALUATION_SEED = 2_000_000
 MAX_NEW_TOKENS = 6
@@ -22,7 +23,9 @@ def written(
     """The answers `model.generate` writes to the questions of one story; questions of one length together."""
     main = tokenizer(record["main"])["input_ids"]
     prompts = [main + tokenizer(branch)["input_ids"] for branch in record["branches"]]
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    )
     answers = [""] * len(prompts)
     for length in {len(prompt) for prompt in prompts}:
         chosen = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
@@ -66,7 +69,7 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    print("| facts | language | questions | exact, greedy | exact, temperature {} |".format(args.temperature))
+    print(f"| facts | language | questions | exact, greedy | exact, temperature {args.temperature} |")
     print("|---|---|---|---|---|")
     for facts in args.facts:
         for language in LANGUAGES:
@@ -74,7 +77,8 @@ def main() -> None:
             right, total = share(model, tokenizer, records)
             sampled, _ = share(model, tokenizer, records, args.temperature)
             print(
-                f"| {facts} | {language} | {total} | {right / total:.4f} | {sampled / total:.4f} |", flush=True
+                f"| {facts} | {language} | {total} | {right / total:.4f} | {sampled / total:.4f} |",
+                flush=True,
             )
     if args.demo:
         records = list(stories(EVALUATION_SEED, 32))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from data import Record, answer_text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from examples.tiny_model.data import Record, answer_text
 
 PADDING = -1
 
@@ -45,12 +46,12 @@ def pack(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> Batch
         start = len(ids)
         positions, segments, targets = list(range(start)), [0] * start, [PADDING] * start
         for number in range(1, len(record["branches"]) + 1):
-            question, answer = next(pieces), [*next(pieces), tokenizer.eos_token_id]
-            size = len(question) + len(answer) - 1
-            ids += question + answer[:-1]
+            asked, said = next(pieces), [*next(pieces), tokenizer.eos_token_id]
+            size = len(asked) + len(said) - 1
+            ids += asked + said[:-1]
             positions += range(start, start + size)
             segments += [number] * size
-            targets += [PADDING] * (len(question) - 1) + answer
+            targets += [PADDING] * (len(asked) - 1) + said
         rows.append((ids, positions, segments, targets))
     width = max(len(row[0]) for row in rows)
     fills = (tokenizer.pad_token_id, 0, PADDING, PADDING)

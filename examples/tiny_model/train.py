@@ -8,12 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from data import LANGUAGES, Record, stories
-from packing import answer_logits, exact, pack
 from torch.nn.functional import cross_entropy
-from train_tokenizer import save, train
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.utils.logging import disable_progress_bar
+
+from examples.tiny_model.data import LANGUAGES, Record, stories
+from examples.tiny_model.packing import answer_logits, exact, pack
+from examples.tiny_model.train_tokenizer import train
 
 HELD_OUT_SEED = 1_000_000
 
@@ -70,7 +78,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def accuracy(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, facts: int, language: str, n: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: int, language: str, n: int
 ) -> float:
     """The exact share over `n` held-out stories."""
     records = list(stories(HELD_OUT_SEED + facts, n, facts, language))
@@ -78,13 +86,22 @@ def accuracy(
     return sum(right) / len(right)
 
 
+def final_evaluation(folder: Path, n: int = 250) -> None:
+    """Print the accuracy of what was stored, read back the way a user reads it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for facts in (4, 8, 12):
+        shares = [f"{lang} {accuracy(model, tokenizer, facts, lang, n):.4f}" for lang in LANGUAGES]
+        print(f"{facts} facts, {n * facts} questions a language:", *shares, flush=True)
+
+
 def main() -> None:
-    """Train and save."""
+    """Train, save and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out_dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4200)
     parser.add_argument("--bare_steps", type=int, default=1500)
-    parser.add_argument("--mixed_steps", type=int, default=1500)
+    parser.add_argument("--mixed_steps", type=int, default=500)
     parser.add_argument("--questions", type=int, default=256, help="questions a step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--width", type=int, default=128)
@@ -92,25 +109,29 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--init_from", type=Path)
+    parser.add_argument("--init_from", type=Path, help="go on from a saved model")
     args = parser.parse_args()
     disable_progress_bar()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = train(args.vocab_size, args.seed)
-    save(tokenizer, args.out_dir)
+    tokenizer.save_pretrained(args.out_dir)
     model = new_model(tokenizer, args.width, args.layers)
     if args.init_from:
         model = Qwen2ForCausalLM.from_pretrained(args.init_from, dtype=torch.float32)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(tokenizer)} tokens", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True
+    )
     began = time.monotonic()
     total, seen = 0.0, 0
-    for step, records in enumerate(batches(args.seed, args.steps, args.questions, args.bare_steps, args.mixed_steps)):
+    for step, records in enumerate(
+        batches(args.seed, args.steps, args.questions, args.bare_steps, args.mixed_steps)
+    ):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         loss = cross_entropy(*answer_logits(model, pack(tokenizer, records)))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -118,11 +139,14 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             line = f"step {step + 1} loss {total / seen:.4f} {time.monotonic() - began:.0f} s"
             if (step + 1) % 250 == 0:
-                line += "".join(f" {lang} {accuracy(model, tokenizer, 8, lang, 50):.3f}" for lang in LANGUAGES)
+                line += "".join(
+                    f" {lang} {accuracy(model, tokenizer, 8, lang, 50):.3f}" for lang in LANGUAGES
+                )
                 model.save_pretrained(args.out_dir)
             print(line, flush=True)
             total, seen = 0.0, 0
     model.save_pretrained(args.out_dir)
+    final_evaluation(args.out_dir)
 
 
 if __name__ == "__main__":

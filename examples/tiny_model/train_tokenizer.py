@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from data import HEADINGS, stories
-from kinds import KINDS
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-from words import WORDS
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
 
-EOS, PAD = "<|end|>", "<|pad|>"
+from examples.tiny_model.data import HEADINGS, LANGUAGES, stories
+from examples.tiny_model.kinds import KINDS
+from examples.tiny_model.words import WORDS
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def training_texts(seed: int, repeats: int = 40) -> Iterator[str]:
@@ -23,31 +24,26 @@ def training_texts(seed: int, repeats: int = 40) -> Iterator[str]:
     rng = Random(seed)
     for language, pools in WORDS.items():
         for pool, words in pools.items():
-            for word in words:
-                if pool == "time":
-                    continue
-                for _ in range(repeats):
-                    yield " " + word if language == "en" else word
-                    if language == "en" and pool == "person":
-                        yield word
+            for word in words * repeats:
+                yield " " + word if language == "en" else word
+                if (language, pool) == ("en", "person"):
+                    yield word
         for kind in KINDS[language]:
-            for wording in kind.told + kind.asked:
-                for _ in range(repeats):
-                    if language == "en":
-                        name, value = (rng.choice(pools[pool]) for pool in (kind.subject, kind.value))
-                        text = wording.format(n=name, v=value)
-                        yield from (text, " " + text)
-                    else:
-                        yield from filter(None, re.split(r"\{[nv]\}", wording))
-        for heading in HEADINGS[language]:
-            yield from [heading] * repeats
+            for wording in (kind.told + kind.asked) * repeats:
+                if language == "en":
+                    name, value = (rng.choice(pools[pool]) for pool in (kind.subject, kind.value))
+                    text = wording.format(n=name, v=value)
+                    yield from (text, " " + text)
+                else:
+                    yield from filter(None, re.split(r"\{[nv]\}", wording))
+        yield from HEADINGS[language] * repeats
 
 
-def train(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
-    """Any Unicode text round-trips, since all 256 bytes are in the vocabulary."""
+def train(vocab_size: int, seed: int) -> Qwen2Tokenizer:
+    """A tokenizer of the class AutoTokenizer takes for this architecture; its vocabulary has all bytes."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.normalizer = Qwen2Tokenizer().backend_tokenizer.normalizer
+    tokenizer.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[EOS, PAD],
@@ -55,23 +51,15 @@ def train(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(training_texts(seed), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    model = json.loads(tokenizer.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
         eos_token=EOS,
         pad_token=PAD,
         padding_side="right",
         model_max_length=2048,
-        clean_up_tokenization_spaces=False,
     )
-
-
-def save(tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> None:
-    """Write tokenizer.json and a tokenizer_config.json that every version of transformers reads."""
-    tokenizer.save_pretrained(out_dir)
-    path = out_dir / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -82,8 +70,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     tokenizer = train(args.vocab_size, args.seed)
-    save(tokenizer, args.out_dir)
-    for language in ("en", "zh", "mixed"):
+    tokenizer.save_pretrained(args.out_dir)
+    for language in LANGUAGES:
         lengths = [len(tokenizer(record["main"])["input_ids"]) for record in stories(1, 300, 8, language)]
         print(f"{language}: {sum(lengths) / len(lengths):.1f} tokens on average, at most {max(lengths)}")
 

@@ -5,6 +5,7 @@
     ├── SettingsError            a flag, parameter or combination of them (also ValueError)
     ├── UnsupportedModelError    a model that cannot run parallel branches
     ├── AdapterError             a LoRA file that does not fit, or is not safe to read
+    ├── TrainingError            a training run that cannot go on: loss not a number, no memory, no disk
     ├── JobError                 an output that belongs to another job, is locked or damaged
     └── RequestError             one request or branch the engine cannot run (also ValueError)
 
@@ -20,6 +21,7 @@ __all__ = [
     "ParallelMindError",
     "RequestError",
     "SettingsError",
+    "TrainingError",
     "UnsupportedModelError",
 ]
 
@@ -42,6 +44,10 @@ class UnsupportedModelError(ParallelMindError):
 
 class AdapterError(ParallelMindError):
     """A LoRA file does not fit the model or cannot be read safely."""
+
+
+class TrainingError(ParallelMindError):
+    """A training run cannot go on."""
 
 
 class JobError(ParallelMindError):

@@ -88,7 +88,8 @@ def test_cached_decode_equals_one_full_forward(family: str, visibility: Visibili
         row = pack_row(ids(main), tokens)
         full = full_forward(model, row.input_ids, row.pos2d(STRIDE), visibility)
         place = {
-            (number, int(row.time_ids[i]) - len(main) * (number > 0)): i for i, number in enumerate(row.branch_ids.tolist())
+            (number, int(row.time_ids[i]) - len(main) * (number > 0)): i
+            for i, number in enumerate(row.branch_ids.tolist())
         }
         assert len(recorded) >= sum(len(b.token_ids) for b in result.branches) - branches.count("")
         for key, logits in recorded.items():

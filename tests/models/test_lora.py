@@ -35,9 +35,7 @@ TARGETS = {
 def test_default_targets_and_documented_inspection(family):
     model = make(family)
     before = logits(model)
-    shapes = {
-        name: module.weight.shape for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
+    shapes = {name: module.weight.shape for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert apply_lora(model, rank=3) is model
     found = {}
     for name, module in model.named_modules():
@@ -125,9 +123,7 @@ def test_folder_written_by_peft_itself_loads(tmp_path):
     with pytest.raises(AdapterError, match="PeftModel"):
         load_lora(by_peft, tmp_path)
     save_lora(by_peft, tmp_path / "b.pth")
-    torch.testing.assert_close(
-        logits(load_lora(make(), tmp_path / "b.pth")), logits(by_peft), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(logits(load_lora(make(), tmp_path / "b.pth")), logits(by_peft), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("wrapped_before", [False, True])
@@ -139,9 +135,7 @@ def test_partial_file_applies_exactly_what_it_names(tmp_path, wrapped_before):
     edited = make()
     with torch.no_grad():
         for name in names:
-            edited.get_submodule(name).weight += (
-                state[f"{name}.lora.B.weight"] @ state[f"{name}.lora.A.weight"]
-            )
+            edited.get_submodule(name).weight += state[f"{name}.lora.B.weight"] @ state[f"{name}.lora.A.weight"]
     model = make()
     if wrapped_before:
         train(apply_lora(model, rank=7, alpha=3, dropout=0.5, target_modules=["k_proj", "o_proj"])).train()
@@ -160,9 +154,7 @@ def test_ranks_may_differ_between_layers_of_a_file(tmp_path):
     for name, rank in (("model.layers.0.mlp.up_proj", 2), ("model.layers.1.mlp.up_proj", 5)):
         state[f"{name}.lora.A.weight"] = torch.randn(rank, 16)
         state[f"{name}.lora.B.weight"] = torch.randn(24, rank)
-        model.get_submodule(name).weight.data += (
-            state[f"{name}.lora.B.weight"] @ state[f"{name}.lora.A.weight"]
-        )
+        model.get_submodule(name).weight.data += state[f"{name}.lora.B.weight"] @ state[f"{name}.lora.A.weight"]
     torch.save(state, tmp_path / "a.pth")
     loaded = load_lora(make(), tmp_path / "a.pth", rank=5)
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
@@ -233,9 +225,7 @@ def test_merge_of_a_tied_head_leaves_the_embedding(tmp_path):
     torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(merged.get_input_embeddings().weight, embedding)
     merged.save_pretrained(tmp_path)
-    torch.testing.assert_close(
-        logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_deepcopy_is_independent():
@@ -248,9 +238,7 @@ def test_deepcopy_is_independent():
         layer.lora.B.weight.data.zero_()
     torch.testing.assert_close(logits(copied), logits(make()), atol=1e-6, rtol=1e-6)
     assert torch.equal(logits(model), before)
-    assert (
-        pickle.loads(pickle.dumps(lora_layers(model)[name])).lora.A.weight.shape == layer.lora.A.weight.shape
-    )
+    assert pickle.loads(pickle.dumps(lora_layers(model)[name])).lora.A.weight.shape == layer.lora.A.weight.shape
 
 
 def test_adapter_learns_and_the_base_does_not():
@@ -274,9 +262,7 @@ def test_seed_is_reproducible_and_leaves_the_global_state(tmp_path):
     first = plain_state(apply_lora(model, rank=4, target_modules=["v_proj"], seed=3))
     load_lora(make(), pth)
     assert torch.equal(torch.rand(1), expected)
-    second, other = (
-        plain_state(apply_lora(make(), rank=4, target_modules=["v_proj"], seed=seed)) for seed in (3, 4)
-    )
+    second, other = (plain_state(apply_lora(make(), rank=4, target_modules=["v_proj"], seed=seed)) for seed in (3, 4))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
@@ -286,9 +272,7 @@ def test_target_modules_by_path_last_part_and_expression():
         return list(lora_layers(apply_lora(make(), rank=1, target_modules=wanted)))
 
     assert targets(["layers.1.mlp.up_proj"]) == ["model.layers.1.mlp.up_proj"]
-    assert targets(r".*\.0\.mlp\..*") == [
-        f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")
-    ]
+    assert targets(r".*\.0\.mlp\..*") == [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")]
     assert targets("all-linear") == list(lora_layers(apply_lora(make())))
     with pytest.raises(SettingsError, match=r"\['qkv'\] match no Linear layer.*q_proj"):
         targets(["q_proj", "qkv"])

@@ -33,9 +33,7 @@ def write_hostile(path, kind, marker):
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
 @pytest.mark.parametrize("place", ["a.pth", "folder/adapter_model.bin"])
 def test_pickle_that_runs_code_is_refused_and_not_run(tmp_path, kind, place):
-    path, _ = (
-        saved(tmp_path, "folder", target_modules=["q_proj"]) if "/" in place else (tmp_path / place, None)
-    )
+    path, _ = saved(tmp_path, "folder", target_modules=["q_proj"]) if "/" in place else (tmp_path / place, None)
     (tmp_path / "folder" / "adapter_model.safetensors").unlink(missing_ok=True)
     write_hostile(tmp_path / place, kind, tmp_path / "ran")
     for read in (adapter_rank, lambda p: load_lora(make(), p)):

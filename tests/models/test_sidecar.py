@@ -14,9 +14,7 @@ from parallelmind.models.sidecar import (
     write_sidecar,
 )
 
-STORED = RopeSettings(
-    ratio=0.25, mode="additive", pairs="interleaved", branch_stride=0, visibility="columnar"
-)
+STORED = RopeSettings(ratio=0.25, mode="additive", pairs="interleaved", branch_stride=0, visibility="columnar")
 SIDECAR = Sidecar(rope=STORED, rank=4, base_model="some/model")
 
 
@@ -60,9 +58,7 @@ def test_no_sidecar_is_none(tmp_path):
 
 
 def edited(**changes):
-    content = json.loads(
-        json.dumps({"rope": vars(STORED), "rank": 4, "base_model": "m", "format_version": 1})
-    )
+    content = json.loads(json.dumps({"rope": vars(STORED), "rank": 4, "base_model": "m", "format_version": 1}))
     for name, value in changes.items():
         place, _, leaf = name.rpartition("__")
         target = content[place] if place else content

@@ -80,10 +80,7 @@ def test_rows_keep_the_numbers_of_their_branches(tmp_path: Path) -> None:
     run(branches_per_sample=2)
 
     def numbers() -> list[list[int | None]]:
-        return [
-            [b.branch_id for b in request.branches if isinstance(b, Branch)]
-            for request in run.engine.requests
-        ]
+        return [[b.branch_id for b in request.branches if isinstance(b, Branch)] for request in run.engine.requests]
 
     assert numbers() == [[1, 2], [3, 4], [5]]
     assert all(request.main == encode("main 0") for request in run.engine.requests)
@@ -210,9 +207,7 @@ def test_a_text_the_tokenizer_cannot_take_is_a_failed_record(tmp_path: Path) -> 
 
     options = BatchOptions(base_model="m", data_path=run.data, out_path=run.out)
     engine = FakeEngine()
-    backend = Backend(
-        engine=engine, encode_main=encode_main, encode_branch=lambda text, has_main: encode(text)
-    )
+    backend = Backend(engine=engine, encode_main=encode_main, encode_branch=lambda text, has_main: encode(text))
     run_batch(options, progress=Recorder(), load=lambda options: backend)
     assert run.rows[0]["error"] == "line 1 cannot be tokenised (OverflowError: no)."
     assert run.rows[1]["output"]
@@ -220,9 +215,7 @@ def test_a_text_the_tokenizer_cannot_take_is_a_failed_record(tmp_path: Path) -> 
 
 def test_texts_without_tokens_are_refused(tmp_path: Path) -> None:
     run = Run(tmp_path, [{"text": "a"}])
-    backend = Backend(
-        engine=FakeEngine(), encode_main=lambda text: [], encode_branch=lambda text, has_main: []
-    )
+    backend = Backend(engine=FakeEngine(), encode_main=lambda text: [], encode_branch=lambda text, has_main: [])
     options = BatchOptions(base_model="m", data_path=run.data, out_path=run.out)
     run_batch(options, progress=Recorder(), load=lambda options: backend)
     assert "there is nothing to continue" in run.rows[0]["error"]
@@ -315,9 +308,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         run_batch(options, progress=Silent(), load=lambda options: Backend(engine, cheap, cheap))
         print((peak() - before) // 1024)
         """
-    ).replace(
-        "Backend(engine, cheap, cheap)", "Backend(engine=engine, encode_main=cheap, encode_branch=cheap)"
-    )
+    ).replace("Backend(engine, cheap, cheap)", "Backend(engine=engine, encode_main=cheap, encode_branch=cheap)")
     done = subprocess.run(
         [sys.executable, "-c", script, str(data), str(out)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])},

@@ -52,9 +52,7 @@ def test_a_value_out_of_range_names_flag_value_and_remedy(name: str, value: Any)
 def test_a_minimum_needs_dynamic_mode_and_a_larger_maximum() -> None:
     with pytest.raises(SettingsError, match="--min_branches_per_sample 2 is for dynamic mode"):
         options(min_branches_per_sample=2)
-    with pytest.raises(
-        SettingsError, match="--min_branches_per_sample 5 is above --max_branches_per_sample 4"
-    ):
+    with pytest.raises(SettingsError, match="--min_branches_per_sample 5 is above --max_branches_per_sample 4"):
         options(min_branches_per_sample=5, max_branches_per_sample=4)
 
 
@@ -66,9 +64,7 @@ def test_rows() -> None:
 
 
 def test_only_what_changes_answers_is_identity() -> None:
-    same = options(
-        batch_size=2, batch_by_samples=True, device="cpu", num_workers=5, retry_failed=True, overwrite=True
-    )
+    same = options(batch_size=2, batch_by_samples=True, device="cpu", num_workers=5, retry_failed=True, overwrite=True)
     assert same.identity() == options().identity()
     for name, value in {"seed": 1, "stop": ("x",), "dtype": "float32", "visibility": "strict"}.items():
         assert options(**{name: value}).identity() != options().identity()

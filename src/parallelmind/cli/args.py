@@ -16,6 +16,9 @@ USAGE_ERROR = 2
 class Parser(argparse.ArgumentParser):
     """Takes underscores and hyphens in flags; an error is one line, and suggests the flag that was meant."""
 
+    more_flags: Callable[[Parser], None] | None = None
+    """Adds flags that take a heavy import to know; called when a flag is given that is not among the others."""
+
     def __init__(self, *args: object, **options: object) -> None:
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -24,7 +27,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        given = [self._spelled(arg) for arg in (sys.argv[1:] if args is None else args)]
+        raw = sys.argv[1:] if args is None else list(args)
+        self._learn_more_flags(raw)
+        given = [self._spelled(arg) for arg in raw]
         if self._subparsers:
             return super().parse_known_args(given, namespace)
         # Before argparse looks, which would name a required flag as missing rather than the misspelled one.
@@ -36,12 +41,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"error: {message} (see {self.prog} --help)\n")
 
+    def _learn_more_flags(self, args: Iterable[str]) -> None:
+        names = (self._spelled(arg).partition("=")[0] for arg in args if arg.startswith("--"))
+        if self.more_flags is not None and any(name not in self._option_string_actions for name in names):
+            learn, self.more_flags = self.more_flags, None
+            learn(self)
+
     def _refuse_unknown(self, flags: Iterable[str]) -> None:
         for flag in flags:
             if flag.partition("=")[0] not in self._option_string_actions:
                 self.error(f"unknown flag {flag.partition('=')[0]}{self._suggestion(flag)}")
 
     def _spelled(self, arg: str) -> str:
+        if not arg.startswith("--"):
+            return arg
         name, equals, value = arg.partition("=")
         spelled = "--" + name[2:].replace("-", "_")
         return spelled + equals + value if spelled in self._option_string_actions else arg
@@ -57,12 +70,17 @@ def documented_default(text: str, value: object) -> str:
     return f"{text} (default: {value})"
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose and load a model."""
+def add_model_flags(
+    parser: argparse.ArgumentParser, *, adapter_required: bool = False, dtype: str | None = "bfloat16"
+) -> None:
+    """The flags that choose and load a model; no `dtype` is the base model's own."""
     group = parser.add_argument_group("model")
     group.add_argument("--base_model", required=True, metavar="MODEL", help="hub name or local folder")
     group.add_argument(
-        "--lora_path", metavar="PATH", help="adapter: a .pth file or a PEFT folder (default: none)"
+        "--lora_path",
+        required=adapter_required,
+        metavar="PATH",
+        help="adapter: a .pth file or a PEFT folder" + ("" if adapter_required else " (default: none)"),
     )
     group.add_argument(
         "--lora_rank",
@@ -77,9 +95,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="turn 2D RoPE on (default: on with an adapter)",
     )
-    rope.add_argument(
-        "--no_patch_rope", action="store_false", dest="patch_rope", default=None, help="turn 2D RoPE off"
-    )
+    rope.add_argument("--no_patch_rope", action="store_false", dest="patch_rope", default=None, help="turn 2D RoPE off")
     adapter = "the adapter's, else "
     group.add_argument(
         "--rope_2d_ratio",
@@ -90,9 +106,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rope_2d_mode",
         choices=["split", "additive"],
-        help=documented_default(
-            "how those pairs turn: by branch only, or by time + branch", adapter + "split"
-        ),
+        help=documented_default("how those pairs turn: by branch only, or by time + branch", adapter + "split"),
     )
     group.add_argument(
         "--rope_2d_pairs",
@@ -113,14 +127,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
             adapter + "isolated",
         ),
     )
-    group.add_argument(
-        "--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU")
-    )
+    group.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
     group.add_argument(
         "--dtype",
         choices=["float32", "float16", "bfloat16"],
-        default="bfloat16",
-        help=documented_default("number format of the weights", "bfloat16"),
+        default=dtype,
+        help=documented_default("number format of the weights", dtype or "the base model's own"),
     )
 
 

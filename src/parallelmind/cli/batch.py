@@ -45,20 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     rows = parser.add_argument_group("rows and batches")
     _add_count(rows, "--branches_per_sample", 4, "fixed mode: branches in a row")
-    _add_count(
-        rows, "--max_branches_per_sample", None, "dynamic mode: branches in a row at most; 0 is fixed mode"
-    )
-    _add_count(
-        rows, "--min_branches_per_sample", 1, "dynamic mode: branches in a row at least, where avoidable"
-    )
+    _add_count(rows, "--max_branches_per_sample", None, "dynamic mode: branches in a row at most; 0 is fixed mode")
+    _add_count(rows, "--min_branches_per_sample", 1, "dynamic mode: branches in a row at least, where avoidable")
     _add_count(rows, "--batch_size", 16, "branches that run at once")
-    rows.add_argument(
-        "--batch_by_samples", action="store_true", help="batch_size counts rows instead of branches"
-    )
+    rows.add_argument("--batch_by_samples", action="store_true", help="batch_size counts rows instead of branches")
     _add_count(rows, "--max_total_tokens", 0, "tokens of main and prompts in a row at most; 0 is no limit")
     add_sampling_flags(parser, top_k=0, repetition_penalty=1.0)
     running = parser.add_argument_group("running")
     _add_count(running, "--num_workers", 1, "threads that read ahead and tokenise; 0 is none")
+    running.add_argument(
+        "--kv_cache_gb",
+        type=float,
+        metavar="GB",
+        help=documented_default("memory for keys and values", "half of what is free"),
+    )
     running.add_argument(
         "--log_interval",
         type=float,
@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_branches_per_sample == 0:
         args.max_branches_per_sample = None
     args.stop = tuple(args.stop)
-    options = BatchOptions(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(BatchOptions)}
-    )
+    options = BatchOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(BatchOptions)})
     try:
         report = run_batch(options, progress=make_progress(args.log_interval), rank=current_rank())
     except KeyboardInterrupt:

@@ -19,7 +19,16 @@ from parallelmind.jobs.ranks import current_rank
 
 __all__ = ["main"]
 
-COMMANDS = {"batch": "parallelmind.cli.batch"}
+COMMANDS = {
+    "batch": "parallelmind.cli.batch",
+    "chat": "parallelmind.cli.chat",
+    "generate": "parallelmind.cli.generate",
+    "demo": "parallelmind.cli.demo",
+    "convert": "parallelmind.cli.convert",
+    "train": "parallelmind.cli.train",
+    "show": "parallelmind.cli.show",
+    "merge": "parallelmind.cli.merge",
+}
 
 
 class _Terminated(KeyboardInterrupt):
@@ -52,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="parallelmind", description="Parallel branches for Hugging Face causal language models."
-    )
+    parser = Parser(prog="parallelmind", description="Parallel branches for Hugging Face causal language models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module_name in COMMANDS.items():
         module = importlib.import_module(module_name)

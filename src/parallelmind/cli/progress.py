@@ -71,7 +71,7 @@ class LogProgress:
             return
         self._shown = now
         elapsed, new = now - self._started, done - self._done_before
-        left = _duration(elapsed / new * (self._total - done)) if new else "unknown"
+        left = duration(elapsed / new * (self._total - done)) if new else "unknown"
         rates = _rates(new, failed, generated_tokens, elapsed)
         _LOGGER.info("%d of %d records, %s, time left %s", done, self._total, rates, left)
 
@@ -90,7 +90,7 @@ def _rates(records: int, failed: int, tokens: int, seconds: float) -> str:
     return f"{rates}, {failed} failed" if failed else rates
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

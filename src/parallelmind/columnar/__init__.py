@@ -1,6 +1,13 @@
 """The one definition of a row: positions, visibility, labels, 2D RoPE. Needs torch only."""
 
-from parallelmind.columnar.layout import IGNORE_INDEX, PAD_BRANCH, PackedRow, pack_row, pos2d_ids, shift_labels
+from parallelmind.columnar.layout import (
+    IGNORE_INDEX,
+    PAD_BRANCH,
+    PackedRow,
+    pack_row,
+    pos2d_ids,
+    shift_labels,
+)
 from parallelmind.columnar.rope import (
     PAIR_CHOICES,
     ROPE_MODES,

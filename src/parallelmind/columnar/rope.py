@@ -40,7 +40,13 @@ class Rope2D(nn.Module):
     [B, S, E] each.
     """
 
-    def __init__(self, rotary: nn.Module, pair_indices: Sequence[int], mode: RopeMode, layer_types: Sequence[str | None]):
+    def __init__(
+        self,
+        rotary: nn.Module,
+        pair_indices: Sequence[int],
+        mode: RopeMode,
+        layer_types: Sequence[str | None],
+    ):
         super().__init__()
         self.rotary = rotary
         self.pair_indices = tuple(sorted(pair_indices))
@@ -211,7 +217,7 @@ def set_rope_pos2d(model: nn.Module, pos2d: Tensor | None) -> None:
     ropes = [module for module in model.modules() if isinstance(module, Rope2D)]
     if not ropes:
         raise SettingsError(
-            "The model has no 2D RoPE; call patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model)) first."
+            "The model has no 2D RoPE; call patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model))."
         )
     if pos2d is not None and (pos2d.dim() != 3 or pos2d.shape[-1] != 2):
         raise SettingsError(f"pos2d must be [batch, seq, 2], got {list(pos2d.shape)}.")

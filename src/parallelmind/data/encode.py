@@ -26,3 +26,10 @@ def encode_branch(tokenizer: Any, text: str, *, has_main: bool) -> list[int]:
         return encode_main(tokenizer, text)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     return ids
+
+
+def encode_completion(tokenizer: Any, text: str) -> list[int]:
+    """Ids of what a model is to write after a prompt, closed with the end-of-text token if the tokenizer has one."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    end: int | None = tokenizer.eos_token_id
+    return ids if end is None or (ids and ids[-1] == end) else [*ids, end]

@@ -126,9 +126,7 @@ def _ignore(chunk: bytes) -> None:
     del chunk
 
 
-def _raw_lines(
-    file: BinaryIO, max_line_bytes: int, observe: Callable[[bytes], None]
-) -> Iterator[tuple[bytes, int]]:
+def _raw_lines(file: BinaryIO, max_line_bytes: int, observe: Callable[[bytes], None]) -> Iterator[tuple[bytes, int]]:
     """Yield (content, size) of each line; a blank line is (b"", 0)."""
     while head := file.readline(max_line_bytes + 2):  # + 2: the line end of a line of just that length
         observe(head)

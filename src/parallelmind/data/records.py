@@ -13,7 +13,17 @@ from typing import Any
 from parallelmind.data.jsonl import JsonLine
 from parallelmind.errors import DataError
 
-__all__ = ["Record", "parse_record", "salvage_fields", "shorten"]
+__all__ = [
+    "Record",
+    "field_names",
+    "load_object",
+    "parse_record",
+    "quoted",
+    "salvage_fields",
+    "shorten",
+    "show_value",
+    "text_field",
+]
 
 _SHOWN = 80
 _SHOWN_LINE = 500
@@ -46,16 +56,16 @@ def parse_record(line: JsonLine) -> Record:
     where = f"line {line.number}"
     if line.too_long:
         raise DataError(f"{where} has {line.size:,} bytes, more than one record may have; split it.")
-    row = _load_object(line.content, where)
+    row = load_object(line.content, where)
     _check_id(row, where)
     fields = {"id": row["id"]} if "id" in row else {}
     if "text" in row:
         if clash := [name for name in ("main", "branches") if name in row]:
-            raise DataError(f'{where} has "text" and {_quoted(clash)}; expected {_FORMS}, not both.')
-        return Record(main=_text(row["text"], f'{where}: "text"'), branches=(), fields=fields)
+            raise DataError(f'{where} has "text" and {quoted(clash)}; expected {_FORMS}, not both.')
+        return Record(main=text_field(row["text"], f'{where}: "text"'), branches=(), fields=fields)
     if missing := [name for name in ("main", "branches") if name not in row]:
-        raise DataError(f"{where} has no {_quoted(missing)} (found: {_names(row)}); expected {_FORMS}.")
-    main = _text(row["main"], f'{where}: "main"', may_be_empty=True)
+        raise DataError(f"{where} has no {quoted(missing)} (found: {field_names(row)}); expected {_FORMS}.")
+    main = text_field(row["main"], f'{where}: "main"', may_be_empty=True)
     return Record(main=main, branches=_branches(row["branches"], where, main), fields=fields)
 
 
@@ -65,7 +75,7 @@ def salvage_fields(line: JsonLine) -> dict[str, Any]:
     if line.too_long:
         return fallback
     try:
-        row = _load_object(line.content, "")
+        row = load_object(line.content, "")
     except DataError:
         return fallback
     main = row.get("main", row.get("text"))
@@ -82,31 +92,27 @@ def shorten(text: str, limit: int = _SHOWN) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _load_object(content: bytes, where: str) -> dict[str, Any]:
+def load_object(content: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         found = content[error.start : error.start + 4].hex(" ")
-        raise DataError(
-            f"{where} is not UTF-8 at byte {error.start + 1} ({found}); save it as UTF-8."
-        ) from None
+        raise DataError(f"{where} is not UTF-8 at byte {error.start + 1} ({found}); save it as UTF-8.") from None
     except RecursionError:
         raise DataError(f"{where} is nested too deeply; expected {_FORMS}.") from None
     except ValueError as error:
         found = shorten(content.decode("utf-8", "replace"))
         raise DataError(f"{where} is not valid JSON ({error}): {found}") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where} is {_shown(row)}; expected an object: {_FORMS}.")
+        raise DataError(f"{where} is {show_value(row)}; expected an object: {_FORMS}.")
     return row
 
 
 def _branches(value: Any, where: str, main: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise DataError(f'{where}: "branches" is {_shown(value)}; expected a list of texts.')
+        raise DataError(f'{where}: "branches" is {show_value(value)}; expected a list of texts.')
     if not value:
-        raise DataError(
-            f'{where}: "branches" is empty; expected at least one text, or the form {{"text": "..."}}.'
-        )
+        raise DataError(f'{where}: "branches" is empty; expected at least one text, or the form {{"text": "..."}}.')
     texts = []
     for place, item in enumerate(value):
         name = f'{where}: "branches"[{place}]'
@@ -115,19 +121,19 @@ def _branches(value: Any, where: str, main: str) -> tuple[str, ...]:
                 raise DataError(f'{name} has no "prompt"; expected a text or {{"prompt": text}}.')
             name, item = name + '."prompt"', item["prompt"]
         # With a main, an empty branch just continues it.
-        texts.append(_text(item, name, may_be_empty=bool(main)))
+        texts.append(text_field(item, name, may_be_empty=bool(main)))
     return tuple(texts)
 
 
-def _text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
+def text_field(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{name} is {_shown(value)}; expected a text.")
+        raise DataError(f"{name} is {show_value(value)}; expected a text.")
     if not value and not may_be_empty:
         raise DataError(f"{name} is empty; expected a text.")
     if value != _encodable(value):
         raise DataError(
             f"{name} has half of a surrogate pair (an escape like \\ud83d on its own): "
-            f"{_shown(_encodable(value))}; expected whole characters."
+            f"{show_value(_encodable(value))}; expected whole characters."
         )
     return value
 
@@ -145,7 +151,7 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     kinds = {
         str: "a text",
         bool: "a boolean",
@@ -159,9 +165,9 @@ def _shown(value: Any) -> str:
     return f"{kinds[type(value)]} ({shorten(json.dumps(value, ensure_ascii=False))})"
 
 
-def _names(row: Mapping[str, Any]) -> str:
+def field_names(row: Mapping[str, Any]) -> str:
     return shorten(", ".join(json.dumps(name) for name in row)) or "no fields"
 
 
-def _quoted(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
     return " and ".join(f'"{name}"' for name in names)

@@ -72,7 +72,7 @@ def engine_attention_forward(
         [1, T, H·G, E], and None for the weights.
     """
     context = _context.get()
-    layer = module.layer_idx
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     heads = key.shape[1]
     q_HGTD = query[0].unflatten(0, (heads, -1))
@@ -145,9 +145,7 @@ def _attend_main(
             mask = context.main_mask(index, end, q_HGTD)
         if mask is None:
             causal = torch.ones(count, end, dtype=torch.bool, device=q_HGTD.device).tril()
-            mask = torch.zeros_like(causal, dtype=q_HGTD.dtype).masked_fill_(
-                ~causal, torch.finfo(q_HGTD.dtype).min
-            )
+            mask = torch.zeros_like(causal, dtype=q_HGTD.dtype).masked_fill_(~causal, torch.finfo(q_HGTD.dtype).min)
         q_HQD = q_HGTD.flatten(1, 2)
         out, lse = attend(q_HQD, k_HKD, v_HKE, mask.repeat(group, 1), options.scale, options.softcap)
         out, lse = out.unflatten(1, (group, count)), lse.unflatten(1, (group, count))
@@ -232,7 +230,10 @@ def _merge_shared(
             options.scale,
             options.softcap,
         )
-        own_out, own_lse = out_HGTE[:, :, start - first : end - first], lse_HGT[:, :, start - first : end - first]
+        own_out, own_lse = (
+            out_HGTE[:, :, start - first : end - first],
+            lse_HGT[:, :, start - first : end - first],
+        )
         shared_out = shared_out.unflatten(1, (group_size, end - start))
         shared_lse = shared_lse.unflatten(1, (group_size, end - start))
         share = torch.sigmoid(shared_lse - own_lse)[..., None]

@@ -41,17 +41,20 @@ class DenseCache:
             context.slots.write(layer_idx, slots, places, key[0, :, first:], value[0, :, first:])
         keys = [main.keys[layer_idx][:, :length] for main, length in self._mains.values()]
         values = [main.values[layer_idx][:, :length] for main, length in self._mains.values()]
-        for _, span in self._rows():
-            length = span.past + len(span.token_ids)
-            keys.append(context.slots.keys[layer_idx][span.slot, :, :length])
-            values.append(context.slots.values[layer_idx][span.slot, :, :length])
+        for _index, branch in self._rows():
+            length = branch.past + len(branch.token_ids)
+            keys.append(context.slots.keys[layer_idx][branch.slot, :, :length])
+            values.append(context.slots.values[layer_idx][branch.slot, :, :length])
         return torch.cat(keys, dim=1)[None], torch.cat(values, dim=1)[None]
 
     def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Additive, [1, 1, T, K]."""
         context = self.context
         # (row, branch, time) of each key and query; a main is a row of its own that groups may also see.
-        key_main, key_group, key_branch, key_time = [], [], [], []
+        key_main: list[int] = []
+        key_group: list[int] = []
+        key_branch: list[int] = []
+        key_time: list[int] = []
         for identity, (_, length) in self._mains.items():
             key_main += [identity] * length
             key_group += [-1] * length

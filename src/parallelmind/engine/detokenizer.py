@@ -20,7 +20,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, stop_texts: Sequence[str] = ()):
         self._tokenizer = tokenizer
         self._stop_texts = tuple(stop_texts)
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._stream = DecodeStream(skip_special_tokens=True) if self._backend is not None else None
         self._token_ids: list[int] = []
         self._decoded = ""

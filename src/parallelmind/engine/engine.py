@@ -97,9 +97,7 @@ class Engine:
         self._next_request_id = 0
         self._outbox: list[Event] = []
 
-    def generate(
-        self, requests: Iterable[Request], sampling: SamplingParams | None = None
-    ) -> list[RequestResult]:
+    def generate(self, requests: Iterable[Request], sampling: SamplingParams | None = None) -> list[RequestResult]:
         """Run all requests; results in their order, branches in the order of each request.
 
         A branch that cannot run (too long, nothing to continue) has finish_reason "error" and says why; the others run.
@@ -196,9 +194,7 @@ class Engine:
             self._abort()
             raise
 
-    def join(
-        self, request: Request, result: RequestResult, branches: Sequence[Prompt | Branch] = ()
-    ) -> Request:
+    def join(self, request: Request, result: RequestResult, branches: Sequence[Prompt | Branch] = ()) -> Request:
         """A request whose main is the former one followed by its branches and their answers, in order.
 
         The keys and values of the former main are reused, if it is still in the prefix cache.
@@ -214,6 +210,11 @@ class Engine:
     def kv_cache_tokens(self) -> int:
         """Tokens of mains held at present."""
         return self._scheduler.mains.num_tokens
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Memory of keys and values held at present, mains and running branches together."""
+        return self._scheduler.mains.nbytes() + self._scheduler.slots.nbytes()
 
     def reset_prefix_cache(self) -> None:
         """Drop all mains that no request uses."""
@@ -310,14 +311,16 @@ class Engine:
             if not branch.output_ids:
                 self.stats.prompt_tokens += count
         rows = [] if logits is None else list(logits[len(finished_mains) : len(logits_at)])
-        for index, (main, _) in enumerate(finished_mains):
+        for index, (finished, _) in enumerate(finished_mains):
             assert logits is not None
-            main.last_logits = logits[index].clone()
+            finished.last_logits = logits[index].clone()
         for branch in self._scheduler.running:
-            if branch.starts_from_main and not branch.finished and branch.group.main is not None:
-                if branch.group.main.last_logits is not None and branch not in sampled:
-                    sampled.append(branch)
-                    rows.append(branch.group.main.last_logits)
+            main = branch.group.main
+            if not branch.starts_from_main or branch.finished or main is None or branch in sampled:
+                continue
+            if main.last_logits is not None:
+                sampled.append(branch)
+                rows.append(main.last_logits)
         if not sampled:
             return []
         tokens = sample(torch.stack(rows), [branch.sampler_row() for branch in sampled])
@@ -328,9 +331,7 @@ class Engine:
         self.stats.generated_tokens += 1
         if branch.finished:
             return self._finish(branch, text, (token,))
-        return Event(
-            request_index=branch.group.request_id, branch_index=branch.index, text=text, token_ids=(token,)
-        )
+        return Event(request_index=branch.group.request_id, branch_index=branch.index, text=text, token_ids=(token,))
 
     def _finish(self, branch: BranchSequence, text: str, token_ids: tuple[int, ...], error: str | None = None) -> Event:
         group = branch.group

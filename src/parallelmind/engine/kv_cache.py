@@ -98,6 +98,9 @@ class PrefixCache:
                 del self._mains[ids]
                 excess -= len(ids)
 
+    def nbytes(self) -> int:
+        return sum(main.nbytes() for main in self._mains.values())
+
     def remove(self, main: MainCache) -> None:
         self._mains.pop(main.token_ids, None)
 
@@ -164,4 +167,3 @@ class BranchSlots:
 def kv_bytes(main: MainCache) -> int:
     """Bytes per token over all layers, measured on a filled main."""
     return -(-main.nbytes() // max(1, main.num_cached_tokens))
-

@@ -27,7 +27,7 @@ class ModelRunner:
         UnsupportedModelError: recurrent layers, or logits that differ from the model's own forward.
     """
 
-    def __init__(self, model: nn.Module, *, branch_stride: int):
+    def __init__(self, model: Any, *, branch_stride: int):
         self.model: Any = model
         self.branch_stride = branch_stride
         self.patched = find_rope_patch(model) is not None
@@ -92,7 +92,7 @@ class ModelRunner:
             self.dense = dense
             try:
                 actual, bytes_per_token = self._probe(ids[0].tolist())
-            except _AttentionNotReached:
+            except _AttentionNotReachedError:
                 continue
             except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
@@ -116,7 +116,7 @@ class ModelRunner:
         rows = [self.forward(_plan(slots, [span], []), torch.tensor([_PROBE_MAIN - 1]))]
         layers = len(main.keys)
         if layers == 0:
-            raise _AttentionNotReached
+            raise _AttentionNotReachedError
         if layers != self.config.num_hidden_layers:
             raise ValueError(f"{layers} of {self.config.num_hidden_layers} layers keep keys and values")
         main.num_cached_tokens = _PROBE_MAIN
@@ -132,7 +132,7 @@ class ModelRunner:
         return torch.cat(rows), kv_bytes(main)
 
 
-class _AttentionNotReached(Exception):
+class _AttentionNotReachedError(Exception):
     """The model never called the registered attention function."""
 
 
@@ -147,7 +147,7 @@ def _refuse_recurrent(model: nn.Module, config: Any) -> None:
         kinds.add("recurrent state")
     if kinds:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has layers of kind {', '.join(sorted(map(str, kinds)))}. Their state would leak from "
-            "branch to branch, so it cannot run parallel branches. Use a model whose layers are all full or sliding "
+            f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}. Their state would leak "
+            "from branch to branch, so it cannot run parallel branches. Use a model whose layers are all full or sliding "
             "attention."
         )

@@ -71,7 +71,8 @@ class Branch:
     sampling: SamplingParams | None = None
     """None: the parameters given to `generate` or `stream`."""
     branch_id: int | None = None
-    """Number of the branch under its main, from 1; its branch position is this × stride. None: its place + 1."""
+    """Number of the branch under its main, from 1; its branch position is this × stride. None: its place + 1.
+    A single branch may have 0: it continues main itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,9 +86,7 @@ class Scheduler:
                 continue
             fed += [(branch, count) for branch, count in feeds if count]
             still = [_span(b, 0) for b in group.branches if b.slot >= 0 and b not in {f for f, n in feeds if n}]
-            groups.append(
-                GroupSpan(main=group.main, branches=spans, finished=still if group.in_step else ())
-            )
+            groups.append(GroupSpan(main=group.main, branches=spans, finished=still if group.in_step else ()))
         if not self.running and not plan.mains and not plan.rejected:
             return None
         if self.running:
@@ -263,8 +261,8 @@ class Scheduler:
         needed = len(group.main_ids) + branches * max(b.max_tokens for b in group.waiting[:branches])
         reason = (
             f"needs {needed} tokens of key/value cache ({len(group.main_ids)} of main, {branches} × "
-            f"{branch.max_tokens} of branches), the limit is {self.max_cached_tokens}; raise kv_cache_bytes, or lower "
-            "max_new_tokens or the number of branches"
+            f"{branch.max_tokens} of branches), the limit is {self.max_cached_tokens}; raise kv_cache_bytes "
+            "(--kv_cache_gb), or lower max_new_tokens or the number of branches"
         )
         for rejected in group.waiting[:branches]:
             plan.rejected.append((rejected, reason))

@@ -120,8 +120,7 @@ class Job:
                 yield item
         if self._input_stamp() != self._stamp_when_opened:
             raise JobError(
-                f"{self._input_path} was edited while the job ran; restore it, "
-                "or begin anew with --overwrite."
+                f"{self._input_path} was edited while the job ran; restore it, or begin anew with --overwrite."
             )
 
     def write(self, item: WorkItem, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -156,9 +155,7 @@ class Job:
         """
         assert self._writer
         if missing := self.input.records - self._index.done:
-            raise JobError(
-                f"{missing} records of {self._input_path} have no result; start the same command again."
-            )
+            raise JobError(f"{missing} records of {self._input_path} have no result; start the same command again.")
         output_bytes = merge_parts(self._index, self._parts, self._folder / "output.tmp", self._out_path)
         failed = self._index.failed_records
         self.completion = Completion(
@@ -180,9 +177,7 @@ class Job:
         if not self._input_path.exists():
             raise DataError(f"the input {self._input_path} does not exist.")
         if not self._input_path.is_file():
-            raise DataError(
-                f"the input {self._input_path} is not a regular file; save the records to a file first."
-            )
+            raise DataError(f"the input {self._input_path} is not a regular file; save the records to a file first.")
         if self._out_path.exists():
             if not self._out_path.is_file():
                 raise SettingsError(f"the output {self._out_path} is not a regular file; choose a file name.")
@@ -193,9 +188,7 @@ class Job:
                     f"{self._out_path} exists and was not made by this job; choose another output, "
                     "or replace it with --overwrite."
                 )
-        next(
-            read_lines(self._input_path, max_records=1), None
-        )  # a file of another kind is refused before we write
+        next(read_lines(self._input_path, max_records=1), None)  # a file of another kind is refused before we write
 
     def _open(self) -> None:
         self._stamp_when_opened = self._input_stamp()

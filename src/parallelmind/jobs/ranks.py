@@ -31,9 +31,7 @@ def current_rank(environ: Mapping[str, str] = os.environ) -> Rank:
     """
     rank, world_size = _number(environ, "RANK", 0), _number(environ, "WORLD_SIZE", 1)
     if not 0 <= rank < world_size:
-        raise SettingsError(
-            f"RANK is {rank} and WORLD_SIZE is {world_size}; RANK must be from 0 to WORLD_SIZE - 1."
-        )
+        raise SettingsError(f"RANK is {rank} and WORLD_SIZE is {world_size}; RANK must be from 0 to WORLD_SIZE - 1.")
     return Rank(rank, world_size)
 
 
@@ -42,6 +40,4 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     try:
         return int(value) if value else default
     except ValueError:
-        raise SettingsError(
-            f"the environment variable {name} is {value!r}; it must be a whole number."
-        ) from None
+        raise SettingsError(f"the environment variable {name} is {value!r}; it must be a whole number.") from None

@@ -37,9 +37,7 @@ class JobSpec:
 
     @property
     def settings_digest(self) -> bytes:
-        text = json.dumps(
-            [self.kind, dict(self.settings), dict(self.files)], sort_keys=True, ensure_ascii=False
-        )
+        text = json.dumps([self.kind, dict(self.settings), dict(self.files)], sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
     def differences(self, stored: JobSpec) -> list[str]:
@@ -54,9 +52,7 @@ class JobSpec:
         for name in sorted({*self.files, *stored.files}):
             if self.files.get(name) != stored.files.get(name):
                 found.append(f"the files of {name} were edited")
-        if self.input != stored.input and self.settings.get("max_samples") == stored.settings.get(
-            "max_samples"
-        ):
+        if self.input != stored.input and self.settings.get("max_samples") == stored.settings.get("max_samples"):
             found.append(f"the input was {_described(stored.input, self.input)}")
         return found
 

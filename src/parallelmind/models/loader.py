@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.lora import load_lora
-from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
+from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, read_sidecar, resolve_settings
 
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
@@ -75,9 +78,9 @@ def load_model_with_lora(
 ) -> LoadedModel:
     """Load a base model, apply 2D RoPE and an adapter, and return (model, tokenizer, patch_rope).
 
-    None means "not given": the adapter's sidecar decides, else the documented default (ratio 0.5, split, low, stride
-    128, isolated; rank 8 for a `.pth` without a sidecar; 2D RoPE with an adapter only). Values that contradict the
-    sidecar are refused.
+    None means "not given": the sidecar of the adapter or of the model folder decides, else the documented
+    default (ratio 0.5, split, low, stride 128, isolated; rank 8 for a `.pth` without a sidecar; 2D RoPE with an
+    adapter only). Values that contradict a sidecar are refused.
 
     Args:
         base_model: hub name, local folder, or "tiny" for the bundled model.
@@ -89,16 +92,24 @@ def load_model_with_lora(
         UnsupportedModelError: 2D RoPE cannot be applied to the model.
     """
     notes: list[str] = []
+    path = str(bundled_model_path()) if base_model == TINY_MODEL else base_model
     sidecar = None if lora_path is None else read_sidecar(_existing(lora_path))
+    model_sidecar = _sidecar_of_model(path)
+    stored, owner = sidecar, f"the adapter {lora_path}"
+    if model_sidecar is not None:
+        _check_agreement(sidecar, model_sidecar, base_model)
+        stored, owner = model_sidecar, f"the model {base_model}"
+        notes.append(f"{owner} says itself which 2D RoPE it needs (parallelmind.json)")
     settings = resolve_settings(
-        sidecar,
+        stored,
         ratio=rope_2d_ratio,
         mode=rope_2d_mode,
         pairs=rope_2d_pairs,
         branch_stride=branch_stride,
         visibility=visibility,
+        owner=owner,
     )
-    patched = _resolve_patch(patch_rope, lora_path, sidecar, notes)
+    patched = _resolve_patch(patch_rope, lora_path, stored, owner, notes)
     if dtype not in DTYPES:
         raise SettingsError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     placement: dict[str, Any] = {}
@@ -113,7 +124,8 @@ def load_model_with_lora(
         placement.setdefault("device_map", {"": device} if device_map is None else device_map)
     if attn_implementation is not None:
         placement["attn_implementation"] = attn_implementation
-    path = str(bundled_model_path()) if base_model == TINY_MODEL else base_model
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement)
@@ -149,13 +161,13 @@ def _existing(lora_path: str) -> str:
 
 
 def _resolve_patch(
-    patch_rope: bool | None, lora_path: str | None, sidecar: Sidecar | None, notes: list[str]
+    patch_rope: bool | None, lora_path: str | None, sidecar: Sidecar | None, owner: str, notes: list[str]
 ) -> bool:
     if sidecar is not None:
         trained = sidecar.rope is not None
         if patch_rope is not None and patch_rope != trained:
             raise SettingsError(
-                f"--{'' if patch_rope else 'no_'}patch_rope contradicts the adapter {lora_path}, which was trained "
+                f"--{'' if patch_rope else 'no_'}patch_rope contradicts {owner}, which was trained "
                 f"{'with' if trained else 'without'} 2D RoPE; leave the flag out."
             )
         return trained
@@ -168,6 +180,32 @@ def _resolve_patch(
         )
         return False
     return True
+
+
+def _sidecar_of_model(path: str) -> Sidecar | None:
+    """The settings in a model folder, or in a repository of the Hub."""
+    if os.path.isdir(path):
+        return read_sidecar(path)
+    try:
+        file = cached_file(
+            path,
+            SIDECAR_NAME,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except (OSError, ValueError):
+        return None  # no such repository: loading the model says so
+    return None if file is None else read_sidecar(Path(file).parent)
+
+
+def _check_agreement(sidecar: Sidecar | None, model_sidecar: Sidecar, base_model: str) -> None:
+    """An adapter on top of a model that needs 2D RoPE itself must have been trained with the same one."""
+    if sidecar is not None and sidecar.rope != model_sidecar.rope:
+        raise SettingsError(
+            f"--base_model {base_model} needs {model_sidecar.rope or 'no 2D RoPE'}, but the adapter was trained "
+            f"with {sidecar.rope or 'none'}: they do not belong together; give the adapter's own base model."
+        )
 
 
 def _quantization(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) -> Any:

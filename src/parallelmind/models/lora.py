@@ -76,9 +76,7 @@ def apply_lora(
         raise SettingsError(f"LoRA alpha must be a positive number, not {alpha!r}")
     base = unwrap_to_change(model)
     if lora_layers(base):
-        raise AdapterError(
-            "The model has LoRA layers already; merge_lora it first, or load_lora to replace them"
-        )
+        raise AdapterError("The model has LoRA layers already; merge_lora it first, or load_lora to replace them")
     layers = dict.fromkeys(select_targets(base, target_modules), (rank, rank if alpha is None else alpha))
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -104,8 +102,7 @@ def load_lora(model: ModelT, path: str | os.PathLike[str], *, rank: int | None =
     adapter = read_adapter(path)
     if rank is not None and rank != adapter.rank:
         raise AdapterError(
-            f"{path}: its rank is {adapter.rank}, but rank {rank} was asked for; pass --lora_rank "
-            f"{adapter.rank}"
+            f"{path}: its rank is {adapter.rank}, but rank {rank} was asked for; pass --lora_rank {adapter.rank}"
         )
     base = unwrap_to_change(model)
     linears = linear_layers(base)
@@ -151,9 +148,7 @@ def save_lora(model: nn.Module, path: str | os.PathLike[str], *, sidecar: Sideca
     if not layers:
         raise AdapterError(f"{path}: the model has no LoRA to save; call apply_lora or load_lora first")
     if path.suffix in (".pt", ".bin", ".safetensors"):
-        raise AdapterError(
-            f"{path}: save to a name that ends in .pth, or to a folder name for the PEFT format"
-        )
+        raise AdapterError(f"{path}: save to a name that ends in .pth, or to a folder name for the PEFT format")
     if path.suffix == ".pth":
         write_pth(path, pth_state(layers, path), sidecar)
         return path
@@ -210,16 +205,12 @@ def _match(
         if name not in modules:
             problems.append(f"  {file_name}: {shapes}, no such module in the model")
         elif name not in linears:
-            problems.append(
-                f"  {name}: {shapes}, a {type(modules[name]).__name__} in the model, not a Linear"
-            )
+            problems.append(f"  {name}: {shapes}, a {type(modules[name]).__name__} in the model, not a Linear")
         else:
             n_in, n_out, rank = linears[name].in_features, linears[name].out_features, layer.rank
             wrong_magnitude = layer.magnitude is not None and list(layer.magnitude.shape) != [n_out]
             if (layer.A.shape[1], layer.B.shape[0]) != (n_in, n_out) or wrong_magnitude:
-                problems.append(
-                    f"  {name}: {shapes}, A [{rank}, {n_in}] and B [{n_out}, {rank}] in the model"
-                )
+                problems.append(f"  {name}: {shapes}, A [{rank}, {n_in}] and B [{n_out}, {rank}] in the model")
     if problems:
         more = [f"  and {len(problems) - 4} more"] if len(problems) > 4 else []
         raise AdapterError(
@@ -251,7 +242,5 @@ def _cast(layer: LayerWeights, dtype: torch.dtype, name: str, path: str | os.Pat
         magnitude=None if layer.magnitude is None else layer.magnitude.to(dtype),
     )
     if not all(torch.isfinite(tensor.float()).all() for tensor in cast.tensors()):
-        raise AdapterError(
-            f"{path}: {name} has values too large for {dtype}; pass --dtype bfloat16 or float32"
-        )
+        raise AdapterError(f"{path}: {name} has values too large for {dtype}; pass --dtype bfloat16 or float32")
     return cast

@@ -88,9 +88,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     """
     path = Path(path)
     if not path.exists():
-        raise AdapterError(
-            f"{path}: no such file or folder; --lora_path takes a .pth file or a PEFT adapter folder"
-        )
+        raise AdapterError(f"{path}: no such file or folder; --lora_path takes a .pth file or a PEFT adapter folder")
     if is_weights_file(path):
         parts = _sort_keys(_load_tensors(path), _PTH_KEY, path)
         return Adapter({name: _layer(part, name, path) for name, part in parts.items()})
@@ -99,11 +97,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 def _read_folder(folder: Path) -> Adapter:
     if not (folder / CONFIG_NAME).is_file():
-        kind = (
-            "a whole model, not an adapter"
-            if (folder / "config.json").is_file()
-            else "not a PEFT adapter folder"
-        )
+        kind = "a whole model, not an adapter" if (folder / "config.json").is_file() else "not a PEFT adapter folder"
         raise AdapterError(f"{folder}: {kind} (it has no {CONFIG_NAME})")
     config = _read_config(folder / CONFIG_NAME)
     weights = next((folder / n for n in (WEIGHTS_NAME, PICKLED_WEIGHTS_NAME) if (folder / n).is_file()), None)
@@ -125,9 +119,7 @@ def _read_folder(folder: Path) -> Adapter:
                 "(r, rank_pattern); the two files are not of one adapter"
             )
         if (layer.magnitude is not None) != config["use_dora"]:
-            raise AdapterError(
-                f"{folder}: use_dora is {config['use_dora']}, which the weights of {name} contradict"
-            )
+            raise AdapterError(f"{folder}: use_dora is {config['use_dora']}, which the weights of {name} contradict")
     return Adapter(layers, use_rslora=config["use_rslora"], use_dora=config["use_dora"])
 
 
@@ -142,16 +134,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     defaults.update(rank_pattern={}, alpha_pattern={})
     config = {**defaults, **{name: value for name, value in config.items() if value is not None}}
     if config.get("peft_type") != "LORA":
-        raise AdapterError(
-            f"{path}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded"
-        )
+        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
     for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config[name], dict) or not all(
-            _is_positive(value) for value in config[name].values()
-        ):
-            raise AdapterError(
-                f"{path}: {name} must map module names to positive numbers, not {config[name]!r}"
-            )
+        if not isinstance(config[name], dict) or not all(_is_positive(value) for value in config[name].values()):
+            raise AdapterError(f"{path}: {name} must map module names to positive numbers, not {config[name]!r}")
     for name in ("r", "lora_alpha"):
         if not _is_positive(config[name]):
             raise AdapterError(f"{path}: {name} must be a positive number, not {config[name]!r}")
@@ -192,8 +178,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # a damaged file can make the readers raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise AdapterError(
-            f"{path}: damaged or not a file of tensors ({reason}); copy it again or take an earlier "
-            "checkpoint"
+            f"{path}: damaged or not a file of tensors ({reason}); copy it again or take an earlier checkpoint"
         ) from error
     if not isinstance(content, Mapping):
         raise AdapterError(
@@ -202,8 +187,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise AdapterError(
-                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; save the adapter's "
-                "state dict alone"
+                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; save the adapter's state dict alone"
             )
     return dict(content)
 
@@ -217,9 +201,7 @@ def _load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _sort_keys(
-    tensors: Mapping[str, torch.Tensor], pattern: re.Pattern[str], path: Path
-) -> dict[str, _Parts]:
+def _sort_keys(tensors: Mapping[str, torch.Tensor], pattern: re.Pattern[str], path: Path) -> dict[str, _Parts]:
     layers: dict[str, _Parts] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -230,9 +212,7 @@ def _sort_keys(
         part = layers.setdefault(match["module"], _Parts())
         setattr(part, _PART_NAMES[match["part"]], tensor)
     if not layers and any(_PEFT_KEY.fullmatch(key) for key in tensors):
-        raise AdapterError(
-            f"{path}: weights of a PEFT adapter, which need its {CONFIG_NAME}; give the folder instead"
-        )
+        raise AdapterError(f"{path}: weights of a PEFT adapter, which need its {CONFIG_NAME}; give the folder instead")
     if not layers:
         wanted = "<module>.lora.A.weight" if pattern is _PTH_KEY else "<module>.lora_A.weight"
         found = ", ".join(list(tensors)[:3]) or "nothing"
@@ -254,13 +234,9 @@ def _layer(parts: _Parts, name: str, path: Path) -> LayerWeights:
         if tensor is None:
             continue
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
-            raise AdapterError(
-                f"{path}: {key} of {name} is no plain tensor of floating point numbers ({tensor.dtype})"
-            )
+            raise AdapterError(f"{path}: {key} of {name} is no plain tensor of floating point numbers ({tensor.dtype})")
         if not torch.isfinite(tensor.float()).all():
-            raise AdapterError(
-                f"{path}: {key} of {name} holds NaN or infinite values; use an earlier checkpoint"
-            )
+            raise AdapterError(f"{path}: {key} of {name} holds NaN or infinite values; use an earlier checkpoint")
     shapes = tuple(parts.A.shape), tuple(parts.B.shape)
     if [len(shape) for shape in shapes] != [2, 2] or not 0 < shapes[0][0] == shapes[1][1]:
         raise AdapterError(

@@ -106,9 +106,7 @@ def _to_file(tensor: torch.Tensor) -> torch.Tensor:
 
 def write_pth(path: Path, state: Mapping[str, torch.Tensor], sidecar: Sidecar | None) -> None:
     """Write a state dict, and the sidecar beside it. Raises AdapterError; a former one is then unchanged."""
-    files: dict[str, Callable[[Path], None]] = {
-        path.name: lambda temporary: torch.save(dict(state), temporary)
-    }
+    files: dict[str, Callable[[Path], None]] = {path.name: lambda temporary: torch.save(dict(state), temporary)}
     _write_files(path.parent, files, sidecar, sidecar_path(path).name, whole_folder=False)
 
 
@@ -117,9 +115,7 @@ def write_folder(path: Path, config: Any, state: Mapping[str, torch.Tensor], sid
 
     Raises AdapterError if it cannot; a former adapter is then unchanged.
     """
-    values = {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
-    }
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     files: dict[str, Callable[[Path], None]] = {
         WEIGHTS_NAME: lambda temporary: save_file(dict(state), temporary, metadata={"format": "pt"}),

@@ -19,6 +19,7 @@ from parallelmind.columnar.visibility import VISIBILITIES, Visibility
 from parallelmind.errors import AdapterError, SettingsError
 
 __all__ = [
+    "SIDECAR_NAME",
     "RopeSettings",
     "Sidecar",
     "is_weights_file",
@@ -28,6 +29,8 @@ __all__ = [
     "write_sidecar",
 ]
 
+SIDECAR_NAME = "parallelmind.json"
+"""In a folder."""
 FORMAT_VERSION = 1
 _MAX_BYTES = 1 << 20
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -82,7 +85,10 @@ class Sidecar:
     """None: trained without 2D RoPE."""
     rank: int
     base_model: str
-    """Hub name or path of the model the adapter was trained on; empty if unknown."""
+    """Hub name or path of the model the adapter was trained on; empty if unknown.
+
+    A model folder has a sidecar too, if its own weights need 2D RoPE (merged, or trained whole).
+    """
     format_version: int = FORMAT_VERSION
 
 
@@ -95,7 +101,7 @@ def is_weights_file(path: str | os.PathLike[str]) -> bool:
 def sidecar_path(adapter_path: str | os.PathLike[str]) -> Path:
     """Where a sidecar lies: `x.parallelmind.json` beside `x.pth`, `parallelmind.json` in a PEFT folder."""
     path = Path(adapter_path)
-    return path.with_suffix(".parallelmind.json") if is_weights_file(path) else path / "parallelmind.json"
+    return path.with_suffix(".parallelmind.json") if is_weights_file(path) else path / SIDECAR_NAME
 
 
 def sidecar_text(sidecar: Sidecar) -> str:
@@ -127,9 +133,7 @@ def read_sidecar(adapter_path: str | os.PathLike[str]) -> Sidecar | None:
     path = sidecar_path(adapter_path)
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise AdapterError(
-                f"{path}: larger than {_MAX_BYTES} bytes, so not a sidecar; delete it to go on without"
-            )
+            raise AdapterError(f"{path}: larger than {_MAX_BYTES} bytes, so not a sidecar; delete it to go on without")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -160,9 +164,7 @@ def _parse(content: Any, path: Path) -> Sidecar:
             if problem := _problem(name, value):
                 raise AdapterError(f"{path}: field 'rope.{name}' {problem}, not {value!r}")
         rope = RopeSettings(**values)
-    return Sidecar(
-        rope=rope, rank=rank, base_model=_typed(fields, "base_model", str, path), format_version=version
-    )
+    return Sidecar(rope=rope, rank=rank, base_model=_typed(fields, "base_model", str, path), format_version=version)
 
 
 def _object(value: Any, names: list[str], path: Path, where: str) -> Mapping[str, Any]:
@@ -172,9 +174,7 @@ def _object(value: Any, names: list[str], path: Path, where: str) -> Mapping[str
     if missing := [name for name in names if name not in value]:
         raise AdapterError(f"{path}: {where} lacks the field {missing[0]!r}")
     if unknown := [name for name in value if name not in names]:
-        raise AdapterError(
-            f"{path}: {where} has an unknown field {unknown[0]!r}; remove it or upgrade ParallelMind"
-        )
+        raise AdapterError(f"{path}: {where} has an unknown field {unknown[0]!r}; remove it or upgrade ParallelMind")
     return value
 
 
@@ -193,11 +193,12 @@ def resolve_settings(
     pairs: str | None = None,
     branch_stride: int | None = None,
     visibility: str | None = None,
+    owner: str = "the adapter",
 ) -> RopeSettings:
     """Settings to run an adapter with: the sidecar's, or if it has none the given ones and else the defaults.
 
-    None means that the flag was not given. Raises SettingsError for an invalid value, and for given values
-    that contradict the sidecar, listing every one of them.
+    None means that the flag was not given; `owner` is whose sidecar it is, for the error. Raises
+    SettingsError for an invalid value, and for given values that contradict the sidecar, listing every one of them.
     """
     given = {
         "ratio": ratio,
@@ -218,7 +219,7 @@ def resolve_settings(
     ]
     if contradictions:
         raise SettingsError(
-            "The adapter was trained with other settings than the flags given:\n"
+            f"{owner[0].upper()}{owner[1:]} was trained with other settings than the flags given:\n"
             + "\n".join(contradictions)
             + "\nLeave these flags out to use the stored values, or train an adapter with the values given."
         )

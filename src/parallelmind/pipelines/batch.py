@@ -115,9 +115,7 @@ def _answer(job: Job, options: BatchOptions, backend: Backend, progress: Progres
         tally.failed += any("error" in row for row in rows)
 
     def show() -> None:
-        progress.update(
-            done=job.resumed + tally.done, failed=tally.failed, generated_tokens=stats.generated_tokens
-        )
+        progress.update(done=job.resumed + tally.done, failed=tally.failed, generated_tokens=stats.generated_tokens)
 
     worker = BatchWorker(
         backend,
@@ -148,6 +146,7 @@ def load_backend(options: BatchOptions) -> Backend:
     """
     from parallelmind.data.encode import encode_branch, encode_main
     from parallelmind.engine.engine import Engine
+    from parallelmind.models.cpu import optimize_for_cpu
     from parallelmind.models.loader import load_model_with_lora, resolve_device
 
     adapter = f" with the adapter {options.lora_path}" if options.lora_path else ""
@@ -168,9 +167,9 @@ def load_backend(options: BatchOptions) -> Backend:
         branch_stride=options.branch_stride,
         visibility=options.visibility,
     )
-    for line in loaded.notes:
-        _LOGGER.info("%s", line)
     model, tokenizer, _ = loaded
+    for line in (*loaded.notes, *optimize_for_cpu(model)):
+        _LOGGER.info("%s", line)
     sees_main = loaded.settings.visibility != "strict"
     engine = Engine(
         model,
@@ -179,6 +178,7 @@ def load_backend(options: BatchOptions) -> Backend:
         branch_stride=loaded.settings.branch_stride,
         max_running_branches=None if options.batch_by_samples else options.batch_size,
         max_running_requests=options.batch_size if options.batch_by_samples else None,
+        kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
     return Backend(
         engine=engine,
@@ -196,9 +196,7 @@ def _log_input(job: Job, options: BatchOptions) -> None:
         _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", options.out_path)
     elif job.resumed:
         left = job.input.records - job.resumed
-        _LOGGER.info(
-            "continuing: %d of %d records have results, %d to do", job.resumed, job.input.records, left
-        )
+        _LOGGER.info("continuing: %d of %d records have results, %d to do", job.resumed, job.input.records, left)
 
 
 def _report(job: Job, completion: Completion, options: BatchOptions, tally: _Tally) -> BatchReport:

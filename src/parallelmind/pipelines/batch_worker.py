@@ -160,18 +160,14 @@ class BatchWorker:
         write: Callable[[WorkItem, list[Row]], None],
     ) -> Generator[Request, None, None]:
         number = 0
-        prepared = map_ahead(
-            self._prepare, items, workers=self._num_workers, size=lambda item: len(item.line.content)
-        )
+        prepared = map_ahead(self._prepare, items, workers=self._num_workers, size=lambda item: len(item.line.content))
         try:
             for answers in prepared:
                 if not answers.missing:  # nothing the engine could do
                     write(answers.item, answers.complete_rows())
                     self._on_step()
                 for branches in answers.packed:
-                    running[number] = _RunningRow(
-                        answers=answers, branches=branches, unfinished=len(branches)
-                    )
+                    running[number] = _RunningRow(answers=answers, branches=branches, unfinished=len(branches))
                     number += 1
                     yield self._request(answers, branches)
         finally:
@@ -229,14 +225,10 @@ class BatchWorker:
                     f"{lengths}, and the model takes {room} with at least one new token; shorten them.",
                 )
             elif limit and main + prompt > limit:
-                answers.fail(
-                    branch, f"{lengths}, above --max_total_tokens {limit}; shorten them or raise it."
-                )
+                answers.fail(branch, f"{lengths}, above --max_total_tokens {limit}; shorten them or raise it.")
             else:
                 fitting.append(branch)
-        rows = split_rows(
-            [len(answers.prompt_ids[branch]) for branch in fitting], self._limits, main_tokens=main
-        )
+        rows = split_rows([len(answers.prompt_ids[branch]) for branch in fitting], self._limits, main_tokens=main)
         answers.packed = [[fitting[place] for place in row] for row in rows]
 
     def _request(self, answers: _Answers, branches: list[int]) -> Request:

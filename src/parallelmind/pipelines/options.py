@@ -16,6 +16,7 @@ __all__ = ["BatchOptions"]
 
 # These change where, how fast and how often answers are made, but not which answers the job is for.
 _NOT_IDENTITY = {"data_path", "out_path", "batch_size", "batch_by_samples", "device", "num_workers"} | {
+    "kv_cache_gb",
     "retry_failed",
     "overwrite",
 }
@@ -64,6 +65,8 @@ class BatchOptions:
     dtype: str = "bfloat16"
     num_workers: int = 1
     """Threads that read ahead and tokenise; 0: none besides the main one."""
+    kv_cache_gb: float | None = None
+    """Memory for keys and values, GiB; None: half of what is free."""
     max_samples: int | None = None
     retry_failed: bool = False
     overwrite: bool = False
@@ -82,6 +85,8 @@ class BatchOptions:
         _at_least("max_samples", self.max_samples, 1)
         _at_least("lora_rank", self.lora_rank, 1)
         _at_least("branch_stride", self.branch_stride, 0)
+        if self.kv_cache_gb is not None and not 0 < self.kv_cache_gb < math.inf:
+            raise _wrong("kv_cache_gb", self.kv_cache_gb, "above 0")
         if not 0 < self.top_p <= 1:
             raise _wrong("top_p", self.top_p, "above 0 and at most 1 (1 keeps all tokens)")
         if not 0 <= self.min_p <= 1:

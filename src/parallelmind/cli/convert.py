@@ -1,0 +1,137 @@
+"""`parallelmind convert`: fine-tuning data of the usual forms into records."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import time
+from pathlib import Path
+
+from parallelmind.cli.args import documented_default
+from parallelmind.data.convert import FORMATS, ConvertOptions, ConvertReport, convert
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "turn fine-tuning data into records"
+EPILOG = """\
+What is read (each row by its own fields, unless --format says otherwise):
+  conversations  {"conversations": [{"role": "user", "content": "..."}, ...]}
+  sharegpt       {"conversations": [{"from": "human", "value": "..."}, ...], "system": "..."}
+  messages       {"messages": [{"role": "user", "content": "..."}, ...]}
+  alpaca         {"instruction", "input", "output"}, also "system" and "history"; instruction may be called
+                 prompt, question or query, output completion, response or answer, input context
+  text           {"text": "..."}, or any file whose lines are plain text (.txt)
+  csv            a header, then rows with columns as in alpaca or text (.csv; .tsv with tabs)
+  records        {"main", "branches"}, to group them anew
+as JSONL, one big JSON list, CSV, TSV or text, always UTF-8. Files of any size: they are streamed.
+
+What is written: {"main": "...", "branches": [...]}, one JSON line a record. main is the system prompt and the
+context (alpaca's "input"); every branch is one of
+  {"messages": [...]}            conversations; training learns the assistant's turns
+  {"prompt", "completion"}       alpaca, question and answer; training learns the completion
+  "..."                          plain text; training learns all of it
+Rows with the same main become branches of one record, also when other rows lie between them, as long as
+fewer than 10,000 branches or 64 million characters wait. Under --visibility isolated the branches of a record
+do not see each other; before you train with columnar, which lets them, convert with --group_by none or make
+sure that they belong together.
+
+Rows that cannot be converted are skipped, counted and listed with line and reason.
+Exit codes: 0 converted (some rows may have been skipped), 1 nothing converted or an error, 2 wrong usage.
+"""
+
+_LOGGER = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    files = parser.add_argument_group("files")
+    files.add_argument("--input", type=Path, required=True, metavar="FILE", help="fine-tuning data")
+    files.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSONL of records")
+    files.add_argument("--max_samples", type=int, metavar="N", help="the first N rows only (default: all)")
+    files.add_argument("--skipped_path", type=Path, metavar="FILE", help="JSONL of all skipped rows")
+    files.add_argument("--strict", action="store_true", help="stop at the first row that cannot be converted")
+    rows = parser.add_argument_group("what a row means")
+    rows.add_argument(
+        "--format", choices=FORMATS, default="auto", help=documented_default("the form of the rows", "auto")
+    )
+    rows.add_argument("--prompt_field", metavar="NAME", help="field or column of the question")
+    rows.add_argument("--completion_field", metavar="NAME", help="field or column of the answer")
+    rows.add_argument("--main_field", metavar="NAME", help="field or column of the context")
+    rows.add_argument(
+        "--main_from",
+        choices=["auto", "system", "context", "none"],
+        default="auto",
+        help=documented_default(
+            "what becomes main; the rest stays in the branch: the system prompt as its first message, "
+            "the context behind the question",
+            "auto: both",
+        ),
+    )
+    rows.add_argument(
+        "--branch_form",
+        choices=["auto", "messages", "prompt"],
+        default="auto",
+        help=documented_default(
+            "messages, or prompt and completion (several turns are written as User: ... Assistant: ... and "
+            "only the last one is learned)",
+            "auto: as listed below",
+        ),
+    )
+    groups = parser.add_argument_group("how rows become records")
+    groups.add_argument(
+        "--group_by",
+        choices=["main", "all", "none"],
+        default="main",
+        help=documented_default(
+            "main: rows with the same main; all: those without a main as well; none: one record a row", "main"
+        ),
+    )
+    groups.add_argument(
+        "--branches_per_record",
+        type=int,
+        default=8,
+        metavar="N",
+        help=documented_default("branches of a record at most", 8),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and print the counts."""
+    options = ConvertOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ConvertOptions)})
+    report = convert(options, on_row=_Progress())
+    _LOGGER.info(
+        "%d rows read = %d converted + %d skipped; %d records with %d branches (at most %d in one)",
+        report.rows,
+        report.converted,
+        report.skipped_rows,
+        report.records,
+        report.branches,
+        report.largest_record,
+    )
+    if report.cut_turns:
+        _LOGGER.warning(
+            "%d turns at the end of conversations were left out: no answer of the assistant follows them",
+            report.cut_turns,
+        )
+    for row in report.skipped:
+        _LOGGER.warning("skipped: line %d %s", row.line, row.reason)
+    if more := report.skipped_rows - len(report.skipped):
+        path = options.skipped_path
+        where = f"all are in {path}" if path else "--skipped_path FILE lists all"
+        _LOGGER.warning("skipped: %d more; %s", more, where)
+    _LOGGER.info("records are in %s", options.output)
+    return 0
+
+
+class _Progress:
+    """A line now and then."""
+
+    def __init__(self) -> None:
+        self._shown = time.monotonic()
+
+    def __call__(self, report: ConvertReport) -> None:
+        if (now := time.monotonic()) - self._shown >= _SECONDS_BETWEEN_LINES:
+            self._shown = now
+            _LOGGER.info("%d rows, %d records, %d skipped", report.rows, report.records, report.skipped_rows)

@@ -1,0 +1,46 @@
+"""`parallelmind merge`: a base model and its adapter as one model folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+
+from parallelmind.cli.args import add_model_flags
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "merge an adapter into its base model"
+EPILOG = """\
+The merged weights still need 2D RoPE if the adapter was trained with it. The folder says so:
+parallelmind.json has the settings, which ParallelMind reads from --base_model, and README.md tells people.
+"""
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, metavar="DIR", help="the new model folder; must not exist"
+    )
+    add_model_flags(parser, adapter_required=True, dtype=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, and say what the folder needs."""
+    from parallelmind.models.merge import MergeOptions, merge_to_folder
+
+    report = merge_to_folder(
+        MergeOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(MergeOptions)})
+    )
+    for note in report.notes:
+        _LOGGER.info("%s", note)
+    _LOGGER.info("%s parameters in %s are in %s", f"{report.parameters:,}", report.dtype, report.output_dir)
+    if report.rope is None:
+        _LOGGER.info("the adapter was trained without 2D RoPE: an ordinary model")
+    else:
+        settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(report.rope).items())
+        _LOGGER.info("the model needs 2D RoPE (%s); --base_model %s turns it on by itself", settings, report.output_dir)
+    return 0

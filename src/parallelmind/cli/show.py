@@ -1,0 +1,151 @@
+"""`parallelmind show`: draw the packed row of a record."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parallelmind.cli.args import documented_default
+from parallelmind.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from parallelmind.visuals.grid import RowGrid
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "draw the packed row of a record: tokens, positions, visibility"
+EPILOG = """\
+The row is drawn as training packs it: main, then every branch; answers are closed with the end-of-text token.
+Records may have any form that training takes: {"main", "branches"} with texts, {"prompt", "completion"} or
+{"messages"}; {"text"}; {"conversations"}. In the picture · is a space and ⏎ a line end; a token that is only
+a part of a character is shown by its bytes, such as ‹e5 b0›.
+"""
+_ALL = "all"
+_LOGGER = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("records", type=Path, metavar="RECORDS", help="JSONL of records")
+    parser.add_argument("--index", type=int, default=0, metavar="N", help=documented_default("which record, from 0", 0))
+    parser.add_argument(
+        "--base_model",
+        default="tiny",
+        metavar="MODEL",
+        help=documented_default("the model whose tokenizer splits the text: hub name or folder", "tiny"),
+    )
+    parser.add_argument(
+        "--branch_stride",
+        "--stride",
+        type=int,
+        default=128,
+        metavar="N",
+        help=documented_default("branch position = branch id x stride", 128),
+    )
+    parser.add_argument(
+        "--visibility",
+        choices=["isolated", "columnar", "strict", _ALL],
+        default="isolated",
+        help=documented_default("what a branch sees; all: the three masks", "isolated"),
+    )
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write the picture here as well")
+    parser.add_argument("--font", metavar="FILE", help="font for the PNG (default: the system's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw on the terminal, and as PNG if asked."""
+    from rich.console import Console
+
+    from parallelmind.visuals.token_grid import mask_text, terminal_picture
+
+    if args.branch_stride < 0:
+        raise SettingsError(f"--branch_stride is {args.branch_stride}; it must be 0 or more.")
+    if args.png is not None and find_spec("PIL") is None:
+        raise SettingsError("--png needs Pillow, which is not installed; run: pip install 'parallelmind[show]'")
+    grids = _grids(args)
+    console = Console(highlight=False)
+    title = f"record {args.index} of {args.records.name}"
+    console.print(f"[bold]{title}[/bold]: {grids[0].summary}, stride {args.branch_stride}")
+    console.print(terminal_picture(grids[0], width=console.width))
+    for grid in grids[1:]:
+        console.print(mask_text(grid, width=console.width))
+    if args.png is not None:
+        from parallelmind.visuals.row_picture import draw_masks, draw_row
+
+        if len(grids) > 1:
+            note = draw_masks(grids, args.png, title=f"Who sees whom: {title}", font=args.font)
+        else:
+            note = draw_row(grids[0], args.png, title=title, font=args.font)
+        if note:
+            _LOGGER.warning("%s", note)
+        _LOGGER.info("the picture is in %s", args.png)
+    return 0
+
+
+def _grids(args: argparse.Namespace) -> list[RowGrid]:
+    from parallelmind.columnar import VISIBILITIES, pack_row
+    from parallelmind.data.encoder import DataCounts, SampleEncoder
+    from parallelmind.data.samples import parse_sample
+    from parallelmind.visuals.grid import row_grid
+    from parallelmind.visuals.tokens import token_texts
+
+    fields, where = _record(args.records, args.index)
+    tokenizer = _tokenizer(args.base_model)
+    counts = DataCounts()
+    encoded = SampleEncoder(tokenizer, max_seq_len=2**31).encode(parse_sample(fields, where), counts)
+    for note in counts.notes:
+        _LOGGER.warning("%s", note)
+    if encoded is None:
+        raise DataError(f"{where}: no branch has two tokens or more, so there is nothing to draw.")
+    row = pack_row(
+        encoded.main,
+        [branch.ids for branch in encoded.branches],
+        branch_numbers=[branch.number for branch in encoded.branches],
+    )
+    learned = [False] * len(encoded.main)
+    for branch in encoded.branches:
+        learned += [bool(mark) for mark in branch.learned]
+    tokens = token_texts(tokenizer, row.input_ids.tolist())
+    chosen = VISIBILITIES if args.visibility == _ALL else (args.visibility,)
+    return [
+        row_grid(row, tokens, stride=args.branch_stride, visibility=visibility, learned=learned)
+        for visibility in chosen
+    ]
+
+
+def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:
+    from parallelmind.data.jsonl import scan
+    from parallelmind.data.sources import JsonlSource
+
+    if index < 0:
+        raise SettingsError(f"--index is {index}; it must be 0 or more.")
+    row = next(JsonlSource(path).read(index), None)
+    if row is None:
+        raise SettingsError(f"--index is {index}, but {path} has {scan(path).records} records, the first being 0.")
+    return row.fields, row.where
+
+
+def _tokenizer(base_model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from parallelmind.models.loader import TINY_MODEL, bundled_model_path
+    from parallelmind.visuals.tokens import CharacterTokenizer
+
+    path = base_model
+    if base_model == TINY_MODEL:
+        path = str(bundled_model_path())
+        if not (bundled_model_path() / "tokenizer.json").is_file():
+            _LOGGER.warning("the bundled tokenizer is missing: every character is drawn as one token")
+            return CharacterTokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SettingsError(
+            f"--base_model {base_model}: its tokenizer cannot be loaded ({reason}). Check the spelling and "
+            "the network, or give a folder; --base_model tiny is the bundled one."
+        ) from error

@@ -1,0 +1,141 @@
+"""Training rows to the tensors of one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallelmind.columnar import (
+    IGNORE_INDEX,
+    PAD_BRANCH,
+    PackedRow,
+    Visibility,
+    additive_mask,
+    pos2d_ids,
+    shift_labels,
+    visible,
+)
+
+__all__ = ["BatchInfo", "MicroBatch", "ParallelPretrainCollator", "TrainingRow", "packed_ids"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One packed row of S tokens, and which of them are learned (BoolTensor [S])."""
+
+    row: PackedRow
+    loss_mask: Tensor
+    sources: tuple[str, ...] = ()
+    """File and line of its records."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows of one forward, and where the data goes on after them."""
+
+    rows: Sequence[TrainingRow]
+    state: dict[str, Any] = field(default_factory=dict)
+    """What `ParallelPretrainDataset.load_state_dict` takes."""
+    last: bool = False
+    """No other micro-batch follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInfo:
+    """What is known of a batch besides its tensors."""
+
+    sources: tuple[str, ...]
+    useful_tokens: int
+    padded_tokens: int
+    """Tokens computed, padding included."""
+    supervised_tokens: int
+    state: dict[str, Any]
+    last: bool
+
+
+def packed_ids(branch_ids: Tensor, time_ids: Tensor) -> Tensor:
+    """The ids that packed attention builds its masks from: [B, S] and [B, S] → int32 [B, 1, S, 2]."""
+    return torch.stack((branch_ids, time_ids), dim=-1)[:, None].to(torch.int32)
+
+
+class ParallelPretrainCollator:
+    """Pads training rows to one length.
+
+    Gives `input_ids` [B, S]; `position_ids`: pos2d [B, S, 2], or the times [B, S] with `two_axes=False` (a model without
+    2D RoPE); `labels` [B, S], the token itself where it is learned; `shift_labels` [B, S], the token each position must
+    predict; `attention_mask`: int32 [B, 1, S, 2] of (branch id, time), from which packed attention builds the masks of
+    each layer where it runs, or with `dense_mask` the mask [B, 1, S, S] itself, for a model with full attention only;
+    and `info`.
+
+    Args:
+        pad_token_id: fills up rows; padding is neither seen nor learned, so any token will do.
+        stride: branch position = branch id × stride.
+        pad_to_multiple_of: S is a multiple of this (FlexAttention computes blocks of 128).
+    """
+
+    def __init__(
+        self,
+        pad_token_id: int,
+        *,
+        stride: int = 128,
+        visibility: Visibility = "isolated",
+        two_axes: bool = True,
+        dense_mask: bool = False,
+        pad_to_multiple_of: int = 1,
+    ):
+        self.pad_token_id = pad_token_id
+        self.stride = stride
+        self.visibility: Visibility = visibility
+        self.two_axes = two_axes
+        self.dense_mask = dense_mask
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, batch: MicroBatch | Sequence[TrainingRow]) -> dict[str, Any]:
+        """Raises ValueError for a batch without rows."""
+        micro = batch if isinstance(batch, MicroBatch) else MicroBatch(batch)
+        rows = micro.rows
+        if not rows:
+            raise ValueError("a batch needs at least one row")
+        longest = max(len(row) for row in rows)
+        width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        shape = (len(rows), width)
+        input_ids = torch.full(shape, self.pad_token_id)
+        branch_ids = torch.full(shape, PAD_BRANCH)
+        time_ids = torch.zeros(shape, dtype=torch.long)
+        learned = torch.zeros(shape, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            place = (index, slice(0, len(row)))
+            input_ids[place] = row.row.input_ids
+            branch_ids[place] = row.row.branch_ids
+            time_ids[place] = row.row.time_ids
+            learned[place] = row.loss_mask
+        targets = shift_labels(input_ids, branch_ids, learned)
+        return {
+            "input_ids": input_ids,
+            "position_ids": pos2d_ids(branch_ids, time_ids, self.stride) if self.two_axes else time_ids,
+            "attention_mask": self._mask(branch_ids, time_ids),
+            "labels": torch.where(learned, input_ids, IGNORE_INDEX),
+            "shift_labels": targets,
+            "info": BatchInfo(
+                sources=tuple(source for row in rows for source in row.sources),
+                useful_tokens=sum(len(row) for row in rows),
+                padded_tokens=input_ids.numel(),
+                supervised_tokens=int((targets != IGNORE_INDEX).sum()),
+                state=micro.state,
+                last=micro.last,
+            ),
+        }
+
+    def _mask(self, branch_ids: Tensor, time_ids: Tensor) -> Tensor:
+        if not self.dense_mask:
+            return packed_ids(branch_ids, time_ids)
+        seen = visible(branch_ids, time_ids, branch_ids, time_ids, self.visibility)
+        seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool)
+        return additive_mask(seen, torch.float32)[:, None]

@@ -1,0 +1,235 @@
+"""Turn fine-tuning data into records: `{"main": text, "branches": [branch, …]}`, one JSON line each.
+
+Rows with the same main become branches of one record, also when other rows lie between them: records stay
+open until they are full, the file ends, or too much waits, and then the oldest is closed. So memory has a
+limit, whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, get_args
+
+from parallelmind.data.replacing import replacing
+from parallelmind.data.sft_files import Container, RawRow, container_of, read_rows
+from parallelmind.data.sft_forms import (
+    Branch,
+    BranchForm,
+    MainFrom,
+    Sample,
+    SampleSettings,
+    samples_of,
+)
+from parallelmind.errors import DataError, SettingsError
+
+__all__ = ["FORMATS", "ConvertOptions", "ConvertReport", "Format", "GroupBy", "Skipped", "convert"]
+
+Format = Literal["auto", "conversations", "sharegpt", "messages", "alpaca", "text", "csv", "records"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+GroupBy = Literal["main", "all", "none"]
+
+_WAITING_SAMPLES = 10_000
+_WAITING_CHARACTERS = 64 * 2**20
+_KEPT_SKIPPED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What to convert, and how rows become records."""
+
+    input: Path
+    output: Path
+    format: Format = "auto"
+    group_by: GroupBy = "main"
+    """main: rows with the same main that is not empty share a record; all: those with an empty main too."""
+    branches_per_record: int = 8
+    branch_form: BranchForm = "auto"
+    main_from: MainFrom = "auto"
+    prompt_field: str | None = None
+    completion_field: str | None = None
+    main_field: str | None = None
+    max_samples: int | None = None
+    """The first N rows only."""
+    skipped_path: Path | None = None
+    """Where to list every skipped row."""
+    strict: bool = False
+    """A row that cannot be converted ends the conversion."""
+
+    def __post_init__(self) -> None:
+        if self.branches_per_record < 1:
+            raise SettingsError(f"--branches_per_record is {self.branches_per_record}; it must be 1 or more.")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise SettingsError(f"--max_samples is {self.max_samples}; it must be 1 or more.")
+        if self.output.exists() and self.input.exists() and self.output.samefile(self.input):
+            raise SettingsError(f"--output is the input itself ({self.input}); give another name.")
+
+    def sample_settings(self) -> SampleSettings:
+        fields = {
+            "prompt": self.prompt_field,
+            "completion": self.completion_field,
+            "context": self.main_field,
+        }
+        return SampleSettings(
+            form=None if self.format == "auto" or self.format == "csv" else self.format,
+            branch_form=self.branch_form,
+            main_from=self.main_from,
+            fields={part: name for part, name in fields.items() if name is not None},
+        )
+
+    def container(self) -> Container:
+        found = container_of(self.input)
+        if self.format == "text":
+            return "text"
+        if self.format == "csv":
+            return "tsv" if found == "tsv" else "csv"
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that was not converted."""
+
+    line: int
+    reason: str
+
+
+@dataclass(kw_only=True)
+class ConvertReport:
+    """Every row read is either converted or skipped."""
+
+    rows: int = 0
+    converted: int = 0
+    records: int = 0
+    branches: int = 0
+    largest_record: int = 0
+    """Branches of the record that has most."""
+    cut_turns: int = 0
+    """Turns left out since no turn of the assistant followed them."""
+    skipped_rows: int = 0
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    """The first of them."""
+
+
+class _Groups:
+    """Records that still wait for branches, oldest first."""
+
+    def __init__(self, options: ConvertOptions) -> None:
+        self._options = options
+        self._open: dict[str, tuple[list[Branch], int]] = {}
+        self._samples = self._characters = 0
+
+    def add(self, sample: Sample) -> Iterator[tuple[str, list[Branch]]]:
+        """Yield the records that are complete now."""
+        group_by = self._options.group_by
+        if group_by == "none" or (group_by == "main" and not sample.main):
+            yield sample.main, [sample.branch]
+            return
+        branches, characters = self._open.get(sample.main, ([], len(sample.main)))
+        before = characters if branches else 0
+        characters += len(str(sample.branch))
+        branches.append(sample.branch)
+        self._open[sample.main] = branches, characters
+        self._samples += 1
+        self._characters += characters - before
+        if len(branches) == self._options.branches_per_record:
+            yield self._close(sample.main)
+        while self._samples > _WAITING_SAMPLES or self._characters > _WAITING_CHARACTERS:
+            yield self._close(next(iter(self._open)))
+
+    def rest(self) -> Iterator[tuple[str, list[Branch]]]:
+        while self._open:
+            yield self._close(next(iter(self._open)))
+
+    def _close(self, main: str) -> tuple[str, list[Branch]]:
+        branches, characters = self._open.pop(main)
+        self._samples -= len(branches)
+        self._characters -= characters
+        return main, branches
+
+
+def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | None = None) -> ConvertReport:
+    """Write the records; the output appears complete or not at all, and a former one is unchanged until then.
+
+    `on_row` is called after every row.
+
+    Raises:
+        DataError: the input cannot be read, no row could be converted, or with `strict` any row could not.
+        SettingsError: the output cannot be written.
+    """
+    report = ConvertReport()
+    rows = itertools.islice(read_rows(options.input, options.container()), options.max_samples)
+    with _written(options.output) as output, _written(options.skipped_path) as skipped:
+        groups = _Groups(options)
+        for sample in _samples(rows, options, report, skipped, on_row):
+            for record in groups.add(sample):
+                _write_record(output, record, report)
+        for record in groups.rest():
+            _write_record(output, record, report)
+        if not report.records:
+            first = "".join(f", the first at line {row.line}: {row.reason}" for row in report.skipped[:1])
+            raise DataError(
+                f"{options.input}: none of its {report.rows} rows could be converted{first}. Give the right "
+                "--format, or the names of its columns with --prompt_field and --completion_field."
+            )
+    return report
+
+
+def _samples(
+    rows: Iterator[RawRow],
+    options: ConvertOptions,
+    report: ConvertReport,
+    skipped: IO[str] | None,
+    on_row: Callable[[ConvertReport], None] | None,
+) -> Iterator[Sample]:
+    settings = options.sample_settings()
+    for row in rows:
+        report.rows += 1
+        try:
+            if row.error is not None:
+                raise DataError(row.error)
+            samples = samples_of(row.value, settings)
+        except DataError as error:
+            if options.strict:
+                raise DataError(f"{options.input}, line {row.line}: {error}") from None
+            _note_skipped(Skipped(row.line, str(error)), report, skipped)
+        else:
+            report.converted += 1
+            report.cut_turns += sum(sample.cut_turns for sample in samples)
+            yield from samples
+        if on_row is not None:
+            on_row(report)
+
+
+def _note_skipped(row: Skipped, report: ConvertReport, file: IO[str] | None) -> None:
+    report.skipped_rows += 1
+    if len(report.skipped) < _KEPT_SKIPPED:
+        report.skipped.append(row)
+    if file is not None:
+        # Reasons quote what was found, which may be no valid text.
+        reason = row.reason.encode("utf-8", "replace").decode("utf-8")
+        file.write(json.dumps({"line": row.line, "reason": reason}, ensure_ascii=False) + "\n")
+
+
+def _write_record(file: IO[str] | None, record: tuple[str, list[Branch]], report: ConvertReport) -> None:
+    assert file is not None
+    main, branches = record
+    file.write(json.dumps({"main": main, "branches": branches}, ensure_ascii=False) + "\n")
+    report.records += 1
+    report.branches += len(branches)
+    report.largest_record = max(report.largest_record, len(branches))
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[IO[str] | None]:
+    """A text file that gets its name only when the block ends well; nothing at all for None."""
+    if path is None:
+        yield None
+        return
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        yield file

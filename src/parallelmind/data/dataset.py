@@ -1,0 +1,304 @@
+"""The stream of micro-batches that training runs on: packed rows, in an order that a saved state continues exactly.
+
+Data is read in blocks (all of it at once, or `block_records` records when streaming). A block is planned as a whole:
+samples are shuffled, laid out in rows, and the rows grouped into micro-batches, all from the seed, the epoch and the
+place of the block. So the state of the stream is three numbers, and any rank can tell every rank's share.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from parallelmind.columnar import pack_row
+from parallelmind.data.collator import MicroBatch, TrainingRow
+from parallelmind.data.encoder import DataCounts, EncodedBranch, EncodedSample, SampleEncoder
+from parallelmind.data.rows import RowLimits, split_rows
+from parallelmind.data.samples import parse_sample
+from parallelmind.data.sources import RecordSource, SourceRow
+from parallelmind.errors import DataError, SettingsError
+
+__all__ = ["BatchLimits", "ParallelPretrainDataset", "Share"]
+
+_SIMILAR_LENGTHS = 32
+"""Micro-batches among which rows are sorted by length, so that a batch has little padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """How large a micro-batch may be."""
+
+    size: int
+    """Branches of a micro-batch at most, or its rows with `by_samples`."""
+    by_samples: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.size >= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which micro-batches of the stream are this process's."""
+
+    rank: int = 0
+    world_size: int = 1
+    accumulation: int = 1
+    """Micro-batches of a step; the stream is filled up to whole steps with micro-batches that teach nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RowPlan:
+    main: Sequence[int]
+    branches: Sequence[EncodedBranch]
+    numbers: Sequence[int]
+    learn_main: bool
+    sources: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.main) + sum(len(branch) for branch in self.branches)
+
+    def count(self, counts: DataCounts) -> None:
+        counts.rows += 1
+        counts.branches += len(self.branches)
+        counts.tokens += self.tokens
+        # The first token of a branch, and of main, is predicted by none.
+        counts.supervised_tokens += sum(sum(branch.learned[1:]) for branch in self.branches)
+        counts.supervised_tokens += max(0, len(self.main) - 1) if self.learn_main else 0
+
+
+class ParallelPretrainDataset(IterableDataset[MicroBatch]):
+    """Micro-batches of packed rows from a source of samples.
+
+    A record's branches are split over rows as in batch inference and keep their number; loose samples (texts,
+    conversations) become the branches of rows without a main, `limits.most` a row, or with `limits.balanced` a random
+    number from `least` to `most`.
+
+    Args:
+        epochs: passes over the data; None: without end.
+        block_records: records read and shuffled together (streaming); None: all of them, kept in memory.
+        learn_main: main is learned too, once for each record.
+    Raises:
+        DataError: on iteration, a bad row, or data in which nothing can be learned.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        encoder: SampleEncoder,
+        *,
+        limits: RowLimits,
+        batch: BatchLimits,
+        epochs: int | None = 1,
+        block_records: int | None = None,
+        shuffle: bool = True,
+        seed: int = 42,
+        learn_main: bool = False,
+        share: Share | None = None,
+    ):
+        super().__init__()
+        if not batch.by_samples and batch.size < limits.most:
+            raise SettingsError(
+                f"--batch_size {batch.size} counts branches and is below the {limits.most} branches of a row; raise it, "
+                "lower --branches_per_sample (--max_branches_per_sample), or pass --batch_by_samples."
+            )
+        self.source = source
+        self.encoder = encoder
+        self.limits = limits
+        self.batch = batch
+        self.epochs = epochs
+        self.block_records = block_records
+        self.shuffle = shuffle
+        self.seed = seed
+        self.learn_main = learn_main
+        self.share = share or Share()
+        self.counts = DataCounts()
+        """What the first pass held; complete at its end."""
+        self._start = {"epoch": 0, "block": 0, "batch": 0}
+        self._memory: list[EncodedSample] | None = None
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """This process's micro-batches; the last one is marked, unless the stream has no end."""
+        held: MicroBatch | None = None
+        for micro in self._dealt():
+            if held is not None:
+                yield held
+            held = micro
+        if held is not None:
+            yield replace(held, last=True)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin after the micro-batch that carried this state."""
+        self._start = {name: int(state[name]) for name in self._start}
+        if self.block_records is not None:
+            self.counts = DataCounts(**state["counts"])
+
+    def samples(self) -> list[EncodedSample]:
+        """All samples, encoded once and kept. Raises DataError if nothing can be learned from them."""
+        if self._memory is None:
+            encoded = (self._encode(row, self.counts) for row in self.source.read())
+            self._memory = [sample for sample in encoded if sample is not None]
+            if not self._plan(self._memory, 0, 0, self.counts):
+                raise DataError(_nothing(self.source.name, self.counts))
+        return self._memory
+
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps of this many epochs over data in memory."""
+        samples = self.samples()
+        total = sum(len(self._plan(samples, epoch, 0, None)) for epoch in range(epochs))
+        return -(-total // (self.share.world_size * self.share.accumulation))
+
+    def _dealt(self) -> Iterator[MicroBatch]:
+        """This process's micro-batches, as many as every other process has, in whole steps."""
+        share, emitted = self.share, 0
+        group: list[MicroBatch] = []
+        last: MicroBatch | None = None
+        for micro in self._all():
+            group.append(micro)
+            if len(group) == share.world_size:
+                last = replace(group[share.rank], state=micro.state)
+                yield last
+                group, emitted = [], emitted + 1
+        if group:
+            own = group[share.rank] if share.rank < len(group) else _blank(group[0])
+            last = replace(own, state=group[-1].state)
+            yield last
+            emitted += 1
+        while last is not None and emitted % share.accumulation:
+            last = _blank(last)
+            yield last
+            emitted += 1
+
+    def _all(self) -> Iterator[MicroBatch]:
+        """The micro-batches of all processes, from where the state says."""
+        first = self._start
+        for epoch in count(first["epoch"]) if self.epochs is None else range(first["epoch"], self.epochs):
+            resumed = epoch == first["epoch"] and (first["block"] > 0 or first["batch"] > 0)
+            found = resumed
+            for block, plans, counts in self._blocks(epoch, first["block"] if resumed else 0):
+                done = first["batch"] if resumed and block == first["block"] else 0
+                for index in range(done, len(plans)):
+                    found = True
+                    state = {"epoch": epoch, "block": block, "batch": index + 1, "counts": counts}
+                    yield MicroBatch([_training_row(plan) for plan in plans[index]], state)
+            if not found:
+                raise DataError(_nothing(self.source.name, self.counts))
+
+    def _blocks(self, epoch: int, start: int) -> Iterator[tuple[int, list[list[_RowPlan]], dict[str, Any]]]:
+        """(number of its first record, its micro-batches, the counts before it) of each block."""
+        if self.block_records is None:
+            yield 0, self._plan(self.samples(), epoch, 0, None), {}
+            return
+        source = self.source.read(start)
+        while rows := list(islice(source, self.block_records)):
+            before = self.counts.as_dict()
+            counts = self.counts if epoch == 0 else DataCounts()
+            encoded = (self._encode(row, counts) for row in rows)
+            samples = [sample for sample in encoded if sample is not None]
+            yield start, self._plan(samples, epoch, start, counts), before
+            start = rows[-1].index + 1
+
+    def _encode(self, row: SourceRow, counts: DataCounts) -> EncodedSample | None:
+        return self.encoder.encode(parse_sample(row.fields, row.where), counts)
+
+    def _plan(
+        self, samples: Sequence[EncodedSample], epoch: int, block: int, counts: DataCounts | None
+    ) -> list[list[_RowPlan]]:
+        """The micro-batches of a block; the same whenever it is asked for."""
+        rng = random.Random(f"{self.seed} {epoch} {block}")
+        order = list(samples)
+        if self.shuffle:
+            rng.shuffle(order)
+        lost = counts or DataCounts()
+        rows = [row for sample in order if not sample.loose for row in self._record_rows(sample, lost)]
+        rows += self._loose_rows([sample for sample in order if sample.loose], rng, lost)
+        if counts is not None:
+            for row in rows:
+                row.count(counts)
+        if not self.shuffle:
+            return self._grouped(rows)
+        rng.shuffle(rows)
+        window = _SIMILAR_LENGTHS * self.batch.size
+        batches = []
+        for start in range(0, len(rows), window):
+            batches += self._grouped(sorted(rows[start : start + window], key=lambda row: row.tokens))
+        rng.shuffle(batches)
+        return batches
+
+    def _record_rows(self, sample: EncodedSample, counts: DataCounts) -> list[_RowPlan]:
+        lengths = [len(branch) for branch in sample.branches]
+        split = split_rows(lengths, self.limits, main_tokens=len(sample.main))
+        if lost := sorted(set(range(len(lengths))) - {place for row in split for place in row}):
+            self.encoder.lost_rows(sample, lost, self.limits.max_tokens, counts)
+        rows: list[_RowPlan] = []
+        for places in split:
+            branches = [sample.branches[place] for place in places]
+            numbers = [branch.number for branch in branches]
+            learn_main = self.learn_main and not rows
+            rows.append(_RowPlan(sample.main, branches, numbers, learn_main, (sample.where,)))
+        return rows
+
+    def _loose_rows(self, samples: Sequence[EncodedSample], rng: random.Random, counts: DataCounts) -> list[_RowPlan]:
+        groups: list[list[EncodedSample]] = []
+        most = room = 0
+        for sample in samples:
+            length = len(sample.branches[0])
+            if self.limits.max_tokens and length > self.limits.max_tokens:
+                self.encoder.lost_rows(sample, [0], self.limits.max_tokens, counts)
+                continue
+            if not groups or len(groups[-1]) == most or (self.limits.max_tokens and length > room):
+                groups.append([])
+                most = rng.randint(self.limits.least, self.limits.most) if self.limits.balanced else self.limits.most
+                room = self.limits.max_tokens
+            groups[-1].append(sample)
+            room -= length
+        return [
+            _RowPlan(
+                main=(),
+                branches=[sample.branches[0] for sample in group],
+                numbers=range(1, len(group) + 1),
+                learn_main=False,
+                sources=tuple(sample.where for sample in group),
+            )
+            for group in groups
+        ]
+
+    def _grouped(self, rows: Sequence[_RowPlan]) -> list[list[_RowPlan]]:
+        groups: list[list[_RowPlan]] = []
+        room = 0
+        for row in rows:
+            size = 1 if self.batch.by_samples else len(row.branches)
+            if not groups or size > room:
+                groups.append([])
+                room = self.batch.size
+            groups[-1].append(row)
+            room -= size
+        return groups
+
+
+def _training_row(plan: _RowPlan) -> TrainingRow:
+    row = pack_row(plan.main, [branch.ids for branch in plan.branches], branch_numbers=plan.numbers)
+    learned = bytearray([plan.learn_main]) * len(plan.main) + b"".join(branch.learned for branch in plan.branches)
+    return TrainingRow(row, torch.frombuffer(learned, dtype=torch.bool), plan.sources)
+
+
+def _blank(micro: MicroBatch) -> MicroBatch:
+    """The same rows with nothing to learn: keeps processes in step without a gradient."""
+    rows = [TrainingRow(row.row, torch.zeros_like(row.loss_mask), row.sources) for row in micro.rows]
+    return replace(micro, rows=rows)
+
+
+def _nothing(name: str, counts: DataCounts) -> str:
+    if not counts.records:
+        return f"{name} has no records."
+    lost = " ".join(counts.notes[:3])
+    return (
+        f"{name}: none of its {counts.records} records leaves a token to learn; raise --max_seq_len or "
+        f"--max_total_tokens. {lost}"
+    )

@@ -1,0 +1,159 @@
+"""One row of training data, checked field by field: what stands in main, what in the branches, what is learned.
+
+| row | learned |
+|---|---|
+| `{"main", "branches": [text, …]}` | every branch text |
+| `{"main", "branches": [text, …], "answers": [text, …]}` | the answers; the branch texts are their prompts |
+| `{"main", "branches": [{"prompt", "completion"}, …]}` | the completions |
+| `{"main", "branches": [{"messages": […]}, …]}` | the assistant's turns |
+| `{"text"}` | the text |
+| `{"prompt", "completion"}` | the completion |
+| `{"conversations": […]}`, `{"messages": […]}` | the assistant's turns |
+
+The forms of one branch may be mixed. The last three rows have no main: they are *loose*, several of them become the
+branches of one packed row. Other fields are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parallelmind.data.records import field_names, quoted, show_value, text_field
+from parallelmind.errors import DataError
+
+__all__ = ["Message", "Sample", "SampleBranch", "parse_sample"]
+
+Message = dict[str, Any]
+
+_FORMS = (
+    '{"main", "branches"}, {"text"}, {"prompt", "completion"}, {"messages": [{"role", "content"}, …]} or '
+    '{"conversations": […]}'
+)
+_KINDS = {
+    "main": "main",
+    "branches": "main",
+    "text": "text",
+    "messages": "messages",
+    "conversations": "messages",
+}
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBranch:
+    """A text with the part of it that is learned."""
+
+    prompt: str = ""
+    """Not learned."""
+    completion: str = ""
+    """Learned, and closed with the end-of-text token."""
+    messages: tuple[Message, ...] = ()
+    """Instead of both: turns, of which the assistant's are learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The branches of one row of data, and their main."""
+
+    main: str
+    branches: tuple[SampleBranch, ...]
+    where: str
+    """File and line, for messages."""
+    loose: bool = False
+    """Without a main of its own: may share a packed row with other loose samples."""
+
+
+def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
+    """Check one row of data.
+
+    Raises:
+        DataError: names `where`, the field, the value found, and what is expected.
+    """
+    kinds = {kind for name, kind in _KINDS.items() if name in row}
+    if "completion" in row:
+        kinds.add("completion")
+    if len(kinds) > 1:
+        clash = [name for name in (*_KINDS, "completion") if name in row]
+        raise DataError(f"{where} has {quoted(clash)}; expected one of {_FORMS}.")
+    if kinds == {"main"}:
+        return _with_main(row, where)
+    if kinds == {"text"}:
+        branch = SampleBranch(completion=text_field(row["text"], f'{where}: "text"'))
+    elif kinds == {"messages"}:
+        name = "messages" if "messages" in row else "conversations"
+        branch = SampleBranch(messages=_messages(row[name], f'{where}: "{name}"'))
+    elif kinds == {"completion"}:
+        branch = _completion(row, where + ": ")
+    else:
+        raise DataError(f"{where} has none of the fields of a sample (found: {field_names(row)}); expected {_FORMS}.")
+    return Sample(main="", branches=(branch,), where=where, loose=True)
+
+
+def _with_main(row: Mapping[str, Any], where: str) -> Sample:
+    if missing := [name for name in ("main", "branches") if name not in row]:
+        raise DataError(f"{where} has no {quoted(missing)} (found: {field_names(row)}); expected {_FORMS}.")
+    main = text_field(row["main"], f'{where}: "main"', may_be_empty=True)
+    items = row["branches"]
+    if not isinstance(items, list) or not items:
+        raise DataError(f'{where}: "branches" is {show_value(items)}; expected a list of at least one branch.')
+    answers = row.get("answers")
+    if answers is not None and (not isinstance(answers, list) or len(answers) != len(items)):
+        found = f"a list of {len(answers)}" if isinstance(answers, list) else show_value(answers)
+        raise DataError(f'{where}: "answers" is {found}; expected a list of {len(items)}, one for each branch.')
+    branches = []
+    for place, item in enumerate(items):
+        name = f'{where}: "branches"[{place}]'
+        if isinstance(item, dict):
+            branches.append(_branch_object(item, name))
+        elif answers is None:
+            branches.append(SampleBranch(completion=text_field(item, name)))
+        else:
+            prompt = text_field(item, name, may_be_empty=bool(main))
+            answer = text_field(answers[place], f'{where}: "answers"[{place}]')
+            branches.append(SampleBranch(prompt=prompt, completion=answer))
+    return Sample(main=main, branches=tuple(branches), where=where)
+
+
+def _branch_object(item: Mapping[str, Any], name: str) -> SampleBranch:
+    if "messages" in item:
+        return SampleBranch(messages=_messages(item["messages"], f'{name}."messages"'))
+    return _completion(item, name + ".")
+
+
+def _completion(item: Mapping[str, Any], name: str) -> SampleBranch:
+    for field in ("prompt", "completion"):
+        if field not in item:
+            raise DataError(
+                f'{name}"{field}" is missing (found: {field_names(item)}); expected {{"prompt", "completion"}} or '
+                '{"messages"}.'
+            )
+    return SampleBranch(
+        prompt=text_field(item["prompt"], f'{name}"prompt"', may_be_empty=True),
+        completion=text_field(item["completion"], f'{name}"completion"', may_be_empty=bool(item["prompt"])),
+    )
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        raise DataError(f"{name} is {show_value(value)}; expected a list of turns.")
+    messages = []
+    for place, turn in enumerate(value):
+        where = f"{name}[{place}]"
+        if not isinstance(turn, Mapping):
+            raise DataError(f'{where} is {show_value(turn)}; expected {{"role": "...", "content": "..."}}.')
+        names = ("role", "content") if "role" in turn else ("from", "value")
+        if missing := [field for field in names if field not in turn]:
+            raise DataError(
+                f'{where} has no {quoted(missing)} (found: {field_names(turn)}); expected {{"role", "content"}}.'
+            )
+        role = text_field(turn[names[0]], f'{where}."{names[0]}"')
+        calls = turn[names[1]] is None and turn.get("tool_calls")
+        content = "" if calls else text_field(turn[names[1]], f'{where}."{names[1]}"', may_be_empty=True)
+        # Further fields of a turn (tool calls, reasoning) are the chat template's business.
+        rest = {key: item for key, item in turn.items() if key not in names and item is not None}
+        messages.append({**rest, "role": _ROLES.get(role, role), "content": content})
+    if not any(message["role"] == "assistant" for message in messages):
+        raise DataError(f"{name} has no turn of the assistant; there is nothing to learn from it.")
+    return tuple(messages)

@@ -1,0 +1,139 @@
+"""A base model and its adapter as one model folder, which still says which 2D RoPE it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.models.loader import DTYPES, TINY_MODEL, bundled_model_path, load_model_with_lora
+from parallelmind.models.lora import adapter_rank, merge_lora
+from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
+
+__all__ = ["MergeOptions", "MergeReport", "merge_to_folder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """What to merge; None means not given, as in `load_model_with_lora`."""
+
+    base_model: str
+    lora_path: str
+    output_dir: Path
+    lora_rank: int | None = None
+    patch_rope: bool | None = None
+    rope_2d_ratio: float | None = None
+    rope_2d_mode: str | None = None
+    rope_2d_pairs: str | None = None
+    branch_stride: int | None = None
+    visibility: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    """None: the base model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    """What was written."""
+
+    output_dir: Path
+    parameters: int
+    dtype: str
+    rope: RopeSettings | None
+    """None: the adapter was trained without 2D RoPE, so the folder is an ordinary model."""
+    notes: list[str]
+
+
+def merge_to_folder(options: MergeOptions) -> MergeReport:
+    """Merge the adapter into the base model and save it with its tokenizer, settings and model card.
+
+    The folder appears complete or not at all.
+
+    Raises:
+        SettingsError: a flag is wrong, or the output folder exists or cannot be written.
+        AdapterError: the adapter does not fit or is not safe to read.
+    """
+    output = Path(os.path.abspath(options.output_dir))
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise SettingsError(f"--output_dir {output} exists already; give a new name, or remove it first.")
+    values = dataclasses.asdict(options)
+    del values["output_dir"]
+    dtype = values["dtype"] = options.dtype or _own_dtype(options.base_model)
+    loaded = load_model_with_lora(**values)
+    model = merge_lora(loaded.model)
+    rope = loaded.settings if loaded.patch_rope else None
+    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        model.save_pretrained(temporary)
+        loaded.tokenizer.save_pretrained(temporary)
+        if rope is not None:
+            rank = adapter_rank(options.lora_path)
+            write_sidecar(temporary, Sidecar(rope=rope, rank=rank, base_model=options.base_model))
+        (temporary / "README.md").write_text(_model_card(options, output.name, rope), encoding="utf-8")
+        temporary.replace(output)  # also in the place of an empty folder
+    except AdapterError:
+        raise
+    except Exception as error:  # safetensors and tokenizers raise their own types on a full disk
+        raise SettingsError(f"--output_dir {output}: the model could not be written ({error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return MergeReport(
+        output_dir=output,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=dtype,
+        rope=rope,
+        notes=loaded.notes,
+    )
+
+
+def _own_dtype(base_model: str) -> str:
+    """The dtype that the model's config.json names, float32 where it names none of ours."""
+    path = str(bundled_model_path()) if base_model == TINY_MODEL else base_model
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, ImportError):
+        return "float32"  # loading the model says what is wrong with it
+    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return name if name in DTYPES else "float32"
+
+
+def _model_card(options: MergeOptions, name: str, rope: RopeSettings | None) -> str:
+    is_hub_name = options.base_model.count("/") == 1 and not os.path.exists(options.base_model)
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if is_hub_name:
+        lines.append(f"base_model: {options.base_model}")
+    lines += ["tags:", "- parallelmind"] + (["- 2d-rope"] if rope is not None else []) + ["---", "", f"# {name}", ""]
+    base = options.base_model if is_hub_name else Path(options.base_model).name
+    lines += [f"`{base}` with the LoRA adapter `{Path(options.lora_path).name}` merged into its weights.", ""]
+    if rope is None:
+        lines += ["The adapter was trained without 2D RoPE: this is an ordinary model for transformers.", ""]
+        return "\n".join(lines)
+    lines += [
+        "## This model needs 2D RoPE",
+        "",
+        "It was trained to answer in parallel branches: some frequency pairs of its rotary embedding turn by "
+        "the position of the branch. Loaded by transformers alone it runs, but all branches stand at one "
+        "position and it answers worse. Load it with ParallelMind, which finds the settings below in "
+        "`parallelmind.json`:",
+        "",
+        "```python",
+        "from parallelmind import load_model_with_lora",
+        "",
+        f'model, tokenizer, patch_rope = load_model_with_lora("{name}")',
+        "```",
+        "",
+        f"or `parallelmind batch --base_model {name} --data_path … --out_path …`, without flags for 2D RoPE.",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {field} | {value} |" for field, value in dataclasses.asdict(rope).items()),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""From our options to transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import TrainingArguments
+
+from parallelmind.errors import SettingsError
+from parallelmind.training.files import RunFiles
+from parallelmind.training.options import TrainOptions
+
+__all__ = ["FIXED", "RENAMED", "training_arguments"]
+
+RENAMED = {
+    "num_train_epochs": "epochs",
+    "gradient_accumulation_steps": "accumulation_steps",
+    "max_grad_norm": "grad_clip",
+    "logging_steps": "log_interval",
+    "save_steps": "save_interval",
+    "eval_steps": "eval_interval",
+    "output_dir": "out_dir",
+}
+"""Fields that have a flag of another name, which the field's own name spells as well."""
+FIXED = {
+    "per_device_train_batch_size": "use --batch_size (and --batch_by_samples)",
+    "per_device_eval_batch_size": "evaluation uses --batch_size",
+    "auto_find_batch_size": "use --batch_size",
+    "bf16": "use --dtype bfloat16",
+    "fp16": "use --dtype float16",
+    "bf16_full_eval": "use --dtype bfloat16",
+    "fp16_full_eval": "use --dtype float16",
+    "use_cpu": "use --device cpu",
+    "remove_unused_columns": "packed rows need all of their columns",
+    "ignore_data_skip": "a resumed run goes on in the data by itself",
+    "dataloader_drop_last": "no row is dropped",
+    "train_sampling_strategy": "rows are shuffled, and batched by length, by themselves",
+    "length_column_name": "rows are batched by length by themselves",
+    "label_names": "packed rows have labels of their own",
+    "use_liger_kernel": "its loss does not know packed rows",
+    "use_cache": "training needs no cache",
+    "data_seed": "use --seed",
+    "do_train": "this command trains",
+    "do_eval": "use --eval_data_path or --eval_ratio",
+    "do_predict": "use parallelmind batch",
+    "eval_strategy": "use --eval_interval with --eval_data_path or --eval_ratio",
+    "save_strategy": "use --save_interval",
+    "logging_strategy": "use --log_interval",
+    "disable_tqdm": "this command shows its own progress",
+    "include_num_input_tokens_seen": "tokens are counted by themselves",
+    "logging_nan_inf_filter": "a loss that is not a number ends the run",
+    "average_tokens_across_devices": "the loss is always the mean over the tokens of all processes",
+}
+"""Fields that cannot be chosen freely, and what to do instead."""
+
+
+def training_arguments(
+    options: TrainOptions, files: RunFiles, *, device: str, total_steps: int | None, evaluates: bool
+) -> TrainingArguments:
+    """The arguments of a run.
+
+    Args:
+        total_steps: None: unknown until the data has ended.
+    Raises:
+        SettingsError: a field that is ours to set, or a value that transformers refuses.
+    """
+    given = dict(options.hf)
+    if fixed := [name for name in given if name in FIXED]:
+        raise SettingsError(f"--{fixed[0]} cannot be set here: {FIXED[fixed[0]]}.")
+    if int(given.get("dataloader_num_workers") or 0) > 1:
+        raise SettingsError(
+            "--dataloader_num_workers is above 1; one process reads ahead in order: give 1, or 0 for none."
+        )
+    if total_steps is None:
+        scheduler = given.setdefault("lr_scheduler_type", "constant_with_warmup")
+        if str(scheduler) not in ("constant", "constant_with_warmup"):
+            raise SettingsError(
+                f"--lr_scheduler_type {scheduler} needs to know where it ends; with --use_streaming give --max_steps."
+            )
+    on_cpu = device == "cpu"
+    values: dict[str, Any] = {
+        "report_to": "wandb" if options.use_wandb else "none",
+        "save_total_limit": 2,
+        "ddp_find_unused_parameters": False,
+        "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
+        "dataloader_pin_memory": not on_cpu,
+    }
+    values |= given
+    values |= {
+        "output_dir": str(files.checkpoints),
+        "max_steps": UNKNOWN_STEPS if total_steps is None else total_steps,
+        "per_device_train_batch_size": 1,
+        "learning_rate": options.learning_rate,
+        "gradient_accumulation_steps": options.accumulation_steps,
+        "max_grad_norm": options.grad_clip,
+        "logging_strategy": "steps",
+        "logging_steps": options.log_interval,
+        "save_strategy": "steps",
+        "save_steps": options.save_interval,
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": options.eval_interval or options.save_interval,
+        "seed": options.seed,
+        "bf16": options.dtype == "bfloat16",
+        "fp16": options.dtype == "float16",
+        "use_cpu": on_cpu,
+        "remove_unused_columns": False,
+        "ignore_data_skip": True,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "average_tokens_across_devices": True,
+        "log_level": given.get("log_level", "error"),
+    }
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise SettingsError(f"transformers refuses these arguments: {error}") from error
+    # One process, one GPU: transformers would otherwise split every batch over all GPUs it sees.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+UNKNOWN_STEPS = 2**31
+"""Stands for the number of steps of a stream whose end is not known."""

@@ -1,0 +1,130 @@
+"""What happens at the steps of a run: progress, the log on disk, interruption, the end of the data."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from parallelmind.training.arguments import UNKNOWN_STEPS
+from parallelmind.training.meter import MetricsLog
+
+__all__ = ["EndOfData", "Interruption", "Progress", "Reporting"]
+
+
+class Progress(Protocol):
+    """Shows how far a run is."""
+
+    def start(self, *, total: int | None, done: int) -> None: ...
+
+    def step(self, done: int) -> None: ...
+
+    def log(self, entry: dict[str, Any]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Reporting(TrainerCallback):
+    """Hands log entries to the log on disk and the progress display, on the main process.
+
+    Args:
+        epochs: passes over the data in the whole run; None: not known.
+    """
+
+    def __init__(self, metrics: MetricsLog, progress: Progress, *, epochs: float | None):
+        self._metrics = metrics
+        self._progress = progress
+        self._epochs = epochs
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._metrics.open(state.global_step)
+            total = None if state.max_steps == UNKNOWN_STEPS else state.max_steps
+            self._progress.start(total=total, done=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Trainer takes the whole stream for one epoch.
+        if self._epochs is not None:
+            state.epoch = self._epochs * state.global_step / state.max_steps
+        if state.is_world_process_zero:
+            self._progress.step(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            entry = {"step": state.global_step, **logs}
+            self._metrics.append(entry)
+            self._progress.log(entry)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._progress.stop()
+
+
+class EndOfData(TrainerCallback):
+    """Ends the run with the step in which the last micro-batch was."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer.stream_ended:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class Interruption(TrainerCallback):
+    """Turns Ctrl-C and SIGTERM into a save at the end of the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self._received: tuple[int, FrameType | None] | None = None
+
+    @property
+    def happened(self) -> bool:
+        return self._received is not None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        happened = self.happened
+        if args.world_size > 1:  # signals do not reach all processes in the same step
+            flag = torch.tensor(int(happened), device=args.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            happened = bool(flag.item())
+        if happened:
+            self._received = self._received or (signal.SIGINT, None)
+            control.should_save = True
+            control.should_training_stop = True
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """The block in which signals wait for the end of the step; afterwards they have their usual effect."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            self._received = (number, frame)
+            signal.signal(number, former[number])
+
+        for number in former:
+            signal.signal(number, receive)
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def raise_again(self) -> None:
+        """Raise what the signal would have raised."""
+        if self._received is None:
+            return
+        handler = signal.getsignal(self._received[0])
+        if callable(handler):
+            handler(*self._received)
+        raise KeyboardInterrupt

@@ -1,0 +1,102 @@
+"""Evaluation on held-out data: the loss of the learned tokens, and the share of answers that are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
+from parallelmind.data.encoder import EncodedSample
+from parallelmind.engine.engine import Engine
+from parallelmind.engine.request import Branch, Request, SamplingParams
+from parallelmind.models.lora_layers import unwrap
+from parallelmind.training.forward import PackedForward
+
+__all__ = ["Evaluation"]
+
+_SPARE_TOKENS = 8
+"""The same text may be written with other tokens than the tokenizer's own choice."""
+
+
+class Evaluation:
+    """The held-out data of a run.
+
+    Args:
+        batches: of all processes; each takes its share.
+        samples: those whose completions are generated and compared; other forms of branches have no one answer.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[MicroBatch],
+        samples: Sequence[EncodedSample],
+        *,
+        tokenizer: Any,
+        collator: ParallelPretrainCollator,
+        forward: PackedForward,
+    ):
+        self._batches = batches
+        self._tokenizer = tokenizer
+        self._collator = collator
+        self._forward = forward
+        end = tokenizer.eos_token_id
+        self._questions = [question for sample in samples if (question := _question(sample, end)) is not None]
+
+    def run(self, model: Any, *, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
+        """`loss`, and `exact` if there are answers; the same on all processes. The model is left in eval mode."""
+        model.eval()
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        with torch.no_grad():
+            for micro in self._batches[rank::world_size]:
+                inputs = self._collator(micro)
+                count = inputs.pop("info").supervised_tokens
+                inputs = {name: value.to(device) for name, value in inputs.items()}
+                sums[0] += self._forward.loss(model, inputs).double()
+                sums[1] += count
+        right, asked = self._exact(model, rank, world_size)
+        sums[2] += right
+        sums[3] += asked
+        if world_size > 1:
+            dist.all_reduce(sums)
+        loss, tokens, right_all, asked_all = sums.tolist()
+        metrics = {"loss": loss / max(tokens, 1)}
+        if asked_all:
+            metrics["exact"] = right_all / asked_all
+        return metrics
+
+    def _exact(self, model: Any, rank: int, world_size: int) -> tuple[int, int]:
+        questions = self._questions[rank::world_size]
+        if not questions:
+            return 0, 0
+        engine = Engine(
+            unwrap(model),
+            self._tokenizer,
+            visibility=self._forward.visibility,
+            branch_stride=self._forward.stride,
+        )
+        results = engine.generate([request for request, _ in questions])
+        pairs = [
+            (answer, expected)
+            for result, (_, answers) in zip(results, questions, strict=True)
+            for answer, expected in zip(result.branches, answers, strict=True)
+        ]
+        right = sum(a.finish_reason == "stop" and a.text.strip() == expected.strip() for a, expected in pairs)
+        return right, len(pairs)
+
+
+def _question(sample: EncodedSample, end: int) -> tuple[Request, list[str]] | None:
+    """The prompts of a sample's branches that have one right completion, and the completions."""
+    branches, answers = [], []
+    for branch in sample.branches:
+        prompt = branch.learned.find(1)
+        if branch.sample_branch.messages or prompt < 1 or branch.ids[-1] != end:  # no prompt, or cut
+            continue
+        sampling = SamplingParams(max_new_tokens=len(branch) - prompt + _SPARE_TOKENS, temperature=0)
+        branches.append(
+            Branch(prompt=list(branch.ids[:prompt]), sampling=sampling, branch_id=branch.number)
+        )
+        answers.append(branch.sample_branch.completion)
+    return (Request(main=list(sample.main), branches=branches), answers) if branches else None

@@ -1,0 +1,109 @@
+"""Where a run writes: adapters, checkpoints, its log and its report; and which checkpoint is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallelmind.errors import SettingsError, TrainingError
+
+__all__ = ["RunFiles"]
+
+_STATE = "trainer_state.json"
+"""The file of a checkpoint that transformers writes last."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths of a run named `name` under `out_dir`."""
+
+    out_dir: Path
+    name: str
+
+    def adapter(self, step: int | None) -> Path:
+        """The `.pth` of a step, or of the end; the PEFT folder beside it has the name without `.pth`."""
+        return self.out_dir / "lora" / f"{self.name}_{'final' if step is None else f'step{step}'}.pth"
+
+    @property
+    def model(self) -> Path:
+        """The folder of a pretrained model."""
+        return self.out_dir / "pretrain" / f"{self.name}_final"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out_dir / "checkpoints" / self.name
+
+    @property
+    def settings(self) -> Path:
+        """What the run was told, so that it is not continued with something else."""
+        return self.checkpoints / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.out_dir / "logs" / self.name / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.out_dir / "logs" / self.name / "report.html"
+
+    def last_checkpoint(self) -> Path | None:
+        """The latest checkpoint that was written to its end."""
+        found = sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
+        return next((path for path in found if is_whole(path)), None)
+
+    def start_anew(self) -> None:
+        """Forget an earlier run of this name; its adapters stay until they are written again."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.metrics.unlink(missing_ok=True)
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        write_json(self.settings, settings)
+
+    def check_settings(self, settings: dict[str, Any]) -> None:
+        """Raises SettingsError, listing what differs, if the run was started with other settings."""
+        try:
+            former = json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        differing = [
+            f"  --{name} {settings.get(name)!r} given, {former.get(name)!r} before"
+            for name in sorted(settings.keys() | former.keys())
+            if settings.get(name) != former.get(name)
+        ]
+        if differing:
+            raise SettingsError(
+                f"{self.checkpoints} holds a run that was started with other settings:\n"
+                + "\n".join(differing)
+                + "\nGive the former ones to continue it, --overwrite to begin anew, another --lora_name, or "
+                "--resume_from_checkpoint with the folder to go on from all the same."
+            )
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    try:
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and "global_step" in state
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, complete or not at all. Raises TrainingError if it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: could not be written ({error.strerror}); make room, or give another --out_dir.") from error
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1

@@ -1,0 +1,253 @@
+"""The model to train: loaded or new, with 2D RoPE, with LoRA or whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
+from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.models.loader import DTYPES, TINY_MODEL, bundled_model_path, resolve_device
+from parallelmind.models.lora import adapter_rank, apply_lora, load_lora, lora_layers
+from parallelmind.models.lora_layers import ADAPTER
+from parallelmind.models.lora_read import read_adapter
+from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
+from parallelmind.training.options import TrainOptions
+
+__all__ = ["Trainee", "load_trainee", "training_device"]
+
+_DEFAULT_RANK = 8
+_NEW_MODEL = {
+    "model_type": "qwen2",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass(kw_only=True)
+class Trainee:
+    """A model ready to be trained, and what was settled about it."""
+
+    model: Any
+    tokenizer: Any
+    settings: RopeSettings
+    patched: bool
+    rank: int
+    notes: list[str] = field(default_factory=list)
+
+    def sidecar(self, base_model: str) -> Sidecar:
+        return Sidecar(rope=self.settings if self.patched else None, rank=self.rank, base_model=base_model)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_model_len(self) -> int:
+        """Positions of the model; 0: unknown."""
+        return int(getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", 0) or 0)
+
+
+def training_device(options: TrainOptions) -> tuple[str, str | None]:
+    """The device of this process, and a note. Raises SettingsError if it cannot train in the dtype asked for."""
+    device, note = resolve_device(options.device)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        resolve_device(device)
+    if options.dtype not in DTYPES:
+        raise SettingsError(f"--dtype is {options.dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    if options.dtype == "float16" and not device.startswith("cuda"):
+        raise SettingsError("--dtype float16 cannot be trained in on a CPU; use --dtype bfloat16 or float32.")
+    if options.dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+        raise SettingsError("--dtype bfloat16 is not supported by this GPU; use --dtype float16 or float32.")
+    return device, note
+
+
+def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
+    """Load or make the model that the options describe, in train mode, on the CPU or (quantized) on the device.
+
+    Raises:
+        SettingsError: the model or tokenizer is not found, or flags contradict the adapter to continue from.
+        AdapterError: the adapter to continue from does not fit.
+        UnsupportedModelError: 2D RoPE cannot be applied to the model.
+    """
+    notes: list[str] = []
+    sidecar = None if options.load_lora is None else _sidecar_of(options.load_lora)
+    settings = resolve_settings(
+        sidecar,
+        ratio=options.rope_2d_ratio,
+        mode=options.rope_2d_mode,
+        pairs=options.rope_2d_pairs,
+        branch_stride=options.stride,
+        visibility=options.visibility,
+    )
+    patched = True if options.patch_rope is None else options.patch_rope
+    if sidecar is not None:
+        trained = sidecar.rope is not None
+        if options.patch_rope is not None and patched != trained:
+            raise SettingsError(
+                f"--{'' if patched else 'no_'}patch_rope contradicts --load_lora {options.load_lora}, which was trained "
+                f"{'with' if trained else 'without'} 2D RoPE; leave the flag out."
+            )
+        patched = trained
+    tokenizer = _tokenizer(options, notes)
+    model = _new_model(options, tokenizer) if options.base_model is None else _base_model(options, device)
+    if patched:
+        pairs = auto_pair_indices(model, settings.ratio, settings.pairs)
+        patch_model_with_interleaved_2d_rope(model, pairs, settings.mode)
+    rank = 1 if options.task == "pretrain" else _put_lora(model, options)
+    # Steps of a small learning rate vanish in the rounding of 16-bit weights.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if options.load_lora is not None:
+        _restore_precision(model, options.load_lora)
+    model.train()
+    return Trainee(model=model, tokenizer=tokenizer, settings=settings, patched=patched, rank=rank, notes=notes)
+
+
+def _sidecar_of(load_lora: str) -> Sidecar | None:
+    if not os.path.exists(load_lora):
+        raise AdapterError(f"--load_lora {load_lora}: no such file or folder; give a .pth file or a PEFT folder.")
+    return read_sidecar(load_lora)
+
+
+def _put_lora(model: Any, options: TrainOptions) -> int:
+    """Wrap the linear layers; returns the rank."""
+    if options.load_lora is None:
+        rank = options.lora_rank or _DEFAULT_RANK
+        apply_lora(
+            model,
+            rank,
+            alpha=options.lora_alpha,
+            dropout=options.lora_dropout,
+            target_modules=_targets(options.target_modules),
+            use_rslora=options.use_rslora,
+            use_dora=options.use_dora,
+            seed=options.seed,
+        )
+        return rank
+    apply_lora(model, 1, dropout=options.lora_dropout)  # load_lora keeps the dropout and replaces the rest
+    load_lora(model, options.load_lora, rank=options.lora_rank)
+    return adapter_rank(options.load_lora)
+
+
+def _targets(given: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """One name with signs of a pattern is a regular expression for whole paths."""
+    if not given or given == ("all-linear",):
+        return None
+    return given[0] if len(given) == 1 and any(sign in given[0] for sign in "*+[(|\\^$") else given
+
+
+def _restore_precision(model: Any, path: str) -> None:
+    """Take the adapter's own values again: loading rounded them to the dtype of the layers."""
+    stored = read_adapter(path).layers
+    with torch.no_grad():
+        for name, layer in lora_layers(model).items():
+            values = next(part for key, part in stored.items() if key == name or key.endswith(f".{name}"))
+            layer.lora_A[ADAPTER].weight.copy_(values.A)
+            layer.lora_B[ADAPTER].weight.copy_(values.B)
+            if values.magnitude is not None:
+                layer.lora_magnitude_vector[ADAPTER].weight.copy_(values.magnitude)
+
+
+def _tokenizer(options: TrainOptions, notes: list[str]) -> Any:
+    name = options.tokenizer_path or options.base_model
+    assert name is not None
+    path = str(bundled_model_path()) if name == TINY_MODEL else name
+    flag = "--tokenizer_path" if options.tokenizer_path else "--base_model"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise SettingsError(f"{flag} {name}: no tokenizer can be loaded from it ({_first_line(error)}).") from error
+    if tokenizer.eos_token_id is None:
+        raise SettingsError(
+            f"{flag} {name}: its tokenizer has no end-of-text token (eos_token), so answers would never learn to end; "
+            "set one in its tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        notes.append("the tokenizer has no pad token; rows are filled up with its end-of-text token, unseen")
+    return tokenizer
+
+
+def _base_model(options: TrainOptions, device: str) -> nn.Module:
+    name = options.base_model
+    assert name is not None
+    path = str(bundled_model_path()) if name == TINY_MODEL else name
+    # A model trained whole keeps its weights in float32; the forward computes in the dtype asked for.
+    dtype = torch.float32 if options.task == "pretrain" else DTYPES[options.dtype]
+    placement: dict[str, Any] = {}
+    if options.load_in_4bit or options.load_in_8bit:
+        placement = {"quantization_config": _quantization(options), "device_map": {"": device}}
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **placement)
+    except (OSError, ValueError, ImportError) as error:
+        raise SettingsError(
+            f"--base_model {name}: not loadable as a local folder or from the Hugging Face Hub ({_first_line(error)}). "
+            "Check the spelling and the network; --base_model tiny is the bundled model."
+        ) from error
+    if placement:
+        model._hf_peft_config_loaded = True  # type: ignore[assignment]  # else Trainer refuses a quantized model
+    return model
+
+
+def _quantization(options: TrainOptions) -> Any:
+    if find_spec("bitsandbytes") is None:
+        raise SettingsError(
+            "--load_in_4bit and --load_in_8bit need bitsandbytes, which is not installed; run: "
+            "pip install 'parallelmind[quant]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if options.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[options.dtype],
+    )
+
+
+def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:
+    """A model from scratch: the defaults, the config file over them, the flags over both."""
+    values = dict(_NEW_MODEL)
+    if options.model_config is not None:
+        try:
+            values = json.loads(options.model_config.read_text(encoding="utf-8"))
+            assert isinstance(values, dict)
+        except (OSError, ValueError, AssertionError) as error:
+            raise SettingsError(f"--model_config {options.model_config}: not readable as a config.json ({error}).") from error
+    values |= options.model_overrides
+    values.setdefault("vocab_size", len(tokenizer))
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    family = values.pop("model_type", _NEW_MODEL["model_type"])
+    try:
+        config = AutoConfig.for_model(family, **(values | special))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(options.seed)
+            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # a config of impossible sizes fails in as many ways as there are models
+        raise SettingsError(f"No {family} model can be made from this config: {_first_line(error)}.") from error
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+

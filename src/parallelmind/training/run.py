@@ -1,0 +1,320 @@
+"""A training run from its options to its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parallelmind.data.collator import ParallelPretrainCollator
+from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
+from parallelmind.data.encoder import SampleEncoder
+from parallelmind.data.rows import RowLimits
+from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource, RecordSource
+from parallelmind.errors import SettingsError, TrainingError
+from parallelmind.jobs.ranks import current_rank
+from parallelmind.training.arguments import training_arguments
+from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting
+from parallelmind.training.evaluation import Evaluation
+from parallelmind.training.files import RunFiles, is_whole
+from parallelmind.training.forward import PackedForward
+from parallelmind.training.meter import MetricsLog
+from parallelmind.training.model import Trainee, load_trainee, training_device
+from parallelmind.training.options import TrainOptions
+from parallelmind.training.saving import save_adapter, save_model
+from parallelmind.training.trainer import PackedTrainer
+
+__all__ = ["TrainReport", "run_training"]
+
+_LOGGER = logging.getLogger(__name__)
+_FLEX_BLOCK = 128
+"""FlexAttention computes blocks of this many tokens."""
+_NOT_THE_RUN = {
+    "ddp", "device", "eval_interval", "eval_samples", "hf", "log_interval", "out_dir", "overwrite",
+    "resume_from_checkpoint", "save_interval", "use_wandb",
+}  # fmt: skip
+"""Options that may change when a run is continued."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a run did."""
+
+    steps: int
+    resumed_from: int
+    data_counts: dict[str, Any]
+    evaluation: dict[str, float]
+    """Of the end; empty without held-out data."""
+    written: Path
+    """The final adapter, or the folder of the pretrained model."""
+    report: Path | None
+
+
+def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
+    """Train, save, evaluate and report; an earlier run of the same name and settings is continued.
+
+    Raises:
+        ParallelMindError: what the user can remedy, by the kinds of `errors.py`.
+        KeyboardInterrupt: interrupted; the state was saved at the end of the step.
+    """
+    _check_launcher(options)
+    files = RunFiles(options.out_dir, options.name)
+    settings = _settings(options)
+    checkpoint = _checkpoint_to_resume(options, files, settings)
+    device, note = training_device(options)
+    trainee = load_trainee(options, device=device)
+    for text in ([note] if note else []) + trainee.notes:
+        _LOGGER.info("%s", text)
+    if not (options.load_in_4bit or options.load_in_8bit):
+        trainee.model.to(device)
+    dataset, total, evaluation_data = _data(options, trainee)
+    arguments = training_arguments(
+        options, files, device=device, total_steps=total, evaluates=evaluation_data is not None
+    )
+    if options.task != "pretrain" and (arguments.gradient_checkpointing or arguments.activation_checkpointing):
+        trainee.model.enable_input_require_grads()  # frozen embeddings would cut the gradient off
+    forward = PackedForward(
+        trainee.model, visibility=trainee.settings.visibility, stride=trainee.settings.branch_stride
+    )
+    collator = ParallelPretrainCollator(
+        trainee.tokenizer.pad_token_id,
+        stride=trainee.settings.branch_stride,
+        visibility=trainee.settings.visibility,
+        two_axes=forward.patched,
+        pad_to_multiple_of=_FLEX_BLOCK if device.startswith("cuda") else 1,
+    )
+    evaluation = None
+    if evaluation_data is not None:
+        samples = evaluation_data.samples()[: options.eval_samples]
+        evaluation = Evaluation(
+            list(evaluation_data), samples, tokenizer=trainee.tokenizer, collator=collator, forward=forward
+        )
+    metrics, interruption, end = MetricsLog(files.metrics), Interruption(), EndOfData()
+
+    def save(step: int | None) -> Path:
+        assert options.base_model is not None
+        return save_adapter(trainee, files, options.base_model, step)
+
+    def on_saved(step: int) -> None:  # checkpoints are also written at the end and when interrupted
+        if options.task != "pretrain" and step % options.save_interval == 0:
+            save(step)
+
+    trainer = PackedTrainer(
+        model=trainee.model,
+        args=arguments,
+        dataset=dataset,
+        collator=collator,
+        forward=forward,
+        evaluation=evaluation,
+        loraplus_lr_ratio=options.loraplus_lr_ratio,
+        on_saved=on_saved,
+        callbacks=[
+            Reporting(metrics, progress, epochs=options.epochs if options.max_steps < 0 else None),
+            interruption,
+            end,
+        ],
+    )
+    end.trainer = trainer
+    if arguments.should_save:
+        if options.overwrite:
+            files.start_anew()
+        files.write_settings(settings)
+    resumed_from = 0
+    ended = False
+    if checkpoint is not None:
+        resumed_from, ended = trainer.load_data_state(checkpoint)
+        ended = ended or (total is not None and resumed_from >= total)
+        _LOGGER.info("continuing from %s", checkpoint)
+    with forward.installed(trainee.model), interruption.caught(), _explained(options):
+        if ended:
+            assert checkpoint is not None
+            trainer.finish_from(checkpoint)
+            metrics.open(resumed_from)
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        steps = trainer.state.global_step
+        final: dict[str, float] = {}
+        if evaluation is not None and not interruption.happened:
+            final = _last_evaluation(metrics, steps) or trainer.evaluate()
+    if interruption.happened:
+        _LOGGER.warning("stopped after step %d; the same command continues from there", steps)
+        interruption.raise_again()
+    counts = dataset.counts.as_dict()
+    written, report = files.adapter(None), None
+    if arguments.should_save:
+        written = save_model(trainee, files) if options.task == "pretrain" else save(None)
+        report = _write_report(options, files, settings, trainee, trainer, metrics, counts)
+    return TrainReport(
+        steps=steps,
+        resumed_from=resumed_from,
+        data_counts=counts,
+        evaluation=final,
+        written=written,
+        report=report,
+    )
+
+
+def _check_launcher(options: TrainOptions) -> None:
+    processes = current_rank().world_size
+    if options.ddp and "WORLD_SIZE" not in os.environ:
+        raise SettingsError("--ddp needs a launcher: torchrun --nproc_per_node N … --ddp; without one, leave it out.")
+    if processes > 1 and not options.ddp:
+        raise SettingsError(f"{processes} processes were launched; pass --ddp to train in all of them together.")
+
+
+def _settings(options: TrainOptions) -> dict[str, Any]:
+    """What a run may not be continued without."""
+    settings = {
+        item.name: getattr(options, item.name)
+        for item in dataclasses.fields(options)
+        if item.name not in _NOT_THE_RUN
+    }
+    settings["data_size"] = options.data_path.stat().st_size if options.data_path is not None else None
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return plain
+
+
+def _checkpoint_to_resume(options: TrainOptions, files: RunFiles, settings: dict[str, Any]) -> Path | None:
+    given = options.resume_from_checkpoint
+    if given is not None:
+        if options.overwrite:
+            raise SettingsError("--overwrite and --resume_from_checkpoint exclude each other; give one.")
+        if not is_whole(given):
+            raise SettingsError(f"--resume_from_checkpoint {given}: not a folder with a whole checkpoint.")
+        return given
+    if options.overwrite:
+        return None
+    checkpoint = files.last_checkpoint()
+    if checkpoint is not None:
+        files.check_settings(settings)
+    return checkpoint
+
+
+def _data(
+    options: TrainOptions, trainee: Trainee
+) -> tuple[ParallelPretrainDataset, int | None, ParallelPretrainDataset | None]:
+    """The training data, the number of steps (None: unknown), and the held-out data."""
+    rank = current_rank()
+    encoder = SampleEncoder(
+        trainee.tokenizer,
+        max_seq_len=options.max_seq_len,
+        max_model_len=trainee.max_model_len,
+        vocab_size=trainee.vocab_size,
+        strict=options.strict,
+    )
+    limits = RowLimits(
+        most=options.most_branches,
+        least=options.min_branches_per_sample if options.max_branches_per_sample else 1,
+        balanced=options.max_branches_per_sample > 0,
+        max_tokens=options.max_total_tokens,
+    )
+    batch = BatchLimits(size=options.batch_size, by_samples=options.batch_by_samples)
+    source: RecordSource
+    if options.data_path is not None:
+        source = JsonlSource(options.data_path, max_records=options.max_samples)
+    else:
+        assert options.hf_dataset is not None
+        source = HubSource(
+            options.hf_dataset,
+            options.hf_subset,
+            split=options.hf_split,
+            streaming=options.use_streaming,
+            max_records=options.max_samples,
+        )
+    held_out: RecordSource | None = None
+    if options.eval_data_path is not None:
+        held_out = JsonlSource(options.eval_data_path)
+    elif options.eval_ratio:
+        held_out = FilteredSource(source, lambda index: _is_held_out(options, index))
+        source = FilteredSource(source, lambda index: not _is_held_out(options, index))
+    dataset = ParallelPretrainDataset(
+        source,
+        encoder,
+        limits=limits,
+        batch=batch,
+        epochs=options.epochs if options.max_steps < 0 else None,
+        block_records=options.shuffle_buffer if options.use_streaming else None,
+        seed=options.seed,
+        learn_main=options.learn_main,
+        share=Share(
+            rank=rank.rank, world_size=rank.world_size, accumulation=options.accumulation_steps
+        ),
+    )
+    total: int | None = options.max_steps
+    if options.max_steps < 0:
+        total = None if options.use_streaming else dataset.steps(options.epochs)
+    if held_out is None:
+        return dataset, total, None
+    evaluation = ParallelPretrainDataset(
+        held_out, encoder, limits=limits, batch=batch, shuffle=False, learn_main=options.learn_main
+    )
+    evaluation.samples()
+    return dataset, total, evaluation
+
+
+def _is_held_out(options: TrainOptions, index: int) -> bool:
+    return random.Random(f"held out {options.seed} {index}").random() < options.eval_ratio
+
+
+@contextmanager
+def _explained(options: TrainOptions) -> Iterator[None]:
+    """Say what to do about errors of torch that a user can remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory with --batch_size {options.batch_size}; lower it and raise --accumulation_steps as much, pass "
+            f"--gradient_checkpointing true, or --load_in_4bit. ({error})"
+        ) from error
+
+
+def _last_evaluation(metrics: MetricsLog, step: int) -> dict[str, float]:
+    """The evaluation of this very step, if there was one."""
+    entry = next((e for e in reversed(metrics.entries) if "eval_loss" in e and e["step"] == step), {})
+    return {name: value for name, value in entry.items() if name.startswith("eval_")}
+
+
+def _write_report(
+    options: TrainOptions,
+    files: RunFiles,
+    settings: dict[str, Any],
+    trainee: Trainee,
+    trainer: PackedTrainer,
+    metrics: MetricsLog,
+    counts: dict[str, Any],
+) -> Path | None:
+    if find_spec("parallelmind.training.report") is None:
+        return None
+    from parallelmind.training.report import TrainingReport, write_report
+
+    row = trainer.example_row
+    evaluations = [
+        {"step": entry["step"], "loss": entry["eval_loss"], "exact": entry.get("eval_exact")}
+        for entry in metrics.entries
+        if "eval_loss" in entry
+    ]
+    write_report(
+        TrainingReport(
+            title=options.name,
+            settings=settings,
+            data_counts=counts,
+            train_history=[entry for entry in metrics.entries if "loss" in entry],
+            eval_history=evaluations,
+            example_row=row,
+            example_tokens=[] if row is None else [trainee.tokenizer.decode([t]) for t in row.input_ids.tolist()],
+            visibility=trainee.settings.visibility,
+            stride=trainee.settings.branch_stride,
+        ),
+        files.report,
+    )
+    return files.report

@@ -1,0 +1,52 @@
+"""What a run leaves for inference: adapters, or a whole pretrained model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from parallelmind.errors import TrainingError
+from parallelmind.models.lora import lora_layers, save_lora
+from parallelmind.models.lora_layers import ADAPTER
+from parallelmind.models.sidecar import write_sidecar
+from parallelmind.training.files import RunFiles
+from parallelmind.training.model import Trainee
+
+__all__ = ["save_adapter", "save_model"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def save_adapter(trainee: Trainee, files: RunFiles, base_model: str, step: int | None) -> Path:
+    """Write the adapter as PEFT folder and as `.pth`, both with the sidecar; returns the path to load.
+
+    DoRA has no `.pth`, since W + B·A cannot express it. Raises AdapterError if it cannot be written.
+    """
+    pth = files.adapter(step)
+    sidecar = trainee.sidecar(base_model)
+    folder = save_lora(trainee.model, pth.with_suffix(""), sidecar=sidecar)
+    if any(ADAPTER in layer.lora_variant for layer in lora_layers(trainee.model).values()):
+        if step is None:
+            _LOGGER.info("DoRA cannot be written as a .pth; the adapter is the PEFT folder %s", folder)
+        return folder
+    return save_lora(trainee.model, pth, sidecar=sidecar)
+
+
+def save_model(trainee: Trainee, files: RunFiles) -> Path:
+    """Write a pretrained model and its tokenizer as a Hugging Face folder, with the sidecar if it needs 2D RoPE.
+
+    Raises TrainingError if it cannot be written.
+    """
+    folder = files.model
+    rope = trainee.model
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        rope.save_pretrained(folder)
+        trainee.tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors and tokenizers raise their own types on a full disk
+        raise TrainingError(
+            f"{folder}: the model could not be written ({error}); make room, then start the same command again."
+        ) from error
+    if trainee.patched:
+        write_sidecar(folder, trainee.sidecar(""))
+    return folder

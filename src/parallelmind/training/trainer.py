@@ -1,0 +1,252 @@
+"""transformers' Trainer on packed rows: its loop, optimizer, schedule, precision and loggers; our data, loss and files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from parallelmind.columnar import PAD_BRANCH, PackedRow
+from parallelmind.data.collator import BatchInfo, ParallelPretrainCollator
+from parallelmind.data.dataset import ParallelPretrainDataset
+from parallelmind.errors import TrainingError
+from parallelmind.training.evaluation import Evaluation
+from parallelmind.training.files import write_json
+from parallelmind.training.forward import PackedForward
+from parallelmind.training.meter import Meter
+
+__all__ = ["PackedTrainer"]
+
+_TRAINED = "trained.safetensors"
+_DATA_STATE = "data_state.json"
+_SHOWN_SOURCES = 5
+
+
+class PackedTrainer(Trainer):
+    """Trains a model on a stream of packed micro-batches.
+
+    A checkpoint holds the trained parameters alone (not the frozen base), the optimizer, schedule and random states,
+    and the place in the data. One that could not be written whole is removed, and the former ones stay.
+
+    Args:
+        loraplus_lr_ratio: LoRA+ (Hayou et al., 2024, https://arxiv.org/abs/2402.12354): the B matrices learn this many
+            times faster.
+        on_saved: called on the main process when a checkpoint has been written.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: TrainingArguments,
+        dataset: ParallelPretrainDataset,
+        collator: ParallelPretrainCollator,
+        forward: PackedForward,
+        evaluation: Evaluation | None = None,
+        loraplus_lr_ratio: float | None = None,
+        on_saved: Callable[[int], None] | None = None,
+        callbacks: list[Any] | None = None,
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=[] if evaluation is None else [evaluation],
+            data_collator=collator,
+            callbacks=callbacks,
+        )
+        for shown in (PrinterCallback, ProgressCallback):
+            self.remove_callback(shown)
+        # Makes Trainer count the learned tokens of a whole step, and not divide the loss again.
+        self.model_accepts_loss_kwargs = True
+        self.meter = Meter()
+        self.stream_ended = False
+        """The last micro-batch of the data has been seen."""
+        self.data_state: dict[str, Any] = {}
+        self.example_row: PackedRow | None = None
+        """The first row that was trained on."""
+        self._forward = forward
+        self._evaluation = evaluation
+        self._loraplus_lr_ratio = loraplus_lr_ratio
+        self._on_saved = on_saved
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Not prepared by accelerate: the stream deals itself to the processes.
+        return DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            # Of its own: a loader takes a number from the global generator when it starts, also when it starts again.
+            generator=torch.Generator(),
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        info: BatchInfo = inputs["info"]
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            shown = ", ".join(info.sources[:_SHOWN_SOURCES])
+            more = f" and {len(info.sources) - _SHOWN_SOURCES} more" if len(info.sources) > _SHOWN_SOURCES else ""
+            raise TrainingError(
+                f"The loss became {float(loss)} in step {self.state.global_step + 1}, on {shown}{more}. The last checkpoint "
+                "is whole. Look at these records; lower --learning_rate or --grad_clip, or use --dtype float32."
+            )
+        if self.example_row is None:
+            self.example_row = _first_row(inputs)
+        self.meter.add(info)
+        self.data_state = info.state
+        self.stream_ended = self.stream_ended or info.last
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The sum over this micro-batch divided by the learned tokens of the whole step, of all processes."""
+        assert num_items_in_batch is not None and not return_outputs
+        total = self._forward.loss(model, inputs, label_smoothing=self.args.label_smoothing_factor)
+        # DDP averages the gradients of the processes; the sum is wanted.
+        count = torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+        return total * self.accelerator.num_processes / count
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self._loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        fast, usual = [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                (fast if ".lora_B." in name else usual).append(parameter)
+        decay = self.args.weight_decay
+        groups = [
+            {"params": usual, "weight_decay": decay},
+            {"params": fast, "weight_decay": decay, "lr": self.args.learning_rate * self._loraplus_lr_ratio},
+        ]
+        self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate on the held-out data of the run."""
+        del eval_dataset, ignore_keys
+        assert self._evaluation is not None
+        with torch.autocast(self.args.device.type, self._autocast_dtype(), enabled=self._autocast_dtype() is not None):
+            found = self._evaluation.run(
+                self.model,
+                device=self.args.device,
+                rank=self.args.process_index,
+                world_size=self.args.world_size,
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.meter.restart()
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.meter.read(self.args.world_size)
+        super().log(logs, start_time)
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors have own errors
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise TrainingError(
+                f"{folder}: the checkpoint could not be written ({error}). Earlier checkpoints are whole: make room, then "
+                "start the same command again, and it goes on from the last one."
+            ) from error
+        if self.args.should_save and self._on_saved is not None:
+            self._on_saved(self.state.global_step)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        del state_dict
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {name: value.detach().cpu().contiguous() for name, value in self._trained_parameters().items()}
+        safetensors.torch.save_file(trained, folder / _TRAINED)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            state = {"step": self.state.global_step, "ended": self.stream_ended, **self.data_state}
+            write_json(Path(output_dir) / _DATA_STATE, state)
+        # Process 0 marks the checkpoint as whole next: the others' files must be there.
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        del model
+        path = Path(resume_from_checkpoint) / _TRAINED
+        try:
+            stored = safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise TrainingError(f"{path}: not readable ({error}); give another checkpoint, or --overwrite.") from error
+        parameters = self._trained_parameters()
+        if {name: value.shape for name, value in stored.items()} != {n: p.shape for n, p in parameters.items()}:
+            raise TrainingError(
+                f"{path} holds other parameters than this run trains; give the flags of the run it is from (rank, target "
+                "modules, base model), or --overwrite to begin anew."
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(stored[name])
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def load_data_state(self, checkpoint: Path) -> tuple[int, bool]:
+        """Let the data go on where it was when a checkpoint was written.
+
+        Returns:
+            The step of the checkpoint, and whether the data had ended.
+        """
+        path = checkpoint / _DATA_STATE
+        try:
+            self.data_state = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path}: not readable ({error}); give another checkpoint, or --overwrite.") from error
+        self.train_dataset.load_state_dict(self.data_state)
+        return int(self.data_state["step"]), bool(self.data_state["ended"])
+
+    def finish_from(self, checkpoint: Path) -> None:
+        """Take over a checkpoint after whose step nothing is left to train."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = int(self.data_state["step"])
+
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _first_row(inputs: dict[str, Any]) -> PackedRow:
+    branch_ids, time_ids = inputs["attention_mask"][0, 0].cpu().long().unbind(-1)
+    kept = branch_ids != PAD_BRANCH
+    return PackedRow(
+        input_ids=inputs["input_ids"][0].cpu()[kept], branch_ids=branch_ids[kept], time_ids=time_ids[kept]
+    )

@@ -1,0 +1,122 @@
+"""What the pictures of a row show: main's tokens in order, and the branches as columns over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from parallelmind.columnar import PAD_BRANCH, PackedRow, Visibility, visible
+from parallelmind.columnar.layout import MAIN_BRANCH
+
+__all__ = [
+    "BRANCH_COLOURS",
+    "EXPLAINED",
+    "MAIN_COLOUR",
+    "Cell",
+    "Column",
+    "RowGrid",
+    "branch_colour",
+    "row_grid",
+]
+
+MAIN_COLOUR = "#64748b"
+BRANCH_COLOURS = ("#2f6fde", "#e0701b", "#1f9d6b", "#b4459f", "#7a5af0", "#c8901a", "#1496a8", "#d1435b")
+"""Of the branches in order, then again from the first."""
+EXPLAINED: dict[Visibility, str] = {
+    "isolated": "a branch sees main and itself",
+    "columnar": "a branch sees main, itself, and what the others wrote before",
+    "strict": "a branch sees itself only",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One token."""
+
+    text: str
+    branch: int
+    time: int
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One branch."""
+
+    number: int
+    position: int
+    """Branch position: number × stride."""
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowGrid:
+    """A row without its padding."""
+
+    main: tuple[Cell, ...]
+    columns: tuple[Column, ...]
+    branch_of: tuple[int, ...]
+    """Branch id of each token, in the order of the row."""
+    stride: int
+    seen: Tensor
+    """bool [S, S]: whether the query (first axis) sees the key (second)."""
+    visibility: Visibility
+
+    def __len__(self) -> int:
+        return len(self.branch_of)
+
+    @property
+    def summary(self) -> str:
+        """What the row holds, in one line."""
+        branches = f"{len(self.columns)} branch{'es' if len(self.columns) != 1 else ''}"
+        return f"{len(self)} tokens = {len(self.main)} of main + {len(self) - len(self.main)} in {branches}"
+
+
+def branch_colour(branch: int) -> str:
+    """The colour of a branch id, main included."""
+    return MAIN_COLOUR if branch == MAIN_BRANCH else BRANCH_COLOURS[(branch - 1) % len(BRANCH_COLOURS)]
+
+
+def row_grid(
+    row: PackedRow,
+    tokens: Sequence[str],
+    *,
+    stride: int,
+    visibility: Visibility,
+    learned: Sequence[bool] | Tensor | None = None,
+) -> RowGrid:
+    """Arrange a row of S tokens for drawing; positions and visibility are those the model gets.
+
+    Args:
+        tokens: the text of each token.
+        learned: which tokens are learned in training; None: not known.
+    Raises:
+        ValueError: not one text for every token.
+    """
+    if len(tokens) != len(row):
+        raise ValueError(f"{len(row)} tokens need as many texts, got {len(tokens)}")
+    kept = row.branch_ids != PAD_BRANCH
+    marks = [False] * len(row) if learned is None else [bool(mark) for mark in learned]
+    cells = [
+        Cell(text, branch, time, mark)
+        for text, branch, time, mark in zip(
+            tokens, row.branch_ids.tolist(), row.time_ids.tolist(), marks, strict=True
+        )
+        if branch != PAD_BRANCH
+    ]
+    position_of = dict(zip(row.branch_ids.tolist(), row.pos2d(stride)[:, 0].tolist(), strict=True))
+    numbers = dict.fromkeys(cell.branch for cell in cells if cell.branch != MAIN_BRANCH)
+    branch_ids, time_ids = row.branch_ids[kept], row.time_ids[kept]
+    return RowGrid(
+        main=tuple(cell for cell in cells if cell.branch == MAIN_BRANCH),
+        columns=tuple(
+            Column(number, position_of[number], tuple(cell for cell in cells if cell.branch == number))
+            for number in numbers
+        ),
+        branch_of=tuple(cell.branch for cell in cells),
+        stride=stride,
+        seen=visible(branch_ids, time_ids, branch_ids, time_ids, visibility),
+        visibility=visibility,
+    )

@@ -1,0 +1,79 @@
+"""Token ids to texts that a person can read in a picture."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["CharacterTokenizer", "readable", "token_texts"]
+
+_SHOWN = {" ": "·", "\n": "⏎", "\r": "↵", "\t": "⇥", "\u3000": "□"}
+_BROKEN = "\ufffd"
+
+
+class CharacterTokenizer:
+    """One token a character: what `show` falls back to where there is no tokenizer."""
+
+    eos_token_id = 0x110000  # no character
+    all_special_ids: tuple[int, ...] = (eos_token_id,)
+    all_special_tokens: tuple[str, ...] = ("<end>",)
+    bos_token = None
+    chat_template = None
+    is_fast = False
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        del add_special_tokens  # it has none
+        return {"input_ids": [ord(character) for character in text]}
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """User: …, Assistant: …, a turn a line."""
+        lines = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in messages]
+        return "".join(lines) + ("Assistant: " if options.get("add_generation_prompt") else "")
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join("<end>" if i == self.eos_token_id else chr(i) for i in ids)
+
+
+def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    """The text of each token, spaces and line ends made visible.
+
+    A token that is only a part of a character is shown by its bytes, such as ‹e5 b0›.
+    """
+    return [_token_text(tokenizer, int(token)) for token in ids]
+
+
+def readable(text: str) -> str:
+    """Spaces as ·, line ends as ⏎, other characters that do not print as their number."""
+    return "".join(_SHOWN.get(c) or (c if c.isprintable() else f"‹{ord(c):x}›") for c in text)
+
+
+def _token_text(tokenizer: Any, token: int) -> str:
+    text: str = tokenizer.decode([token])
+    piece = _piece(tokenizer, token)
+    if _BROKEN in text:
+        return _bytes_shown(piece) or piece or text
+    if piece.startswith("▁") and not text.startswith(" "):  # SentencePiece drops a leading space
+        text = " " + text
+    return readable(text) or piece or "‹empty›"
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
+    return str(convert(token)) if convert else ""
+
+
+def _bytes_shown(piece: str) -> str:
+    """The bytes of a piece of a byte-level vocabulary."""
+    table = _byte_of_symbol()
+    if not piece or any(symbol not in table for symbol in piece):
+        return ""
+    return f"‹{' '.join(f'{table[symbol]:02x}' for symbol in piece)}›"
+
+
+@functools.cache
+def _byte_of_symbol() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones by themselves, the others from U+0100 up."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

@@ -1,0 +1,269 @@
+"""Fine-tuning data into records: forms, containers, grouping, and what is skipped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallelmind.data import convert as convert_module
+from parallelmind.data import sft_files
+from parallelmind.data.convert import ConvertOptions, ConvertReport, convert
+from parallelmind.errors import DataError, SettingsError
+
+Q, A = "苹果多少钱一斤？", "五块。\n不讲价 🍎"
+ASKED = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
+PAIR = {"prompt": Q, "completion": A}
+CHAT = {"messages": ASKED}
+SHAREGPT = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
+
+
+def converted(
+    tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any
+) -> tuple[list[Any], ConvertReport]:
+    """Convert rows (objects, or the text of the file) and read the records back."""
+    lines = rows if isinstance(rows, str) else [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    text = "".join(lines)
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    output = tmp_path / "out" / "records.jsonl"
+    report = convert(ConvertOptions(input=tmp_path / name, output=output, **options))
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()], report
+
+
+@pytest.mark.parametrize(
+    ("row", "main", "branch"),
+    [
+        ({"conversations": ASKED}, "", CHAT),
+        ({"conversations": [{"role": "system", "content": "简短。"}, *ASKED]}, "简短。", CHAT),
+        ({"conversations": SHAREGPT}, "", CHAT),
+        ({"system": "s", "conversations": SHAREGPT}, "s", CHAT),
+        ({"messages": ASKED}, "", CHAT),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, ASKED[1]]}, "", CHAT),
+        ({"instruction": Q, "input": "", "output": A}, "", PAIR),
+        ({"instruction": Q, "input": "水果摊", "output": A}, "水果摊", PAIR),
+        ({"instruction": Q, "input": "水果摊", "output": A, "system": "s"}, "s\n\n水果摊", PAIR),
+        ({"instruction": "b", "output": "c", "history": [[Q, A]]}, "",
+         {"messages": [*ASKED, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}),
+        ({"question": Q, "answer": A, "context": "水果摊"}, "水果摊", PAIR),
+        ({"text": "一行字"}, "", "一行字"),
+        ({"main": "m", "branches": [PAIR]}, "m", PAIR),
+        ({"main": "m", "branches": [Q], "answers": [A]}, "m", PAIR),
+    ],
+)  # fmt: skip
+def test_forms_of_rows(tmp_path, row, main, branch):
+    records, report = converted(tmp_path, [row])
+    assert records == [{"main": main, "branches": [branch]}]
+    assert (report.rows, report.converted, report.skipped_rows) == (1, 1, 0)
+
+
+def test_what_stays_in_the_branch_when_it_is_not_main(tmp_path):
+    system = {"role": "system", "content": "s"}
+    rows = [{"messages": [system, *ASKED]}, {"instruction": Q, "input": "i", "output": A, "system": "s"}]
+    assert converted(tmp_path, rows, main_from="none")[0] == [
+        {"main": "", "branches": [{"messages": [system, *ASKED]}]},
+        {"main": "", "branches": [{"messages": [system, {"role": "user", "content": f"{Q}\ni"}, ASKED[1]]}]},
+    ]
+    assert converted(tmp_path, rows[1:], main_from="system")[0] == [
+        {"main": "s", "branches": [{"prompt": f"{Q}\ni", "completion": A}]}
+    ]
+
+
+def test_branch_forms(tmp_path):
+    rows = [{"messages": ASKED}, {"messages": [*ASKED, {"role": "user", "content": "b"}, ASKED[1]]}]
+    assert converted(tmp_path, rows, branch_form="prompt")[0] == [
+        {"main": "", "branches": [PAIR]},
+        {"main": "", "branches": [
+            {"prompt": f"User: {Q}\nAssistant: {A}\nUser: b\nAssistant:", "completion": f" {A}"}
+        ]},
+    ]  # fmt: skip
+    alpaca = [{"instruction": Q, "output": A}]
+    assert converted(tmp_path, alpaca, branch_form="messages")[0] == [{"main": "", "branches": [CHAT]}]
+
+
+def test_turns_of_tools_are_kept_and_turns_without_an_answer_are_counted(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    turns = [ASKED[0], call, {"role": "tool", "content": "5"}, ASKED[1], {"role": "user", "content": "?"}]
+    row = {"messages": turns}
+    records, report = converted(tmp_path, [row])
+    kept = records[0]["branches"][0]["messages"]
+    assert [turn["role"] for turn in kept] == ["user", "assistant", "tool", "assistant"]
+    assert kept[1] == {**call, "content": ""}
+    assert report.cut_turns == 1
+    with pytest.raises(DataError, match="tool calls"):
+        converted(tmp_path, [row], branch_form="prompt")
+
+
+def test_rows_with_one_main_share_records_until_they_are_full(tmp_path):
+    rows = [{"instruction": str(i), "input": "ab"[i % 2], "output": "x"} for i in range(10)]
+    rows.insert(3, {"instruction": "alone", "output": "x"})
+    asked = [
+        (record["main"], [branch["prompt"] for branch in record["branches"]])
+        for record in converted(tmp_path, rows, branches_per_record=3)[0]
+    ]
+    assert asked == [
+        ("", ["alone"]), ("a", ["0", "2", "4"]), ("b", ["1", "3", "5"]), ("a", ["6", "8"]), ("b", ["7", "9"])
+    ]  # fmt: skip
+    assert len(converted(tmp_path, rows, group_by="none")[0]) == len(rows)
+    texts = [{"text": str(i)} for i in range(5)]
+    grouped = converted(tmp_path, texts, group_by="all", branches_per_record=4)[0]
+    assert [record["branches"] for record in grouped] == [["0", "1", "2", "3"], ["4"]]
+
+
+@pytest.mark.parametrize("limit", ["_WAITING_SAMPLES", "_WAITING_CHARACTERS"])
+def test_what_waits_for_its_group_is_limited(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(convert_module, limit, 5 if limit == "_WAITING_SAMPLES" else 5 * 40)
+    rows = [{"instruction": "q", "input": f"main {i % 50}", "output": "a"} for i in range(100)]
+    records, report = converted(tmp_path, rows)
+    assert report.branches == 100
+    assert len(records) == 100  # every main is closed before it comes again
+    assert [record["main"] for record in records] == [row["input"] for row in rows]
+
+
+def test_csv_with_quotes_line_breaks_and_own_column_names(tmp_path):
+    with (tmp_path / "in.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        lines = [["q", "a", "topic"], [Q, A, "水果"], ['say "hi", twice', "x", "水果"], ["short"]]
+        csv.writer(file).writerows(lines)
+    output = tmp_path / "out.jsonl"
+    report = convert(
+        ConvertOptions(
+            input=tmp_path / "in.csv",
+            output=output,
+            prompt_field="q",
+            completion_field="a",
+            main_field="topic",
+        )
+    )
+    assert [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] == [
+        {"main": "水果", "branches": [PAIR, {"prompt": 'say "hi", twice', "completion": "x"}]}
+    ]
+    assert [(row.line, row.reason) for row in report.skipped] == [(5, "has 1 cells, the header has 3")]
+
+
+def test_csv_rows_that_are_not_utf8_are_skipped(tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"prompt,answer\nA\xff,b\nc,d\n")
+    report = convert(ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "out.jsonl"))
+    assert (report.converted, report.skipped_rows) == (1, 1)
+    assert "not UTF-8" in report.skipped[0].reason
+
+
+def test_plain_text_lines(tmp_path):
+    records, _ = converted(tmp_path, "第一行\n\n{second}\r\n", name="in.txt")
+    assert [record["branches"] for record in records] == [["第一行"], ["{second}"]]
+    assert converted(tmp_path, "第一行\n", name="corpus")[0][0]["branches"] == ["第一行"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("chunk", [1, 7, 2**20])
+def test_json_lists_are_streamed_whatever_the_buffer(tmp_path, monkeypatch, indent, chunk):
+    monkeypatch.setattr(sft_files, "_CHUNK", chunk)
+    rows = [{"conversations": ASKED}, {"instruction": 'a "}],{" b', "output": A}, 12, {"text": "é"}]
+    records, report = converted(tmp_path, json.dumps(rows, ensure_ascii=False, indent=indent), name="in.json")
+    assert [record["branches"][0] for record in records] == [
+        CHAT, {"prompt": 'a "}],{" b', "completion": A}, "é"
+    ]  # fmt: skip
+    assert [row.reason for row in report.skipped] == ["is a number (12); expected an object"]
+    if indent:
+        lines = json.dumps(rows, ensure_ascii=False, indent=indent).splitlines()
+        assert lines[report.skipped[0].line - 1].strip() == "12,"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[{"text": "a"}', "line 1: the list does not end"),
+        ('[{"text": "a"},\n', "line 2: the file ends within its list"),
+        ('[{"text": "a"},\n{"text" "b"}, {"text": "c"}]', "line 2: not valid JSON"),
+        ('[{"text": "a"} {"text": "b"}]', "line 1: expected a comma"),
+        ('[{"text": "a"}]\n[]', "line 2: more text after the list"),
+    ],
+)
+def test_broken_json_lists_name_the_line_and_leave_nothing(tmp_path, text, reason):
+    with pytest.raises(DataError, match=reason):
+        converted(tmp_path, text, name="in.json")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_memory_does_not_grow_with_a_json_list(tmp_path):
+    row = json.dumps({"text": "字" * 20_000}, ensure_ascii=False)
+    with (tmp_path / "in.json").open("w", encoding="utf-8") as file:
+        file.write("[" + ",\n".join([row] * 400) + "]")  # 24 MB
+    tracemalloc.start()
+    report = convert(ConvertOptions(input=tmp_path / "in.json", output=tmp_path / "out.jsonl"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.records == 400
+    assert peak < 12 * 2**20
+
+
+BAD = [
+    ({"conversations": [ASKED[0]]}, "no turn of the assistant"),
+    ({"conversations": []}, "expected a list of turns"),
+    (
+        {"conversations": [{"role": "wizard", "content": "x"}]},
+        r'"conversations"\[0\]."role" is a text \("wizard"\)',
+    ),
+    ({"conversations": [{"role": "user", "content": ""}, ASKED[1]]}, r"\[0\].\"content\" is empty"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASKED[1]]}, "not text"),
+    ({"instruction": "q"}, "has no output or completion or response or answer"),
+    ({"instruction": "q", "output": " "}, '"output" is empty'),
+    ({"instruction": "q", "output": 5}, '"output" is a number'),
+    ({"text": ""}, "no text"),
+    ({"main": "m", "branches": [{"prompt": "p"}]}, r'"branches"\[0\] is neither'),
+    ({"id": 1}, "none of the fields"),
+    ([1], "expected an object"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD)
+def test_bad_rows_are_skipped_with_their_reason(tmp_path, row, reason):
+    records, report = converted(tmp_path, [{"text": "good"}, row])
+    assert len(records) == 1
+    assert (report.rows, report.converted, report.skipped_rows) == (2, 1, 1)
+    assert report.skipped[0].line == 2
+    assert re.search(reason, report.skipped[0].reason)
+
+
+def test_lines_that_are_no_json_and_lone_surrogates(tmp_path):
+    text = '{"text": "a"}\n{"text": \n{"text": "\\ud83d"}\n'
+    _, report = converted(tmp_path, text, skipped_path=tmp_path / "skipped.jsonl")
+    assert [row.line for row in report.skipped] == [2, 3]
+    lines = (tmp_path / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    listed = [json.loads(line) for line in lines]
+    assert [row["line"] for row in listed] == [2, 3]
+    assert "surrogate" in listed[1]["reason"]
+    with pytest.raises(DataError, match="line 2: is not valid JSON"):
+        converted(tmp_path, text, strict=True)
+
+
+def test_a_forced_format_is_required_of_every_row(tmp_path):
+    rows = [{"instruction": "q", "output": "a"}, {"text": "t"}]
+    records, report = converted(tmp_path, rows, format="alpaca")
+    assert len(records) == 1
+    assert "has no instruction" in report.skipped[0].reason
+    assert converted(tmp_path, rows, format="text", name="x.jsonl")[0][1]["branches"] == ['{"text": "t"}']
+
+
+def test_nothing_converted_is_an_error_and_leaves_a_former_output_alone(tmp_path):
+    converted(tmp_path, [{"text": "former"}])
+    with pytest.raises(DataError, match="none of its 1 rows could be converted, the first at line 1"):
+        converted(tmp_path, [{"id": 1}])
+    assert "former" in (tmp_path / "out" / "records.jsonl").read_text()
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(DataError, match="cannot read"):
+        convert(ConvertOptions(input=tmp_path / "absent.jsonl", output=tmp_path / "o"))
+    with pytest.raises(DataError, match="is empty"):
+        converted(tmp_path, "")
+    with pytest.raises(DataError, match="must name every column once"):
+        converted(tmp_path, "prompt,prompt\na,b\n", name="in.csv")
+    with pytest.raises(SettingsError, match="is the input itself"):
+        ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "in.csv")
+    with pytest.raises(SettingsError, match="branches_per_record"):
+        ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "o", branches_per_record=0)

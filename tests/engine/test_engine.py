@@ -1,0 +1,363 @@
+"""What a user of the engine sees: streaming, stop texts, cancellation, errors, memory, reuse of mains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import parallelmind
+from parallelmind import Branch, Engine, Event, Request, SamplingParams
+from parallelmind.errors import RequestError, SettingsError, UnsupportedModelError
+from tests.families import WITHOUT_ROPE, char_tokenizer, tiny_model
+
+GREEDY = SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True)
+MAIN = "some-shared-text"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model("qwen2")
+
+
+@pytest.fixture
+def engine(model: Any) -> Engine:
+    return Engine(model, char_tokenizer())
+
+
+def answer(engine: Engine, prompt: str = "abc", **settings: Any) -> Any:
+    params = SamplingParams(**({"max_new_tokens": 12, "temperature": 0, "ignore_eos": True} | settings))
+    return engine.generate([Request(main=MAIN, branches=[prompt])], params)[0].branches[0]
+
+
+def test_streamed_text_adds_up_to_the_result(engine: Engine) -> None:
+    requests = [Request(main=MAIN, branches=["a", "bc", ""]), Request(main="x", branches=["d"])]
+    texts: dict[tuple[int, int], str] = {}
+    tokens: dict[tuple[int, int], list[int]] = {}
+    last: dict[tuple[int, int], Event] = {}
+    for event in engine.stream(requests, GREEDY):
+        key = (event.request_index, event.branch_index)
+        assert key not in last, "nothing follows the last event of a branch"
+        texts[key] = texts.get(key, "") + event.text
+        tokens.setdefault(key, []).extend(event.token_ids)
+        if event.finish_reason is not None:
+            last[key] = event
+    assert sorted(last) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    for key, event in last.items():
+        assert event.result is not None
+        assert event.result.text == texts[key]
+        assert event.result.token_ids == tokens[key]
+        assert event.result.finish_reason == event.finish_reason == "length"
+
+
+def test_branches_stream_side_by_side(engine: Engine) -> None:
+    order = [event.branch_index for event in engine.stream([Request(main=MAIN, branches=["a", "b"])], GREEDY)]
+    assert order == [0, 1] * 12
+
+
+def test_stop_texts_end_the_branch_and_are_never_shown(engine: Engine) -> None:
+    whole = answer(engine).text
+    stop = whole[4:6]
+    stopped = answer(engine, stop=[stop, "never-there"])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole[: whole.index(stop)]
+    shown = "".join(
+        event.text
+        for event in engine.stream(
+            [Request(main=MAIN, branches=["abc"])],
+            SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True, stop=stop),
+        )
+    )
+    assert shown == stopped.text
+    assert answer(engine, stop="never-there").text == whole
+
+
+def test_the_end_token_stops_unless_ignored(model: Any, engine: Engine) -> None:
+    tokens = answer(engine).token_ids
+    eos = tokens[5]
+    end = tokens.index(eos)
+    tokenizer = char_tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos)
+    stopping = Engine(model, tokenizer)
+    result = stopping.generate([Request(main=MAIN, branches=["abc"])], SamplingParams(max_new_tokens=12, temperature=0))
+    assert result[0].branches[0].finish_reason == "stop"
+    assert result[0].branches[0].token_ids == tokens[: end + 1]
+    assert answer(stopping).token_ids == tokens
+
+
+def test_each_branch_has_its_own_parameters(engine: Engine) -> None:
+    branches = [
+        Branch(prompt="abc", sampling=SamplingParams(max_new_tokens=3, temperature=0, ignore_eos=True)),
+        Branch(prompt="abc", sampling=SamplingParams(max_new_tokens=7, temperature=5.0, seed=1, ignore_eos=True)),
+        Branch(prompt="abc", sampling=SamplingParams(max_new_tokens=7, temperature=5.0, seed=1, ignore_eos=True)),
+        Branch(prompt="abc", sampling=SamplingParams(max_new_tokens=7, temperature=5.0, seed=2, ignore_eos=True)),
+        "abc",
+    ]
+    first, second, third, fourth, fifth = engine.generate([Request(main=MAIN, branches=branches)], GREEDY)[0].branches
+    assert len(first.token_ids) == 3
+    assert second.token_ids == third.token_ids != fourth.token_ids
+    assert fifth.token_ids[:3] == first.token_ids
+    assert len(fifth.token_ids) == 12
+
+
+def test_without_a_seed_every_run_differs(engine: Engine) -> None:
+    runs = {tuple(answer(engine, temperature=5.0).token_ids) for _ in range(4)}
+    assert len(runs) > 1
+
+
+def test_text_and_token_ids_are_the_same_request(engine: Engine) -> None:
+    ids = char_tokenizer()(MAIN)["input_ids"]
+    prompt = char_tokenizer()("abc")["input_ids"]
+    by_ids = engine.generate([Request(main=ids, branches=[prompt, Branch(prompt=prompt)])], GREEDY)[0].branches
+    assert by_ids[0].token_ids == by_ids[1].token_ids == answer(engine).token_ids
+    assert by_ids[0].prompt_tokens == 3
+    assert by_ids[0].main_tokens == len(MAIN)
+
+
+def test_a_bad_branch_fails_alone(engine: Engine) -> None:
+    limit = engine.max_model_len
+    long = "x" * (limit - len(MAIN))
+    request = Request(main=MAIN, branches=["ok", long, [5, 10**6], "also ok"])
+    branches = engine.generate([request, Request(main="", branches=["fine", ""]), Request()], GREEDY)
+    reasons = [[branch.finish_reason for branch in result.branches] for result in branches]
+    assert reasons == [["length", "error", "error", "length"], ["length", "error"], ["error"]]
+    too_long, unknown = branches[0].branches[1], branches[0].branches[2]
+    assert too_long.error is not None
+    assert str(limit) in too_long.error
+    assert str(len(MAIN)) in too_long.error
+    assert unknown.error is not None
+    assert "1000000" in unknown.error
+    assert "both empty" in str(branches[2].branches[0].error)
+
+
+def test_generation_ends_where_the_models_length_ends(model: Any) -> None:
+    engine = Engine(model, char_tokenizer())
+    engine.max_model_len = 20
+    result = answer(engine, "ab")
+    assert result.finish_reason == "length"
+    assert len(result.token_ids) == 20 - len(MAIN) - 2
+
+
+def test_wrong_parameters_are_refused(model: Any) -> None:
+    for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_new_tokens": 0}, {"stop": [""]}):
+        with pytest.raises(RequestError, match=next(iter(wrong))):
+            SamplingParams(**wrong)  # type: ignore[arg-type]
+    for wrong in ({"visibility": "all"}, {"branch_stride": -1}, {"max_running_branches": 0}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            Engine(model, char_tokenizer(), **wrong)  # type: ignore[arg-type]
+    engine = Engine(model, char_tokenizer())
+    for ids in ([1, 1], [0, 1], [-1]):
+        with pytest.raises(RequestError, match="branch_id"):
+            engine.add_request(Request(main="x", branches=[Branch(prompt="a", branch_id=i) for i in ids]))
+
+
+def test_cancelling_ends_one_branch_or_all_and_frees_memory(engine: Engine) -> None:
+    long = SamplingParams(max_new_tokens=1000, temperature=0, ignore_eos=True)
+    request_id = engine.add_request(Request(main=MAIN, branches=["a", "b", "c"]), long)
+    other = engine.add_request(Request(main="other", branches=["d"]), GREEDY)
+    for _ in range(3):
+        engine.step()
+    engine.cancel(request_id, 1)
+    events = engine.step()
+    cancelled = [event for event in events if event.finish_reason == "cancelled"]
+    assert [(event.request_index, event.branch_index) for event in cancelled] == [(request_id, 1)]
+    assert cancelled[0].result is not None
+    assert len(cancelled[0].result.token_ids) == 3
+    engine.cancel(request_id)
+    engine.cancel(12345)
+    finished = {}
+    while engine.has_unfinished():
+        finished.update({e.request_index: e.finish_reason for e in engine.step() if e.finish_reason})
+    assert finished == {request_id: "cancelled", other: "length"}
+    engine.reset_prefix_cache()
+    assert engine.kv_cache_tokens == 0
+    assert engine._scheduler.slots.nbytes() == 0
+
+
+def test_closing_a_stream_cancels_its_requests(engine: Engine) -> None:
+    stream = engine.stream([Request(main=MAIN, branches=["a", "b"])], GREEDY)
+    next(stream)
+    stream.close()
+    assert not engine.has_unfinished()
+
+
+def test_requests_are_taken_only_as_far_as_they_can_run(model: Any) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield Request(main=f"main-{taken}", branches=["a"])
+
+    engine = Engine(model, char_tokenizer(), max_running_branches=4)
+    stream = engine.stream(endless(), GREEDY)
+    done = 0
+    while done < 20:
+        done += next(stream).finish_reason is not None
+    stream.close()
+    assert taken <= 20 + 2 * 4 + 1
+
+
+def test_a_failing_forward_leaves_the_engine_usable(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = answer(engine).token_ids
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "forward", _broken)
+        with pytest.raises(RuntimeError, match="lost the device"):
+            answer(engine)
+    assert not engine.has_unfinished()
+    assert answer(engine).token_ids == expected
+
+
+def _broken(*_: Any) -> None:
+    raise RuntimeError("lost the device")
+
+
+def test_memory_of_main_does_not_grow_with_the_branches(model: Any) -> None:
+    def main_bytes(branches: int) -> tuple[int, int]:
+        engine = Engine(model, char_tokenizer(), max_running_branches=None)
+        engine.add_request(Request(main=MAIN * 20, branches=["abc"] * branches), GREEDY)
+        engine.step()
+        mains = list(engine._scheduler.mains._mains.values())
+        return sum(main.nbytes() for main in mains), engine._scheduler.slots.nbytes()
+
+    one, slots_of_one = main_bytes(1)
+    many, slots_of_many = main_bytes(64)
+    per_token = Engine(model, char_tokenizer())._runner.bytes_per_token
+    assert one == many == len(MAIN) * 20 * per_token
+    assert slots_of_one < slots_of_many < 64 * one, "slots hold the branches' own tokens only"
+
+
+def test_equal_mains_are_computed_once(engine: Engine) -> None:
+    requests = [Request(main=MAIN, branches=["a"]), Request(main=MAIN, branches=["b", "c"])]
+    engine.generate(requests, GREEDY)
+    assert engine.stats.prompt_tokens == len(MAIN) + 3
+    later = engine.generate(requests[:1], GREEDY)[0].branches[0]
+    assert later.cached_main_tokens == len(MAIN)
+    assert engine.stats.prompt_tokens == len(MAIN) + 4
+    assert engine.stats.cached_main_tokens == 2 * len(MAIN)
+
+
+def test_a_longer_main_starts_from_its_cached_beginning(model: Any, engine: Engine) -> None:
+    engine.generate([Request(main=MAIN, branches=["a"])], GREEDY)
+    before = engine.stats.prompt_tokens
+    longer = Request(main=MAIN + "-and-more", branches=["b"])
+    result = engine.generate([longer], GREEDY)[0].branches[0]
+    assert result.cached_main_tokens == len(MAIN)
+    assert engine.stats.prompt_tokens == before + len("-and-more") + 1
+    assert result.token_ids == Engine(model, char_tokenizer()).generate([longer], GREEDY)[0].branches[0].token_ids
+
+
+def test_the_prefix_cache_keeps_to_its_limit(model: Any) -> None:
+    per_token = Engine(model, char_tokenizer())._runner.bytes_per_token
+    engine = Engine(model, char_tokenizer(), prefix_cache_bytes=100 * per_token)
+    for start in "abcdefgh":
+        engine.generate([Request(main=start * 30, branches=["x"])], GREEDY)
+    assert engine.kv_cache_tokens == 90
+    assert engine.generate([Request(main="h" * 30, branches=["x"])], GREEDY)[0].branches[0].cached_main_tokens == 30
+    assert engine.generate([Request(main="a" * 30, branches=["x"])], GREEDY)[0].branches[0].cached_main_tokens == 0
+
+
+def test_branches_wait_for_memory_and_run_all_the_same(model: Any) -> None:
+    per_token = Engine(model, char_tokenizer())._runner.bytes_per_token
+    requests = [Request(main=c * 20, branches=["ab", "cde", "f"]) for c in "qrstuv"]
+    expected = [[b.token_ids for b in r.branches] for r in Engine(model, char_tokenizer()).generate(requests, GREEDY)]
+    tight = Engine(model, char_tokenizer(), kv_cache_bytes=60 * per_token)
+    assert [[b.token_ids for b in r.branches] for r in tight.generate(requests, GREEDY)] == expected
+    never = Engine(model, char_tokenizer(), kv_cache_bytes=25 * per_token)
+    result = never.generate(requests[:1], GREEDY)[0].branches[0]
+    assert result.finish_reason == "error"
+    assert "--kv_cache_gb" in str(result.error)
+
+
+def test_join_goes_on_with_the_branches_as_part_of_main(engine: Engine) -> None:
+    request = Request(main=MAIN, branches=["first", "second"])
+    result = engine.generate([request], GREEDY)[0]
+    joined = engine.join(request, result, branches=["third"])
+    texts = MAIN + "first" + result.branches[0].text + "second" + result.branches[1].text
+    assert list(joined.main) == char_tokenizer()(texts)["input_ids"]
+    answers = engine.generate([joined], GREEDY)[0].branches
+    assert answers[0].cached_main_tokens == len(MAIN)
+    fresh = Engine(engine._runner.model, char_tokenizer())
+    assert (
+        answers[0].token_ids
+        == fresh.generate([Request(main=texts, branches=["third"])], GREEDY)[0].branches[0].token_ids
+    )
+
+
+def test_the_model_is_as_before_outside_the_engine(model: Any, engine: Engine) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(ids).logits
+    implementation = model.config._attn_implementation
+    answer(engine)
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_two_engines_share_a_model(model: Any, engine: Engine) -> None:
+    other = Engine(model, char_tokenizer(), visibility="strict")
+    request = Request(main=MAIN, branches=["abc"])
+    expected = engine.generate([request], GREEDY)[0].branches[0].token_ids
+    first, second = engine.add_request(request, GREEDY), other.add_request(request, GREEDY)
+    tokens: dict[str, list[int]] = {"first": [], "second": []}
+    while engine.has_unfinished() or other.has_unfinished():
+        for event in engine.step():
+            tokens["first"] += event.token_ids if event.request_index == first else ()
+        for event in other.step():
+            tokens["second"] += event.token_ids if event.request_index == second else ()
+    assert tokens["first"] == expected
+    assert tokens["second"] != expected
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "qwen3_next", "bloom", "mpt", "llama4_text"])
+def test_models_that_cannot_branch_are_refused(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"full or sliding attention|decoder-only transformer"):
+        Engine(tiny_model(family), char_tokenizer())
+
+
+def test_a_wrong_model_is_caught_by_the_parity_check() -> None:
+    """A rotary embedding that ignores positions of a cached step differs from the model's own forward."""
+    model = tiny_model("llama")
+    original = model.model.rotary_emb.forward
+
+    def forward(x: Any, position_ids: Any) -> Any:
+        return original(x, torch.arange(position_ids.shape[1])[None])
+
+    model.model.rotary_emb.forward = forward
+    with pytest.raises(UnsupportedModelError, match="logits differ"):
+        Engine(model, char_tokenizer())
+
+
+def test_gpt2_runs_without_2d_rope() -> None:
+    assert "gpt2" in WITHOUT_ROPE
+    assert len(answer(Engine(tiny_model("gpt2"), char_tokenizer())).token_ids) == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs(dtype: torch.dtype) -> None:
+    for family in ("qwen2", "gemma2", "falcon"):
+        engine = Engine(tiny_model(family, dtype), char_tokenizer(), visibility="columnar")
+        result = engine.generate([Request(main=MAIN, branches=["ab", "c"])], GREEDY)[0]
+        assert [len(branch.token_ids) for branch in result.branches] == [12, 12]
+
+
+def test_exported_names() -> None:
+    assert sorted(parallelmind.__all__) == sorted(
+        [
+            "Branch",
+            "BranchResult",
+            "Engine",
+            "Event",
+            "Request",
+            "RequestResult",
+            "SamplingParams",
+            "__version__",
+            "load_model_with_lora",
+        ]
+    )
+    for name in parallelmind.__all__:
+        assert getattr(parallelmind, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
+        _ = parallelmind.Motor

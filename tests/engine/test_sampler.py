@@ -1,0 +1,81 @@
+"""Sampling, against transformers' own processors over the whole vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from parallelmind import SamplingParams
+from parallelmind.engine.sampler import SamplerRow, _candidates, processors, sample
+
+SETTINGS: list[dict[str, Any]] = [
+    {"top_p": 0.9},
+    {"top_p": 0.3, "top_k": 50},
+    {"top_p": 1.0, "top_k": 7},
+    {"top_p": 1.0, "min_p": 0.2},
+    {"top_p": 0.8, "top_k": 2000, "min_p": 0.01},
+    {"top_p": 0.95, "temperature": 3.0},
+    {"top_p": 1.0},
+]
+
+
+def row(params: SamplingParams, seed: int = 0, context: tuple[int, ...] = ()) -> SamplerRow:
+    return SamplerRow(params=params, generator=torch.Generator().manual_seed(seed), context_ids=context)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("vocabulary", [50, 5000])
+def test_candidates_have_the_probabilities_the_processors_give(settings: dict[str, Any], vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    params = SamplingParams(**({"temperature": 1.0} | settings))
+    scores = torch.randn(6, vocabulary, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 16])[:, None]
+    expected = processors(params)(None, scores).softmax(-1)
+    ids, weights, settled = _candidates(scores, params)
+    probabilities = torch.zeros_like(scores).scatter(1, ids, weights / weights.sum(-1, keepdim=True))
+    assert settled.any() or (vocabulary > 1024 and params.top_p == 1.0)
+    torch.testing.assert_close(probabilities[settled], expected[settled], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
+    params = SamplingParams(**({"temperature": 0.9} | settings))
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(2)) * 4
+    expected = processors(params)(None, logits / params.temperature).softmax(-1)[0]
+    draws = 3000
+    rows = [row(params, seed) for seed in range(draws)]
+    counts = torch.bincount(torch.tensor(sample(logits.expand(draws, -1), rows)), minlength=3000) / draws
+    # The mean distance of as many fair draws is at most sqrt(2 K / pi draws) for K possible tokens.
+    possible = int((expected > 0).sum())
+    assert (counts - expected).abs().sum() < 1.5 * (2 * possible / (torch.pi * draws)) ** 0.5
+    assert counts[expected == 0].sum() == 0
+
+
+def test_greedy_takes_the_likeliest_token() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 4.0]])
+    greedy = SamplingParams(temperature=0)
+    assert sample(logits, [SamplerRow(greedy, None, ()), SamplerRow(greedy, None, ())]) == [1, 0]
+
+
+def test_the_repetition_penalty_is_transformers_own() -> None:
+    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(3))
+    params = SamplingParams(temperature=0, repetition_penalty=1.7)
+    contexts = [(3, 5, 3), (7,)]
+    expected = [
+        int(RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([context]), logits[i : i + 1].clone()).argmax())
+        for i, context in enumerate(contexts)
+    ]
+    contexts = [(*context, int(logits[i].argmax())) for i, context in enumerate(contexts)]
+    penalised = sample(logits, [SamplerRow(params, None, context) for context in contexts])
+    assert penalised != logits.argmax(-1).tolist() or expected == penalised
+
+
+def test_a_draw_does_not_depend_on_its_company() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(9, 4000, generator=generator) * 3
+    params = [SamplingParams(**({"temperature": 0.8} | SETTINGS[i % len(SETTINGS)])) for i in range(9)]
+    together = sample(logits, [row(p, seed) for seed, p in enumerate(params)])
+    alone = [sample(logits[i : i + 1], [row(params[i], i)])[0] for i in range(9)]
+    assert together == alone

@@ -1,0 +1,64 @@
+"""CPU inference: packed layers compute what the plain ones do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from parallelmind import Engine, Request, SamplingParams
+from parallelmind.models import cpu
+from parallelmind.models.cpu import PackedLinear, optimize_for_cpu
+from parallelmind.models.lora import apply_lora, lora_layers
+from tests.families import FAMILIES, char_tokenizer, tiny_model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_is_the_layer(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(48, 80, bias=bias, dtype=dtype)
+    packed = PackedLinear(linear)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    with torch.inference_mode():
+        for rows in (1, 3, 16, 100):
+            x = torch.randn(1, rows, 48, dtype=dtype)
+            torch.testing.assert_close(packed(x), linear(x), atol=tolerance, rtol=tolerance)
+    assert packed.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_optimized_model_gives_the_same_logits(family: str) -> None:
+    model = tiny_model(family)
+    ids = torch.randint(3, 90, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = model(ids).logits
+        assert optimize_for_cpu(model) == []
+        torch.testing.assert_close(model(ids).logits, before, atol=1e-4, rtol=1e-4)
+    if family != "falcon":
+        assert any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_adapters_are_merged() -> None:
+    model = apply_lora(tiny_model("qwen2"), rank=4)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora.B.weight, std=0.1)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        before = model(ids).logits
+        optimize_for_cpu(model)
+        torch.testing.assert_close(model(ids).logits, before, atol=1e-4, rtol=1e-4)
+    assert not lora_layers(model)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_half_precision_is_computed_in_float32_where_the_processor_lacks_it(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "has_native", lambda dtype: native)
+    model = tiny_model("qwen2", torch.bfloat16)
+    notes = optimize_for_cpu(model)
+    assert model.dtype == (torch.bfloat16 if native else torch.float32)
+    assert bool(notes) == (not native)
+    engine = Engine(model, char_tokenizer())
+    result = engine.generate([Request(main="abc", branches=["d"])], SamplingParams(max_new_tokens=4, temperature=0))
+    assert result[0].branches[0].finish_reason in ("length", "stop")

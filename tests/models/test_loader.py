@@ -1,0 +1,142 @@
+"""From names and flags to a model: what decides, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parallelmind.columnar import find_rope_patch
+from parallelmind.errors import AdapterError, SettingsError, UnsupportedModelError
+from parallelmind.models.loader import load_model_with_lora, resolve_device
+from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from parallelmind.models.sidecar import RopeSettings, Sidecar
+from tests.families import char_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model("qwen2").save_pretrained(folder)
+    char_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def adapters(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Adapters of rank 4: a bare .pth, a .pth and a folder with a sidecar, and one trained without 2D RoPE."""
+    folder = tmp_path_factory.mktemp("adapters")
+    model = apply_lora(tiny_model("qwen2"), rank=4)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora.B.weight, std=0.1)
+    rope = RopeSettings(ratio=0.25, mode="additive", pairs="interleaved", branch_stride=32, visibility="columnar")
+    with_rope = Sidecar(rope=rope, rank=4, base_model=base)
+    paths = {name: str(folder / name) for name in ("bare.pth", "full.pth", "folder", "plain.pth")}
+    save_lora(model, paths["bare.pth"])
+    save_lora(model, paths["full.pth"], sidecar=with_rope)
+    save_lora(model, paths["folder"], sidecar=with_rope)
+    save_lora(model, paths["plain.pth"], sidecar=Sidecar(rope=None, rank=4, base_model="other/model"))
+    return paths
+
+
+def load(base: str, **settings: Any) -> Any:
+    return load_model_with_lora(base_model=base, **({"device": "cpu", "dtype": "float32"} | settings))
+
+
+def test_the_documented_call(base: str, adapters: dict[str, str]) -> None:
+    model, tokenizer, patch_rope = load_model_with_lora(
+        base_model=base, lora_path=adapters["bare.pth"], lora_rank=4, rope_2d_ratio=0.5, patch_rope=True
+    )
+    assert patch_rope is True
+    patch = find_rope_patch(model)
+    assert patch is not None
+    assert patch.pair_indices == (4, 5, 6, 7)
+    assert tokenizer("abc")["input_ids"]
+    shapes = [
+        (module.lora.A.weight.shape, module.lora.B.weight.shape)
+        for _, module in model.named_modules()
+        if hasattr(module, "lora")
+    ]
+    assert shapes
+    assert all(a[0] == b[1] == 4 for a, b in shapes)
+
+
+def test_without_an_adapter_2d_rope_is_off_and_the_note_says_why(base: str) -> None:
+    loaded = load(base)
+    assert loaded.patch_rope is False
+    assert find_rope_patch(loaded.model) is None
+    assert any("2D RoPE is off" in note for note in loaded.notes)
+    forced = load(base, patch_rope=True)
+    assert forced.patch_rope is True
+    assert find_rope_patch(forced.model) is not None
+    assert not forced.notes
+
+
+@pytest.mark.parametrize("name", ["full.pth", "folder"])
+def test_the_sidecar_decides_and_no_flag_need_be_repeated(base: str, adapters: dict[str, str], name: str) -> None:
+    loaded = load(base, lora_path=adapters[name])
+    assert loaded.patch_rope is True
+    settings = loaded.settings
+    assert (settings.ratio, settings.mode, settings.pairs) == (0.25, "additive", "interleaved")
+    assert (settings.branch_stride, settings.visibility) == (32, "columnar")
+    patch = find_rope_patch(loaded.model)
+    assert patch is not None
+    assert (patch.pair_indices, patch.mode) == ((2, 6), "additive")
+    with pytest.raises(SettingsError, match=r"rope_2d_ratio.*0\.5"):
+        load(base, lora_path=adapters[name], rope_2d_ratio=0.5)
+    with pytest.raises(SettingsError, match="no_patch_rope"):
+        load(base, lora_path=adapters[name], patch_rope=False)
+
+
+def test_an_adapter_trained_without_2d_rope(base: str, adapters: dict[str, str]) -> None:
+    loaded = load(base, lora_path=adapters["plain.pth"])
+    assert loaded.patch_rope is False
+    assert find_rope_patch(loaded.model) is None
+    assert any("other/model" in note for note in loaded.notes)
+    with pytest.raises(SettingsError, match="trained without 2D RoPE"):
+        load(base, lora_path=adapters["plain.pth"], patch_rope=True)
+
+
+def test_the_rank_of_a_bare_pth_is_8_unless_given(base: str, adapters: dict[str, str]) -> None:
+    with pytest.raises(AdapterError, match=r"(?s)4.*8|8.*4"):
+        load(base, lora_path=adapters["bare.pth"])
+    assert lora_layers(load(base, lora_path=adapters["bare.pth"], lora_rank=4).model)
+
+
+def test_what_cannot_be_loaded_is_named(base: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"--lora_path .*missing\.pth"):
+        load(base, lora_path=str(tmp_path / "missing.pth"))
+    with pytest.raises(SettingsError, match="does not hold a loadable model"):
+        load(str(tmp_path))
+    with pytest.raises(SettingsError, match="float32, float16, bfloat16"):
+        load(base, dtype="int8")
+    with pytest.raises(SettingsError, match="exclude each other"):
+        load(base, load_in_8bit=True, load_in_4bit=True)
+
+
+def test_a_model_without_rope_names_the_flag(tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    char_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="--no_patch_rope"):
+        load(str(tmp_path), patch_rope=True)
+    assert load(str(tmp_path), patch_rope=False).patch_rope is False
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device, note = resolve_device(None)
+    assert device == "cpu"
+    assert "no GPU" in str(note)
+    assert resolve_device("cpu") == ("cpu", None)
+    with pytest.raises(SettingsError, match="--device cpu"):
+        resolve_device("cuda")
+    with pytest.raises(SettingsError, match="'gpu'"):
+        resolve_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device(None) == ("cuda", None)
+    assert resolve_device("cuda:1") == ("cuda:1", None)
+    with pytest.raises(SettingsError, match=r"2 GPU"):
+        resolve_device("cuda:2")

@@ -1,0 +1,300 @@
+"""Whole runs: what they write, and that they equal themselves however they are cut, accumulated or resumed."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parallelmind.errors import AdapterError, DataError, SettingsError, TrainingError
+from parallelmind.models.loader import load_model_with_lora
+from parallelmind.models.lora import lora_layers
+from parallelmind.models.sidecar import read_sidecar
+from parallelmind.training.files import RunFiles
+from parallelmind.training.trainer import PackedTrainer
+from tests.training.runs import (
+    Killed,
+    RecordedProgress,
+    assert_equal,
+    options,
+    raises_killed,
+    save_model,
+    train,
+    weights,
+    write_records,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("data") / "data.jsonl")
+
+
+def test_writes_adapters_checkpoints_and_log_under_the_documented_names(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    progress = RecordedProgress()
+    report = train(options(model, data, tmp_path, save_interval=5, lora_name="mine", eval_ratio=0.25), progress)
+    lora = tmp_path / "lora"
+    assert sorted(path.name for path in lora.iterdir()) == sorted(
+        f"mine_{stem}{suffix}"
+        for stem in ("step5", "step10", "final")
+        for suffix in ("", ".pth", ".parallelmind.json")
+        if stem != "step10" or report.steps >= 10
+    )
+    assert report.written == lora / "mine_final.pth"
+    state = weights(report.written)
+    assert all(name.endswith((".lora.A.weight", ".lora.B.weight")) for name in state)
+    sidecar = read_sidecar(report.written)
+    assert sidecar is not None
+    assert sidecar == read_sidecar(lora / "mine_final")
+    assert (sidecar.rank, sidecar.base_model) == (8, str(model))
+    assert sidecar.rope is not None
+    assert sidecar.rope.branch_stride == 128
+    checkpoint = RunFiles(tmp_path, "mine").last_checkpoint()
+    assert checkpoint is not None
+    assert not (checkpoint / "model.safetensors").exists()
+    assert (checkpoint / "trained.safetensors").stat().st_size < 4 * sum(v.numel() for v in state.values()) + 10_000
+    log = [json.loads(line) for line in (tmp_path / "logs" / "mine" / "metrics.jsonl").read_text().splitlines()]
+    assert log == progress.entries
+    assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, report.steps + 1))
+    assert {"loss", "learning_rate", "tokens_per_second", "padded_tokens_per_second"} <= log[0].keys()
+    assert "eval_exact" in log[-1]
+    assert report.data_counts["records"] < 24
+    assert report.data_counts["branches"] == 3 * report.data_counts["records"]
+
+
+def test_the_adapter_moves_and_the_base_does_not(model: Path, data: Path, tmp_path: Path) -> None:
+    before = load_model_with_lora(str(model), device="cpu", dtype="float32").model.state_dict()
+    losses = RecordedProgress()
+    report = train(options(model, data, tmp_path, epochs=4), losses)
+    loaded = load_model_with_lora(str(model), str(report.written), device="cpu", dtype="float32")
+    after = {name.replace(".base_layer", ""): value for name, value in loaded.model.state_dict().items()}
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    assert all(layer.lora.B.weight.abs().max() > 0 for layer in lora_layers(loaded.model).values())
+    assert losses.entries[-1]["loss"] < losses.entries[0]["loss"] * 0.7
+
+
+def test_accumulation_equals_a_large_batch(model: Path, data: Path, tmp_path: Path) -> None:
+    """Batches of unequal numbers of learned tokens: the loss is the mean over the tokens of the step."""
+    # Without shuffling by length the micro-batches of 2 rows, two a step, hold the rows of the batches of 4.
+    common = {"batch_by_samples": True, "max_steps": 4, "save_interval": 1000}
+    small, large = tmp_path / "small", tmp_path / "large"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("parallelmind.data.dataset.random.Random", _Unshuffled)
+        one = train(options(model, data, small, batch_size=2, accumulation_steps=2, **common))
+        other = train(options(model, data, large, batch_size=4, **common))
+    assert one.steps == other.steps == 4
+    assert_equal(weights(one.written), weights(other.written), tolerance=1e-4)
+
+
+class _Unshuffled(random.Random):
+    def shuffle(self, x: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_resumed_equals_uninterrupted(streaming: bool, model: Path, data: Path, tmp_path: Path) -> None:
+    """Killed at a random step, with dropout, accumulation and a schedule; bit for bit."""
+    common: dict[str, Any] = {
+        "lora_dropout": 0.2,
+        "accumulation_steps": 2,
+        "epochs": 3,
+        "batch_size": 3,
+        "save_interval": 2,
+        "use_streaming": streaming,
+        "shuffle_buffer": 7,
+        "hf": {"warmup_steps": 3, "weight_decay": 0.1},
+    }
+    expected = train(options(model, data, tmp_path / "whole", **common))
+    kill_at = random.randrange(3, expected.steps)
+
+    def kill(step: int) -> None:
+        if step == kill_at:
+            raise Killed
+
+    with raises_killed():
+        train(options(model, data, tmp_path / "cut", **common), RecordedProgress(kill))
+    torch.manual_seed(random.randrange(1000))
+    progress = RecordedProgress()
+    actual = train(options(model, data, tmp_path / "cut", **common), progress)
+    assert actual.resumed_from == (kill_at - 1) // 2 * 2, kill_at
+    assert actual.steps == expected.steps
+    assert_equal(weights(actual.written), weights(expected.written))
+    counted = dict(expected.data_counts)
+    assert actual.data_counts == counted
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/logs/hf_parallel_lora/metrics.jsonl").open()]
+    assert steps == list(range(1, expected.steps + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_the_same_command_continues(
+    number: signal.Signals, model: Path, data: Path, tmp_path: Path
+) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.default_int_handler(signal.SIGINT, None))
+    try:
+        expected = train(options(model, data, tmp_path / "whole", lora_dropout=0.1))
+
+        def interrupt(step: int) -> None:
+            if step == 2:
+                signal.raise_signal(number)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(options(model, data, tmp_path / "cut", lora_dropout=0.1), RecordedProgress(interrupt))
+        assert not (tmp_path / "cut/lora/hf_parallel_lora_final.pth").exists()
+        actual = train(options(model, data, tmp_path / "cut", lora_dropout=0.1))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert 2 <= actual.resumed_from <= 3
+    assert_equal(weights(actual.written), weights(expected.written))
+
+
+def test_a_finished_run_is_not_trained_again(model: Path, data: Path, tmp_path: Path) -> None:
+    for streaming in (False, True):
+        chosen = options(model, data, tmp_path / str(streaming), use_streaming=streaming)
+        first = train(chosen)
+        written = weights(first.written)
+        first.written.unlink()
+        again = train(chosen)
+        assert (again.steps, again.resumed_from) == (first.steps, first.steps)
+        assert_equal(weights(again.written), written)
+
+
+def test_other_settings_do_not_continue_a_run(model: Path, data: Path, tmp_path: Path) -> None:
+    first = train(options(model, data, tmp_path))
+    with pytest.raises(SettingsError, match=r"learning_rate 0\.5 given, 0\.01 before") as caught:
+        train(options(model, data, tmp_path, learning_rate=0.5))
+    assert "--overwrite" in str(caught.value)
+    again = train(options(model, data, tmp_path, learning_rate=0.5, overwrite=True))
+    assert again.resumed_from == 0
+    assert first.steps == again.steps
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_continued(model: Path, data: Path, tmp_path: Path) -> None:
+    train(options(model, data, tmp_path, save_interval=2, max_steps=4))
+    files = RunFiles(tmp_path, "hf_parallel_lora")
+    last = files.last_checkpoint()
+    assert last is not None
+    assert last.name == "checkpoint-4"
+    (last / "trainer_state.json").write_text('{"global_step": 4,')
+    again = train(options(model, data, tmp_path, save_interval=2, max_steps=4))
+    assert again.resumed_from == 2
+
+
+def test_a_full_disk_keeps_the_former_checkpoint(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.save
+
+    def full(content: Any, path: Any, **more: Any) -> None:
+        if "checkpoint-4" in str(path) and str(path).endswith("optimizer.pt"):
+            raise OSError(28, "No space left on device")
+        original(content, path, **more)
+
+    expected = train(options(model, data, tmp_path / "whole", save_interval=2))
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"checkpoint-4.*No space left.*make room"):
+        train(options(model, data, tmp_path / "full", save_interval=2))
+    monkeypatch.undo()
+    last = RunFiles(tmp_path / "full", "hf_parallel_lora").last_checkpoint()
+    assert last is not None
+    assert last.name == "checkpoint-2"
+    assert not (last.parent / "checkpoint-4").exists()
+    actual = train(options(model, data, tmp_path / "full", save_interval=2))
+    assert actual.resumed_from == 2
+    assert_equal(weights(actual.written), weights(expected.written))
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_records(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PackedTrainer.compute_loss
+
+    def spoiled(self: PackedTrainer, *arguments: Any, **more: Any) -> Any:
+        loss = original(self, *arguments, **more)
+        return loss * float("nan") if self.state.global_step == 3 else loss
+
+    monkeypatch.setattr(PackedTrainer, "compute_loss", spoiled)
+    with pytest.raises(TrainingError, match=r"loss became nan in step 4, on .*data\.jsonl line \d+"):
+        train(options(model, data, tmp_path, save_interval=2))
+    last = RunFiles(tmp_path, "hf_parallel_lora").last_checkpoint()
+    assert last is not None
+    assert last.name == "checkpoint-2"
+
+
+@pytest.mark.parametrize("kind", ["", ".pth"])
+def test_load_lora_continues_from_an_adapter(kind: str, model: Path, data: Path, tmp_path: Path) -> None:
+    first = train(options(model, data, tmp_path / "first", stride=32, lora_rank=4, max_steps=3))
+    path = first.written.with_suffix(kind)
+    progress = RecordedProgress()
+    again = train(options(model, data, tmp_path / "again", load_lora=str(path), max_steps=1, learning_rate=1e-9), progress)
+    assert_equal(weights(again.written), weights(first.written), tolerance=1e-6)
+    sidecar = read_sidecar(again.written)
+    assert sidecar is not None
+    assert sidecar.rope is not None
+    assert (sidecar.rope.branch_stride, sidecar.rank) == (32, 4)
+    for flags, message in (
+        ({"stride": 64}, "--branch_stride 64 given, 32 stored"),
+        ({"lora_rank": 16}, "its rank is 4, but rank 16"),
+        ({"patch_rope": False}, "--no_patch_rope contradicts"),
+        ({"use_dora": True}, "--use_dora contradicts --load_lora"),
+    ):
+        with pytest.raises((SettingsError, AdapterError), match=message):
+            train(options(model, data, tmp_path / "never", load_lora=str(path), **flags))
+
+
+@pytest.mark.parametrize("flags", [{"use_rslora": True, "lora_alpha": 16}, {"use_dora": True}, {"loraplus_lr_ratio": 16}])
+def test_kinds_of_lora(flags: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
+    report = train(options(model, data, tmp_path, max_steps=2, target_modules=("q_proj", "v_proj"), **flags))
+    loaded = load_model_with_lora(str(model), str(report.written), device="cpu", dtype="float32")
+    layers = lora_layers(loaded.model)
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "v_proj"}
+    assert all(layer.lora.B.weight.abs().max() > 0 for layer in layers.values())
+    if "loraplus_lr_ratio" in flags:
+        usual = weights(train(options(model, data, tmp_path / "usual", max_steps=2, target_modules=("q_proj", "v_proj"))).written)
+        ratio = [
+            float(value.abs().mean() / usual[name].abs().mean())
+            for name, value in weights(report.written).items()
+            if name.endswith("B.weight")
+        ]
+        assert min(ratio) > 5
+
+
+def test_gradient_checkpointing_and_bfloat16(model: Path, data: Path, tmp_path: Path) -> None:
+    plain = train(options(model, data, tmp_path / "plain", max_steps=3))
+    again = train(options(model, data, tmp_path / "again", max_steps=3, hf={"gradient_checkpointing": True}))
+    assert_equal(weights(again.written), weights(plain.written), tolerance=1e-5)
+    mixed = train(options(model, data, tmp_path / "mixed", max_steps=3, dtype="bfloat16"))
+    assert all(value.dtype == torch.float32 for value in weights(mixed.written).values())
+    assert_equal(weights(mixed.written), weights(plain.written), tolerance=0.5)
+
+
+def test_bad_input(model: Path, data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(data.read_text() + '{"main": "x", "branches": [{"prompt": "p", "completion": 3}]}\n')
+    for flags, kind, message in (
+        ({"data_path": tmp_path / "none.jsonl"}, SettingsError, "--data_path .*none.jsonl: no such file"),
+        ({"base_model": str(tmp_path / "none")}, SettingsError, "--base_model .*none"),
+        ({"dtype": "float16"}, SettingsError, "--dtype float16 cannot be trained in on a CPU"),
+        ({"data_path": bad}, DataError, r'bad\.jsonl line 25: "branches"\[0\]\."completion" is a number'),
+        ({"max_seq_len": 3, "strict": True}, DataError, r'line 1: "branches"\[0\] has \d+ tokens, cut to 3 .*--strict'),
+        ({"max_total_tokens": 9}, DataError, "none of its 24 records leaves a token to learn"),
+        ({"load_lora": str(tmp_path / "none.pth")}, AdapterError, "no such file"),
+        ({"batch_size": 2}, SettingsError, "--batch_size 2 counts branches and is below the 3"),
+        ({"hf": {"bf16": True}}, SettingsError, "--bf16 cannot be set here: use --dtype"),
+        ({"ddp": True}, SettingsError, "torchrun"),
+        ({"resume_from_checkpoint": tmp_path}, SettingsError, "not a folder with a whole checkpoint"),
+    ):
+        with pytest.raises(kind, match=message):
+            train(options(model, data, tmp_path / "out", **flags))
