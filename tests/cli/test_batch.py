@@ -223,6 +223,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
         raise StopError
 
     monkeypatch.setattr(importlib.import_module("parallelmind.models.loader"), "load_model_with_lora", load)
+    monkeypatch.setattr(importlib.import_module("parallelmind.models.cpu"), "optimize_for_cpu", lambda model: [])
     monkeypatch.setattr(importlib.import_module("parallelmind.engine.engine"), "Engine", make_engine)
     return seen
 
@@ -248,6 +249,7 @@ def test_defaults_leave_the_adapter_its_say(
         "visibility": "columnar",
         "max_running_branches": 16,
         "max_running_requests": None,
+        "kv_cache_bytes": None,
     }
     log = capsys.readouterr().err
     assert "2D RoPE is off: said by the loader" in log
@@ -269,6 +271,7 @@ def test_defaults_leave_the_adapter_its_say(
         (["--device", "cpu"], "model", {"device": "cpu"}),
         (["--dtype", "float32"], "model", {"dtype": "float32"}),
         (["--batch_size", "5"], "engine", {"max_running_branches": 5, "max_running_requests": None}),
+        (["--kv_cache_gb", "0.5"], "engine", {"kv_cache_bytes": 2**29}),
         (
             ["--batch_size", "5", "--batch_by_samples"],
             "engine",

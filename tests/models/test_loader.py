@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from parallelmind import Engine, Request, SamplingParams
 from parallelmind.columnar import find_rope_patch
 from parallelmind.errors import AdapterError, SettingsError, UnsupportedModelError
 from parallelmind.models.loader import load_model_with_lora, resolve_device
@@ -140,3 +141,13 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cuda:1") == ("cuda:1", None)
     with pytest.raises(SettingsError, match=r"2 GPU"):
         resolve_device("cuda:2")
+
+
+def test_a_device_map_runs_the_engine(base: str) -> None:
+    """accelerate's hooks around the layers do not disturb the engine."""
+    plain, tokenizer, _ = load(base)
+    spread = load(base, device_map="auto").model
+    assert hasattr(spread, "hf_device_map")
+    request, greedy = Request(main="shared", branches=["a", "bc"]), SamplingParams(max_new_tokens=6, temperature=0)
+    answers = [Engine(model, tokenizer).generate([request], greedy)[0].branches for model in (plain, spread)]
+    assert [b.token_ids for b in answers[0]] == [b.token_ids for b in answers[1]]

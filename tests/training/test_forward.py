@@ -8,21 +8,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
 
 from parallelmind.columnar import (
     VISIBILITIES,
-    PackedRow,
     Visibility,
     auto_pair_indices,
     pack_row,
     patch_model_with_interleaved_2d_rope,
     pos2d_ids,
+    shift_labels,
 )
-from parallelmind.data.collator import ParallelPretrainCollator, TrainingRow, packed_ids
+from parallelmind.data.collator import ParallelPretrainCollator, TrainingRow
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.lora import apply_lora
 from parallelmind.models.packed_attention import _block_mask, dense_mask
 from parallelmind.training.forward import PackedForward
+from tests.engine.test_equalities import full_forward
 from tests.families import FAMILIES, MORE_FAMILIES, tiny_model
 
 STRIDE = 16
@@ -66,7 +68,7 @@ def packed_gradients(
     with forward.installed(model):
         loss = forward.loss(model, batch)
         loss.backward()
-    return float(loss), gradients(model)
+    return float(loss.detach()), gradients(model)
 
 
 def alone_gradients(
@@ -84,7 +86,7 @@ def alone_gradients(
         first = len(main) + prompt
         loss = F.cross_entropy(logits[first - 1 : -1].float(), ids[0, first:], reduction="sum")
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total, gradients(model)
 
 
@@ -98,8 +100,103 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: flo
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
 def test_packed_gradient_is_the_sum_over_the_branches_alone(family: str) -> None:
+    """And a step with it moves the adapter, not the base, and lowers the loss."""
     model = lora_model(family)
-    loss, packed = packed_gradients(model, [row(MAIN, BRANCHES, PROMPTS)])
+    rows = [row(MAIN, BRANCHES, PROMPTS)]
+    loss, packed = packed_gradients(model, rows)
     expected, alone = alone_gradients(model, MAIN, BRANCHES, patched=True)
     assert loss == pytest.approx(expected, rel=1e-4)
     assert_same(packed, alone)
+    assert all("lora_" in name for name in packed)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for name, parameter in model.named_parameters():
+        parameter.grad = packed.get(name)
+    optimizer.step()
+    model.zero_grad()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) != ("lora_" in name), name
+    assert packed_gradients(model, rows)[0] < loss
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "gpt_oss", "stablelm", "falcon"])
+@pytest.mark.parametrize(("mode", "stride"), [(None, 16), ("split", 0), ("additive", 5)])
+def test_other_positions(family: str, mode: str | None, stride: int) -> None:
+    """Branches stay apart without 2D RoPE and with stride 0, where positions do not tell them apart."""
+    model = lora_model(family, mode)
+    _, packed = packed_gradients(model, [row(MAIN, BRANCHES, PROMPTS)], stride=stride)
+    _, alone = alone_gradients(model, MAIN, BRANCHES, patched=mode is not None, stride=stride)
+    assert_same(packed, alone)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "falcon"])
+def test_padded_rows_and_rows_without_main(family: str) -> None:
+    model = lora_model(family)
+    rows = [row(MAIN, BRANCHES, PROMPTS), row([], [[30, 31, 32], [33, 34]], [1, 0]), row([40], [[41, 42]], [0])]
+    together, gradient = packed_gradients(model, rows)
+    parts = [packed_gradients(model, [one]) for one in rows]
+    assert together == pytest.approx(sum(loss for loss, _ in parts), rel=1e-4)
+    assert_same(gradient, {name: sum(part[name] for _, part in parts) for name in gradient})  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "olmo3", "falcon"])
+@pytest.mark.parametrize("visibility", VISIBILITIES)
+def test_visibilities_equal_one_dense_forward(family: str, visibility: Visibility) -> None:
+    model = lora_model(family)
+    one = row(MAIN, BRANCHES, PROMPTS)
+    loss, _ = packed_gradients(model, [one], visibility)
+    logits = full_forward(model, one.row.input_ids, one.row.pos2d(STRIDE), visibility)
+    targets = shift_labels(one.row.input_ids, one.row.branch_ids, one.loss_mask)
+    assert loss == pytest.approx(float(F.cross_entropy(logits, targets, reduction="sum")), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt_oss", "phi"])
+def test_layers_computed_again_for_their_gradient(family: str) -> None:
+    model = lora_model(family)
+    rows = [row(MAIN, BRANCHES, PROMPTS), row([], [[30, 31, 32]], [1])]
+    _, usual = packed_gradients(model, rows)
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable()
+    model.train()
+    _, again = packed_gradients(model, rows)
+    assert_same(again, usual, tolerance=1e-5)
+
+
+def test_nothing_learned_is_a_loss_of_0_with_a_gradient_of_0() -> None:
+    model = lora_model("qwen2")
+    blank = row(MAIN, BRANCHES, [len(tokens) for tokens in BRANCHES])
+    loss, gradient = packed_gradients(model, [blank])
+    assert loss == 0
+    assert gradient
+    assert all(bool((value == 0).all()) for value in gradient.values())
+
+
+@pytest.mark.parametrize("visibility", VISIBILITIES)
+@pytest.mark.parametrize("window", [None, 3])
+def test_block_masks_for_gpus_equal_the_dense_masks(visibility: Visibility, window: int | None) -> None:
+    batch = ParallelPretrainCollator(0, pad_to_multiple_of=128)([row(MAIN, BRANCHES, PROMPTS), row([], [[3, 4]], [0])])
+    ids = batch["attention_mask"]
+    blocks = _block_mask(ids, visibility, window)
+    seen = create_mask(blocks.mask_mod, len(ids), 1, ids.shape[2], ids.shape[2], device="cpu")
+    assert torch.equal(seen, dense_mask(ids, visibility, window, torch.float32) == 0)
+
+
+def test_an_ordinary_mask_is_still_an_ordinary_mask() -> None:
+    """In the block of packed attention the model computes what it computes outside."""
+    for family in ("qwen2", "gemma2", "gemma3_text", "gpt_oss", "gpt_neox"):
+        model = lora_model(family)
+        ids = torch.tensor([MAIN + BRANCHES[0], [0] * 3 + MAIN[:4] + BRANCHES[0]])
+        mask = (torch.arange(ids.shape[1])[None] >= torch.tensor([[0], [3]])).long()
+        for given in (mask, None):
+            expected = model(input_ids=ids, attention_mask=given).logits
+            with PackedForward(model, visibility="columnar", stride=STRIDE).installed(model):
+                actual = model(input_ids=ids, attention_mask=given).logits
+            kept = mask.bool()
+            torch.testing.assert_close(actual[kept], expected[kept], atol=2e-4, rtol=1e-4, msg=family)
+
+
+def test_layers_with_a_recurrent_state_are_refused() -> None:
+    model = tiny_model("qwen2")
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(UnsupportedModelError, match=r"linear_attention.*leak from branch to branch"):
+        PackedForward(model, visibility="isolated", stride=STRIDE)

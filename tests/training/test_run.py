@@ -238,7 +238,9 @@ def test_load_lora_continues_from_an_adapter(kind: str, model: Path, data: Path,
     first = train(options(model, data, tmp_path / "first", stride=32, lora_rank=4, max_steps=3))
     path = first.written.with_suffix(kind)
     progress = RecordedProgress()
-    again = train(options(model, data, tmp_path / "again", load_lora=str(path), max_steps=1, learning_rate=1e-9), progress)
+    again = train(
+        options(model, data, tmp_path / "again", load_lora=str(path), max_steps=1, learning_rate=1e-9), progress
+    )
     assert_equal(weights(again.written), weights(first.written), tolerance=1e-6)
     sidecar = read_sidecar(again.written)
     assert sidecar is not None
@@ -254,7 +256,9 @@ def test_load_lora_continues_from_an_adapter(kind: str, model: Path, data: Path,
             train(options(model, data, tmp_path / "never", load_lora=str(path), **flags))
 
 
-@pytest.mark.parametrize("flags", [{"use_rslora": True, "lora_alpha": 16}, {"use_dora": True}, {"loraplus_lr_ratio": 16}])
+@pytest.mark.parametrize(
+    "flags", [{"use_rslora": True, "lora_alpha": 16}, {"use_dora": True}, {"loraplus_lr_ratio": 16}]
+)
 def test_kinds_of_lora(flags: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
     report = train(options(model, data, tmp_path, max_steps=2, target_modules=("q_proj", "v_proj"), **flags))
     loaded = load_model_with_lora(str(model), str(report.written), device="cpu", dtype="float32")
@@ -262,7 +266,9 @@ def test_kinds_of_lora(flags: dict[str, Any], model: Path, data: Path, tmp_path:
     assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "v_proj"}
     assert all(layer.lora.B.weight.abs().max() > 0 for layer in layers.values())
     if "loraplus_lr_ratio" in flags:
-        usual = weights(train(options(model, data, tmp_path / "usual", max_steps=2, target_modules=("q_proj", "v_proj"))).written)
+        usual = weights(
+            train(options(model, data, tmp_path / "usual", max_steps=2, target_modules=("q_proj", "v_proj"))).written
+        )
         ratio = [
             float(value.abs().mean() / usual[name].abs().mean())
             for name, value in weights(report.written).items()

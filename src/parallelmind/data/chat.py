@@ -20,7 +20,7 @@ PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ {'user': 'User', 'assistant': 'Assistant'}.get(message['role'], message['role'] | capitalize) }}: "
     "{{ message['content'] }}"
-    "{% if not loop.last or add_generation_prompt %}\n"
+    "{% if not loop.last or add_generation_prompt %}{{ '\n' }}"
     "{% elif message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"

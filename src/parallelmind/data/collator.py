@@ -68,8 +68,8 @@ def packed_ids(branch_ids: Tensor, time_ids: Tensor) -> Tensor:
 class ParallelPretrainCollator:
     """Pads training rows to one length.
 
-    Gives `input_ids` [B, S]; `position_ids`: pos2d [B, S, 2], or the times [B, S] with `two_axes=False` (a model without
-    2D RoPE); `labels` [B, S], the token itself where it is learned; `shift_labels` [B, S], the token each position must
+    Gives `input_ids` [B, S]; `position_ids`: pos2d [B, S, 2], or the times [B, S] with `two_axes=False` (a model
+    without 2D RoPE); `labels` [B, S], the token itself where it is learned; `shift_labels` [B, S], the token each position must
     predict; `attention_mask`: int32 [B, 1, S, 2] of (branch id, time), from which packed attention builds the masks of
     each layer where it runs, or with `dense_mask` the mask [B, 1, S, S] itself, for a model with full attention only;
     and `info`.

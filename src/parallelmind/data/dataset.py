@@ -105,8 +105,8 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         super().__init__()
         if not batch.by_samples and batch.size < limits.most:
             raise SettingsError(
-                f"--batch_size {batch.size} counts branches and is below the {limits.most} branches of a row; raise it, "
-                "lower --branches_per_sample (--max_branches_per_sample), or pass --batch_by_samples."
+                f"--batch_size {batch.size} counts branches and is below the {limits.most} branches of a row; raise "
+                "it, lower --branches_per_sample (--max_branches_per_sample), or pass --batch_by_samples."
             )
         self.source = source
         self.encoder = encoder

@@ -119,8 +119,8 @@ class SampleEncoder:
             ids, learned = self._branch(branch, bool(main), where)
             if self.vocab_size and (largest := max(max(ids, default=0), max(main, default=0))) >= self.vocab_size:
                 raise DataError(
-                    f"{where}: the tokenizer gives token {largest}, the model has {self.vocab_size} tokens: they do not "
-                    "belong together; check --tokenizer_path."
+                    f"{where}: the tokenizer gives token {largest}, the model has {self.vocab_size} tokens: they do "
+                    "not belong together; check --tokenizer_path."
                 )
             limit = min(self.max_seq_len, room)
             if len(ids) > limit:

@@ -5,7 +5,7 @@ H is the number of key/value heads, D the head size, L the tokens of a main, C t
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -56,58 +56,82 @@ class MainCache:
 
 
 class PrefixCache:
-    """Mains by their tokens. Those no longer used are kept for the next request, at most `max_tokens` of them."""
+    """Mains by their tokens. Those no longer used are kept for the next request, at most `max_tokens` of them.
+
+    All operations but `find_prefix` take constant time, however many mains are held.
+    """
 
     def __init__(self, max_tokens: int):
         self.max_tokens = max_tokens
-        self._mains: OrderedDict[tuple[int, ...], MainCache] = OrderedDict()
+        self.num_used_tokens = 0
+        """Tokens of mains that running or waiting branches read."""
+        self.num_unused_tokens = 0
+        self._mains: dict[tuple[int, ...], MainCache] = {}
+        self._unused: OrderedDict[tuple[int, ...], MainCache] = OrderedDict()
+        """The least recently used first."""
+        self._lengths: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._mains)
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(main) for main in self._mains.values())
+        return self.num_used_tokens + self.num_unused_tokens
 
     def find(self, token_ids: tuple[int, ...]) -> MainCache | None:
-        main = self._mains.get(token_ids)
-        if main is not None:
-            self._mains.move_to_end(token_ids)
-        return main
+        return self._mains.get(token_ids)
 
     def find_prefix(self, token_ids: tuple[int, ...]) -> MainCache | None:
-        """The longest complete main that these tokens begin with."""
-        best = None
-        for ids, main in self._mains.items():
-            shorter = len(ids) < len(token_ids) and main.complete and (best is None or len(ids) > len(best))
-            if shorter and token_ids[: len(ids)] == ids:
-                best = main
-        return best
+        """The longest complete main that these tokens begin with; one look-up per length held."""
+        for length in sorted((n for n in self._lengths if n < len(token_ids)), reverse=True):
+            main = self._mains.get(token_ids[:length])
+            if main is not None and main.complete:
+                return main
+        return None
 
-    def add(self, main: MainCache) -> None:
-        self._mains[main.token_ids] = main
+    def add(self, token_ids: tuple[int, ...]) -> MainCache:
+        """A new main, not used by anybody yet."""
+        main = self._mains[token_ids] = self._unused[token_ids] = MainCache(token_ids)
+        self.num_unused_tokens += len(main)
+        self._lengths[len(main)] += 1
+        return main
+
+    def acquire(self, main: MainCache) -> None:
+        """Count one more user; a used main is never dropped."""
+        if main.users == 0:
+            del self._unused[main.token_ids]
+            self.num_unused_tokens -= len(main)
+            self.num_used_tokens += len(main)
+        main.users += 1
+
+    def release(self, main: MainCache) -> None:
+        """Count one user less; without any, a complete main is kept for reuse and another one dropped."""
+        main.users -= 1
+        if main.users > 0:
+            return
+        self._unused[main.token_ids] = main
+        self.num_used_tokens -= len(main)
+        self.num_unused_tokens += len(main)
+        if main.complete:
+            self.evict()
+        else:
+            self._drop(main)
 
     def evict(self, max_unused_tokens: int | None = None) -> None:
-        """Drop unused mains, oldest first, until at most this many of their tokens (the limit) are kept for reuse."""
+        """Drop unused mains, oldest first, until at most this many of their tokens (the limit) are kept."""
         limit = self.max_tokens if max_unused_tokens is None else min(max_unused_tokens, self.max_tokens)
-        excess = self.num_tokens - self.num_used_tokens - limit
-        for ids, main in list(self._mains.items()):
-            if excess <= 0:
-                break
-            if main.users == 0:
-                del self._mains[ids]
-                excess -= len(ids)
+        while self.num_unused_tokens > limit:
+            self._drop(next(iter(self._unused.values())))
 
     def nbytes(self) -> int:
         return sum(main.nbytes() for main in self._mains.values())
 
-    def remove(self, main: MainCache) -> None:
-        self._mains.pop(main.token_ids, None)
-
-    @property
-    def num_used_tokens(self) -> int:
-        """Tokens of mains that running or waiting branches read."""
-        return sum(len(main) for main in self._mains.values() if main.users > 0)
+    def _drop(self, main: MainCache) -> None:
+        del self._mains[main.token_ids], self._unused[main.token_ids]
+        self.num_unused_tokens -= len(main)
+        self._lengths[len(main)] -= 1
+        if not self._lengths[len(main)]:
+            del self._lengths[len(main)]
 
 
 @dataclass

@@ -148,6 +148,6 @@ def _refuse_recurrent(model: nn.Module, config: Any) -> None:
     if kinds:
         raise UnsupportedModelError(
             f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}. Their state would leak "
-            "from branch to branch, so it cannot run parallel branches. Use a model whose layers are all full or sliding "
-            "attention."
+            "from branch to branch, so it cannot run parallel branches. Use a model whose layers are all full or "
+            "sliding attention."
         )

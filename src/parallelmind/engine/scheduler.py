@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from parallelmind.columnar import Visibility
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
-from parallelmind.engine.kv_cache import BranchSlots, MainCache, PrefixCache
+from parallelmind.engine.kv_cache import BranchSlots, PrefixCache
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.stats import EngineStats
 
@@ -118,10 +118,7 @@ class Scheduler:
     def _drop_main(self, group: RequestGroup) -> None:
         main, group.main = group.main, None
         assert main is not None
-        main.users -= 1
-        if main.users == 0 and not main.complete:
-            self.mains.remove(main)
-        self.mains.evict()
+        self.mains.release(main)
 
     def _free_slot(self, branch: BranchSequence) -> None:
         if branch.slot < 0:
@@ -185,13 +182,12 @@ class Scheduler:
             else:
                 if not self._make_room(len(group.main_ids), group.waiting[0].max_tokens):
                     return self._wait_or_reject(group, plan)
-                main = MainCache(group.main_ids)
                 prefix = self.mains.find_prefix(group.main_ids)
+                main = self.mains.add(group.main_ids)
                 if prefix is not None:
                     main.copy_prefix(prefix)
-                self.mains.add(main)
                 group.cached_main_tokens = main.num_cached_tokens
-            main.users += 1
+            self.mains.acquire(main)
             group.main = main
             self.stats.cached_main_tokens += group.cached_main_tokens
         main = group.main

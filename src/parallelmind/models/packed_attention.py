@@ -1,7 +1,7 @@
 """Attention over packed rows, for training: each layer builds its own mask from the branch ids and times.
 
-The ids travel as `attention_mask`, int32 [B, 1, S, 2] of (branch id, time). transformers hands a 4-D mask through to the
-layers untouched, so the ids reach every layer also under DDP and when a layer is computed again for its gradient, and
+The ids travel as `attention_mask`, int32 [B, 1, S, 2] of (branch id, time). transformers hands a 4-D mask through to
+the layers untouched, so the ids reach every layer also under DDP and when a layer is computed again for its gradient, and
 each layer applies its own sliding window, which a ready mask given to the whole model would override.
 
 Shapes: B rows, S tokens, H key/value heads, G query heads per key/value head, D head size, E value head size.
@@ -177,7 +177,9 @@ def _attend(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        # Not -inf: a padding token may see nothing, and its NaN would spread through the values.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     if s_aux is not None:  # a sink: one more score of each head, which takes no value
         sinks = s_aux.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         weights = torch.softmax(torch.cat((scores, sinks), dim=-1), dim=-1)[..., :-1]

@@ -31,7 +31,7 @@ class Progress(Protocol):
     def stop(self) -> None: ...
 
 
-class Reporting(TrainerCallback):
+class Reporting(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Hands log entries to the log on disk and the progress display, on the main process.
 
     Args:
@@ -67,7 +67,7 @@ class Reporting(TrainerCallback):
             self._progress.stop()
 
 
-class EndOfData(TrainerCallback):
+class EndOfData(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Ends the run with the step in which the last micro-batch was."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class EndOfData(TrainerCallback):
             control.should_training_stop = True
 
 
-class Interruption(TrainerCallback):
+class Interruption(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Turns Ctrl-C and SIGTERM into a save at the end of the step; a second one stops at once."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Interruption(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        former: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
         def receive(number: int, frame: FrameType | None) -> None:
             self._received = (number, frame)

@@ -95,8 +95,6 @@ def _question(sample: EncodedSample, end: int) -> tuple[Request, list[str]] | No
         if branch.sample_branch.messages or prompt < 1 or branch.ids[-1] != end:  # no prompt, or cut
             continue
         sampling = SamplingParams(max_new_tokens=len(branch) - prompt + _SPARE_TOKENS, temperature=0)
-        branches.append(
-            Branch(prompt=list(branch.ids[:prompt]), sampling=sampling, branch_id=branch.number)
-        )
+        branches.append(Branch(prompt=list(branch.ids[:prompt]), sampling=sampling, branch_id=branch.number))
         answers.append(branch.sample_branch.completion)
     return (Request(main=list(sample.main), branches=branches), answers) if branches else None

@@ -101,7 +101,9 @@ def write_json(path: Path, content: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: could not be written ({error.strerror}); make room, or give another --out_dir.") from error
+        raise TrainingError(
+            f"{path}: could not be written ({error.strerror}); make room, or give another --out_dir."
+        ) from error
 
 
 def _step(checkpoint: Path) -> int:

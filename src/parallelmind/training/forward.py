@@ -51,9 +51,7 @@ class PackedForward:
         with packed_attention(unwrap(model), self.visibility):
             yield
 
-    def loss(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], *, label_smoothing: float = 0.0
-    ) -> Tensor:
+    def loss(self, model: nn.Module, inputs: Mapping[str, Tensor], *, label_smoothing: float = 0.0) -> Tensor:
         """The summed cross entropy of the learned tokens of a collated batch.
 
         The output head runs on the N positions that have a target only. Without any, the loss is 0 and still has a
@@ -139,9 +137,7 @@ class PackedForward:
             "transformer with ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi)."
         )
 
-    def _alone(
-        self, model: Any, main: list[int], branch: list[int], number: int, device: torch.device
-    ) -> Tensor:
+    def _alone(self, model: Any, main: list[int], branch: list[int], number: int, device: torch.device) -> Tensor:
         """Logits [tokens of the branch, V] of main + one branch as an ordinary sequence."""
         ids = torch.tensor([main + branch])
         time = torch.arange(ids.shape[1])[None]
@@ -184,6 +180,7 @@ def _refuse_recurrent(model: Any, config: Any) -> None:
         kinds.add("recurrent state")
     if kinds:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}. Their state would leak from branch to "
-            "branch, so it cannot be trained on packed branches. Use a model whose layers are all full or sliding attention."
+            f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}. Their state would leak from branch "
+            "to branch, so it cannot be trained on packed branches. Use a model whose layers are all full or sliding "
+            "attention."
         )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +45,6 @@ class Trainee:
     settings: RopeSettings
     patched: bool
     rank: int
-    notes: list[str] = field(default_factory=list)
 
     def sidecar(self, base_model: str) -> Sidecar:
         return Sidecar(rope=self.settings if self.patched else None, rank=self.rank, base_model=base_model)
@@ -54,6 +52,12 @@ class Trainee:
     @property
     def vocab_size(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills up rows, unseen: a token that the model embeds, as not every tokenizer's pad token is."""
+        own, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(own if own is not None and own < self.vocab_size else end)
 
     @property
     def max_model_len(self) -> int:
@@ -84,7 +88,6 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
         AdapterError: the adapter to continue from does not fit.
         UnsupportedModelError: 2D RoPE cannot be applied to the model.
     """
-    notes: list[str] = []
     sidecar = None if options.load_lora is None else _sidecar_of(options.load_lora)
     settings = resolve_settings(
         sidecar,
@@ -103,8 +106,14 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
                 f"{'with' if trained else 'without'} 2D RoPE; leave the flag out."
             )
         patched = trained
-    tokenizer = _tokenizer(options, notes)
+    tokenizer = _tokenizer(options)
     model = _new_model(options, tokenizer) if options.base_model is None else _base_model(options, device)
+    end = tokenizer.eos_token_id
+    if end is None or end >= model.get_input_embeddings().weight.shape[0]:
+        raise SettingsError(
+            f"{options.tokenizer_path or options.base_model}: its tokenizer has no end-of-text token (eos_token) "
+            "that the model knows, so answers would never learn to end; set one in its tokenizer_config.json."
+        )
     if patched:
         pairs = auto_pair_indices(model, settings.ratio, settings.pairs)
         patch_model_with_interleaved_2d_rope(model, pairs, settings.mode)
@@ -116,7 +125,7 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
     if options.load_lora is not None:
         _restore_precision(model, options.load_lora)
     model.train()
-    return Trainee(model=model, tokenizer=tokenizer, settings=settings, patched=patched, rank=rank, notes=notes)
+    return Trainee(model=model, tokenizer=tokenizer, settings=settings, patched=patched, rank=rank)
 
 
 def _sidecar_of(load_lora: str) -> Sidecar | None:
@@ -164,7 +173,7 @@ def _restore_precision(model: Any, path: str) -> None:
                 layer.lora_magnitude_vector[ADAPTER].weight.copy_(values.magnitude)
 
 
-def _tokenizer(options: TrainOptions, notes: list[str]) -> Any:
+def _tokenizer(options: TrainOptions) -> Any:
     name = options.tokenizer_path or options.base_model
     assert name is not None
     path = str(bundled_model_path()) if name == TINY_MODEL else name
@@ -173,14 +182,6 @@ def _tokenizer(options: TrainOptions, notes: list[str]) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise SettingsError(f"{flag} {name}: no tokenizer can be loaded from it ({_first_line(error)}).") from error
-    if tokenizer.eos_token_id is None:
-        raise SettingsError(
-            f"{flag} {name}: its tokenizer has no end-of-text token (eos_token), so answers would never learn to end; "
-            "set one in its tokenizer_config.json."
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        notes.append("the tokenizer has no pad token; rows are filled up with its end-of-text token, unseen")
     return tokenizer
 
 
@@ -231,7 +232,9 @@ def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:
             values = json.loads(options.model_config.read_text(encoding="utf-8"))
             assert isinstance(values, dict)
         except (OSError, ValueError, AssertionError) as error:
-            raise SettingsError(f"--model_config {options.model_config}: not readable as a config.json ({error}).") from error
+            raise SettingsError(
+                f"--model_config {options.model_config}: not readable as a config.json ({error})."
+            ) from error
     values |= options.model_overrides
     values.setdefault("vocab_size", len(tokenizer))
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -249,5 +252,3 @@ def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-

@@ -112,11 +112,11 @@ class TrainOptions:
                 raise SettingsError("--tokenizer_path is required: the tokenizer the new model is made for.")
         elif self.base_model is None:
             raise SettingsError("--base_model is required: a hub name, a local folder, or tiny.")
-        if self.load_lora is not None:
-            if given := [name for name in _OF_THE_ADAPTER if getattr(self, name) != _default(name)]:
-                raise SettingsError(
-                    f"--{given[0]} contradicts --load_lora {self.load_lora}: the adapter has its own; leave it out."
-                )
+        given = [name for name in _OF_THE_ADAPTER if getattr(self, name) != _default(name)]
+        if self.load_lora is not None and given:
+            raise SettingsError(
+                f"--{given[0]} contradicts --load_lora {self.load_lora}: the adapter has its own; leave it out."
+            )
         if self.load_in_4bit and self.load_in_8bit:
             raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
 
@@ -143,7 +143,7 @@ class TrainOptions:
             "lora_dropout": (0 <= self.lora_dropout < 1, "from 0 to below 1"),
             "max_total_tokens": (self.max_total_tokens >= 0, "0 (no limit) or more"),
             "max_branches_per_sample": (self.max_branches_per_sample >= 0, "0 (fixed mode) or more"),
-            "max_steps": (self.max_steps == -1 or self.max_steps >= 1, "1 or more, or -1 (as many as --epochs takes)"),
+            "max_steps": (self.max_steps == -1 or self.max_steps >= 1, "1 or more, or -1 (what --epochs takes)"),
             "max_seq_len": (self.max_seq_len >= 2, "2 or more"),
             "lora_name": (self.lora_name is None or _is_file_name(self.lora_name), "a file name without folders"),
         }

@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
 from parallelmind.training.options import TrainOptions
+from parallelmind.training.report import TrainingReport, write_report
 from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.trainer import PackedTrainer
 
@@ -58,6 +58,7 @@ class TrainReport:
     written: Path
     """The final adapter, or the folder of the pretrained model."""
     report: Path | None
+    """None on all processes but the first."""
 
 
 def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
@@ -73,8 +74,8 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     checkpoint = _checkpoint_to_resume(options, files, settings)
     device, note = training_device(options)
     trainee = load_trainee(options, device=device)
-    for text in ([note] if note else []) + trainee.notes:
-        _LOGGER.info("%s", text)
+    if note:
+        _LOGGER.info("%s", note)
     if not (options.load_in_4bit or options.load_in_8bit):
         trainee.model.to(device)
     dataset, total, evaluation_data = _data(options, trainee)
@@ -87,7 +88,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         trainee.model, visibility=trainee.settings.visibility, stride=trainee.settings.branch_stride
     )
     collator = ParallelPretrainCollator(
-        trainee.tokenizer.pad_token_id,
+        trainee.pad_token_id,
         stride=trainee.settings.branch_stride,
         visibility=trainee.settings.visibility,
         two_axes=forward.patched,
@@ -145,7 +146,8 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         steps = trainer.state.global_step
         final: dict[str, float] = {}
         if evaluation is not None and not interruption.happened:
-            final = _last_evaluation(metrics, steps) or trainer.evaluate()
+            at, final = trainer.evaluated
+            final = final if at == steps else trainer.evaluate()
     if interruption.happened:
         _LOGGER.warning("stopped after step %d; the same command continues from there", steps)
         interruption.raise_again()
@@ -175,9 +177,7 @@ def _check_launcher(options: TrainOptions) -> None:
 def _settings(options: TrainOptions) -> dict[str, Any]:
     """What a run may not be continued without."""
     settings = {
-        item.name: getattr(options, item.name)
-        for item in dataclasses.fields(options)
-        if item.name not in _NOT_THE_RUN
+        item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.name not in _NOT_THE_RUN
     }
     settings["data_size"] = options.data_path.stat().st_size if options.data_path is not None else None
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
@@ -246,9 +246,7 @@ def _data(
         block_records=options.shuffle_buffer if options.use_streaming else None,
         seed=options.seed,
         learn_main=options.learn_main,
-        share=Share(
-            rank=rank.rank, world_size=rank.world_size, accumulation=options.accumulation_steps
-        ),
+        share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=options.accumulation_steps),
     )
     total: int | None = options.max_steps
     if options.max_steps < 0:
@@ -273,15 +271,9 @@ def _explained(options: TrainOptions) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"out of memory with --batch_size {options.batch_size}; lower it and raise --accumulation_steps as much, pass "
-            f"--gradient_checkpointing true, or --load_in_4bit. ({error})"
+            f"out of memory with --batch_size {options.batch_size}; lower it and raise --accumulation_steps as much, "
+            f"pass --gradient_checkpointing true, or --load_in_4bit. ({error})"
         ) from error
-
-
-def _last_evaluation(metrics: MetricsLog, step: int) -> dict[str, float]:
-    """The evaluation of this very step, if there was one."""
-    entry = next((e for e in reversed(metrics.entries) if "eval_loss" in e and e["step"] == step), {})
-    return {name: value for name, value in entry.items() if name.startswith("eval_")}
 
 
 def _write_report(
@@ -292,12 +284,8 @@ def _write_report(
     trainer: PackedTrainer,
     metrics: MetricsLog,
     counts: dict[str, Any],
-) -> Path | None:
-    if find_spec("parallelmind.training.report") is None:
-        return None
-    from parallelmind.training.report import TrainingReport, write_report
-
-    row = trainer.example_row
+) -> Path:
+    row, learned = trainer.example or (None, None)
     evaluations = [
         {"step": entry["step"], "loss": entry["eval_loss"], "exact": entry.get("eval_exact")}
         for entry in metrics.entries
@@ -314,6 +302,7 @@ def _write_report(
             example_tokens=[] if row is None else [trainee.tokenizer.decode([t]) for t in row.input_ids.tolist()],
             visibility=trainee.settings.visibility,
             stride=trainee.settings.branch_stride,
+            example_learned=learned,
         ),
         files.report,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from parallelmind.errors import TrainingError
 from parallelmind.models.lora import lora_layers, save_lora
 from parallelmind.models.lora_layers import ADAPTER
-from parallelmind.models.sidecar import write_sidecar
+from parallelmind.models.sidecar import sidecar_path, write_sidecar
 from parallelmind.training.files import RunFiles
 from parallelmind.training.model import Trainee
 
@@ -38,10 +38,9 @@ def save_model(trainee: Trainee, files: RunFiles) -> Path:
     Raises TrainingError if it cannot be written.
     """
     folder = files.model
-    rope = trainee.model
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rope.save_pretrained(folder)
+        trainee.model.save_pretrained(folder)
         trainee.tokenizer.save_pretrained(folder)
     except Exception as error:  # safetensors and tokenizers raise their own types on a full disk
         raise TrainingError(
@@ -49,4 +48,6 @@ def save_model(trainee: Trainee, files: RunFiles) -> Path:
         ) from error
     if trainee.patched:
         write_sidecar(folder, trainee.sidecar(""))
+    else:
+        sidecar_path(folder).unlink(missing_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""transformers' Trainer on packed rows: its loop, optimizer, schedule, precision and loggers; our data, loss and files."""
+"""transformers' Trainer on packed rows: its loop, optimizer, schedule and precision; our data, loss and files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from parallelmind.columnar import PAD_BRANCH, PackedRow
+from parallelmind.columnar import IGNORE_INDEX, PAD_BRANCH, PackedRow
 from parallelmind.data.collator import BatchInfo, ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import TrainingError
@@ -31,7 +31,7 @@ _DATA_STATE = "data_state.json"
 _SHOWN_SOURCES = 5
 
 
-class PackedTrainer(Trainer):
+class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """Trains a model on a stream of packed micro-batches.
 
     A checkpoint holds the trained parameters alone (not the frozen base), the optimizer, schedule and random states,
@@ -68,12 +68,16 @@ class PackedTrainer(Trainer):
             self.remove_callback(shown)
         # Makes Trainer count the learned tokens of a whole step, and not divide the loss again.
         self.model_accepts_loss_kwargs = True
+        self.control: Any
+        self.optimizer: Any
         self.meter = Meter()
         self.stream_ended = False
         """The last micro-batch of the data has been seen."""
+        self.evaluated: tuple[int, dict[str, float]] = (-1, {})
+        """The last evaluation and its step."""
         self.data_state: dict[str, Any] = {}
-        self.example_row: PackedRow | None = None
-        """The first row that was trained on."""
+        self.example: tuple[PackedRow, list[bool]] | None = None
+        """The first row that was trained on, and which of its tokens are learned."""
         self._forward = forward
         self._evaluation = evaluation
         self._loraplus_lr_ratio = loraplus_lr_ratio
@@ -99,11 +103,11 @@ class PackedTrainer(Trainer):
             shown = ", ".join(info.sources[:_SHOWN_SOURCES])
             more = f" and {len(info.sources) - _SHOWN_SOURCES} more" if len(info.sources) > _SHOWN_SOURCES else ""
             raise TrainingError(
-                f"The loss became {float(loss)} in step {self.state.global_step + 1}, on {shown}{more}. The last checkpoint "
-                "is whole. Look at these records; lower --learning_rate or --grad_clip, or use --dtype float32."
+                f"The loss became {float(loss)} in step {self.state.global_step + 1}, on {shown}{more}. The last "
+                "checkpoint is whole. Look at these records; lower --learning_rate or --grad_clip, or use --dtype float32."
             )
-        if self.example_row is None:
-            self.example_row = _first_row(inputs)
+        if self.example is None:
+            self.example = _first_row(inputs)
         self.meter.add(info)
         self.data_state = info.state
         self.stream_ended = self.stream_ended or info.last
@@ -117,17 +121,21 @@ class PackedTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The sum over this micro-batch divided by the learned tokens of the whole step, of all processes."""
-        assert num_items_in_batch is not None and not return_outputs
+        assert num_items_in_batch is not None
+        assert not return_outputs
         total = self._forward.loss(model, inputs, label_smoothing=self.args.label_smoothing_factor)
         # DDP averages the gradients of the processes; the sum is wanted.
         count = torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
-        return total * self.accelerator.num_processes / count
+        loss: Tensor = total * self.accelerator.num_processes / count
+        return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self._loraplus_lr_ratio is None or self.optimizer is not None:
-            return super().create_optimizer(model)
+            made: torch.optim.Optimizer = super().create_optimizer(model)
+            return made
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        fast, usual = [], []
+        fast: list[nn.Parameter] = []
+        usual: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 (fast if ".lora_B." in name else usual).append(parameter)
@@ -136,8 +144,9 @@ class PackedTrainer(Trainer):
             {"params": usual, "weight_decay": decay},
             {"params": fast, "weight_decay": decay, "lr": self.args.learning_rate * self._loraplus_lr_ratio},
         ]
-        self.optimizer = optimizer_class(groups, **options)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = optimizer_class(groups, **options)
+        self.optimizer = optimizer
+        return optimizer
 
     def evaluate(
         self,
@@ -156,6 +165,7 @@ class PackedTrainer(Trainer):
                 world_size=self.args.world_size,
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.evaluated = (self.state.global_step, metrics)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.restart()
@@ -177,8 +187,8 @@ class PackedTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
             raise TrainingError(
-                f"{folder}: the checkpoint could not be written ({error}). Earlier checkpoints are whole: make room, then "
-                "start the same command again, and it goes on from the last one."
+                f"{folder}: the checkpoint could not be written ({error}). Earlier checkpoints are whole: make room, "
+                "then start the same command again, and it goes on from the last one."
             ) from error
         if self.args.should_save and self._on_saved is not None:
             self._on_saved(self.state.global_step)
@@ -210,8 +220,8 @@ class PackedTrainer(Trainer):
         parameters = self._trained_parameters()
         if {name: value.shape for name, value in stored.items()} != {n: p.shape for n, p in parameters.items()}:
             raise TrainingError(
-                f"{path} holds other parameters than this run trains; give the flags of the run it is from (rank, target "
-                "modules, base model), or --overwrite to begin anew."
+                f"{path} holds other parameters than this run trains; give the flags of the run it is from (rank, "
+                "target modules, base model), or --overwrite to begin anew."
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -244,9 +254,8 @@ class PackedTrainer(Trainer):
         return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def _first_row(inputs: dict[str, Any]) -> PackedRow:
+def _first_row(inputs: dict[str, Any]) -> tuple[PackedRow, list[bool]]:
     branch_ids, time_ids = inputs["attention_mask"][0, 0].cpu().long().unbind(-1)
     kept = branch_ids != PAD_BRANCH
-    return PackedRow(
-        input_ids=inputs["input_ids"][0].cpu()[kept], branch_ids=branch_ids[kept], time_ids=time_ids[kept]
-    )
+    row = PackedRow(input_ids=inputs["input_ids"][0].cpu()[kept], branch_ids=branch_ids[kept], time_ids=time_ids[kept])
+    return row, (inputs["labels"][0].cpu()[kept] != IGNORE_INDEX).tolist()

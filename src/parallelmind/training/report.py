@@ -1,0 +1,211 @@
+"""The report of a training run: one HTML file that needs nothing from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from parallelmind.columnar import PackedRow, Visibility
+from parallelmind.data.replacing import replacing
+from parallelmind.training.report_charts import Series, line_chart
+from parallelmind.training.report_row import row_section
+from parallelmind.training.report_style import STYLE
+from parallelmind.visuals.grid import row_grid
+from parallelmind.visuals.tokens import readable
+
+__all__ = ["TrainingReport", "write_report"]
+
+_COUNTED = {
+    "records": "records",
+    "rows": "packed rows",
+    "branches": "branches",
+    "tokens": "tokens in the rows",
+    "supervised_tokens": "of them learned",
+    "cut_branches": "branches cut",
+    "cut_tokens": "tokens cut off",
+    "dropped_branches": "branches dropped",
+    "dropped_records": "records dropped",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReport:
+    """What a run was told, what it did, and one of its rows."""
+
+    title: str
+    settings: Mapping[str, Any]
+    data_counts: Mapping[str, Any]
+    """`notes`, if there, is a list of what was cut or dropped."""
+    train_history: Sequence[Mapping[str, Any]]
+    """Entries with `step` and any of `loss`, `learning_rate`, `tokens_per_second`."""
+    eval_history: Sequence[Mapping[str, Any]]
+    """Entries with `step` and any of `loss`, `exact` (0 to 1)."""
+    example_row: PackedRow | None
+    example_tokens: Sequence[str]
+    """The text of each of its tokens."""
+    visibility: Visibility
+    stride: int
+    example_learned: Sequence[bool] | None = None
+    """Which of its tokens are learned; None: not marked."""
+
+
+def write_report(report: TrainingReport, path: Path) -> None:
+    """Write the page to `path`, complete or not at all. Raises SettingsError if it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(report_html(report), encoding="utf-8", newline="\n")
+
+
+def report_html(report: TrainingReport) -> str:
+    """The page."""
+    title = escape(report.title)
+    wide = _section("Curves", _curves(report)) + _section("One packed row", _example(report))
+    tables = _section("Data", _data(report.data_counts)) + _section("Settings", _table(report.settings))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # Nothing may be loaded, whatever a token or a setting says.
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{title}</title><style>{STYLE}</style></head><body><main>"
+        f'<header><p class="kicker">ParallelMind training report</p><h1>{title}</h1>{_tiles(report)}</header>'
+        f'{wide}<div class="pair">{tables}</div></main></body></html>\n'
+    )
+
+
+def _section(name: str, content: str) -> str:
+    return f"<section><h2>{name}</h2>{content}</section>" if content else ""
+
+
+def _tiles(report: TrainingReport) -> str:
+    """The figures one looks for first."""
+    losses = _points(report.train_history, "loss")
+    held = _points(report.eval_history, "loss")
+    exact = _points(report.eval_history, "exact")
+    speeds = [value for _, value in _points(report.train_history, "tokens_per_second")]
+    last = [int(step) for step, _ in (*losses[-1:], *held[-1:], *exact[-1:])]
+    tiles: list[tuple[str, str, str]] = []
+    if last:
+        tiles.append(("steps", f"{max(last):,}", ""))
+    for name, points, show in (
+        ("training loss", losses, _number),
+        ("held-out loss", held, _number),
+        ("exact answers", exact, _percent),
+    ):
+        if points:
+            note = f"from {show(points[0][1])}" if len(points) > 1 else ""
+            tiles.append((name, show(points[-1][1]), note))
+    if speeds:
+        tiles.append(("tokens/s", _number(sorted(speeds)[len(speeds) // 2]), "median"))
+    boxes = "".join(
+        f'<div class="tile"><dt>{name}</dt><dd>{escape(value)}</dd><small>{escape(note)}</small></div>'
+        for name, value, note in tiles
+    )
+    return f'<dl class="tiles">{boxes}</dl>' if tiles else ""
+
+
+def _curves(report: TrainingReport) -> str:
+    train, held = report.train_history, report.eval_history
+    loss = [
+        Series("training loss", "train", _points(train, "loss")),
+        Series("held-out loss", "held", _points(held, "loss")),
+    ]
+    exact = [Series("exact answers", "held", _points(held, "exact"))]
+    speeds = _points(train, "tokens_per_second")
+    top = 1.08 * max((value for _, value in speeds), default=1.0)
+    speed = [Series("tokens per second", "plain", speeds)]
+    rate = [Series("learning rate", "plain", _points(train, "learning_rate"))]
+    charts = [
+        ("Loss", loss, line_chart(loss, label="Loss over steps", show=_number)),
+        ("Exact answers, held out", exact,
+         line_chart(exact, label="Exact answers over steps", show=_percent, limits=(0.0, 1.04))),
+        ("Tokens per second", speed,
+         line_chart(speed, label="Tokens per second over steps", show=_number, limits=(0.0, top))),
+        ("Learning rate", rate, line_chart(rate, label="Learning rate over steps", show=_short)),
+    ]  # fmt: skip
+    figures = []
+    for name, series, svg in charts:
+        if svg:
+            named = [line for line in series if line.points]
+            keys = "".join(f'<span class="key {line.kind}">{line.name}</span>' for line in named)
+            legend = f'<span class="legend">{keys}</span>' if len(named) > 1 else ""
+            figures.append(f"<figure><figcaption><b>{name}</b>{legend}</figcaption>{svg}</figure>")
+    lost = sum(not math.isfinite(value) for value in _values(train, "loss"))
+    note = f'<p class="note warning">{lost} entries have a loss that is no number.</p>' if lost else ""
+    return f'<div class="charts">{"".join(figures)}</div>{note}' if figures or note else ""
+
+
+def _example(report: TrainingReport) -> str:
+    if report.example_row is None:
+        return ""
+    grid = row_grid(
+        report.example_row,
+        [readable(token) for token in report.example_tokens],
+        stride=report.stride,
+        visibility=report.visibility,
+        learned=report.example_learned,
+    )
+    return row_section(grid)
+
+
+def _data(counts: Mapping[str, Any]) -> str:
+    numbers = {_COUNTED.get(name, name.replace("_", " ")): value for name, value in counts.items() if name != "notes"}
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in counts.get("notes") or ())
+    listed = f"<details><summary>What was cut or dropped (the first of it)</summary><ul>{notes}</ul></details>"
+    return _table(numbers) + (listed if notes else "")
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    lines = "".join(
+        f"<tr><th>{escape(str(name))}</th><td>{escape(_value(value))}</td></tr>" for name, value in values.items()
+    )
+    return f'<div class="scroll"><table class="values">{lines}</table></div>' if lines else ""
+
+
+def _value(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [
+        (float(entry["step"]), float(entry[name]))
+        for entry in history
+        if _is_number(entry.get(name)) and math.isfinite(entry[name])
+    ]
+
+
+def _values(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(entry[name]) for entry in history if _is_number(entry.get(name))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _short(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}".replace("e-0", "e-")
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}" if value in (0, 1) or value * 100 == round(value * 100) else f"{value:.1%}"

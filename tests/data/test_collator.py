@@ -1,0 +1,57 @@
+"""The collator on literal tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from parallelmind.columnar import build_columnar_causal_mask, pack_row
+from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator, TrainingRow
+
+PAD = 99
+FIRST = TrainingRow(
+    pack_row([1, 2], [[3, 4, 5], [6]], branch_numbers=[2, 5]),
+    torch.tensor([False, False, False, True, True, True]),
+    ("data.jsonl line 1",),
+)
+SECOND = TrainingRow(pack_row([], [[7, 8], [9]]), torch.tensor([True, True, True]), ("data.jsonl line 2",))
+
+
+def test_a_batch_of_two_rows() -> None:
+    batch = ParallelPretrainCollator(PAD, stride=10)(MicroBatch([FIRST, SECOND], {"epoch": 0}, last=True))
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 9, PAD, PAD, PAD]]
+    assert batch["position_ids"].tolist() == [
+        [[0, 0], [0, 1], [20, 2], [20, 3], [20, 4], [50, 2]],
+        [[10, 0], [10, 1], [20, 0], [-1, 0], [-1, 0], [-1, 0]],
+    ]
+    assert batch["attention_mask"].dtype == torch.int32
+    assert batch["attention_mask"].tolist() == [
+        [[[0, 0], [0, 1], [2, 2], [2, 3], [2, 4], [5, 2]]],
+        [[[1, 0], [1, 1], [2, 0], [-1, 0], [-1, 0], [-1, 0]]],
+    ]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 4, 5, 6], [7, 8, 9, -100, -100, -100]]
+    # The first token of a branch is predicted by none, though it is learned: 6, 7 and 9 are no targets.
+    assert batch["shift_labels"].tolist() == [[-100, -100, 4, 5, -100, -100], [8, -100, -100, -100, -100, -100]]
+    info = batch["info"]
+    assert (info.useful_tokens, info.padded_tokens, info.supervised_tokens) == (9, 12, 3)
+    assert info.sources == ("data.jsonl line 1", "data.jsonl line 2")
+    assert (info.state, info.last) == ({"epoch": 0}, True)
+
+
+def test_one_axis_and_a_length_that_blocks_divide() -> None:
+    batch = ParallelPretrainCollator(PAD, two_axes=False, pad_to_multiple_of=8)([FIRST])
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 0, 0]]
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, PAD, PAD]]
+
+
+def test_the_dense_mask_is_the_columnar_one() -> None:
+    for visibility in ("isolated", "columnar", "strict"):
+        collator = ParallelPretrainCollator(PAD, stride=10, visibility=visibility, dense_mask=True)  # type: ignore[arg-type]
+        batch = collator([FIRST, SECOND])
+        expected = build_columnar_causal_mask(batch["position_ids"], visibility=visibility)  # type: ignore[arg-type]
+        assert torch.equal(batch["attention_mask"], expected)
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        ParallelPretrainCollator(PAD)([])

@@ -1,0 +1,230 @@
+"""The stream of micro-batches: nothing lost, nothing twice, the same again from any state."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from parallelmind.data.collator import MicroBatch
+from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
+from parallelmind.data.encode import encode_completion, encode_main
+from parallelmind.data.encoder import SampleEncoder
+from parallelmind.data.rows import RowLimits
+from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource
+from parallelmind.errors import DataError, SettingsError
+from tests.families import char_tokenizer
+
+TOKENIZER = char_tokenizer()
+
+
+def ids(text: str) -> list[int]:
+    return list(TOKENIZER(text, add_special_tokens=False)["input_ids"])
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> JsonlSource:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return JsonlSource(path)
+
+
+def dataset(source: Any, *, most: int = 2, size: int = 4, **more: Any) -> ParallelPretrainDataset:
+    encoder = SampleEncoder(TOKENIZER, max_seq_len=more.pop("max_seq_len", 64), **more.pop("encoder", {}))
+    limits = RowLimits(most=most, **more.pop("limits", {}))
+    return ParallelPretrainDataset(source, encoder, limits=limits, batch=BatchLimits(size=size), **more)
+
+
+def contents(batches: list[MicroBatch]) -> list[list[list[int]]]:
+    return [[row.row.input_ids.tolist() for row in batch.rows] for batch in batches]
+
+
+RECORDS = [{"main": "m" * (1 + n % 3), "branches": [f"b{n}.{k}" for k in range(1 + n % 5)]} for n in range(23)]
+LOOSE = [{"text": "t" * (1 + n)} for n in range(5)]
+
+
+def test_a_record_split_over_rows_keeps_its_branch_numbers(tmp_path: Path) -> None:
+    source = write(tmp_path / "d", [{"main": "ab", "branches": [{"prompt": "p", "completion": "c"}, "xy", "z"]}])
+    batches = list(dataset(source, shuffle=False))
+    assert [len(batch.rows) for batch in batches] == [2]
+    first, second = batches[0].rows
+    end = TOKENIZER.eos_token_id
+    assert first.row.input_ids.tolist() == [*ids("ab"), *ids("p"), *ids("c"), end, *ids("xy"), end]
+    assert first.row.branch_ids.tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert first.row.time_ids.tolist() == [0, 1, 2, 3, 4, 2, 3, 4]
+    assert first.loss_mask.tolist() == [False, False, False, True, True, True, True, True]
+    assert second.row.branch_ids.tolist() == [0, 0, 3, 3]
+    assert first.sources == (f"{tmp_path / 'd'} line 1",)
+
+
+def test_loose_samples_share_rows(tmp_path: Path) -> None:
+    stream = dataset(write(tmp_path / "d", LOOSE), shuffle=False)
+    rows = [row for batch in stream for row in batch.rows]
+    assert [row.row.branch_ids.unique().tolist() for row in rows] == [[1, 2], [1, 2], [1]]
+    assert rows[0].row.time_ids.tolist() == [0, 1, 0, 1, 2]
+    assert all(bool(row.loss_mask.all()) for row in rows)
+    dynamic = dataset(write(tmp_path / "d", LOOSE * 20), most=4, limits={"least": 2, "balanced": True})
+    sizes = Counter(len(row.row.branch_ids.unique()) for batch in dynamic for row in batch.rows)
+    assert {2, 3, 4} <= sizes.keys() <= {1, 2, 3, 4}
+    assert sizes[1] <= 1
+
+
+def test_main_is_learned_once_if_asked(tmp_path: Path) -> None:
+    source = write(tmp_path / "d", [{"main": "abc", "branches": ["d", "e", "f"]}])
+    rows = [row for batch in dataset(source, shuffle=False, learn_main=True) for row in batch.rows]
+    assert [row.loss_mask.tolist()[:3] for row in rows] == [[True] * 3, [False] * 3]
+
+
+@pytest.mark.parametrize("block", [None, 5])
+def test_every_branch_once_an_epoch_in_another_order(block: int | None, tmp_path: Path) -> None:
+    source = write(tmp_path / "d", RECORDS + LOOSE)
+    stream = dataset(source, epochs=2, block_records=block)
+    batches = list(stream)
+    assert [batch.last for batch in batches] == [False] * (len(batches) - 1) + [True]
+    epochs = [[b for b in batches if b.state["epoch"] == epoch] for epoch in (0, 1)]
+    orders = []
+    for part in epochs:
+        branches = [
+            (row.row.input_ids[row.row.branch_ids == number]).tolist()
+            for batch in part
+            for row in batch.rows
+            for number in row.row.branch_ids.unique().tolist()
+            if number
+        ]
+        orders.append([TOKENIZER.decode(branch) for branch in branches])
+    everything = sorted(
+        TOKENIZER.decode([*ids(text), TOKENIZER.eos_token_id])
+        for row in RECORDS + LOOSE
+        for text in (row.get("branches") or [row["text"]])  # type: ignore[union-attr]
+    )
+    assert sorted(orders[0]) == sorted(orders[1]) == everything
+    assert orders[0] != orders[1]
+    assert stream.counts.branches == len(everything)
+    assert stream.counts.records == len(RECORDS + LOOSE)
+    assert contents(list(dataset(source, epochs=2, block_records=block))) == contents(batches)
+    other_seed = dataset(source, epochs=2, block_records=block, seed=1)
+    assert contents(list(other_seed)) != contents(batches)
+
+
+@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_any_state_continues_exactly(block: int | None, world_size: int, tmp_path: Path) -> None:
+    source = write(tmp_path / "d", RECORDS)
+    for rank in range(world_size):
+        share = Share(rank=rank, world_size=world_size)
+        whole = dataset(source, epochs=3, block_records=block, share=share)
+        batches = list(whole)
+        for at in random.sample(range(len(batches) - 1), 5):
+            state = json.loads(json.dumps(batches[at].state))
+            rest = dataset(source, epochs=3, block_records=block, share=share)
+            rest.load_state_dict(state)
+            assert contents(list(rest)) == contents(batches[at + 1 :])
+            assert rest.counts == whole.counts
+
+
+def test_processes_share_the_stream_and_stay_in_step(tmp_path: Path) -> None:
+    source = write(tmp_path / "d", RECORDS)
+    alone = list(dataset(source))
+    shares = [list(dataset(source, share=Share(rank=r, world_size=3, accumulation=2))) for r in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    assert len(shares[0]) % 2 == 0
+    learned = [
+        [row.row.input_ids.tolist() for row in batch.rows]
+        for step in zip(*shares, strict=True)
+        for batch in step
+        if any(bool(row.loss_mask.any()) for row in batch.rows)
+    ]
+    assert learned == contents(alone)
+    assert dataset(source, share=Share(rank=0, world_size=3, accumulation=2)).steps(1) == len(shares[0]) // 2
+
+
+def test_what_is_cut_or_dropped_is_counted_and_strict_makes_it_an_error(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"main": "m", "branches": ["x" * 20, "short", {"prompt": "p" * 12, "completion": "never"}]},
+        {"main": "m" * 40, "branches": ["a"]},
+        {"main": "m" * 30, "branches": ["bc"]},
+    ]
+    source = write(tmp_path / "d", rows)
+    stream = dataset(source, max_seq_len=10, encoder={"max_model_len": 33}, limits={"max_tokens": 31})
+    list(stream)
+    counts = stream.counts
+    assert (counts.records, counts.rows, counts.branches) == (3, 1, 2)
+    assert (counts.cut_branches, counts.cut_tokens) == (2, 11 + 8)
+    assert (counts.dropped_branches, counts.dropped_records) == (2, 2)
+    assert counts.tokens == 1 + 10 + 6
+    assert counts.supervised_tokens == 9 + 5
+    notes = " | ".join(counts.notes)
+    for part in (
+        'line 1: "branches"[0] has 21 tokens, cut to 10 (--max_seq_len)',
+        'line 1: "branches"[2] has nothing left to learn',
+        "line 2: main has 40 tokens, the model has 33 positions",
+        'line 3: "branches"[0] has 3 tokens and does not fit beside a main of 30 in a row of 31',
+    ):
+        assert part in notes
+    for number, more in ((1, {}), (2, {"max_seq_len": 64}), (3, {"max_seq_len": 64})):
+        one = write(tmp_path / "one", rows[number - 1 : number])
+        strict = {"encoder": {"max_model_len": 33, "strict": True}, "limits": {"max_tokens": 31}}
+        with pytest.raises(DataError, match="--strict allows no loss"):
+            list(dataset(one, **({"max_seq_len": 10} | more | strict)))
+
+
+def test_data_without_anything_to_learn_is_an_error(tmp_path: Path) -> None:
+    for block in (None, 2):
+        with pytest.raises(DataError, match="has no records"):
+            list(dataset(write(tmp_path / "empty", []), block_records=block))
+        long = write(tmp_path / "long", [{"main": "", "branches": [{"prompt": "p" * 9, "completion": "c"}]}])
+        with pytest.raises(DataError, match=r"none of its 1 records leaves a token to learn.*line 1"):
+            list(dataset(long, block_records=block, max_seq_len=5, epochs=None))
+
+
+def test_a_bad_row_names_file_line_and_field(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    for bad, message in (
+        ("{", "line 3 is not valid JSON"),
+        ('{"main": "m", "branches": [null]}', r'line 3: "branches"\[0\] is null'),
+        ('{"text": "~"}', "line 3: the tokenizer gives token 96, the model has 90 tokens"),
+    ):
+        path.write_text('{"text": "ab"}\n\n' + bad + "\n")
+        with pytest.raises(DataError, match=f"data.jsonl {message}"):
+            list(dataset(JsonlSource(path), encoder={"vocab_size": 90}))
+
+
+def test_a_batch_smaller_than_a_row_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "d", RECORDS)
+    with pytest.raises(SettingsError, match="--batch_size 1 counts branches and is below the 2"):
+        dataset(source, size=1)
+
+
+def test_hugging_face_datasets(tmp_path: Path) -> None:
+    rows = [{"main": "m", "branches": [{"prompt": "p", "completion": c}]} for c in "abcde"]
+    expected = contents(list(dataset(write(tmp_path / "d.jsonl", rows), shuffle=False)))
+    # Arrow gives every row every column; those that a row does not have are null.
+    Dataset.from_list([row | {"text": None} for row in rows]).save_to_disk(tmp_path / "saved")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Dataset.from_list(rows).to_json(folder / "part.jsonl")
+    for name, streaming in ((tmp_path / "saved", False), (tmp_path / "saved", True), (folder, False), (folder, True)):
+        source = HubSource(str(name), None, split="train", streaming=streaming)
+        assert contents(list(dataset(source, shuffle=False))) == expected
+        assert [row.index for row in source.read(3)] == [3, 4]
+    limited = HubSource(str(folder), None, split="train", streaming=True, max_records=4)
+    assert [row.index for row in limited.read(2)] == [2, 3]
+    with pytest.raises(SettingsError, match=r"--hf_dataset .*missing.*not loadable"):
+        HubSource(str(tmp_path / "missing"), None, split="train", streaming=False)
+    with pytest.raises(SettingsError, match="split other"):
+        HubSource(str(folder), None, split="other", streaming=False)
+
+
+def test_a_filtered_source_keeps_the_numbers(tmp_path: Path) -> None:
+    source = FilteredSource(write(tmp_path / "d", LOOSE), lambda index: index % 2 == 1)
+    assert [row.index for row in source.read()] == [1, 3]
+    assert [row.index for row in source.read(2)] == [3]
+
+
+def test_training_and_inference_encode_alike() -> None:
+    assert encode_main(TOKENIZER, "ab") == ids("ab")
+    assert encode_completion(TOKENIZER, "ab") == [*ids("ab"), TOKENIZER.eos_token_id]
+    assert encode_completion(TOKENIZER, "") == [TOKENIZER.eos_token_id]
