@@ -14,9 +14,7 @@ from parallelmind.visuals.grid import RowGrid, row_grid
 from parallelmind.visuals.row_picture import draw_masks, draw_row
 from parallelmind.visuals.tokens import token_texts
 
-MAIN = (
-    "Notes: Anna likes red. Ben lives in Paris. The lamp costs 35 dollars. 小明住在北京。小红养了一只猫。\n"
-)
+MAIN = "Notes: Anna likes red. Ben lives in Paris. The lamp costs 35 dollars. 小明住在北京。小红养了一只猫。\n"
 ASKED = (
     ("Which colour does Anna like?", " red"),
     ("Where does Ben live?", " Paris"),
@@ -51,9 +49,7 @@ def main() -> None:
         return row_grid(row, tokens, stride=STRIDE, visibility=visibility, learned=learned)
 
     notes = {
-        draw_row(
-            grid("isolated"), args.out_dir / "row.png", title="One packed row: a main and four branches"
-        ),
+        draw_row(grid("isolated"), args.out_dir / "row.png", title="One packed row: a main and four branches"),
         draw_masks(
             [grid(visibility) for visibility in VISIBILITIES],
             args.out_dir / "masks.png",

@@ -23,16 +23,12 @@ def written(
     """The answers `model.generate` writes to the questions of one story; questions of one length together."""
     main = tokenizer(record["main"])["input_ids"]
     prompts = [main + tokenizer(branch)["input_ids"] for branch in record["branches"]]
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    )
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     answers = [""] * len(prompts)
     for length in {len(prompt) for prompt in prompts}:
         chosen = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
         ids = torch.tensor([prompts[index] for index in chosen])
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, **sampling
-        )
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, **sampling)
         for index, text in zip(
             chosen, tokenizer.batch_decode(output[:, length:], skip_special_tokens=True), strict=True
         ):

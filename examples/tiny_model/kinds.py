@@ -35,6 +35,4 @@ def read_kinds(path: Path) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
-KINDS = {
-    language: read_kinds(Path(__file__).parent / f"wordings_{language}.txt") for language in ("en", "zh")
-}
+KINDS = {language: read_kinds(Path(__file__).parent / f"wordings_{language}.txt") for language in ("en", "zh")}

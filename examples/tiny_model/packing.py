@@ -56,8 +56,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> Batch
     width = max(len(row[0]) for row in rows)
     fills = (tokenizer.pad_token_id, 0, PADDING, PADDING)
     columns = [
-        torch.tensor([row[part] + [fill] * (width - len(row[part])) for row in rows])
-        for part, fill in enumerate(fills)
+        torch.tensor([row[part] + [fill] * (width - len(row[part])) for row in rows]) for part, fill in enumerate(fills)
     ]
     return Batch(*columns)
 

@@ -48,9 +48,7 @@ def new_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> Qw
     return Qwen2ForCausalLM(config)
 
 
-def batches(
-    seed: int, steps: int, questions: int, bare_steps: int, mixed_steps: int
-) -> Iterator[list[Record]]:
+def batches(seed: int, steps: int, questions: int, bare_steps: int, mixed_steps: int) -> Iterator[list[Record]]:
     """Every batch has its own number of facts.
 
     The first `bare_steps` have names and values only, the next `mixed_steps` take turns between those,
@@ -77,9 +75,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
 
 
-def accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: int, language: str, n: int
-) -> float:
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: int, language: str, n: int) -> float:
     """The exact share over `n` held-out stories."""
     records = list(stories(HELD_OUT_SEED + facts, n, facts, language))
     right = [hit for at in range(0, n, 50) for hit in exact(model, pack(tokenizer, records[at : at + 50]))]
@@ -120,18 +116,14 @@ def main() -> None:
     if args.init_from:
         model = Qwen2ForCausalLM.from_pretrained(args.init_from, dtype=torch.float32)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(tokenizer)} tokens", flush=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     began = time.monotonic()
     total, seen = 0.0, 0
-    for step, records in enumerate(
-        batches(args.seed, args.steps, args.questions, args.bare_steps, args.mixed_steps)
-    ):
+    for step, records in enumerate(batches(args.seed, args.steps, args.questions, args.bare_steps, args.mixed_steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         loss = cross_entropy(*answer_logits(model, pack(tokenizer, records)))
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -139,9 +131,7 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             line = f"step {step + 1} loss {total / seen:.4f} {time.monotonic() - began:.0f} s"
             if (step + 1) % 250 == 0:
-                line += "".join(
-                    f" {lang} {accuracy(model, tokenizer, 8, lang, 50):.3f}" for lang in LANGUAGES
-                )
+                line += "".join(f" {lang} {accuracy(model, tokenizer, 8, lang, 50):.3f}" for lang in LANGUAGES)
                 model.save_pretrained(args.out_dir)
             print(line, flush=True)
             total, seen = 0.0, 0

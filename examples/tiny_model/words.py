@@ -18,18 +18,14 @@ EN: dict[str, list[str]] = {
     "thing": _words("lamp chair table clock box phone bike coat hat book bag ring cup key radio car"),
     "colour": _words("red blue green yellow purple orange black white brown pink grey gold"),
     "city": _words(
-        "Paris London Rome Berlin Madrid Vienna Oslo Cairo Tokyo Lima Delhi Boston Prague Dublin Athens "
-        "Lisbon"
+        "Paris London Rome Berlin Madrid Vienna Oslo Cairo Tokyo Lima Delhi Boston Prague Dublin Athens Lisbon"
     ),
     "job": _words(
-        "baker doctor teacher farmer pilot nurse painter driver singer writer lawyer waiter sailor dancer "
-        "cook clerk"
+        "baker doctor teacher farmer pilot nurse painter driver singer writer lawyer waiter sailor dancer cook clerk"
     ),
     "pet": _words("cat dog horse rabbit parrot turtle hamster goat duck pony snake sheep mouse fox"),
     "day": _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
-    "food": _words(
-        "rice soup bread cheese pasta salad fish cake pizza noodles beans eggs honey apples pears grapes"
-    ),
+    "food": _words("rice soup bread cheese pasta salad fish cake pizza noodles beans eggs honey apples pears grapes"),
     "game": _words("chess piano tennis golf hockey guitar drums cards football flute violin rugby"),
     "room": _words("kitchen garden attic garage office bedroom hall cellar library bathroom shop school"),
     "number": NUMBERS,

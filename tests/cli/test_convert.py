@@ -43,9 +43,7 @@ def test_the_documented_script(source, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (
-        "4 rows read = 3 converted + 1 skipped; 1 records with 3 branches (at most 3 in one)" in done.stderr
-    )
+    assert "4 rows read = 3 converted + 1 skipped; 1 records with 3 branches (at most 3 in one)" in done.stderr
     assert "skipped: line 4 has none of the fields" in done.stderr
     text = output.read_text(encoding="utf-8")
     assert "你是厨师。" in text

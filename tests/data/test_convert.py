@@ -23,9 +23,7 @@ CHAT = {"messages": ASKED}
 SHAREGPT = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
 
 
-def converted(
-    tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any
-) -> tuple[list[Any], ConvertReport]:
+def converted(tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any) -> tuple[list[Any], ConvertReport]:
     """Convert rows (objects, or the text of the file) and read the records back."""
     lines = rows if isinstance(rows, str) else [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     text = "".join(lines)

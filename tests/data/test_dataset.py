@@ -159,7 +159,7 @@ def test_what_is_cut_or_dropped_is_counted_and_strict_makes_it_an_error(tmp_path
     notes = " | ".join(counts.notes)
     for part in (
         'line 1: "branches"[0] has 21 tokens, cut to 10 (--max_seq_len)',
-        'line 1: "branches"[2] has nothing left to learn',
+        'line 1: "branches"[2] has no token to learn',
         "line 2: main has 40 tokens, the model has 33 positions",
         'line 3: "branches"[0] has 3 tokens and does not fit beside a main of 30 in a row of 31',
     ):

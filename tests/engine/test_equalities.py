@@ -21,6 +21,7 @@ from parallelmind.columnar import (
     pack_row,
     patch_model_with_interleaved_2d_rope,
 )
+from parallelmind.engine import attention
 from tests.families import FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
 
 STRIDE = 16
@@ -82,18 +83,38 @@ def test_cached_decode_equals_one_full_forward(family: str, visibility: Visibili
     for main in (MAIN, ""):
         branches = [prompt for prompt in prompts if prompt or main]
         engine = Engine(model, TOKENIZER, visibility=visibility, branch_stride=STRIDE)
-        with recorded_logits(engine) as recorded:
-            result = engine.generate([Request(main=main, branches=branches)], GREEDY)[0]
-        tokens = [ids(p) + b.token_ids for p, b in zip(branches, result.branches, strict=True)]
-        row = pack_row(ids(main), tokens)
-        full = full_forward(model, row.input_ids, row.pos2d(STRIDE), visibility)
-        place = {
-            (number, int(row.time_ids[i]) - len(main) * (number > 0)): i
-            for i, number in enumerate(row.branch_ids.tolist())
-        }
-        assert len(recorded) >= sum(len(b.token_ids) for b in result.branches) - branches.count("")
-        for key, logits in recorded.items():
-            torch.testing.assert_close(logits, full[place[key]], atol=1e-4, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+        assert_equals_full_forward(engine, main, branches)
+
+
+@pytest.mark.parametrize("visibility", VISIBILITIES)
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "falcon"])
+def test_chunked_prefill_equals_one_full_forward(
+    family: str, visibility: Visibility, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with mains and prompts cut into chunks of a few tokens, and scores computed a few at a time."""
+    monkeypatch.setattr(attention, "_MAX_MASK", 0)
+    monkeypatch.setattr(attention, "_MAX_SCORES", 200)
+    model = model_of(family, "split")
+    engine = Engine(model, TOKENIZER, visibility=visibility, branch_stride=STRIDE, max_batched_tokens=5)
+    assert_equals_full_forward(engine, MAIN, ["abc", "d", "efghijklmnopq"])
+    engine.reset_prefix_cache()
+    engine.generate([Request(main=MAIN[:7], branches=["x"])], GREEDY)
+    assert_equals_full_forward(engine, MAIN, ["abc", "d", "efghijklmnopq"])
+
+
+def assert_equals_full_forward(engine: Engine, main: str, branches: Sequence[str]) -> None:
+    """Every logit the engine computes for a request is that of one forward over the row it ends up with."""
+    with recorded_logits(engine) as recorded:
+        result = engine.generate([Request(main=main, branches=branches)], GREEDY)[0]
+    tokens = [ids(p) + b.token_ids for p, b in zip(branches, result.branches, strict=True)]
+    row = pack_row(ids(main), tokens)
+    full = full_forward(engine._runner.model, row.input_ids, row.pos2d(STRIDE), engine.visibility)
+    place = {
+        (number, int(row.time_ids[i]) - len(main) * (number > 0)): i for i, number in enumerate(row.branch_ids.tolist())
+    }
+    assert len(recorded) >= sum(len(b.token_ids) for b in result.branches) - list(branches).count("")
+    for key, logits in recorded.items():
+        torch.testing.assert_close(logits, full[place[key]], atol=1e-4, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)

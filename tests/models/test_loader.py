@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 
 from parallelmind import Engine, Request, SamplingParams
 from parallelmind.columnar import find_rope_patch
@@ -143,11 +144,15 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:2")
 
 
-def test_a_device_map_runs_the_engine(base: str) -> None:
-    """accelerate's hooks around the layers do not disturb the engine."""
+def test_a_model_spread_by_accelerate_runs_in_the_engine(base: str) -> None:
+    """The hooks that move each layer's inputs to its device do not disturb the engine."""
     plain, tokenizer, _ = load(base)
     spread = load(base, device_map="auto").model
-    assert hasattr(spread, "hf_device_map")
+    places = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm")}
+    spread = dispatch_model(
+        spread, places | {"model.rotary_emb": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True
+    )
+    assert hasattr(spread.model.layers[1], "_hf_hook")
     request, greedy = Request(main="shared", branches=["a", "bc"]), SamplingParams(max_new_tokens=6, temperature=0)
     answers = [Engine(model, tokenizer).generate([request], greedy)[0].branches for model in (plain, spread)]
     assert [b.token_ids for b in answers[0]] == [b.token_ids for b in answers[1]]

@@ -158,7 +158,8 @@ def test_pretraining_makes_a_model_that_loads(model: Path, data: Path, tmp_path:
     sidecar = read_sidecar(folder)
     assert sidecar is not None
     assert sidecar.rope is not None
-    assert main(["train", *given, "--no_patch_rope", "--overwrite", "--gradient_checkpointing", "true"]) == 0
+    more = ["--no_patch_rope", "--overwrite", "--gradient_checkpointing", "true", "--dtype", "bfloat16"]
+    assert main(["train", *given, *more, "--eval_ratio", "0.3"]) == 0
     assert read_sidecar(folder) is None
     assert find_rope_patch(load_model_with_lora(str(folder), device="cpu").model) is None
 

@@ -73,6 +73,13 @@ def test_everything_is_in_the_page():
     assert [attrs["class"] for _, attrs in page.tags if attrs.get("class") == "token learned"] == ["token learned"] * 2
 
 
+def test_settings_that_are_off_are_named_below_the_table():
+    html = report_html(report())
+    assert "2 settings off or not given" in html
+    assert "<p>use_dora, load_lora</p>" in html
+    assert "<th>lora_rank</th><td>8</td>" in html
+
+
 def test_nothing_comes_from_outside():
     html = report_html(report())
     page = Page(html)

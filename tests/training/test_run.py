@@ -138,6 +138,37 @@ def test_resumed_equals_uninterrupted(streaming: bool, model: Path, data: Path, 
     assert steps == list(range(1, expected.steps + 1))
 
 
+def test_reading_ahead_in_another_process_changes_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+    """And a run that read ahead continues from what was trained on, not from what was read."""
+    common: dict[str, Any] = {"use_streaming": True, "shuffle_buffer": 7, "save_interval": 2}
+    expected = train(options(model, data, tmp_path / "none", **common))
+
+    def kill(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    ahead = common | {"hf": {"dataloader_num_workers": 1}}
+    with raises_killed():
+        train(options(model, data, tmp_path / "one", **ahead), RecordedProgress(kill))
+    actual = train(options(model, data, tmp_path / "one", **ahead))
+    assert actual.resumed_from == 2
+    assert_equal(weights(actual.written), weights(expected.written))
+    assert actual.data_counts["records"] > 0
+
+
+def test_the_best_adapter_is_kept_if_asked(model: Path, data: Path, tmp_path: Path) -> None:
+    """Here the best is the highest loss, so that it is an early one."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    progress = RecordedProgress()
+    chosen = options(model, data, tmp_path, hf=best, save_interval=2, epochs=3, learning_rate=0.3, eval_ratio=0.3)
+    report = train(chosen, progress)
+    losses = {entry["step"]: entry["eval_loss"] for entry in progress.entries if "eval_loss" in entry}
+    assert len(losses) > 5
+    step = max(sorted(losses)[:-1], key=lambda at: losses[at])
+    assert report.evaluation["eval_loss"] == pytest.approx(losses[step])
+    assert_equal(weights(report.written), weights(tmp_path / "lora" / f"hf_parallel_lora_step{step}.pth"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_the_same_command_continues(
     number: signal.Signals, model: Path, data: Path, tmp_path: Path
@@ -298,6 +329,8 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path) -> None:
         ({"max_total_tokens": 9}, DataError, "none of its 24 records leaves a token to learn"),
         ({"load_lora": str(tmp_path / "none.pth")}, AdapterError, "no such file"),
         ({"batch_size": 2}, SettingsError, "--batch_size 2 counts branches and is below the 3"),
+        ({"hf": {"report_to": "trackio"}}, SettingsError, "trackio"),
+        ({"hf": {"optim": "none_such"}}, SettingsError, "none_such"),
         ({"hf": {"bf16": True}}, SettingsError, "--bf16 cannot be set here: use --dtype"),
         ({"ddp": True}, SettingsError, "torchrun"),
         ({"resume_from_checkpoint": tmp_path}, SettingsError, "not a folder with a whole checkpoint"),

@@ -60,10 +60,7 @@ def test_the_mask_of_the_png_is_the_mask_of_the_model(visibility):
     drawn = grid(visibility)
     image = row_picture._mask_image(drawn, 8 * 4)  # four pixels a cell
     expected = visible(ROW.branch_ids, ROW.time_ids, ROW.branch_ids, ROW.time_ids, visibility)
-    shown = [
-        [image.getpixel((4 * key, 4 * query)) != row_picture._HIDDEN for key in range(8)]
-        for query in range(8)
-    ]
+    shown = [[image.getpixel((4 * key, 4 * query)) != row_picture._HIDDEN for key in range(8)] for query in range(8)]
     assert shown == expected.tolist()
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": "parallelmind.cli.chat",
     "generate": "parallelmind.cli.generate",
     "demo": "parallelmind.cli.demo",
+    "demo-train": "parallelmind.cli.demo_train",
     "convert": "parallelmind.cli.convert",
     "train": "parallelmind.cli.train",
     "show": "parallelmind.cli.show",

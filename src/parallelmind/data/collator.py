@@ -68,11 +68,16 @@ def packed_ids(branch_ids: Tensor, time_ids: Tensor) -> Tensor:
 class ParallelPretrainCollator:
     """Pads training rows to one length.
 
-    Gives `input_ids` [B, S]; `position_ids`: pos2d [B, S, 2], or the times [B, S] with `two_axes=False` (a model
-    without 2D RoPE); `labels` [B, S], the token itself where it is learned; `shift_labels` [B, S], the token each position must
-    predict; `attention_mask`: int32 [B, 1, S, 2] of (branch id, time), from which packed attention builds the masks of
-    each layer where it runs, or with `dense_mask` the mask [B, 1, S, S] itself, for a model with full attention only;
-    and `info`.
+    | key | shape | |
+    |---|---|---|
+    | `input_ids` | [B, S] | |
+    | `position_ids` | [B, S, 2] | pos2d; with `two_axes=False` (a model without 2D RoPE) the times [B, S] |
+    | `attention_mask` | int32 [B, 1, S, 2] | (branch id, time), from which packed attention builds each layer's mask |
+    | `labels` | [B, S] | the token itself where it is learned, else -100 |
+    | `shift_labels` | [B, S] | the token each position must predict: the next one of its branch if learned |
+    | `info` | | a `BatchInfo` |
+
+    With `dense_mask` the mask is the additive [B, 1, S, S] itself, for any model whose layers all have full attention.
 
     Args:
         pad_token_id: fills up rows; padding is neither seen nor learned, so any token will do.

@@ -131,7 +131,7 @@ class SampleEncoder:
                 ids, learned = ids[:limit], learned[:limit]
             # A branch's first token follows from nothing in its branch, so no position predicts it.
             if not any(learned[1:]):
-                self._lost(f"{where} has nothing left to learn, dropped", counts)
+                self._lost(f"{where} has no token to learn, dropped", counts)
                 counts.dropped_branches += 1
                 continue
             branches.append(EncodedBranch(array("i", ids), bytes(learned), place + 1, branch))

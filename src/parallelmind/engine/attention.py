@@ -26,6 +26,8 @@ from parallelmind.engine.forward_context import ForwardContext
 ATTENTION_NAME = "parallelmind_engine"
 _MAX_SCORES = 2**25
 """Scores computed at once by the unfused path, so that a long main does not need length² memory."""
+_MAX_MASK = 2**22
+"""Entries of a mask that is repeated for each query head of a group."""
 
 _context: ContextVar[ForwardContext] = ContextVar("parallelmind_forward_context")
 
@@ -96,9 +98,7 @@ def engine_attention_forward(
         else:
             out_HGTE, lse_HGT = _attend_own(context, layer, q_HGTD, v_HTE, sliding_window, options)
         _merge_shared(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
-        if sinks_HG is not None:
-            out_HGTE *= torch.sigmoid(lse_HGT - sinks_HG[:, :, None])[..., None].to(out_HGTE.dtype)
-        out_THGE[first:] = out_HGTE.permute(2, 0, 1, 3)
+        out_THGE[first:] = _with_sinks(out_HGTE, lse_HGT, options).permute(2, 0, 1, 3)
     return out_THGE.flatten(1, 2)[None], None
 
 
@@ -125,33 +125,31 @@ def _attend_main(
     options: _Options,
     out_THGE: Tensor,
 ) -> None:
+    """A chunk of a main over itself, causally, and over what of the main is cached already."""
     span = context.main_spans[index]
     heads, group, count, _ = q_HGTD.shape
-    end = span.past + count
-    k_HKD, v_HKE = span.main.keys[layer][:, :end], span.main.values[layer][:, :end]
-    mask = context.main_mask(index, window, q_HGTD)
-    if options.softcap is None and options.sinks_HG is None:
-        out = F.scaled_dot_product_attention(
+    past, end = span.past, span.past + count
+    keys, values = span.main.keys[layer], span.main.values[layer]
+    mask = context.chunk_mask(index, window, q_HGTD)
+    if past == 0 and mask is None and options.softcap is None and options.sinks_HG is None:
+        whole = F.scaled_dot_product_attention(
             q_HGTD.flatten(0, 1)[None],
-            k_HKD[None],
-            v_HKE[None],
-            attn_mask=mask,
-            is_causal=mask is None,
+            keys[None, :, :end],
+            values[None, :, :end],
+            is_causal=True,
             scale=options.scale,
             enable_gqa=group > 1,
-        )[0].unflatten(0, (heads, group))
-    else:
-        if mask is None:
-            mask = context.main_mask(index, end, q_HGTD)
-        if mask is None:
-            causal = torch.ones(count, end, dtype=torch.bool, device=q_HGTD.device).tril()
-            mask = torch.zeros_like(causal, dtype=q_HGTD.dtype).masked_fill_(~causal, torch.finfo(q_HGTD.dtype).min)
-        q_HQD = q_HGTD.flatten(1, 2)
-        out, lse = attend(q_HQD, k_HKD, v_HKE, mask.repeat(group, 1), options.scale, options.softcap)
-        out, lse = out.unflatten(1, (group, count)), lse.unflatten(1, (group, count))
-        if options.sinks_HG is not None:
-            out = out * torch.sigmoid(lse - options.sinks_HG[:, :, None])[..., None].to(out.dtype)
-    out_THGE.copy_(out.permute(2, 0, 1, 3))
+        )[0]
+        out_THGE.copy_(whole.unflatten(0, (heads, group)).permute(2, 0, 1, 3))
+        return
+    if mask is None:
+        mask = context.causal_mask(index, q_HGTD)
+    out, lse = attend_grouped(q_HGTD, keys[:, past:end], values[:, past:end], mask, options)
+    if past:
+        seen = context.past_mask(index, window, q_HGTD)
+        past_out, past_lse = attend_grouped(q_HGTD, keys[:, :past], values[:, :past], seen, options)
+        out, lse = merge(out, lse, past_out, past_lse)
+    out_THGE.copy_(_with_sinks(out, lse, options).permute(2, 0, 1, 3))
 
 
 def _attend_own(
@@ -165,8 +163,7 @@ def _attend_own(
     keys, values = context.slots.keys[layer], context.slots.values[layer]
     for index, batch in enumerate(context.own_batches):
         tokens_nQ = context.own_tokens(index, q_HGTD.device)
-        q_HGnQD = q_HGTD[:, :, tokens_nQ]
-        q_nHQD = q_HGnQD.permute(2, 0, 1, 3, 4).flatten(2, 3)
+        q_nHGQD = q_HGTD[:, :, tokens_nQ].permute(2, 0, 1, 3, 4)
         if batch.covers_all_slots_in_order:
             k_nHKD, v_nHKE = keys[: len(batch.spans)], values[: len(batch.spans)]
         else:
@@ -174,13 +171,11 @@ def _attend_own(
             k_nHKD, v_nHKE = keys[slots], values[slots]
         k_nHKD, v_nHKE = k_nHKD[:, :, : batch.num_keys], v_nHKE[:, :, : batch.num_keys]
         mask = context.own_mask(index, window, q_HGTD)
-        if mask is not None:
-            mask = mask[:, :, None].expand(-1, 1, group, -1, -1).flatten(2, 3)
-        out, lse = attend(q_nHQD, k_nHKD, v_nHKE, mask, options.scale, options.softcap)
+        out, lse = attend_grouped(q_nHGQD, k_nHKD, v_nHKE, mask, options)
         # Padding repeats a branch's last token, so writing it twice writes the same value.
         targets = tokens_nQ - first
-        out_HGTE[:, :, targets] = out.unflatten(2, (group, batch.longest)).permute(1, 2, 0, 3, 4)
-        lse_HGT[:, :, targets] = lse.unflatten(2, (group, batch.longest)).permute(1, 2, 0, 3)
+        out_HGTE[:, :, targets] = out.permute(1, 2, 0, 3, 4)
+        lse_HGT[:, :, targets] = lse.permute(1, 2, 0, 3)
     return out_HGTE, lse_HGT
 
 
@@ -198,10 +193,9 @@ def _attend_columns(
         k_HKD = keys[slots, :, :longest].transpose(0, 1).flatten(1, 2)
         v_HKE = values[slots, :, :longest].transpose(0, 1).flatten(1, 2)
         mask_TK = context.column_mask(index, window, q_HGTD)
-        q_HQD = q_HGTD[:, :, start:end].flatten(1, 2)
-        out, lse = attend(q_HQD, k_HKD, v_HKE, mask_TK.repeat(group, 1), options.scale, options.softcap)
-        out_HGTE[:, :, start - first : end - first] = out.unflatten(1, (group, end - start))
-        lse_HGT[:, :, start - first : end - first] = lse.unflatten(1, (group, end - start))
+        out, lse = attend_grouped(q_HGTD[:, :, start:end], k_HKD, v_HKE, mask_TK, options)
+        out_HGTE[:, :, start - first : end - first] = out
+        lse_HGT[:, :, start - first : end - first] = lse
     return out_HGTE, lse_HGT
 
 
@@ -216,29 +210,51 @@ def _merge_shared(
 ) -> None:
     """Attend to each group's main and merge that into the branch tokens' own part, in place."""
     first = context.first_branch_token
-    group_size = q_HGTD.shape[1]
     for index, (start, end) in enumerate(context.group_ranges):
         main = context.groups[index].main
-        if main is None or end == start:
+        if main is None:
             continue
         mask = context.shared_mask(index, window, q_HGTD)
-        shared_out, shared_lse = attend(
-            q_HGTD[:, :, start:end].flatten(1, 2),
-            main.keys[layer],
-            main.values[layer],
-            None if mask is None else mask.repeat(group_size, 1),
-            options.scale,
-            options.softcap,
+        keys, values = main.keys[layer], main.values[layer]
+        shared_out, shared_lse = attend_grouped(q_HGTD[:, :, start:end], keys, values, mask, options)
+        place = slice(start - first, end - first)
+        out, lse = merge(out_HGTE[:, :, place], lse_HGT[:, :, place], shared_out, shared_lse)
+        out_HGTE[:, :, place], lse_HGT[:, :, place] = out, lse
+
+
+def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the union of two disjoint sets of keys, from the attention over each: [..., E] and [...]."""
+    share = torch.sigmoid(other_lse - lse)[..., None]
+    return torch.lerp(out.float(), other_out.float(), share), torch.logaddexp(lse, other_lse)
+
+
+def _with_sinks(out_HGTE: Tensor, lse_HGT: Tensor, options: _Options) -> Tensor:
+    """A sink takes its share of the softmax and gives nothing."""
+    if options.sinks_HG is None:
+        return out_HGTE
+    return out_HGTE * torch.sigmoid(lse_HGT - options.sinks_HG[:, :, None])[..., None].to(out_HGTE.dtype)
+
+
+def attend_grouped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: _Options
+) -> tuple[Tensor, Tensor]:
+    """`attend` for G query heads per key/value head, folded into the query length so that keys are read once.
+
+    Shapes: query [..., H, G, Q, D], key [..., H, K, D], mask [Q, K] or [n, 1, Q, K]
+    → [..., H, G, Q, E], [..., H, G, Q].
+    """
+    group, count = query.shape[-3:-1]
+    if mask is not None and count > 1 and mask.numel() * group > _MAX_MASK:
+        # A mask repeated for each head would outgrow the keys; each head on its own then costs little.
+        outs, lses = zip(
+            *(attend(query[..., g, :, :], key, value, mask, options.scale, options.softcap) for g in range(group)),
+            strict=True,
         )
-        own_out, own_lse = (
-            out_HGTE[:, :, start - first : end - first],
-            lse_HGT[:, :, start - first : end - first],
-        )
-        shared_out = shared_out.unflatten(1, (group_size, end - start))
-        shared_lse = shared_lse.unflatten(1, (group_size, end - start))
-        share = torch.sigmoid(shared_lse - own_lse)[..., None]
-        own_out.copy_(torch.lerp(own_out.float(), shared_out.float(), share))
-        own_lse.copy_(torch.logaddexp(shared_lse, own_lse))
+        return torch.stack(outs, dim=-3), torch.stack(lses, dim=-2)
+    if mask is not None:
+        mask = mask.unsqueeze(-3).expand(*mask.shape[:-2], group, *mask.shape[-2:]).flatten(-3, -2)
+    out, lse = attend(query.flatten(-3, -2), key, value, mask, options.scale, options.softcap)
+    return out.unflatten(-2, (group, count)), lse.unflatten(-1, (group, count))
 
 
 def attend(

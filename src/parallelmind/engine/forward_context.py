@@ -101,10 +101,11 @@ class ForwardContext:
                 position += len(branch.token_ids)
             self.group_ranges.append((start, position))
         self.num_tokens = position
-        # Apart, so that branches that decode one token are not padded to another's prompt.
-        decoding = sorted((pair for pair in starts if len(pair[0].token_ids) == 1), key=lambda pair: pair[0].slot)
-        prefilling = [pair for pair in starts if len(pair[0].token_ids) > 1]
-        self.own_batches = [_own_batch(pairs) for pairs in (decoding, prefilling) if pairs]
+        # Apart by length, within a factor of two, so that no branch is padded to a much longer one's prompt.
+        by_length: dict[int, list[tuple[BranchSpan, int]]] = {}
+        for pair in sorted(starts, key=lambda pair: pair[0].slot):
+            by_length.setdefault(len(pair[0].token_ids).bit_length(), []).append(pair)
+        self.own_batches = [_own_batch(pairs) for pairs in by_length.values()]
 
     @property
     def first_branch_token(self) -> int:
@@ -162,19 +163,38 @@ class ForwardContext:
             lambda: torch.tensor([b.past + i for b in self._branches() for i in range(len(b.token_ids))]),
         )
 
-    def main_mask(self, index: int, window: int | None, like: Tensor) -> Tensor | None:
-        """Mask of a main chunk over its main so far, [T, K], or None where plain causal order says it all."""
+    def chunk_mask(self, index: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Mask of a main chunk over itself, [T, T], or None where plain causal order says it all."""
+        count = len(self.main_spans[index].token_ids)
+        if window is None or count <= window:
+            return None
+        return self.cached(
+            ("chunk", index, window, like.dtype),
+            like.device,
+            lambda: additive_mask(_seen_in_time(torch.arange(count), torch.arange(count), window), like.dtype),
+        )
+
+    def causal_mask(self, index: int, like: Tensor) -> Tensor:
+        """Plain causal order of a main chunk over itself, [T, T]."""
+        place = torch.arange(len(self.main_spans[index].token_ids))
+        return self.cached(
+            ("causal", index, like.dtype),
+            like.device,
+            lambda: additive_mask(_seen_in_time(place, place, None), like.dtype),
+        )
+
+    def past_mask(self, index: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Mask of a main chunk over the cached part of its main, [T, K]; None: it sees all of it."""
         span = self.main_spans[index]
         end = span.past + len(span.token_ids)
-        if span.past == 0 and (window is None or end <= window):
+        if window is None or end <= window:
             return None
-
-        def build() -> Tensor:
-            query, key = torch.arange(span.past, end), torch.arange(end)
-            seen = visible(torch.zeros_like(query), query, torch.zeros_like(key), key, "isolated", window)
-            return additive_mask(seen, like.dtype)
-
-        return self.cached(("main", index, window, like.dtype), like.device, build)
+        query, key = torch.arange(span.past, end), torch.arange(span.past)
+        return self.cached(
+            ("past", index, window, like.dtype),
+            like.device,
+            lambda: additive_mask(_seen_in_time(query, key, window), like.dtype),
+        )
 
     def shared_mask(self, index: int, window: int | None, like: Tensor) -> Tensor | None:
         """Mask of a group's tokens over their main, [T, L]; None: they see all of it."""
@@ -203,8 +223,7 @@ class ForwardContext:
             # Padding queries repeat the last token (see own_tokens) and must see what it sees.
             query = past[:, None] + torch.minimum(torch.arange(batch.longest)[None], last[:, None])
             key = torch.arange(batch.num_keys).expand(len(past), -1)
-            same = torch.zeros_like
-            return additive_mask(visible(same(query), query, same(key), key, "strict", window), like.dtype)[:, None]
+            return additive_mask(_seen_in_time(query, key, window), like.dtype)[:, None]
 
         return self.cached(("own", index, window, like.dtype), like.device, build)
 
@@ -257,6 +276,12 @@ class ForwardContext:
 
     def _times(self) -> Tensor:
         return self.cached("times", torch.device("cpu"), self.time_ids)
+
+
+def _seen_in_time(query_time: Tensor, key_time: Tensor, window: int | None) -> Tensor:
+    """Visibility within one branch."""
+    same = torch.zeros_like
+    return visible(same(query_time), query_time, same(key_time), key_time, "strict", window)
 
 
 def _own_batch(pairs: Sequence[tuple[BranchSpan, int]]) -> OwnBatch:

@@ -1,8 +1,8 @@
 """Attention over packed rows, for training: each layer builds its own mask from the branch ids and times.
 
 The ids travel as `attention_mask`, int32 [B, 1, S, 2] of (branch id, time). transformers hands a 4-D mask through to
-the layers untouched, so the ids reach every layer also under DDP and when a layer is computed again for its gradient, and
-each layer applies its own sliding window, which a ready mask given to the whole model would override.
+the layers untouched, so the ids reach every layer also under DDP and when a layer is computed again for its gradient,
+and each layer applies its own sliding window, which a ready mask given to the whole model would override.
 
 Shapes: B rows, S tokens, H key/value heads, G query heads per key/value head, D head size, E value head size.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def packed_attention_forward(
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
         return _attend(query, key, value, mask, causal, dropout, scaling, softcap, s_aux), None
     assert attention_mask is not None
-    if query.is_cuda and dropout == 0 and key.shape[-1] == value.shape[-1]:
+    if query.is_cuda and dropout == 0 and query.shape[-1] == value.shape[-1] and _has_triton():
         from transformers.integrations.flex_attention import flex_attention_forward
 
         blocks = _block_mask(attention_mask, visibility, sliding_window)
@@ -114,6 +115,12 @@ def packed_attention_forward(
 for _visibility in VISIBILITIES:
     AttentionInterface.register(attention_name(_visibility), partial(packed_attention_forward, visibility=_visibility))
     AttentionMaskInterface.register(attention_name(_visibility), sdpa_mask)
+
+
+@cache
+def _has_triton() -> bool:
+    """FlexAttention is compiled to Triton kernels, which do not exist on every platform."""
+    return find_spec("triton") is not None
 
 
 def _of_ids(ids: Tensor, kind: tuple[Any, ...], build: Callable[[], Any]) -> Any:

@@ -17,29 +17,34 @@ __all__ = ["HEADINGS", "KINDS", "PEOPLE", "VALUES", "private_facts", "recall", "
 
 Record = dict[str, Any]
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 HEADINGS = {"en": "Notes:", "zh": "笔记:"}
 PEOPLE = {
-    "en": (
+    "en": _words(
         "Anna Ben Carl Dora Emma Finn Gina Hugo Iris Jack Kate Leo Mia Nina Omar Paul Rosa Sam Tina Vera Zoe Adam "
         "Beth Cora Dan Eva Fred Gus Hana Ivan"
-    ).split(),
-    "zh": (
+    ),
+    "zh": _words(
         "小明 小红 小刚 小丽 小华 小芳 小强 小军 小燕 小玲 大伟 志强 美玲 秀英 丽娜 海燕 文杰 雅琴 子涵 浩然 "
         "思远 佳怡 晓东 晓梅 春花"
-    ).split(),
+    ),
 }
 VALUES = {
     "en": {
-        "colour": "red blue green yellow purple orange black white brown pink grey gold".split(),
-        "city": "Paris London Rome Berlin Madrid Vienna Oslo Cairo Tokyo Lima Delhi Boston".split(),
-        "job": "baker doctor teacher farmer pilot nurse painter driver singer writer lawyer waiter".split(),
-        "pet": "cat dog horse rabbit parrot turtle hamster goat duck pony snake sheep".split(),
+        "colour": _words("red blue green yellow purple orange black white brown pink grey gold"),
+        "city": _words("Paris London Rome Berlin Madrid Vienna Oslo Cairo Tokyo Lima Delhi Boston"),
+        "job": _words("baker doctor teacher farmer pilot nurse painter driver singer writer lawyer waiter"),
+        "pet": _words("cat dog horse rabbit parrot turtle hamster goat duck pony snake sheep"),
     },
     "zh": {
-        "colour": "红色 蓝色 绿色 黄色 紫色 橙色 黑色 白色 棕色 粉色 灰色 金色".split(),
-        "city": "北京 上海 广州 深圳 成都 重庆 南京 武汉 西安 杭州 天津 苏州".split(),
-        "job": "医生 老师 农民 司机 护士 画家 歌手 作家 律师 厨师 警察 演员".split(),
-        "pet": "猫 狗 兔子 鹦鹉 乌龟 仓鼠 山羊 鸭子 金鱼 白马 松鼠 刺猬".split(),
+        "colour": _words("红色 蓝色 绿色 黄色 紫色 橙色 黑色 白色 棕色 粉色 灰色 金色"),
+        "city": _words("北京 上海 广州 深圳 成都 重庆 南京 武汉 西安 杭州 天津 苏州"),
+        "job": _words("医生 老师 农民 司机 护士 画家 歌手 作家 律师 厨师 警察 演员"),
+        "pet": _words("猫 狗 兔子 鹦鹉 乌龟 仓鼠 山羊 鸭子 金鱼 白马 松鼠 刺猬"),
     },
 }
 KINDS = {
@@ -120,7 +125,10 @@ def _records(make: Callable[[Random], Record], count: int, seed: int) -> Iterato
 
 
 def _facts(rng: Random, count: int) -> tuple[str, list[tuple[str, str, str]]]:
-    """A language, and (told, asked, value) of facts about as many people, of two kinds."""
+    """A language, and (told, asked, value) of facts about as many people, of one kind or (many facts) two.
+
+    With one kind the name alone tells which value is asked for.
+    """
     language = rng.choice(list(KINDS))
     kinds = rng.sample(list(KINDS[language]), 2 if count > 4 else 1)
     people = rng.sample(PEOPLE[language], count)

@@ -54,6 +54,12 @@ FIXED = {
 }
 """Fields that cannot be chosen freely, and what to do instead."""
 
+_NEW_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Names that newer versions of transformers have for fields, and warn about the former ones."""
+
 
 def training_arguments(
     options: TrainOptions, files: RunFiles, *, device: str, total_steps: int | None, evaluates: bool
@@ -72,6 +78,9 @@ def training_arguments(
         raise SettingsError(
             "--dataloader_num_workers is above 1; one process reads ahead in order: give 1, or 0 for none."
         )
+    for former, name in _NEW_NAMES.items():
+        if former in given and hasattr(TrainingArguments, name):
+            given[name] = given.pop(former)
     if total_steps is None:
         scheduler = given.setdefault("lr_scheduler_type", "constant_with_warmup")
         if str(scheduler) not in ("constant", "constant_with_warmup"):

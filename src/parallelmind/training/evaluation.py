@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ class Evaluation:
                 inputs = {name: value.to(device) for name, value in inputs.items()}
                 sums[0] += self._forward.loss(model, inputs).double()
                 sums[1] += count
-        right, asked = self._exact(model, rank, world_size)
+        with _plain_forward(unwrap(model)):
+            right, asked = self._exact(model, rank, world_size)
         sums[2] += right
         sums[3] += asked
         if world_size > 1:
@@ -85,6 +87,17 @@ class Evaluation:
         ]
         right = sum(a.finish_reason == "stop" and a.text.strip() == expected.strip() for a, expected in pairs)
         return right, len(pairs)
+
+
+@contextmanager
+def _plain_forward(model: Any) -> Iterator[None]:
+    """Answers are generated as at inference: in the weights' own number format, without Trainer's autocast."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
 
 
 def _question(sample: EncodedSample, end: int) -> tuple[Request, list[str]] | None:

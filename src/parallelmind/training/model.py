@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, SettingsError
@@ -102,12 +104,14 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
         trained = sidecar.rope is not None
         if options.patch_rope is not None and patched != trained:
             raise SettingsError(
-                f"--{'' if patched else 'no_'}patch_rope contradicts --load_lora {options.load_lora}, which was trained "
-                f"{'with' if trained else 'without'} 2D RoPE; leave the flag out."
+                f"--{'' if patched else 'no_'}patch_rope contradicts --load_lora {options.load_lora}, which was "
+                f"trained {'with' if trained else 'without'} 2D RoPE; leave the flag out."
             )
         patched = trained
     tokenizer = _tokenizer(options)
-    model = _new_model(options, tokenizer) if options.base_model is None else _base_model(options, device)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    model: Any = _new_model(options, tokenizer) if options.base_model is None else _base_model(options, device)
     end = tokenizer.eos_token_id
     if end is None or end >= model.get_input_embeddings().weight.shape[0]:
         raise SettingsError(
@@ -121,7 +125,7 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
     # Steps of a small learning rate vanish in the rounding of 16-bit weights.
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(torch.float32)
     if options.load_lora is not None:
         _restore_precision(model, options.load_lora)
     model.train()

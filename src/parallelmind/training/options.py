@@ -148,8 +148,9 @@ class TrainOptions:
             "lora_name": (self.lora_name is None or _is_file_name(self.lora_name), "a file name without folders"),
         }
         for name in (
-            "epochs", "branches_per_sample", "min_branches_per_sample", "batch_size", "accumulation_steps", "log_interval",
-            "save_interval", "shuffle_buffer", "eval_samples", "lora_rank", "eval_interval", "max_samples",
+            "epochs", "branches_per_sample", "min_branches_per_sample", "batch_size", "accumulation_steps",
+            "log_interval", "save_interval", "shuffle_buffer", "eval_samples", "lora_rank", "eval_interval",
+            "max_samples",
         ):  # fmt: skip
             value = getattr(self, name)
             checks[name] = (value is None or value >= 1, "1 or more")

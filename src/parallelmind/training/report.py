@@ -65,7 +65,7 @@ def report_html(report: TrainingReport) -> str:
     """The page."""
     title = escape(report.title)
     wide = _section("Curves", _curves(report)) + _section("One packed row", _example(report))
-    tables = _section("Data", _data(report.data_counts)) + _section("Settings", _table(report.settings))
+    tables = _section("Data", _data(report.data_counts)) + _section("Settings", _settings(report.settings))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -158,6 +158,14 @@ def _data(counts: Mapping[str, Any]) -> str:
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in counts.get("notes") or ())
     listed = f"<details><summary>What was cut or dropped (the first of it)</summary><ul>{notes}</ul></details>"
     return _table(numbers) + (listed if notes else "")
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """What is on in a table, what is off or not given in a line below it."""
+    off = [name for name, value in settings.items() if value is None or value is False or value in ("", (), [], {})]
+    names = escape(", ".join(map(str, off)))
+    rest = f"<details><summary>{len(off)} settings off or not given</summary><p>{names}</p></details>" if off else ""
+    return _table({name: value for name, value in settings.items() if name not in off}) + rest
 
 
 def _table(values: Mapping[str, Any]) -> str:

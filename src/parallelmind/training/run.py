@@ -82,7 +82,8 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     arguments = training_arguments(
         options, files, device=device, total_steps=total, evaluates=evaluation_data is not None
     )
-    if options.task != "pretrain" and (arguments.gradient_checkpointing or arguments.activation_checkpointing):
+    recomputes = arguments.gradient_checkpointing or getattr(arguments, "activation_checkpointing", False)
+    if options.task != "pretrain" and recomputes:
         trainee.model.enable_input_require_grads()  # frozen embeddings would cut the gradient off
     forward = PackedForward(
         trainee.model, visibility=trainee.settings.visibility, stride=trainee.settings.branch_stride
@@ -110,7 +111,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         if options.task != "pretrain" and step % options.save_interval == 0:
             save(step)
 
-    trainer = PackedTrainer(
+    trainer = _trainer(
         model=trainee.model,
         args=arguments,
         dataset=dataset,
@@ -147,11 +148,14 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         final: dict[str, float] = {}
         if evaluation is not None and not interruption.happened:
             at, final = trainer.evaluated
-            final = final if at == steps else trainer.evaluate()
+            if at != steps or arguments.load_best_model_at_end:  # the best model is another than the last
+                final = trainer.evaluate()
     if interruption.happened:
         _LOGGER.warning("stopped after step %d; the same command continues from there", steps)
         interruption.raise_again()
     counts = dataset.counts.as_dict()
+    if not counts["records"]:  # streamed in a process of its own
+        counts = trainer.data_state.get("counts") or counts
     written, report = files.adapter(None), None
     if arguments.should_save:
         written = save_model(trainee, files) if options.task == "pretrain" else save(None)
@@ -164,6 +168,13 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         written=written,
         report=report,
     )
+
+
+def _trainer(**parts: Any) -> PackedTrainer:
+    try:
+        return PackedTrainer(**parts)
+    except (RuntimeError, ImportError, ValueError) as error:  # a logger of --report_to that is not installed, …
+        raise SettingsError(f"transformers refuses to train with these settings: {error}") from error
 
 
 def _check_launcher(options: TrainOptions) -> None:
@@ -249,6 +260,8 @@ def _data(
         share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=options.accumulation_steps),
     )
     total: int | None = options.max_steps
+    if not options.use_streaming:
+        dataset.samples()
     if options.max_steps < 0:
         total = None if options.use_streaming else dataset.steps(options.epochs)
     if held_out is None:

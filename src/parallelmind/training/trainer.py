@@ -104,7 +104,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
             more = f" and {len(info.sources) - _SHOWN_SOURCES} more" if len(info.sources) > _SHOWN_SOURCES else ""
             raise TrainingError(
                 f"The loss became {float(loss)} in step {self.state.global_step + 1}, on {shown}{more}. The last "
-                "checkpoint is whole. Look at these records; lower --learning_rate or --grad_clip, or use --dtype float32."
+                "checkpoint is whole. Look at these records; lower --learning_rate or --grad_clip, or use "
+                "--dtype float32."
             )
         if self.example is None:
             self.example = _first_row(inputs)
@@ -157,13 +158,12 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         """Evaluate on the held-out data of the run."""
         del eval_dataset, ignore_keys
         assert self._evaluation is not None
-        with torch.autocast(self.args.device.type, self._autocast_dtype(), enabled=self._autocast_dtype() is not None):
-            found = self._evaluation.run(
-                self.model,
-                device=self.args.device,
-                rank=self.args.process_index,
-                world_size=self.args.world_size,
-            )
+        found = self._evaluation.run(
+            self.model,
+            device=self.args.device,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.evaluated = (self.state.global_step, metrics)
         self.log(dict(metrics))
@@ -175,9 +175,6 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         if "loss" in logs:
             logs |= self.meter.read(self.args.world_size)
         super().log(logs, start_time)
-
-    def _autocast_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

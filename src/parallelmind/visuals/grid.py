@@ -101,9 +101,7 @@ def row_grid(
     marks = [False] * len(row) if learned is None else [bool(mark) for mark in learned]
     cells = [
         Cell(text, branch, time, mark)
-        for text, branch, time, mark in zip(
-            tokens, row.branch_ids.tolist(), row.time_ids.tolist(), marks, strict=True
-        )
+        for text, branch, time, mark in zip(tokens, row.branch_ids.tolist(), row.time_ids.tolist(), marks, strict=True)
         if branch != PAD_BRANCH
     ]
     position_of = dict(zip(row.branch_ids.tolist(), row.pos2d(stride)[:, 0].tolist(), strict=True))

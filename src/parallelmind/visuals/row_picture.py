@@ -50,9 +50,7 @@ def draw_masks(grids: Sequence[RowGrid], path: Path, *, title: str, font: str | 
     canvas = Canvas(_WIDTH, Fonts(font))
     gap = 26
     width = (_WIDTH - 2 * canvas.margin - gap * (len(grids) - 1)) / len(grids)
-    canvas.text(
-        canvas.margin, 36, canvas.fitted(title, 19, _WIDTH - 2 * canvas.margin, bold=True), 19, bold=True
-    )
+    canvas.text(canvas.margin, 36, canvas.fitted(title, 19, _WIDTH - 2 * canvas.margin, bold=True), 19, bold=True)
     canvas.text(
         canvas.margin,
         62,
@@ -86,9 +84,7 @@ def _draw_main(canvas: Canvas, grid: RowGrid, x: float, y: float, width: float) 
         canvas.text(x, y + 8, "no main: every branch begins at time 0", 12.5, MUTED)
         return y + 18
     canvas.text(x, y + 8, "main", 13, colour, bold=True)
-    canvas.text(
-        x + 42, y + 8, f"branch id 0  ·  branch position 0  ·  time 0–{len(grid.main) - 1}", 12, MUTED
-    )
+    canvas.text(x + 42, y + 8, f"branch id 0  ·  branch position 0  ·  time 0–{len(grid.main) - 1}", 12, MUTED)
     y += 22
     at, line_start = x, True
     hidden = len(grid.main) - _MOST_MAIN
@@ -119,9 +115,7 @@ def _draw_band(canvas: Canvas, columns: Sequence[Column], x: float, y: float, wi
     for place, column in enumerate(columns):
         left, colour = x + place * (each + gap), branch_colour(column.number)
         canvas.box(left, y, each, 38, colour, radius=6)
-        canvas.text(
-            left + each / 2, y + 12, f"branch {column.number}", 12.5, "#ffffff", bold=True, anchor="middle"
-        )
+        canvas.text(left + each / 2, y + 12, f"branch {column.number}", 12.5, "#ffffff", bold=True, anchor="middle")
         canvas.text(left + each / 2, y + 27, f"position {column.position}", 11, "#ffffff", anchor="middle")
     y += 44
     for time in range(first, min(last, first + _MOST_TIMES - 1) + 1):
@@ -132,9 +126,7 @@ def _draw_band(canvas: Canvas, columns: Sequence[Column], x: float, y: float, wi
             if 0 <= index < len(column.cells):
                 cell = column.cells[index]
                 left = x + place * (each + gap)
-                _draw_chip(
-                    canvas, cell, left, y, each, canvas.fitted(cell.text, 12.5, each - 10), middle=True
-                )
+                _draw_chip(canvas, cell, left, y, each, canvas.fitted(cell.text, 12.5, each - 10), middle=True)
         y += _LINE_HEIGHT
     if last >= first + _MOST_TIMES:
         for place, column in enumerate(columns):
@@ -190,9 +182,7 @@ def _mask_image(grid: RowGrid, pixels: int) -> Image.Image:
     """One square a pair of tokens, in the colour of the token seen; of whole pixels, where they fit."""
     size = len(grid)
     # Main is a large area: lighter, so that the branches stand out.
-    rgb = {
-        branch: _rgb(tint(branch_colour(branch), 0.9 if branch else 0.7)) for branch in set(grid.branch_of)
-    }
+    rgb = {branch: _rgb(tint(branch_colour(branch), 0.9 if branch else 0.7)) for branch in set(grid.branch_of)}
     image = Image.new("RGB", (size, size), _HIDDEN)
     image.putdata([
         rgb[branch] if sees else _HIDDEN

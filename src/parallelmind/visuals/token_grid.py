@@ -70,9 +70,7 @@ def _block(lines: list[list[bool]]) -> str:
 
 def _dots(lines: list[list[bool]]) -> str:
     """A character of U+2800…U+28FF (braille), whose bits are its dots."""
-    bits = sum(
-        _DOT_BITS[place][column] for place, line in enumerate(lines) for column, on in enumerate(line) if on
-    )
+    bits = sum(_DOT_BITS[place][column] for place, line in enumerate(lines) for column, on in enumerate(line) if on)
     return chr(0x2800 + bits) if bits else " "
 
 
@@ -90,8 +88,10 @@ def _main_panel(grid: RowGrid) -> Panel:
 
 
 def _style(cell: Cell, shade: int) -> str:
-    style = branch_colour(cell.branch) if shade % 2 else f"bold {branch_colour(cell.branch)}"
-    return f"{style} underline" if cell.learned else style
+    # Main in the terminal's own colour: grey would be hard to read on one of light and dark.
+    parts = [branch_colour(cell.branch)] if cell.branch else []
+    parts += ["bold"] if shade % 2 == 0 else []
+    return " ".join([*parts, *(["underline"] if cell.learned else [])])
 
 
 def _branch_table(columns: tuple[Column, ...]) -> Table:
