@@ -49,7 +49,7 @@ def write_records(path: Path, count: int = 24, branches: int = 3) -> Path:
         {
             "main": "m" * (3 + number % 5) + str(number),
             "branches": [
-                {"prompt": f"q{place}?" * (1 + number % 2), "completion": f"a{place}{number % 3}"}
+                {"prompt": f"q{place}?" * (1 + number % 2), "completion": f"a{place}" * (1 + (number + place) % 4)}
                 for place in range(branches)
             ],
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,10 +49,13 @@ def run(args: argparse.Namespace) -> int:
     records = read_demo_records()
 
     console.rule("1. A file of records, all branches in parallel")
+    command = _typed(Path(sys.argv[0]))
     console.print(
-        f"[dim]parallelmind batch --base_model tiny --data_path {demo_records_path().name} --out_path {out_path} "
-        "--temperature 0 …[/dim]",
+        f"{command} batch --base_model tiny --data_path {_typed(demo_records_path())} --out_path {out_path} "
+        "--temperature 0",
+        style="cyan",
         highlight=False,
+        soft_wrap=True,
     )
     parallel = ParallelDemo(out_path)
     report = parallel.run(make_progress(10.0))
@@ -71,15 +76,24 @@ def run(args: argparse.Namespace) -> int:
         result = compare(records, parallel.outputs(), report, one_by_one)
     console.print(_table(result))
     console.print(f"\nThe answers are in [bold]{out_path}[/bold]. Next:", highlight=False)
-    for command in (
+    for line in (
         f"head -3 {out_path}",
-        "parallelmind batch --base_model tiny --data_path YOUR.jsonl --out_path answers.jsonl --temperature 0",
-        "parallelmind batch --base_model Qwen/Qwen2.5-0.5B-Instruct --data_path YOUR.jsonl --out_path answers.jsonl",
-        "parallelmind batch --help",
+        f"{command} batch --base_model tiny --data_path YOUR.jsonl --out_path answers.jsonl --temperature 0",
+        f"{command} batch --base_model Qwen/Qwen2.5-0.5B-Instruct --data_path YOUR.jsonl --out_path answers.jsonl",
+        f"{command} batch --help",
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True, style="cyan")
+        console.print(f"  {line}", highlight=False, soft_wrap=True, style="cyan")
     console.print('YOUR.jsonl has rows like {"main": "a shared text", "branches": ["a question", "another one"]}.')
     return 0
+
+
+def _typed(path: Path) -> str:
+    """The path as one would type it here; the bare name of a command that is on the PATH."""
+    if path.name == "__main__.py":
+        return "python -m parallelmind"
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return path.name if shutil.which(path.name) else str(path)
 
 
 def _show_stream(console: Console, record: DemoRecord, events: Iterator[Event]) -> None:

@@ -22,8 +22,8 @@ class CharacterTokenizer:
     chat_template = None
     is_fast = False
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        del add_special_tokens  # it has none
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        del options  # it puts no special tokens anywhere
         return {"input_ids": [ord(character) for character in text]}
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -31,8 +31,11 @@ class CharacterTokenizer:
         lines = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in messages]
         return "".join(lines) + ("Assistant: " if options.get("add_generation_prompt") else "")
 
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return "<end>" if token == self.eos_token_id else chr(token)
+
     def decode(self, ids: list[int]) -> str:
-        return "".join("<end>" if i == self.eos_token_id else chr(i) for i in ids)
+        return "".join(map(self.convert_ids_to_tokens, ids))
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
@@ -59,8 +62,7 @@ def _token_text(tokenizer: Any, token: int) -> str:
 
 
 def _piece(tokenizer: Any, token: int) -> str:
-    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
-    return str(convert(token)) if convert else ""
+    return str(tokenizer.convert_ids_to_tokens(token))
 
 
 def _bytes_shown(piece: str) -> str:
