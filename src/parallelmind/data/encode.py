@@ -26,6 +26,13 @@ def encode_branch(tokenizer: Any, text: str, *, has_main: bool) -> list[int]:
     return _encode(tokenizer, text, add_special_tokens=False) if text else []
 
 
+def encode_completion(tokenizer: Any, text: str) -> list[int]:
+    """Ids of what a model is to write after a prompt, closed with the end-of-text token if the tokenizer has one."""
+    ids = _encode(tokenizer, text, add_special_tokens=False) if text else []
+    end: int | None = tokenizer.eos_token_id
+    return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+
+
 def _encode(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
     # Not verbose: that a text is too long for the model is said by whoever knows which record it is.
     ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
