@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo demo-train test test-slow check bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/parallelmind demo
+
+demo-train: $(VENV)/.dev
+	$(BIN)/parallelmind demo-train
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

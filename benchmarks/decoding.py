@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import time
 from collections.abc import Callable
 from typing import Any
+
+# As the command line does, for all peers: see parallelmind.cli.main.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from machine import describe, save
@@ -125,7 +129,7 @@ def main() -> None:
     engine = Engine(ours, NoTokenizer(), max_running_branches=None)
     greedy = SamplingParams(max_new_tokens=args.new_tokens, temperature=0, ignore_eos=True)
     lines = [
-        "| main, branches | engine | duplicated | copied cache | duplicated / ours | copied cache / ours | KV of main |",
+        "| main, branches | engine | duplicated | copied cache | duplicated / ours | copied / ours | KV of main |",
         "|---|---|---|---|---|---|---|",
     ]
     for count in args.branches:

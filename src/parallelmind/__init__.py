@@ -1,6 +1,6 @@
 """ParallelMind: parallel branches for any Hugging Face causal language model.
 
-    from parallelmind import Branch, Engine, Request, SamplingParams
+from parallelmind import Branch, Engine, Request, SamplingParams
 """
 
 from __future__ import annotations

@@ -235,9 +235,7 @@ def test_defaults_leave_the_adapter_its_say(
 
     with pytest.raises(StopError):
         main(arguments(data, out))
-    undecided = (
-        "lora_path lora_rank rope_2d_ratio patch_rope rope_2d_mode rope_2d_pairs branch_stride visibility"
-    )
+    undecided = "lora_path lora_rank rope_2d_ratio patch_rope rope_2d_mode rope_2d_pairs branch_stride visibility"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert loader["model"] == dict.fromkeys(undecided.split()) | {
         "base_model": "m",
@@ -327,9 +325,7 @@ def test_flags_reach_the_sampling(
         (["--max_total_tokens", "14"], [2, 2, 1]),
     ],
 )
-def test_flags_shape_the_rows(
-    data: Path, out: Path, engine: FakeEngine, given: list[str], sizes: list[int]
-) -> None:
+def test_flags_shape_the_rows(data: Path, out: Path, engine: FakeEngine, given: list[str], sizes: list[int]) -> None:
     main(arguments(data, out, "--max_samples", 1, *given))
     assert [len(request.branches) for request in engine.requests] == sizes
 

@@ -33,9 +33,7 @@ def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 @pytest.mark.parametrize("length", [99, 100, 101, 102, 103, 150, 5000])
-def test_a_line_over_the_limit_is_not_kept_and_the_next_one_is_whole(
-    tmp_path: Path, length: int, end: bytes
-) -> None:
+def test_a_line_over_the_limit_is_not_kept_and_the_next_one_is_whole(tmp_path: Path, length: int, end: bytes) -> None:
     path = write(tmp_path, b"x" * length + end + (b"{2}" if end else b""))
     first, *rest = read_lines(path, max_line_bytes=100)
     assert (first.size, first.too_long) == (length, length > 100)

@@ -11,9 +11,7 @@ def line(content: str | bytes, *, size: int | None = None) -> JsonLine:
 
 
 def test_main_and_branches() -> None:
-    record = parse_record(
-        line('{"main": "m", "branches": ["a", {"prompt": "b", "note": 1}, ""], "answers": []}')
-    )
+    record = parse_record(line('{"main": "m", "branches": ["a", {"prompt": "b", "note": 1}, ""], "answers": []}'))
     assert (record.main, record.branches, dict(record.fields)) == ("m", ("a", "b", ""), {})
     assert record.inputs == ("a", "b", "")
 

@@ -77,9 +77,7 @@ limits = st.builds(
 
 @settings(deadline=None)
 @given(lengths, limits, st.integers(0, 10))
-def test_every_branch_that_fits_is_in_one_row_in_order(
-    prompts: list[int], limit: RowLimits, main: int
-) -> None:
+def test_every_branch_that_fits_is_in_one_row_in_order(prompts: list[int], limit: RowLimits, main: int) -> None:
     rows = split_rows(prompts, limit, main_tokens=main)
     budget = limit.max_tokens - main if limit.max_tokens else 10**9
     assert [branch for row in rows for branch in row] == [b for b, n in enumerate(prompts) if n <= budget]

@@ -148,7 +148,7 @@ def test_a_model_spread_by_accelerate_runs_in_the_engine(base: str) -> None:
     """The hooks that move each layer's inputs to its device do not disturb the engine."""
     plain, tokenizer, _ = load(base)
     spread = load(base, device_map="auto").model
-    places = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm")}
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm"), "cpu")
     spread = dispatch_model(
         spread, places | {"model.rotary_emb": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True
     )

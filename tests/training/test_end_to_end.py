@@ -21,7 +21,7 @@ from parallelmind.columnar import find_rope_patch, pack_row
 from parallelmind.data.collator import ParallelPretrainCollator, TrainingRow
 from parallelmind.errors import SettingsError
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.sidecar import read_sidecar
+from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, write_sidecar
 from parallelmind.training.forward import PackedForward
 from tests.engine.test_equalities import recorded_logits
 from tests.training.runs import assert_equal, options, save_model, train, weights, write_records
@@ -236,3 +236,17 @@ def test_tokenizers_without_pad_or_eos(model: Path, data: Path, tmp_path: Path) 
         else:
             with pytest.raises(SettingsError, match="no end-of-text token"):
                 train(options(folder, data, tmp_path / "out"))
+
+
+def test_a_model_that_needs_2d_rope_itself_is_trained_with_it(model: Path, data: Path, tmp_path: Path) -> None:
+    """As pretraining and merging leave it: the folder says so, and flags that contradict it are refused."""
+    folder = tmp_path / "whole"
+    shutil.copytree(model, folder)
+    rope = RopeSettings(branch_stride=7, visibility="columnar")
+    write_sidecar(folder, Sidecar(rope=rope, rank=1, base_model=""))
+    sidecar = read_sidecar(train(options(folder, data, tmp_path / "out", max_steps=1)).written)
+    assert sidecar is not None
+    assert sidecar.rope == rope
+    for flags, message in (({"stride": 64}, "64 given, 7 stored"), ({"patch_rope": False}, "contradicts the model")):
+        with pytest.raises(SettingsError, match=message):
+            train(options(folder, data, tmp_path / "never", **flags))

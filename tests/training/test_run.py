@@ -210,6 +210,8 @@ def test_other_settings_do_not_continue_a_run(model: Path, data: Path, tmp_path:
     with pytest.raises(SettingsError, match=r"learning_rate 0\.5 given, 0\.01 before") as caught:
         train(options(model, data, tmp_path, learning_rate=0.5))
     assert "--overwrite" in str(caught.value)
+    with pytest.raises(SettingsError, match=r"--weight_decay 0\.1 given, None before"):
+        train(options(model, data, tmp_path, hf={"weight_decay": 0.1, "save_total_limit": 1}))
     again = train(options(model, data, tmp_path, learning_rate=0.5, overwrite=True))
     assert again.resumed_from == 0
     assert first.steps == again.steps

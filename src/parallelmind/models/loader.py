@@ -94,10 +94,10 @@ def load_model_with_lora(
     notes: list[str] = []
     path = str(bundled_model_path()) if base_model == TINY_MODEL else base_model
     sidecar = None if lora_path is None else read_sidecar(_existing(lora_path))
-    model_sidecar = _sidecar_of_model(path)
+    model_sidecar = sidecar_of_model(path)
     stored, owner = sidecar, f"the adapter {lora_path}"
     if model_sidecar is not None:
-        _check_agreement(sidecar, model_sidecar, base_model)
+        check_agreement(sidecar, model_sidecar, base_model)
         stored, owner = model_sidecar, f"the model {base_model}"
         notes.append(f"{owner} says itself which 2D RoPE it needs (parallelmind.json)")
     settings = resolve_settings(
@@ -182,7 +182,7 @@ def _resolve_patch(
     return True
 
 
-def _sidecar_of_model(path: str) -> Sidecar | None:
+def sidecar_of_model(path: str) -> Sidecar | None:
     """The settings in a model folder, or in a repository of the Hub."""
     if os.path.isdir(path):
         return read_sidecar(path)
@@ -199,7 +199,7 @@ def _sidecar_of_model(path: str) -> Sidecar | None:
     return None if file is None else read_sidecar(Path(file).parent)
 
 
-def _check_agreement(sidecar: Sidecar | None, model_sidecar: Sidecar, base_model: str) -> None:
+def check_agreement(sidecar: Sidecar | None, model_sidecar: Sidecar, base_model: str) -> None:
     """An adapter on top of a model that needs 2D RoPE itself must have been trained with the same one."""
     if sidecar is not None and sidecar.rope != model_sidecar.rope:
         raise SettingsError(

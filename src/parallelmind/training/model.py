@@ -16,7 +16,14 @@ from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.loader import DTYPES, TINY_MODEL, bundled_model_path, resolve_device
+from parallelmind.models.loader import (
+    DTYPES,
+    TINY_MODEL,
+    bundled_model_path,
+    check_agreement,
+    resolve_device,
+    sidecar_of_model,
+)
 from parallelmind.models.lora import adapter_rank, apply_lora, load_lora, lora_layers
 from parallelmind.models.lora_layers import ADAPTER
 from parallelmind.models.lora_read import read_adapter
@@ -90,24 +97,22 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
         AdapterError: the adapter to continue from does not fit.
         UnsupportedModelError: 2D RoPE cannot be applied to the model.
     """
-    sidecar = None if options.load_lora is None else _sidecar_of(options.load_lora)
+    stored, owner = _stored(options)
     settings = resolve_settings(
-        sidecar,
+        stored,
         ratio=options.rope_2d_ratio,
         mode=options.rope_2d_mode,
         pairs=options.rope_2d_pairs,
         branch_stride=options.stride,
         visibility=options.visibility,
+        owner=owner,
     )
-    patched = True if options.patch_rope is None else options.patch_rope
-    if sidecar is not None:
-        trained = sidecar.rope is not None
-        if options.patch_rope is not None and patched != trained:
-            raise SettingsError(
-                f"--{'' if patched else 'no_'}patch_rope contradicts --load_lora {options.load_lora}, which was "
-                f"trained {'with' if trained else 'without'} 2D RoPE; leave the flag out."
-            )
-        patched = trained
+    patched = options.patch_rope is not False if stored is None else stored.rope is not None
+    if options.patch_rope is not None and patched != options.patch_rope:
+        raise SettingsError(
+            f"--{'' if options.patch_rope else 'no_'}patch_rope contradicts {owner}, which was trained "
+            f"{'with' if patched else 'without'} 2D RoPE; leave the flag out."
+        )
     tokenizer = _tokenizer(options)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
@@ -132,10 +137,25 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
     return Trainee(model=model, tokenizer=tokenizer, settings=settings, patched=patched, rank=rank)
 
 
-def _sidecar_of(load_lora: str) -> Sidecar | None:
-    if not os.path.exists(load_lora):
-        raise AdapterError(f"--load_lora {load_lora}: no such file or folder; give a .pth file or a PEFT folder.")
-    return read_sidecar(load_lora)
+def _stored(options: TrainOptions) -> tuple[Sidecar | None, str]:
+    """The settings that the adapter to continue from, or the model folder, was trained with; and whose they are."""
+    adapter = None
+    if options.load_lora is not None:
+        if not os.path.exists(options.load_lora):
+            raise AdapterError(
+                f"--load_lora {options.load_lora}: no such file or folder; give a .pth or a PEFT folder."
+            )
+        adapter = read_sidecar(options.load_lora)
+    of_model = None if options.base_model is None else sidecar_of_model(_path(options.base_model))
+    if of_model is None:
+        return adapter, f"--load_lora {options.load_lora}"
+    assert options.base_model is not None
+    check_agreement(adapter, of_model, options.base_model)
+    return of_model, f"the model {options.base_model}"
+
+
+def _path(name: str) -> str:
+    return str(bundled_model_path()) if name == TINY_MODEL else name
 
 
 def _put_lora(model: Any, options: TrainOptions) -> int:
@@ -180,10 +200,9 @@ def _restore_precision(model: Any, path: str) -> None:
 def _tokenizer(options: TrainOptions) -> Any:
     name = options.tokenizer_path or options.base_model
     assert name is not None
-    path = str(bundled_model_path()) if name == TINY_MODEL else name
     flag = "--tokenizer_path" if options.tokenizer_path else "--base_model"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(_path(name))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise SettingsError(f"{flag} {name}: no tokenizer can be loaded from it ({_first_line(error)}).") from error
     return tokenizer
@@ -192,14 +211,13 @@ def _tokenizer(options: TrainOptions) -> Any:
 def _base_model(options: TrainOptions, device: str) -> nn.Module:
     name = options.base_model
     assert name is not None
-    path = str(bundled_model_path()) if name == TINY_MODEL else name
     # A model trained whole keeps its weights in float32; the forward computes in the dtype asked for.
     dtype = torch.float32 if options.task == "pretrain" else DTYPES[options.dtype]
     placement: dict[str, Any] = {}
     if options.load_in_4bit or options.load_in_8bit:
         placement = {"quantization_config": _quantization(options), "device_map": {"": device}}
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **placement)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(_path(name), dtype=dtype, **placement)
     except (OSError, ValueError, ImportError) as error:
         raise SettingsError(
             f"--base_model {name}: not loadable as a local folder or from the Hugging Face Hub ({_first_line(error)}). "

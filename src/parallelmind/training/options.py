@@ -16,8 +16,8 @@ Task = Literal["parallel_lora", "lora", "pretrain"]
 TASKS: tuple[Task, ...] = get_args(Task)
 _NAMES = {"parallel_lora": "hf_parallel_lora", "lora": "hf_lora", "pretrain": "pretrain"}
 _LORA_ONLY = (
-    "load_lora", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "loraplus_lr_ratio",
-    "load_in_4bit", "load_in_8bit",
+    "lora_rank", "load_lora", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
+    "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit",
 )  # fmt: skip
 _OF_THE_ADAPTER = ("lora_alpha", "target_modules", "use_rslora", "use_dora")
 

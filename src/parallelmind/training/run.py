@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,11 @@ from typing import Any
 import torch
 
 from parallelmind.data.collator import ParallelPretrainCollator
-from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
-from parallelmind.data.encoder import SampleEncoder
-from parallelmind.data.rows import RowLimits
-from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource, RecordSource
 from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting
+from parallelmind.training.data import load_data
 from parallelmind.training.evaluation import Evaluation
 from parallelmind.training.files import RunFiles, is_whole
 from parallelmind.training.forward import PackedForward
@@ -44,6 +40,19 @@ _NOT_THE_RUN = {
     "resume_from_checkpoint", "save_interval", "use_wandb",
 }  # fmt: skip
 """Options that may change when a run is continued."""
+_NOT_THE_RUN_EITHER = (
+    "dataloader_",
+    "ddp_",
+    "hub_",
+    "log_",
+    "project",
+    "push_",
+    "report_",
+    "run_",
+    "save_",
+    "trackio_",
+)
+"""Beginnings of fields of TrainingArguments that may change too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +87,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         _LOGGER.info("%s", note)
     if not (options.load_in_4bit or options.load_in_8bit):
         trainee.model.to(device)
-    dataset, total, evaluation_data = _data(options, trainee)
+    dataset, total, evaluation_data = load_data(options, trainee)
     arguments = training_arguments(
         options, files, device=device, total_steps=total, evaluates=evaluation_data is not None
     )
@@ -190,7 +199,9 @@ def _settings(options: TrainOptions) -> dict[str, Any]:
     settings = {
         item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.name not in _NOT_THE_RUN
     }
-    settings["data_size"] = options.data_path.stat().st_size if options.data_path is not None else None
+    if options.data_path is not None:
+        settings["data_path size"] = options.data_path.stat().st_size
+    settings |= {name: value for name, value in options.hf.items() if not name.startswith(_NOT_THE_RUN_EITHER)}
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain
 
@@ -209,72 +220,6 @@ def _checkpoint_to_resume(options: TrainOptions, files: RunFiles, settings: dict
     if checkpoint is not None:
         files.check_settings(settings)
     return checkpoint
-
-
-def _data(
-    options: TrainOptions, trainee: Trainee
-) -> tuple[ParallelPretrainDataset, int | None, ParallelPretrainDataset | None]:
-    """The training data, the number of steps (None: unknown), and the held-out data."""
-    rank = current_rank()
-    encoder = SampleEncoder(
-        trainee.tokenizer,
-        max_seq_len=options.max_seq_len,
-        max_model_len=trainee.max_model_len,
-        vocab_size=trainee.vocab_size,
-        strict=options.strict,
-    )
-    limits = RowLimits(
-        most=options.most_branches,
-        least=options.min_branches_per_sample if options.max_branches_per_sample else 1,
-        balanced=options.max_branches_per_sample > 0,
-        max_tokens=options.max_total_tokens,
-    )
-    batch = BatchLimits(size=options.batch_size, by_samples=options.batch_by_samples)
-    source: RecordSource
-    if options.data_path is not None:
-        source = JsonlSource(options.data_path, max_records=options.max_samples)
-    else:
-        assert options.hf_dataset is not None
-        source = HubSource(
-            options.hf_dataset,
-            options.hf_subset,
-            split=options.hf_split,
-            streaming=options.use_streaming,
-            max_records=options.max_samples,
-        )
-    held_out: RecordSource | None = None
-    if options.eval_data_path is not None:
-        held_out = JsonlSource(options.eval_data_path)
-    elif options.eval_ratio:
-        held_out = FilteredSource(source, lambda index: _is_held_out(options, index))
-        source = FilteredSource(source, lambda index: not _is_held_out(options, index))
-    dataset = ParallelPretrainDataset(
-        source,
-        encoder,
-        limits=limits,
-        batch=batch,
-        epochs=options.epochs if options.max_steps < 0 else None,
-        block_records=options.shuffle_buffer if options.use_streaming else None,
-        seed=options.seed,
-        learn_main=options.learn_main,
-        share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=options.accumulation_steps),
-    )
-    total: int | None = options.max_steps
-    if not options.use_streaming:
-        dataset.samples()
-    if options.max_steps < 0:
-        total = None if options.use_streaming else dataset.steps(options.epochs)
-    if held_out is None:
-        return dataset, total, None
-    evaluation = ParallelPretrainDataset(
-        held_out, encoder, limits=limits, batch=batch, shuffle=False, learn_main=options.learn_main
-    )
-    evaluation.samples()
-    return dataset, total, evaluation
-
-
-def _is_held_out(options: TrainOptions, index: int) -> bool:
-    return random.Random(f"held out {options.seed} {index}").random() < options.eval_ratio
 
 
 @contextmanager
