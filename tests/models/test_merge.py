@@ -118,7 +118,7 @@ def test_a_merged_model_on_the_hub_keeps_its_settings(tmp_path, monkeypatch):
         return str(merged.output_dir / name)
 
     monkeypatch.setattr(loader, "cached_file", downloaded)
-    assert loader._sidecar_of_model("someone/merged").rope == ROPE
+    assert loader.sidecar_of_model("someone/merged").rope == ROPE
     assert asked == [("someone/merged", "parallelmind.json")]
 
 
