@@ -1,0 +1,98 @@
+"""The batch command on real models, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parallelmind.cli.main import main
+from parallelmind.models.loader import bundled_model_path
+from tests.cli.batch_runs import arguments, rows
+from tests.random_model import save_random_model
+
+CHECKOUT = Path(__file__).parents[2]
+SCRIPT = CHECKOUT / "scripts" / "parallel_inference_hf_lora.py"
+GREEDY = ["--temperature", "0", "--dtype", "float32", "--device", "cpu", "--max_new_tokens", "16"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("model"))
+
+
+def test_a_real_model_answers_every_kind_of_row(data: Path, out: Path, model: Path) -> None:
+    lines = [
+        '{"main": "shared", "branches": ["one", "two", {"prompt": "three"}, "", "five"], "id": 7}',
+        '{"text": "早上好"}',
+        '{"main": "", "branches": ["alone", "too"]}',
+        '{"main": "broken"',
+        json.dumps({"text": "x" * 300}),
+        json.dumps({"main": "m" * 200, "branches": ["short", "y" * 100]}),
+    ]
+    data.write_text("\n".join(lines) + "\n")
+    assert main(arguments(data, out, *GREEDY, "--ignore_eos", model=model)) == 0
+    found = [(row["line"], row.get("branch"), row["output"] is not None) for row in rows(out)]
+    assert found == [
+        *((1, branch, True) for branch in range(5)),
+        (2, 0, True),
+        (3, 0, True),
+        (3, 1, True),
+        (4, None, False),
+        (5, None, False),
+        (6, 0, True),
+        (6, 1, False),
+    ]
+    assert all(row["output_tokens"] == 16 for row in rows(out) if row["output"] is not None)
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.9"])
+def test_real_answers_do_not_depend_on_batching(
+    data: Path, out: Path, model: Path, tmp_path: Path, temperature: str
+) -> None:
+    some = data.read_text().splitlines()[:3]
+    data.write_text("\n".join([*some, '{"text": "one"}', '{"text": "one"}']))
+    other = tmp_path / "other.jsonl"
+    settings = [*GREEDY, "--temperature", temperature]
+    assert main(arguments(data, out, *settings, model=model)) == 0
+    assert main(arguments(data, other, *settings, "--batch_size", 1, "--num_workers", 0, model=model)) == 0
+    assert out.read_text() == other.read_text()
+    assert (rows(out)[-1]["output"] == rows(out)[-2]["output"]) == (temperature == "0")
+
+
+@pytest.mark.skipif(not bundled_model_path().exists(), reason="the bundled model is not there")
+def test_the_bundled_model_answers(data: Path, out: Path) -> None:
+    assert main(arguments(data, out, *GREEDY, model="tiny")) == 0
+    assert [row["input"] for row in rows(out)] == [f"b{n}.{k}" for n in range(12) for k in range(5)]
+    assert all(row["output"] is not None for row in rows(out))
+
+
+def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
+    data: Path, out: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--dtype", "float32", "--device", "cpu", "--max_new_tokens", "20", "--batch_size", "4"]
+    reference = tmp_path / "reference.jsonl"
+    assert main(arguments(data, reference, *settings, model=model)) == 0
+    # From another folder, and without the package on the path.
+    command = [sys.executable, str(SCRIPT), *arguments(data, out, *settings, model=model)[1:]]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    part = out.with_name("out.jsonl.job") / "part-00000.jsonl"
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (part.exists() and part.stat().st_size):
+        time.sleep(0.001)
+    process.kill()
+    _, log = process.communicate()
+    assert process.returncode == -signal.SIGKILL, log
+    assert not out.exists()
+    assert main(arguments(data, out, *settings, model=model)) == 0
+    assert re.search(r"continuing: \d+ of 12 records have results", capsys.readouterr().err)
+    assert out.read_bytes() == reference.read_bytes()
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "is complete already" in again.stderr
