@@ -25,7 +25,8 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/decoding.py --save
+	$(BIN)/python benchmarks/training.py --save
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 IMPORTS = [
     "from scripts.inference_hf_lora import load_model_with_lora, generate_text, auto_pair_indices",
     "from model.model_lora import apply_lora, load_lora, save_lora",
+    "from trainer.train_hf_lora import auto_pair_indices",
+    "from trainer.train_hf_parallel_lora import auto_pair_indices",
     "from parallel.columnar import patch_model_with_interleaved_2d_rope, set_rope_pos2d, build_columnar_causal_mask",
 ]
 

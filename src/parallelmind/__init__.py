@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
     from parallelmind.engine.request import Branch, BranchResult, Event, Request, RequestResult, SamplingParams
+    from parallelmind.models.cpu import optimize_for_cpu
     from parallelmind.models.loader import load_model_with_lora
 
 __version__ = "0.1.0"
@@ -24,11 +25,13 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "load_model_with_lora",
+    "optimize_for_cpu",
 ]
 
 _MODULES = {
     "Engine": "parallelmind.engine.engine",
     "load_model_with_lora": "parallelmind.models.loader",
+    "optimize_for_cpu": "parallelmind.models.cpu",
     **dict.fromkeys(
         ("Branch", "BranchResult", "Event", "Request", "RequestResult", "SamplingParams"),
         "parallelmind.engine.request",

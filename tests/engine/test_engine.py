@@ -355,6 +355,7 @@ def test_exported_names() -> None:
             "SamplingParams",
             "__version__",
             "load_model_with_lora",
+            "optimize_for_cpu",
         ]
     )
     for name in parallelmind.__all__:
