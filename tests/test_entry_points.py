@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import inference_hf_lora
+
 ROOT = Path(__file__).parents[1]
 IMPORTS = [
     "from scripts.inference_hf_lora import load_model_with_lora, generate_text, auto_pair_indices",
@@ -94,11 +96,17 @@ def test_generate_and_chat_on_the_bundled_model(tmp_path: Path) -> None:
         (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", "--lora_path", "no.pth"], "no.pth"),
     ],
 )
-def test_wrong_use_is_one_line_with_the_remedy(command: list[str], words: str) -> None:
-    done = run(str(ROOT / "scripts" / "inference_hf_lora.py"), *command)
-    assert done.returncode in (1, 2)
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_use_is_one_line_with_the_remedy(
+    command: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = inference_hf_lora.main(command)
+    except SystemExit as stop:
+        code = int(str(stop.code))
+    assert code in (1, 2)
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
 
 
 def test_the_demo_is_exact_and_identical(tmp_path: Path) -> None:

@@ -157,9 +157,7 @@ def _attend_own(
 ) -> tuple[Tensor, Tensor]:
     """Each branch over its own tokens: [H, G, T, E] and logsumexp [H, G, T] of the branch tokens."""
     first = context.first_branch_token
-    heads, group, total, _ = q_HGTD.shape
-    out_HGTE = q_HGTD.new_empty(heads, group, total - first, v_HTE.shape[-1])
-    lse_HGT = q_HGTD.new_empty(heads, group, total - first, dtype=torch.float32)
+    out_HGTE, lse_HGT = _new_part(q_HGTD[:, :, first:], v_HTE)
     keys, values = context.slots.keys[layer], context.slots.values[layer]
     for index, batch in enumerate(context.own_batches):
         tokens_nQ = context.own_tokens(index, q_HGTD.device)
@@ -184,9 +182,7 @@ def _attend_columns(
 ) -> tuple[Tensor, Tensor]:
     """Each branch over all branches of its row, by columns: [H, G, T, E] and logsumexp [H, G, T]."""
     first = context.first_branch_token
-    heads, group, total, _ = q_HGTD.shape
-    out_HGTE = q_HGTD.new_empty(heads, group, total - first, v_HTE.shape[-1])
-    lse_HGT = q_HGTD.new_empty(heads, group, total - first, dtype=torch.float32)
+    out_HGTE, lse_HGT = _new_part(q_HGTD[:, :, first:], v_HTE)
     keys, values = context.slots.keys[layer], context.slots.values[layer]
     for index, (start, end) in enumerate(context.group_ranges):
         slots, longest = context.column_slots(index, keys.device), context.column_keys(index)
@@ -197,6 +193,11 @@ def _attend_columns(
         out_HGTE[:, :, start - first : end - first] = out
         lse_HGT[:, :, start - first : end - first] = lse
     return out_HGTE, lse_HGT
+
+
+def _new_part(q_HGTD: Tensor, v_HTE: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the attention of some tokens over a set of keys, and its logsumexp."""
+    return q_HGTD.new_empty(*q_HGTD.shape[:3], v_HTE.shape[-1]), q_HGTD.new_empty(q_HGTD.shape[:3], dtype=torch.float32)
 
 
 def _merge_shared(

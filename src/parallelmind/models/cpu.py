@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallelmind.models.lora import lora_layers, merge_lora
-
 _PACK_ROWS = 16
 """Rows the layout is chosen for: a decode step of a few branches. Measured equal or better from 1 to 1024 rows."""
 
@@ -54,8 +52,10 @@ def optimize_for_cpu(model: Any) -> list[str]:
         model.float()
         name = str(dtype).removeprefix("torch.")
         notes.append(f"this processor has no {name} instructions: computing in float32, which is faster here")
-    if model.dtype == torch.float32 and lora_layers(model):
-        # Not in half precision, where the sum of base and adapter would be rounded.
+    if model.dtype == torch.float32 and any(hasattr(module, "lora_A") for module in model.modules()):
+        # Imported here, as PEFT takes seconds to import. Not in half precision, where the sum would be rounded.
+        from parallelmind.models.lora import merge_lora
+
         merge_lora(model)
     if torch._C._has_mkldnn:
         for parent in list(model.modules()):

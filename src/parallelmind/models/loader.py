@@ -15,7 +15,6 @@ from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.lora import load_lora
 from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, read_sidecar, resolve_settings
 
 TINY_MODEL = "tiny"
@@ -140,6 +139,8 @@ def load_model_with_lora(
         rank = lora_rank
         if rank is None and sidecar is None and not Path(lora_path).is_dir():
             rank = _DEFAULT_RANK
+        from parallelmind.models.lora import load_lora  # PEFT takes seconds to import
+
         load_lora(model, lora_path, rank=rank)
         if sidecar is not None and _differ(sidecar.base_model, base_model):
             notes.append(f"the adapter was trained on {sidecar.base_model!r}, the base model is {base_model!r}")
