@@ -203,6 +203,7 @@ def test_defaults_leave_the_adapter_its_say(
         "max_running_branches": 16,
         "max_running_requests": None,
         "kv_cache_bytes": None,
+        "prefix_cache_bytes": 2**29,
     }
     log = capsys.readouterr().err
     assert "2D RoPE is off: said by the loader" in log

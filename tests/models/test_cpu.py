@@ -7,7 +7,7 @@ import torch
 
 from parallelmind import Engine, Request, SamplingParams
 from parallelmind.models import cpu
-from parallelmind.models.cpu import PackedLinear, optimize_for_cpu
+from parallelmind.models.cpu import PackedLinear, optimize_for_cpu, padded_rows
 from parallelmind.models.lora import apply_lora, lora_layers
 from tests.families import FAMILIES, char_tokenizer, tiny_model
 
@@ -20,10 +20,18 @@ def test_a_packed_layer_is_the_layer(dtype: torch.dtype, bias: bool) -> None:
     packed = PackedLinear(linear)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     with torch.inference_mode():
-        for rows in (1, 3, 16, 100):
+        for rows in (1, 3, 16, 17, 100, 300):
             x = torch.randn(1, rows, 48, dtype=dtype)
             torch.testing.assert_close(packed(x), linear(x), atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(packed(x[0]), linear(x[0]), atol=tolerance, rtol=tolerance)
     assert packed.weight.dtype == dtype
+
+
+def test_few_numbers_of_rows_are_computed_with() -> None:
+    padded = [padded_rows(rows) for rows in range(1, 2049)]
+    assert all(rows <= result < rows + 64 for rows, result in enumerate(padded, start=1))
+    assert padded[:16] == list(range(1, 17)), "few branches are not slowed down"
+    assert len(set(padded)) < 70
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,11 +30,28 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+        rows = x.numel() // self.in_features
+        padded = padded_rows(rows)
+        flat = x.reshape(rows, self.in_features)
+        if padded != rows:
+            flat = nn.functional.pad(flat, (0, 0, 0, padded - rows))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, self._packed, self.bias, "none", [], "")
+        return out[:rows].view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self._packed.dtype}"
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows a product is computed with.
+
+    oneDNN compiles and keeps a kernel for each number of rows it meets, and a scheduler makes all numbers: with these
+    few dozens, memory stays flat and compiling ends early.
+    """
+    for limit, step in ((16, 1), (64, 8), (256, 16)):
+        if rows <= limit:
+            return -(-rows // step) * step
+    return -(-rows // 64) * 64
 
 
 def optimize_for_cpu(model: Any) -> list[str]:

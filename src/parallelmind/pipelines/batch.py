@@ -18,6 +18,8 @@ from parallelmind.pipelines.options import BatchOptions
 __all__ = ["BatchReport", "Progress", "load_backend", "run_batch"]
 
 _LOGGER = logging.getLogger(__name__)
+_PREFIX_CACHE_BYTES = 2**29
+"""Enough for mains that come again within some thousand records; more would make the job grow with the file."""
 
 
 class Progress(Protocol):
@@ -178,6 +180,7 @@ def load_backend(options: BatchOptions) -> Backend:
         branch_stride=loaded.settings.branch_stride,
         max_running_branches=None if options.batch_by_samples else options.batch_size,
         max_running_requests=options.batch_size if options.batch_by_samples else None,
+        prefix_cache_bytes=_PREFIX_CACHE_BYTES,
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
     return Backend(
