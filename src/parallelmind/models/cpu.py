@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 _PACK_ROWS = 16
-"""Rows the layout is chosen for: a decode step of a few branches. Measured equal or better from 1 to 1024 rows."""
+"""Rows the layout is chosen for: a decode step of several branches. Measured in float32 against the plain layer, on a
+busy machine: 1.3 to 2.4 times as fast from 4 to 64 rows, no clear difference above, up to half as fast at a single row."""
 
 
 class PackedLinear(nn.Module):
