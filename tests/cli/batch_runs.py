@@ -8,7 +8,7 @@ from typing import Any
 
 
 def arguments(data: Path, out: Path, *more: object, model: object = "m") -> list[str]:
-    given = ["batch", "--base_model", model, "--data_path", data, "--out_path", out, *more]
+    given = ["batch", "--base_model", model, "--data_path", data, "--out_path", out, "--workers", 0, *more]
     return [str(value) for value in given]
 
 

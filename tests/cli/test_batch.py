@@ -108,20 +108,11 @@ def test_a_value_out_of_range_is_an_error_that_names_the_flag(
 
 
 def test_hyphens_are_accepted_in_flags_and_kept_in_values(data: Path, out: Path, engine: FakeEngine) -> None:
-    hyphened = ["batch", "--base-model", "m-1", "--data-path", str(data), f"--out-path={out}"]
+    hyphened = ["batch", "--base-model", "m-1", "--data-path", str(data), f"--out-path={out}", "--workers=0"]
     assert main([*hyphened, "--max-samples", "2", "--stop", "--- end", "--stop=--max-samples"]) == 0
     assert engine.sampling
     assert engine.sampling.stop == ("--- end", "--max-samples")
     assert len(rows(out)) == 10
-
-
-def test_several_ranks_are_refused(
-    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(arguments(data, out)) == 1
-    assert "several ranks are not supported yet" in capsys.readouterr().err
 
 
 def test_interrupts_have_their_exit_codes_and_leave_a_job_to_continue(
@@ -196,6 +187,7 @@ def test_defaults_leave_the_adapter_its_say(
         "base_model": "m",
         "device": device,
         "dtype": "bfloat16",
+        "device_map": None,
     }
     assert loader["engine"] == {
         "branch_stride": 77,

@@ -14,7 +14,7 @@ import pytest
 
 from parallelmind.errors import DataError, JobError, SettingsError
 from parallelmind.jobs.job import Job
-from parallelmind.jobs.ranks import Rank
+from parallelmind.jobs.outcome import Outcome
 
 Rows = list[dict[str, Any]]
 
@@ -57,7 +57,7 @@ def complete(opened: Job, work: Callable[[bytes], Rows] = double, shuffled: bool
         if shuffled:
             random.Random(1).shuffle(items)
         for item in items:
-            running.write(item, work(item.line.content))
+            running.write(item, Outcome.of(work(item.line.content)))
         running.finish()
     return sorted(item.line.index for item in items)
 
@@ -79,7 +79,7 @@ def test_rows_are_merged_in_input_order_whatever_the_order_of_writing(data: Path
 def test_an_interrupted_job_does_only_what_is_left(data: Path, out: Path) -> None:
     with job(data, out) as first:
         for item in [item for item in first.pending() if item.line.index in (2, 3, 7)]:
-            first.write(item, double(item.line.content))
+            first.write(item, Outcome.of(double(item.line.content)))
     assert not out.exists()
     with job(data, out) as second:
         assert second.resumed == 3
@@ -90,7 +90,7 @@ def test_an_interrupted_job_does_only_what_is_left(data: Path, out: Path) -> Non
 def test_a_job_killed_before_the_merge_only_merges(data: Path, out: Path) -> None:
     with job(data, out) as first:
         for item in first.pending():
-            first.write(item, double(item.line.content))
+            first.write(item, Outcome.of(double(item.line.content)))
     (out.with_name("out.jsonl.job") / "output.tmp").write_text("half of the out")
     assert complete(job(data, out)) == []
     assert rows(out) == expected()
@@ -117,8 +117,8 @@ def test_equal_records_are_each_done(data: Path, out: Path) -> None:
 def test_a_torn_end_is_cut_and_done_again(data: Path, out: Path, cut: int) -> None:
     with job(data, out) as first:
         for item in first.pending():
-            first.write(item, double(item.line.content))
-    part = out.with_name("out.jsonl.job") / "part-00000.jsonl"
+            first.write(item, Outcome.of(double(item.line.content)))
+    part = out.with_name("out.jsonl.job") / "part-00001.rows"
     os.truncate(part, part.stat().st_size - cut)
     done_again = complete(job(data, out))
     assert done_again == list(range(done_again[0], 10))
@@ -128,8 +128,8 @@ def test_a_torn_end_is_cut_and_done_again(data: Path, out: Path, cut: int) -> No
 def test_bytes_changed_by_a_power_cut_are_noticed(data: Path, out: Path) -> None:
     with job(data, out) as first:
         for item in first.pending():
-            first.write(item, double(item.line.content))
-    part = out.with_name("out.jsonl.job") / "part-00000.jsonl"
+            first.write(item, Outcome.of(double(item.line.content)))
+    part = out.with_name("out.jsonl.job") / "part-00001.rows"
     content = part.read_bytes()
     place = content.index(b'{"twice": 8')
     part.write_bytes(content[:place] + b"\0" * 9 + content[place + 9 :])
@@ -155,7 +155,7 @@ def test_an_interrupted_retry_keeps_the_old_output_and_goes_on(data: Path, out: 
     complete(job(data, out), fails_on(3, 5))
     with job(data, out, retry_failed=True) as retry:
         item = next(retry.pending())
-        retry.write(item, double(item.line.content))
+        retry.write(item, Outcome.of(double(item.line.content)))
     assert rows(out) == expected(fails_on(3, 5))
     assert complete(job(data, out, retry_failed=True)) == [5]
     assert rows(out) == expected()
@@ -191,7 +191,7 @@ def test_settings_may_change_while_nothing_is_done(data: Path, out: Path) -> Non
 def test_an_edited_input_is_refused(data: Path, out: Path) -> None:
     with job(data, out) as first:
         item = next(first.pending())
-        first.write(item, double(item.line.content))
+        first.write(item, Outcome.of(double(item.line.content)))
     data.write_text(data.read_text().replace('"n": 9', '"n": 8'))
     with pytest.raises(JobError, match="the input was another text of the same length"), job(data, out):
         pass
@@ -292,11 +292,6 @@ def test_a_damaged_job_file_is_named(data: Path, out: Path) -> None:
     assert complete(job(data, out, overwrite=True)) == list(range(10))
 
 
-def test_several_ranks_are_refused(data: Path, out: Path) -> None:
-    with pytest.raises(SettingsError, match="WORLD_SIZE is 2, but several ranks are not supported yet"):
-        job(data, out, rank=Rank(0, 2))
-
-
 def test_finishing_early_is_refused(data: Path, out: Path) -> None:
     with job(data, out) as first, pytest.raises(JobError, match=r"10 records .* have no result"):
         first.finish()
@@ -316,7 +311,7 @@ def test_a_full_disk_is_a_clear_error_and_can_be_resumed(
     data: Path, out: Path, small_disk: Callable[[int], None]
 ) -> None:
     small_disk(4000)  # the job file fits, the part does not
-    with pytest.raises(JobError, match=r"cannot write .*part-00000.* Free some space"):
+    with pytest.raises(JobError, match=r"cannot write .*part-00001.* Free some space"):
         complete(job(data, out), lambda content: double(content) * 30)
     small_disk(resource.RLIM_INFINITY)
     left = complete(job(data, out), lambda content: double(content) * 30)
@@ -329,7 +324,7 @@ def test_a_disk_that_fills_up_in_the_merge_is_a_clear_error_and_can_be_resumed(
 ) -> None:
     with job(data, out) as first:
         for item in first.pending():
-            first.write(item, double(item.line.content))
+            first.write(item, Outcome.of(double(item.line.content)))
         small_disk(100)
         with pytest.raises(JobError, match=r"cannot write .*out\.jsonl.* Free some space"):
             first.finish()
@@ -347,13 +342,14 @@ def test_kill_9_at_any_moment_and_again_ends_as_uninterrupted(tmp_path: Path) ->
         import json, sys
         from pathlib import Path
         from parallelmind.jobs.job import Job
+        from parallelmind.jobs.outcome import Outcome
         data, out = map(Path, sys.argv[1:])
         with Job(kind="test", input_path=data, out_path=out, settings={}) as job:
             print("open", flush=True)
             if not job.completion:
                 for item in job.pending():
                     n = json.loads(item.line.content)["n"]
-                    job.write(item, [{"n": n, "fill": "x" * (n % 500)}] * (n % 3))
+                    job.write(item, Outcome.of([{"n": n, "fill": "x" * (n % 500)}] * (n % 3)))
                 job.finish()
         """
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import math
 from pathlib import Path
 
 from parallelmind.cli.args import add_model_flags, add_sampling_flags, documented_default
+from parallelmind.cli.job_flags import add_job_flags, run_options
 from parallelmind.cli.progress import make_progress
-from parallelmind.errors import JobError, SettingsError
+from parallelmind.errors import JobError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.pipelines.batch import BatchReport, run_batch
 from parallelmind.pipelines.options import BatchOptions
@@ -59,25 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help=documented_default("memory for keys and values", "half of what is free"),
     )
-    running.add_argument(
-        "--log_interval",
-        type=float,
-        default=10.0,
-        metavar="SECONDS",
-        help=documented_default("seconds between progress lines when stderr is no terminal", 10),
-    )
+    add_job_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the job and print its summary; 0 if the output is complete."""
-    if not 0 <= args.log_interval < math.inf:
-        raise SettingsError(f"--log_interval is {args.log_interval}; it must be 0 or more seconds.")
     if args.max_branches_per_sample == 0:
         args.max_branches_per_sample = None
     args.stop = tuple(args.stop)
     options = BatchOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(BatchOptions)})
     try:
-        report = run_batch(options, progress=make_progress(args.log_interval), rank=current_rank())
+        report = run_batch(
+            options, progress=make_progress(args.log_interval), rank=current_rank(), run=run_options(args)
+        )
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
         raise
@@ -88,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
                 f"a smaller one: it continues where it was. ({error})"
             ) from error
         raise
-    _log_summary(report)
+    if report is not None:
+        _log_summary(report)
     return 0
 
 
@@ -110,8 +105,7 @@ def _log_summary(report: BatchReport) -> None:
         _LOGGER.warning("--retry_failed tries the failed records again")
     if report.seconds:
         _LOGGER.info(
-            "%d tokens generated in %.1f s: %.1f tokens/s; %d prompt tokens, %d of main from the cache",
-            report.generated_tokens, report.seconds, report.generated_tokens / report.seconds,
-            report.prompt_tokens, report.cached_main_tokens,
+            "%d tokens generated in %.1f s: %.1f tokens/s; %d prompt tokens",
+            report.generated_tokens, report.seconds, report.generated_tokens / report.seconds, report.prompt_tokens,
         )  # fmt: skip
     _LOGGER.info("answers are in %s", report.out_path)

@@ -8,6 +8,7 @@ so that a line that is not UTF-8 is one bad record and not the end of the job.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import BinaryIO
 
 from parallelmind.errors import DataError
 
-__all__ = ["MAX_LINE_BYTES", "InputSummary", "JsonLine", "read_lines", "scan"]
+__all__ = ["MAX_LINE_BYTES", "InputSummary", "JsonLine", "LineReader", "LineTable", "read_lines", "scan"]
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are not read into memory; each becomes one bad record."""
@@ -62,6 +63,40 @@ class InputSummary:
     """Hash of the bytes read."""
 
 
+class LineTable:
+    """Where each record is: 16 bytes a record."""
+
+    def __init__(self) -> None:
+        self.offsets = array("Q")
+        """Byte of the file at which the line begins."""
+        self.numbers = array("Q")
+        """Number of the line, from 1."""
+
+
+class LineReader:
+    """Reads single records of a file by their place, in any order."""
+
+    def __init__(self, path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._path = path
+        self._file = _open(path)
+        self._max_line_bytes = max_line_bytes
+
+    def read(self, *, index: int, number: int, offset: int) -> JsonLine:
+        """The record `index`, which `scan` found in line `number` at byte `offset`.
+
+        Raises:
+            DataError: there is no such line: the file was edited.
+        """
+        self._file.seek(offset)
+        content, size = next(_raw_lines(self._file, self._max_line_bytes, _ignore), (b"", 0))
+        if not content:
+            raise DataError(f"{self._path} was edited: line {number} is not where it was; restore the file.")
+        return JsonLine(index=index, number=number, content=content, size=size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def read_lines(
     path: Path, *, max_records: int | None = None, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[JsonLine]:
@@ -80,8 +115,17 @@ def read_lines(
                 index += 1
 
 
-def scan(path: Path, *, max_records: int | None = None, max_line_bytes: int = MAX_LINE_BYTES) -> InputSummary:
+def scan(
+    path: Path,
+    *,
+    max_records: int | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    table: LineTable | None = None,
+    on_line: Callable[[bytes], None] | None = None,
+) -> InputSummary:
     """Count and hash the records that `read_lines` yields with the same arguments.
+
+    `table` is filled with their places; `on_line` is told the content of each.
 
     Raises:
         DataError: as `read_lines`.
@@ -97,14 +141,20 @@ def scan(path: Path, *, max_records: int | None = None, max_line_bytes: int = MA
     with _open(path) as file:
         lines = _raw_lines(file, max_line_bytes, observe)
         while max_records is None or records < max_records:
+            offset = total
             line = next(lines, None)
             if line is None:
                 break
             content, size = line
-            if content or size:
-                records += 1
-            else:
+            if not (content or size):
                 blank_lines += 1
+                continue
+            records += 1
+            if table is not None:
+                table.offsets.append(offset)
+                table.numbers.append(records + blank_lines)
+            if on_line is not None:
+                on_line(content)
     return InputSummary(records=records, blank_lines=blank_lines, size=total, digest=hasher.hexdigest())
 
 

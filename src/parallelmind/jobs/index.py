@@ -1,12 +1,14 @@
-"""Where the result of each record is: 33 bytes a record, and no rows, in memory."""
+"""Where the result of each record is, and what it took: 47 bytes a record, and no rows, in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from parallelmind.jobs.parts import Entry
+from parallelmind.jobs.parts import Entries, is_final
 
 __all__ = ["ResultIndex"]
 
@@ -14,56 +16,66 @@ _ABSENT = -1
 
 
 class ResultIndex:
-    """For each record: the part and offset of its latest result, its key, attempts, rows and failed rows."""
+    """For each record: part, offset and size of its latest result, and the counts that came with it."""
 
     def __init__(self, records: int) -> None:
-        self._part = np.full(records, _ABSENT, dtype=np.int32)
-        self._offset = np.zeros(records, dtype=np.int64)
-        self._key = np.zeros(records, dtype=np.uint64)
-        self._attempt = np.zeros(records, dtype=np.int32)
-        self._rows = np.zeros(records, dtype=np.int32)
-        self._failed_rows = np.zeros(records, dtype=np.int32)
-        self._reopened = np.zeros(records, dtype=np.bool_)
+        self.part = np.full(records, _ABSENT, np.int32)
+        self.offset = np.zeros(records, np.int64)
+        self.size = np.zeros(records, np.int64)
+        self.attempt = np.zeros(records, np.uint16)
+        self.rows = np.zeros(records, np.uint32)
+        self.failed_rows = np.zeros(records, np.uint32)
+        self.tokens_in = np.zeros(records, np.uint32)
+        self.tokens_out = np.zeros(records, np.uint32)
+        self.seconds = np.zeros(records, np.float32)
+        self.retries = np.zeros(records, np.uint16)
+        self.error_class = np.zeros(records, np.int16)
+        """Number in `error_classes`; 0 is none."""
+        self.error_classes = [""]
+        self._final = np.zeros(records, np.bool_)
+        self._reopened = np.zeros(records, np.bool_)
 
     def __len__(self) -> int:
-        return len(self._part)
+        return len(self.part)
 
-    def add(self, entry: Entry, *, part: int, offset: int) -> None:
-        """Note a result, unless the one already noted is of a later attempt."""
-        place = entry.index
-        if entry.attempt < self._attempt[place]:
-            return
-        self._part[place] = part
-        self._offset[place] = offset
-        self._key[place] = int(entry.key, 16)
-        self._attempt[place] = entry.attempt
-        self._rows[place] = entry.rows
-        self._failed_rows[place] = entry.failed_rows
+    def add(self, entries: Entries) -> None:
+        """Note results of one part, in the order they were written; of two attempts the later counts."""
+        entries = entries[entries["attempt"] >= self.attempt[entries["record"]]]
+        # NumPy keeps the last of several values for one place: the latest entry.
+        place = entries["record"].astype(np.int64)
+        self.part[place] = entries["worker"]
+        for name in ("offset", "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds"):
+            getattr(self, name)[place] = entries[name]
+        self.retries[place] = entries["retries"]
+        self.error_class[place] = self._numbers(entries["error_class"])
+        self._final[place] = is_final(entries)
         self._reopened[place] = False
 
-    def is_pending(self, place: int, key: str) -> bool:
-        """Whether the record has no result of this content and these settings, or is to be tried again."""
-        absent = self._part[place] == _ABSENT or self._key[place] != int(key, 16)
-        return bool(absent or self._reopened[place])
+    def todo(self) -> NDArray[np.int64]:
+        """The records without a result, or to be tried again, in input order."""
+        return np.flatnonzero((self.part == _ABSENT) | self._reopened)
+
+    def is_todo(self, place: int) -> bool:
+        return bool(self.part[place] == _ABSENT or self._reopened[place])
 
     def reopen_failed(self) -> None:
-        """Try each failed record once more; its result stays until there is a new one."""
-        self._reopened[:] = self._failed_rows > 0
+        """Try each failed record once more, unless its failure is final; its result stays until there is a new one."""
+        self._reopened[:] = (self.failed_rows > 0) & ~self._final
 
-    def attempts(self, place: int) -> int:
-        return int(self._attempt[place])
-
-    def location(self, place: int) -> tuple[int, int]:
-        """(part, offset) of a record that has a result."""
-        return int(self._part[place]), int(self._offset[place])
+    def next_attempt(self, place: int) -> int:
+        return int(self.attempt[place]) + 1
 
     def failed_places(self) -> Iterator[int]:
         """The records with a failed row, in input order."""
-        return (int(place) for place in np.flatnonzero(self._failed_rows))
+        return (int(place) for place in np.flatnonzero(self.failed_rows))
+
+    @property
+    def has_results(self) -> NDArray[np.bool_]:
+        return np.not_equal(self.part, _ABSENT)
 
     @property
     def done(self) -> int:
-        return int(np.count_nonzero(self._part != _ABSENT))
+        return int(np.count_nonzero(self.part != _ABSENT))
 
     @property
     def reopened(self) -> int:
@@ -71,12 +83,18 @@ class ResultIndex:
 
     @property
     def failed_records(self) -> int:
-        return int(np.count_nonzero(self._failed_rows))
+        return int(np.count_nonzero(self.failed_rows))
 
     @property
-    def rows(self) -> int:
-        return int(self._rows.sum(dtype=np.int64))
+    def retryable_records(self) -> int:
+        """Failed records that can be tried again."""
+        return int(np.count_nonzero((self.failed_rows > 0) & ~self._final))
 
-    @property
-    def failed_rows(self) -> int:
-        return int(self._failed_rows.sum(dtype=np.int64))
+    def _numbers(self, names: NDArray[Any]) -> NDArray[np.int16]:
+        numbers = np.zeros(len(names), np.int16)
+        for name in np.unique(names[names != b""]):
+            text = name.decode("ascii")
+            if text not in self.error_classes:
+                self.error_classes.append(text)
+            numbers[names == name] = self.error_classes.index(text)
+        return numbers

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from parallelmind.errors import JobError
 from parallelmind.jobs.index import ResultIndex
-from parallelmind.jobs.parts import read_header, storage_error
+from parallelmind.jobs.parts import storage_error
 
 __all__ = ["merge_parts"]
 
+_CHUNK = 2**20
 
-def merge_parts(index: ResultIndex, parts: Sequence[Path], temporary: Path, out_path: Path) -> int:
+
+def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: Path, out_path: Path) -> int:
     """Write every record's rows in input order and put the file in place at once; return its bytes.
 
     `temporary` is on the disk of `out_path`. A reader of `out_path` sees the old file or the whole new one.
@@ -24,23 +29,48 @@ def merge_parts(index: ResultIndex, parts: Sequence[Path], temporary: Path, out_
     """
     try:
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(part.open("rb")) for part in parts]
-            output = stack.enter_context(temporary.open("wb", buffering=2**20))
-            for place in range(len(index)):
-                part, offset = index.location(place)
-                files[part].seek(offset)
-                entry = read_header(files[part])
-                if entry is None or entry.index != place:
-                    raise JobError(f"{parts[part]} changed while the job ran; start the same command again.")
-                output.write(files[part].read(entry.size))
+            files = {
+                number: stack.enter_context(path.open("rb", buffering=0))
+                for number, path in rows_files.items()
+                if path.exists()
+            }
+            output = stack.enter_context(temporary.open("wb", buffering=_CHUNK))
+            for part, offset, size in _runs(index):
+                if not _copy(files[part], output, offset, size):
+                    raise JobError(f"{rows_files[part]} changed while the job ran; start the same command again.")
             output.flush()
             os.fsync(output.fileno())
-            size = output.tell()
+            total = output.tell()
         temporary.replace(out_path)
         _sync_folder(out_path.parent)
     except OSError as error:
         raise storage_error(out_path, error) from error
-    return size
+    return total
+
+
+def _runs(index: ResultIndex) -> Iterator[tuple[int, int, int]]:
+    """(part, offset, size) of stretches of a part that follow each other in the output too."""
+    if not len(index):
+        return
+    part, offset, end = index.part, index.offset, index.offset + index.size
+    breaks = (part[1:] != part[:-1]) | (offset[1:] != end[:-1])
+    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+    lasts = np.concatenate((starts[1:], [len(index)])) - 1
+    for block in range(0, len(starts), 2**16):
+        chosen, last = starts[block : block + 2**16], lasts[block : block + 2**16]
+        sizes = end[last] - offset[chosen]
+        yield from zip(part[chosen].tolist(), offset[chosen].tolist(), sizes.tolist(), strict=True)
+
+
+def _copy(source: BinaryIO, output: BinaryIO, offset: int, size: int) -> bool:
+    while size:
+        content = os.pread(source.fileno(), min(size, _CHUNK), offset)
+        if not content:
+            return False
+        output.write(content)
+        offset += len(content)
+        size -= len(content)
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,119 +1,205 @@
 """Part files: the results of one worker, appended record by record, in the order they finish.
 
-An entry is a header line (JSON) and, below it, the record's output rows exactly as they will stand in the
-output. A worker killed at any moment leaves whole entries and at most one torn one at the end.
+A part is two files. `part-00000.rows` holds the output rows exactly as they will stand in the output;
+`part-00000.index` one entry of fixed size per record, written after its rows. A worker killed at any moment leaves
+whole entries, and at most rows without an entry, which the next owner of the part cuts off.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import json
 import os
+import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from parallelmind.errors import JobError
+from parallelmind.jobs.outcome import Outcome
 
-__all__ = ["Entry", "PartWriter", "cut_torn_end", "read_entries", "read_header", "storage_error"]
+__all__ = ["ENTRY", "Entries", "Part", "PartWriter", "append_all", "storage_error"]
+
+ENTRY = np.dtype(
+    [
+        ("record", "<u8"),
+        ("offset", "<u8"),
+        ("size", "<u8"),
+        ("crc", "<u4"),
+        ("attempt", "<u2"),
+        ("flags", "<u2"),
+        ("rows", "<u4"),
+        ("failed_rows", "<u4"),
+        ("tokens_in", "<u4"),
+        ("tokens_out", "<u4"),
+        ("seconds", "<f4"),
+        ("retries", "<u2"),
+        ("worker", "<u2"),
+        ("error_class", "S28"),
+    ]
+)
+"""`offset` and `size`: bytes of the record's rows in the .rows file; `attempt` counts from 1."""
+
+Entries = NDArray[Any]
+"""Entries of a part, dtype ENTRY."""
+
+_PACKED = struct.Struct("<QQQIHHIIIIfHH28s")
+assert _PACKED.size == ENTRY.itemsize
+_FINAL = 1
+_MAGIC = b"PMPART2\n"
+_HEADER_BYTES = len(_MAGIC) + 16
+_MOST = {"u2": 2**16 - 1, "u4": 2**32 - 1}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """The header of one record's result."""
+class Part:
+    """Names the two files, and reads their entries."""
 
-    index: int
-    """Number of the record."""
-    line: int
-    """Its line in the input."""
-    key: str
-    """16 hex digits: hash of line number, content and settings."""
-    attempt: int
-    """From 1; of two entries for a record the higher attempt counts."""
-    rows: int
-    failed_rows: int
-    error: str | None
-    """The first error among the rows."""
-    size: int
-    """Bytes of the rows below the header."""
-    crc: int
-    """CRC-32 of those bytes."""
+    def __init__(self, folder: Path, number: int, digest: bytes) -> None:
+        self.number = number
+        self.rows_path = folder / f"part-{number:05d}.rows"
+        self.index_path = folder / f"part-{number:05d}.index"
+        self._header = _MAGIC + digest
+        self._read = _HEADER_BYTES
+
+    def read_new(self) -> Entries:
+        """The whole entries appended since the last call; dtype ENTRY.
+
+        Raises:
+            JobError: the part belongs to another job.
+        """
+        try:
+            with self.index_path.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+                if len(header) < _HEADER_BYTES:
+                    return np.empty(0, ENTRY)
+                if header != self._header:
+                    raise JobError(f"{self.index_path} belongs to another job; begin anew with --overwrite.")
+                file.seek(self._read)
+                content = file.read()
+        except FileNotFoundError:
+            return np.empty(0, ENTRY)
+        entries = np.frombuffer(content, ENTRY, count=len(content) // ENTRY.itemsize)
+        self._read += entries.nbytes
+        return entries
+
+    def check(self, records: int) -> int:
+        """Cut the part after its last whole and unchanged entry; return the bytes cut. No worker may own it.
+
+        Raises:
+            JobError: the part belongs to another job.
+        """
+        if not self.index_path.exists():
+            return _cut(self.rows_path, 0)
+        header = self.index_path.read_bytes()[:_HEADER_BYTES]
+        if len(header) == _HEADER_BYTES and header != self._header:
+            raise JobError(f"{self.index_path} belongs to another job; begin anew with --overwrite.")
+        entries = np.empty(0, ENTRY)
+        if self.index_path.stat().st_size >= _HEADER_BYTES + ENTRY.itemsize:
+            whole = (self.index_path.stat().st_size - _HEADER_BYTES) // ENTRY.itemsize
+            entries = np.memmap(self.index_path, ENTRY, mode="r", offset=_HEADER_BYTES, shape=(whole,))
+        good, end = self._good_entries(entries, records)
+        del entries
+        kept = _HEADER_BYTES + good * ENTRY.itemsize if good else 0
+        return _cut(self.rows_path, end) + _cut(self.index_path, kept)
+
+    def _good_entries(self, entries: Entries, records: int) -> tuple[int, int]:
+        """How many entries from the start are whole, and where the rows of the last one end."""
+        end = 0
+        if not len(entries) or not self.rows_path.exists():
+            return 0, 0
+        with self.rows_path.open("rb", buffering=2**20) as file:
+            for number, entry in enumerate(_tuples(entries)):
+                record, offset, size, crc, attempt = entry
+                if offset != end or not attempt or record >= records:
+                    return number, end
+                payload = file.read(size)
+                if len(payload) < size or zlib.crc32(payload) != crc:
+                    return number, end
+                end += size
+        return len(entries), end
+
+    def remove(self) -> None:
+        self.index_path.unlink(missing_ok=True)
+        self.rows_path.unlink(missing_ok=True)
 
 
 class PartWriter:
-    """Appends entries; each one is handed to the operating system before `append` returns."""
+    """Appends to a part; what was appended is with the operating system before `append` returns."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        binary = getattr(os, "O_BINARY", 0)  # Windows
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary, 0o666)
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        try:
+            self._rows = _open_to_append(part.rows_path)
+            self._index = _open_to_append(part.index_path)
+            self._end = os.fstat(self._rows).st_size
+            self._index_end = os.fstat(self._index).st_size
+            if not self._index_end:
+                self._index_end = append_all(self._index, part._header, 0)
+        except OSError as error:
+            raise storage_error(part.index_path, error) from error
 
-    def append(self, entry: Entry, payload: bytes) -> int:
-        """Write one entry and return its offset.
+    def append(self, record: int, attempt: int, outcome: Outcome) -> None:
+        """Store what became of one record.
 
         Raises:
             JobError: the disk is full or failing; what was written before stays good.
         """
-        header = json.dumps(dataclasses.asdict(entry), ensure_ascii=False, separators=(",", ":"))
-        start = os.lseek(self._file, 0, os.SEEK_END)
-        remaining = memoryview(header.encode("utf-8") + b"\n" + payload)
+        payload = outcome.payload
+        entry = _PACKED.pack(
+            record,
+            self._end,
+            len(payload),
+            zlib.crc32(payload),
+            min(attempt, _MOST["u2"]),
+            _FINAL if outcome.final else 0,
+            outcome.rows,
+            outcome.failed_rows,
+            min(outcome.tokens_in, _MOST["u4"]),
+            min(outcome.tokens_out, _MOST["u4"]),
+            outcome.seconds,
+            min(outcome.retries, _MOST["u2"]),
+            self._part.number,
+            outcome.error_class.encode("ascii", "replace")[:28],
+        )
+        path = self._part.rows_path
         try:
-            while remaining:
-                remaining = remaining[os.write(self._file, remaining) :]
+            end = append_all(self._rows, payload, self._end)
+            path = self._part.index_path
+            try:
+                self._index_end = append_all(self._index, entry, self._index_end)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._rows, self._end)
+                raise
+            self._end = end
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, start)
-            raise storage_error(self._path, error) from error
-        return start
+            raise storage_error(path, error) from error
 
     def close(self) -> None:
-        os.close(self._file)
-
-    def __enter__(self) -> PartWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        os.close(self._rows)
+        os.close(self._index)
 
 
-def read_entries(path: Path) -> Iterator[tuple[int, int, Entry]]:
-    """Yield (offset, end, entry) of the entries from the start, up to the first that is not whole."""
-    with path.open("rb", buffering=2**20) as file:
-        while True:
-            offset = file.tell()
-            entry = read_header(file)
-            if entry is None:
-                return
-            payload = file.read(entry.size)
-            if len(payload) < entry.size or zlib.crc32(payload) != entry.crc:
-                return
-            yield offset, file.tell(), entry
+def is_final(entries: Entries) -> NDArray[np.bool_]:
+    """For each entry, whether its failure is final."""
+    return (entries["flags"] & _FINAL).astype(np.bool_)
 
 
-def read_header(file: BinaryIO) -> Entry | None:
-    """The header at the file's position, which moves to the rows below it; None if there is no whole one."""
-    line = file.readline()
-    if not line.endswith(b"\n"):
-        return None
+def append_all(descriptor: int, content: bytes, end: int) -> int:
+    """Append to a file that ends at `end` and return its new end; a write that fails leaves it as it was."""
+    remaining = memoryview(content)
     try:
-        return Entry(**json.loads(line))
-    except (ValueError, TypeError):
-        return None
-
-
-def cut_torn_end(path: Path, end: int) -> int:
-    """Drop what follows the last whole entry, which ends at `end`; return the number of bytes dropped."""
-    torn = path.stat().st_size - end
-    if torn:
-        os.truncate(path, end)
-    return torn
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise
+    return end + len(content)
 
 
 def storage_error(path: Path, error: OSError) -> JobError:
@@ -123,3 +209,24 @@ def storage_error(path: Path, error: OSError) -> JobError:
     else:
         remedy = "When it can be written, start the same command again: it continues where it was"
     return JobError(f"cannot write {path}: {error.strerror or error}. {remedy}.")
+
+
+def _tuples(entries: Entries) -> Iterable[tuple[int, int, int, int, int]]:
+    fields = ("record", "offset", "size", "crc", "attempt")
+    for start in range(0, len(entries), 2**16):  # plain integers are much faster than NumPy scalars
+        block = entries[start : start + 2**16]
+        yield from zip(*(block[name].tolist() for name in fields), strict=True)
+
+
+def _open_to_append(path: Path) -> int:
+    binary = getattr(os, "O_BINARY", 0)  # Windows
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary, 0o666)
+
+
+def _cut(path: Path, end: int) -> int:
+    if not path.exists():
+        return 0
+    torn = path.stat().st_size - end
+    if torn > 0:
+        os.truncate(path, end)
+    return max(torn, 0)

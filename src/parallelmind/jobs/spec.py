@@ -20,7 +20,7 @@ from parallelmind.errors import JobError
 
 __all__ = ["Completion", "JobSpec", "load_job_file", "save_job_file"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,10 @@ class JobSpec:
     """Hashes of the files that change the output, by the setting that names them."""
 
     @property
-    def settings_digest(self) -> bytes:
-        text = json.dumps([self.kind, dict(self.settings), dict(self.files)], sort_keys=True, ensure_ascii=False)
+    def digest(self) -> bytes:
+        """16 bytes that stand for the job; every part begins with them."""
+        identity = [self.kind, dataclasses.asdict(self.input), dict(self.settings), dict(self.files)]
+        text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
     def differences(self, stored: JobSpec) -> list[str]:
@@ -63,6 +65,8 @@ class Completion:
 
     answered: int
     failed: int
+    retryable: int
+    """Failed records that can be tried again."""
     rows: int
     failed_rows: int
     output_bytes: int

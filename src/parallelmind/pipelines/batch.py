@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from parallelmind.jobs.job import Job, WorkItem
+from parallelmind.jobs.outcome import Outcome
+from parallelmind.jobs.progress import Progress
 from parallelmind.jobs.ranks import SINGLE, Rank
-from parallelmind.jobs.spec import Completion
-from parallelmind.pipelines.batch_worker import Backend, BatchWorker, Row
+from parallelmind.jobs.run import JobReport, RunOptions, run_job
+from parallelmind.jobs.task import RecordWorker, WorkerInfo, Write
+from parallelmind.pipelines.batch_worker import Backend, BatchWorker, lost_record
 from parallelmind.pipelines.options import BatchOptions
 
-__all__ = ["BatchReport", "Progress", "load_backend", "run_batch"]
+__all__ = ["BatchReport", "BatchTask", "load_backend", "run_batch"]
 
 _LOGGER = logging.getLogger(__name__)
 _PREFIX_CACHE_BYTES = 2**29
 """Enough for mains that come again within some thousand records; more would make the job grow with the file."""
-
-
-class Progress(Protocol):
-    """Told how far the run is; called often, so it decides itself when to show something."""
-
-    def start(self, *, total: int, done: int) -> None:
-        """The model is ready; `done` of `total` records have a result from before."""
-
-    def update(self, *, done: int, failed: int, generated_tokens: int) -> None:
-        """Records done in all; records failed and tokens generated in this run."""
-
-    def stop(self) -> None:
-        """Nothing more will come, whether the run succeeded or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +43,53 @@ class BatchReport:
     failures: list[tuple[int, str]]
     """(line, reason) of the first failed records."""
     generated_tokens: int
-    """In this run, as the next three."""
+    """Of the records in the parts, as the next."""
     prompt_tokens: int
-    cached_main_tokens: int
     seconds: float
-    """Of decoding: without loading the model."""
+    """Of this run, with loading the model in worker processes."""
+    records_in_this_run: int
+
+
+@dataclass(frozen=True)
+class BatchTask:
+    """Answers records with the engine."""
+
+    options: BatchOptions
+    load: Callable[[BatchOptions], Backend] | None = None
+    """Makes model and engine; None: `load_backend`."""
+
+    def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
+        options = self.options
+        backend = self.load(options) if self.load else load_backend(options, worker)
+        return _BatchRecords(
+            BatchWorker(
+                backend,
+                sampling=options.sampling,
+                limits=options.row_limits,
+                seed=options.seed,
+                num_workers=options.num_workers,
+                on_step=alive,
+            ),
+            backend,
+            worker,
+        )
+
+    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
+        return lost_record(item, reason, error_class)
+
+
+class _BatchRecords:
+    def __init__(self, worker: BatchWorker, backend: Backend, info: WorkerInfo) -> None:
+        self._worker = worker
+        self._backend = backend
+        self._info = info
+
+    def run(self, items: Iterable[WorkItem], write: Write) -> None:
+        self._worker.run(items, write)
+
+    def close(self) -> None:
+        stats = self._backend.engine.stats
+        _LOGGER.debug("%d tokens of main from the cache", stats.cached_main_tokens)
 
 
 def run_batch(
@@ -67,16 +97,18 @@ def run_batch(
     *,
     progress: Progress,
     rank: Rank = SINGLE,
+    run: RunOptions | None = None,
     load: Callable[[BatchOptions], Backend] | None = None,
-) -> BatchReport:
+) -> BatchReport | None:
     """Answer every record that has no answer yet, and put the output in place.
 
-    `load` makes the model and engine; it is called only if there is something to answer.
+    `load` makes the model and engine; it is called only if there is something to answer. Of several ranks only the
+    first one has a report.
 
     Raises:
         ParallelMindError: the input, a setting, the model or the output is wrong; what was done is kept.
     """
-    with Job(
+    job = Job(
         kind="batch",
         input_path=options.data_path,
         out_path=options.out_path,
@@ -85,62 +117,19 @@ def run_batch(
         max_records=options.max_samples,
         retry_failed=options.retry_failed,
         overwrite=options.overwrite,
-        rank=rank,
-    ) as job:
-        _log_input(job, options)
-        if job.completion:
-            return _report(job, job.completion, options, _Tally())
-        tally = _Tally()
-        if job.resumed < job.input.records:
-            _answer(job, options, (load or load_backend)(options), progress, tally)
-        return _report(job, job.finish(), options, tally)
-
-
-@dataclass
-class _Tally:
-    """Counts of this run."""
-
-    done: int = 0
-    failed: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_main_tokens: int = 0
-    seconds: float = 0.0
-
-
-def _answer(job: Job, options: BatchOptions, backend: Backend, progress: Progress, tally: _Tally) -> None:
-    stats = backend.engine.stats
-
-    def write(item: WorkItem, rows: list[Row]) -> None:
-        job.write(item, rows)
-        tally.done += 1
-        tally.failed += any("error" in row for row in rows)
-
-    def show() -> None:
-        progress.update(done=job.resumed + tally.done, failed=tally.failed, generated_tokens=stats.generated_tokens)
-
-    worker = BatchWorker(
-        backend,
-        sampling=options.sampling,
-        limits=options.row_limits,
-        seed=options.seed,
-        num_workers=options.num_workers,
-        on_step=show,
     )
-    progress.start(total=job.input.records, done=job.resumed)
-    started = time.perf_counter()
-    try:
-        worker.run(job.pending(), write)
-        show()
-    finally:
-        progress.stop()
-    tally.seconds = time.perf_counter() - started
-    tally.generated_tokens = stats.generated_tokens
-    tally.prompt_tokens = stats.prompt_tokens
-    tally.cached_main_tokens = stats.cached_main_tokens
+    report = run_job(
+        job,
+        BatchTask(options, load),
+        options=run or RunOptions(),
+        rank=rank,
+        progress=progress,
+        on_open=lambda opened: _log_input(opened, options),
+    )
+    return None if report is None else _report(report, options)
 
 
-def load_backend(options: BatchOptions) -> Backend:
+def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Backend:
     """Load the model with its adapter, and make the engine.
 
     Raises:
@@ -153,6 +142,7 @@ def load_backend(options: BatchOptions) -> Backend:
 
     adapter = f" with the adapter {options.lora_path}" if options.lora_path else ""
     _LOGGER.info("loading %s%s", options.base_model, adapter)
+    gpus = worker.gpus.devices if worker and worker.gpus else ()
     device, note = resolve_device(options.device)
     if note:
         _LOGGER.info("%s", note)
@@ -168,6 +158,7 @@ def load_backend(options: BatchOptions) -> Backend:
         rope_2d_pairs=options.rope_2d_pairs,
         branch_stride=options.branch_stride,
         visibility=options.visibility,
+        device_map="auto" if len(gpus) > 1 else None,
     )
     model, tokenizer, _ = loaded
     for line in (*loaded.notes, *optimize_for_cpu(model)):
@@ -202,19 +193,20 @@ def _log_input(job: Job, options: BatchOptions) -> None:
         _LOGGER.info("continuing: %d of %d records have results, %d to do", job.resumed, job.input.records, left)
 
 
-def _report(job: Job, completion: Completion, options: BatchOptions, tally: _Tally) -> BatchReport:
+def _report(report: JobReport, options: BatchOptions) -> BatchReport:
+    completion, statistics = report.completion, report.statistics
     return BatchReport(
         out_path=options.out_path,
-        records=job.input.records,
-        blank_lines=job.input.blank_lines,
-        resumed=job.resumed,
+        records=report.input.records,
+        blank_lines=report.input.blank_lines,
+        resumed=report.resumed,
         answered=completion.answered,
         failed=completion.failed,
         generations=completion.rows - completion.failed_rows,
         failed_rows=completion.failed_rows,
         failures=completion.failures,
-        generated_tokens=tally.generated_tokens,
-        prompt_tokens=tally.prompt_tokens,
-        cached_main_tokens=tally.cached_main_tokens,
-        seconds=tally.seconds,
+        generated_tokens=statistics.tokens_out,
+        prompt_tokens=statistics.tokens_in,
+        seconds=statistics.seconds,
+        records_in_this_run=statistics.records_in_this_run,
     )

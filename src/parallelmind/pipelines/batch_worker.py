@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,9 +18,11 @@ from parallelmind.data.rows import RowLimits, split_rows
 from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
 from parallelmind.errors import DataError
 from parallelmind.jobs.job import WorkItem
+from parallelmind.jobs.outcome import Outcome
+from parallelmind.jobs.task import Write
 from parallelmind.pipelines.read_ahead import map_ahead
 
-__all__ = ["Backend", "BatchWorker", "EngineLike", "EngineStats", "Row", "branch_seed"]
+__all__ = ["Backend", "BatchWorker", "EngineLike", "EngineStats", "Row", "branch_seed", "lost_record"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -74,25 +77,38 @@ class _Answers:
     prompt_ids: list[list[int]] = field(default_factory=list)
     packed: list[list[int]] = field(default_factory=list)
     """For each row of the model, the branches in it."""
+    error_class: str = ""
+    """Kind of the first failure."""
+    tokens_out: int = 0
+    started: float = field(default_factory=time.perf_counter)
 
-    def fail(self, branch: int, error: str) -> None:
+    def fail(self, branch: int, error: str, error_class: str) -> None:
+        self.error_class = self.error_class or error_class
         self._put(branch, {"input": self.inputs[branch], "output": None, "error": error})
 
     def take(self, branch: int, result: BranchResult) -> None:
         if result.finish_reason in ("error", "cancelled"):
-            self.fail(branch, result.error or f"the engine ended this branch: {result.finish_reason}")
+            self.fail(branch, result.error or f"the engine ended this branch: {result.finish_reason}", "RequestError")
             return
+        self.tokens_out += len(result.token_ids)
         answer = {"input": self.inputs[branch], "output": result.text}
         ending = {"finish_reason": result.finish_reason, "output_tokens": len(result.token_ids)}
         self._put(branch, answer, ending)
 
-    def fail_whole(self, text: str, error: str) -> None:
+    def fail_whole(self, text: str, error: str, error_class: str) -> None:
+        self.error_class = error_class
         row = {"input": text, "output": None, "error": error, "line": self.item.line.number}
         self.rows, self.missing, self.packed = [{**row, **self.fields}], 0, []
 
-    def complete_rows(self) -> list[Row]:
+    def outcome(self) -> Outcome:
         assert not self.missing
-        return [row for row in self.rows if row is not None]
+        return Outcome.of(
+            [row for row in self.rows if row is not None],
+            error_class=self.error_class,
+            tokens_in=len(self.main_ids) + sum(map(len, self.prompt_ids)),
+            tokens_out=self.tokens_out,
+            seconds=time.perf_counter() - self.started,
+        )
 
     def _put(self, branch: int, answer: Row, ending: Row | None = None) -> None:
         assert self.rows[branch] is None
@@ -130,8 +146,8 @@ class BatchWorker:
         self._num_workers = num_workers
         self._on_step = on_step
 
-    def run(self, items: Iterable[WorkItem], write: Callable[[WorkItem, list[Row]], None]) -> None:
-        """Answer `items` and hand each record's output rows to `write` as soon as they are complete.
+    def run(self, items: Iterable[WorkItem], write: Write) -> None:
+        """Answer `items` and hand each record's outcome to `write` as soon as it is complete.
 
         Items are read only as far ahead as the engine and the reading threads need.
         """
@@ -148,7 +164,7 @@ class BatchWorker:
                 if not row.unfinished:
                     del running[event.request_index]
                 if not row.answers.missing:
-                    write(row.answers.item, row.answers.complete_rows())
+                    write(row.answers.item, row.answers.outcome())
         finally:
             requests.close()
         assert not running, "the engine ended before every branch had its result"
@@ -157,14 +173,14 @@ class BatchWorker:
         self,
         items: Iterable[WorkItem],
         running: dict[int, _RunningRow],
-        write: Callable[[WorkItem, list[Row]], None],
+        write: Write,
     ) -> Generator[Request, None, None]:
         number = 0
         prepared = map_ahead(self._prepare, items, workers=self._num_workers, size=lambda item: len(item.line.content))
         try:
             for answers in prepared:
                 if not answers.missing:  # nothing the engine could do
-                    write(answers.item, answers.complete_rows())
+                    write(answers.item, answers.outcome())
                     self._on_step()
                 for branches in answers.packed:
                     running[number] = _RunningRow(answers=answers, branches=branches, unfinished=len(branches))
@@ -179,7 +195,7 @@ class BatchWorker:
             record = parse_record(item.line)
         except DataError as error:
             answers.fields = salvage_fields(item.line)
-            answers.fail_whole(answers.fields["input"], str(error))
+            answers.fail_whole(answers.fields["input"], str(error), "DataError")
             return answers
         answers.fields = record.fields
         try:
@@ -187,7 +203,8 @@ class BatchWorker:
         except Exception as error:  # tokenizers raise plain Exception; one text must not stop the job
             _LOGGER.debug("line %d cannot be tokenised", item.line.number, exc_info=True)
             reason = shorten(f"{type(error).__name__}: {error}", 200)
-            answers.fail_whole(record.main, f"line {item.line.number} cannot be tokenised ({reason}).")
+            message = f"line {item.line.number} cannot be tokenised ({reason})."
+            answers.fail_whole(record.main, message, "TokenizerError")
         return answers
 
     def _encode(self, answers: _Answers, record: Record) -> None:
@@ -198,6 +215,7 @@ class BatchWorker:
                 record.main,
                 f"line {answers.item.line.number}: main has {len(main_ids)} tokens, and the model takes "
                 f"{room} with at least one new token; shorten it.",
+                "TooLong",
             )
             return
         answers.main_ids = main_ids
@@ -218,14 +236,16 @@ class BatchWorker:
             prompt, limit = len(prompt_ids), self._limits.max_tokens
             lengths = f"line {line}, branch {branch}: main has {main} tokens and the prompt {prompt}"
             if not main + prompt:
-                answers.fail(branch, f"{lengths}; there is nothing to continue.")
+                answers.fail(branch, f"{lengths}; there is nothing to continue.", "Empty")
             elif main + prompt >= room:
                 answers.fail(
                     branch,
                     f"{lengths}, and the model takes {room} with at least one new token; shorten them.",
+                    "TooLong",
                 )
             elif limit and main + prompt > limit:
-                answers.fail(branch, f"{lengths}, above --max_total_tokens {limit}; shorten them or raise it.")
+                message = f"{lengths}, above --max_total_tokens {limit}; shorten them or raise it."
+                answers.fail(branch, message, "TooLong")
             else:
                 fitting.append(branch)
         rows = split_rows([len(answers.prompt_ids[branch]) for branch in fitting], self._limits, main_tokens=main)
@@ -239,6 +259,12 @@ class BatchWorker:
         seed = branch_seed(self._seed, answers.item.line.index, branch_id)
         sampling = dataclasses.replace(self._sampling, seed=seed)
         return Branch(prompt=answers.prompt_ids[branch], branch_id=branch_id, sampling=sampling)
+
+
+def lost_record(item: WorkItem, reason: str, error_class: str) -> Outcome:
+    """The outcome of a record that no worker survived."""
+    row = {**salvage_fields(item.line), "output": None, "error": reason, "line": item.line.number}
+    return Outcome.of([row], error_class=error_class)
 
 
 def branch_seed(seed: int, record: int, branch_id: int) -> int:

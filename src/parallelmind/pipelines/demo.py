@@ -13,8 +13,9 @@ import torch
 
 from parallelmind.data.encode import encode_branch, encode_main
 from parallelmind.engine.request import Event, Request
+from parallelmind.jobs.progress import Progress
 from parallelmind.models.loader import TINY_MODEL, load_model_with_lora
-from parallelmind.pipelines.batch import BatchReport, Progress, load_backend, run_batch
+from parallelmind.pipelines.batch import BatchReport, load_backend, run_batch
 from parallelmind.pipelines.batch_worker import Backend
 from parallelmind.pipelines.options import BatchOptions
 
@@ -75,7 +76,9 @@ class ParallelDemo:
 
     def run(self, progress: Progress) -> BatchReport:
         """What `parallelmind batch` does."""
-        return run_batch(self.options, progress=progress, load=lambda _: self._backend)
+        report = run_batch(self.options, progress=progress, load=lambda _: self._backend)
+        assert report is not None  # the only rank
+        return report
 
     def stream(self, record: DemoRecord) -> Iterator[Event]:
         """Text of all branches of a record as it is generated."""

@@ -1,0 +1,59 @@
+"""The flags of every command that runs a job: worker processes, progress, metrics."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+
+from parallelmind.cli.args import documented_default
+from parallelmind.cli.logs import configure_logging
+from parallelmind.errors import SettingsError
+from parallelmind.jobs.ranks import Rank
+from parallelmind.jobs.run import RunOptions
+
+__all__ = ["add_job_flags", "run_options"]
+
+
+def add_job_flags(parser: argparse.ArgumentParser) -> None:
+    """How the job runs; the output does not depend on these."""
+    group = parser.add_argument_group("workers")
+
+    def add(name: str, kind: type, default: object, metavar: str, text: str) -> None:
+        shown = "none" if default is None else default
+        group.add_argument(name, type=kind, default=default, metavar=metavar, help=documented_default(text, shown))
+
+    add(
+        "--workers", int, 1, "N", "worker processes on this machine; 0 works in this process; not for torchrun"
+    )
+    add("--gpus_per_worker", int, None, "N", "GPUs of each worker; none divides all of them evenly")
+    add(
+        "--record_timeout",
+        float,
+        600.0,
+        "SECONDS",
+        "a worker without progress for so long is replaced, its records are tried alone; 0 never",
+    )
+    add("--prometheus_port", int, None, "PORT", "serve metrics of the job on this port of 127.0.0.1")
+    add("--log_interval", float, 10.0, "SECONDS", "seconds between progress lines when stderr is no terminal")
+
+
+def run_options(args: argparse.Namespace) -> RunOptions:
+    """The options that `add_job_flags` parsed.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+    if not 0 <= args.log_interval < math.inf:
+        raise SettingsError(f"--log_interval is {args.log_interval}; it must be 0 or more seconds.")
+    return RunOptions(
+        workers=args.workers,
+        gpus_per_worker=args.gpus_per_worker,
+        record_timeout=args.record_timeout,
+        prometheus_port=args.prometheus_port,
+        set_up=functools.partial(_set_up, debug=args.debug),
+    )
+
+
+def _set_up(rank: int, *, debug: bool) -> None:
+    configure_logging(Rank(rank, rank + 1), debug=debug)

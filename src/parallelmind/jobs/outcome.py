@@ -1,0 +1,58 @@
+"""What becomes of one record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Outcome", "Row"]
+
+Row = Mapping[str, Any]
+"""One output row; one with an `error` that is not null makes its record a failed one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The output rows of a record, and what it took to make them."""
+
+    payload: bytes
+    """The rows as they stand in the output, each with a line end."""
+    rows: int
+    failed_rows: int = 0
+    final: bool = False
+    """A failure that trying again cannot change, such as one that came with the input."""
+    error_class: str = ""
+    """Short name of the kind of failure, for the statistics; "" without one."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+    """From the start of the work on the record to its end."""
+    retries: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Row],
+        *,
+        final: bool = False,
+        error_class: str = "",
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        seconds: float = 0.0,
+        retries: int = 0,
+    ) -> Outcome:
+        """The outcome with these output rows."""
+        failed = sum(row.get("error") is not None for row in rows)
+        return cls(
+            payload=b"".join(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n" for row in rows),
+            rows=len(rows),
+            failed_rows=failed,
+            final=final,
+            error_class=(error_class or "Error") if failed else "",
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            seconds=seconds,
+            retries=retries,
+        )

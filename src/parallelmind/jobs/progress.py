@@ -1,0 +1,28 @@
+"""How a run shows how far it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Progress", "Silent"]
+
+
+class Progress(Protocol):
+    """Told how far the run is; called often, so it decides itself when to show something."""
+
+    def start(self, *, total: int, done: int) -> None:
+        """Work begins; `done` of `total` records have a result from before."""
+
+    def update(self, *, done: int, failed: int, generated_tokens: int) -> None:
+        """Records done in all; records failed and tokens generated in this run."""
+
+    def stop(self) -> None:
+        """Nothing more will come, whether the run succeeded or not."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, *, total: int, done: int) -> None: ...
+    def update(self, *, done: int, failed: int, generated_tokens: int) -> None: ...
+    def stop(self) -> None: ...

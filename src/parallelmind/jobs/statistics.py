@@ -1,0 +1,110 @@
+"""What a job came to in numbers: for people at its end, for programs as stats.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallelmind.jobs.index import ResultIndex
+
+__all__ = ["JobStatistics", "WorkerStatistics", "collect_statistics", "save_statistics"]
+
+_PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatistics:
+    """The records whose latest result one worker made."""
+
+    processed: int
+    successful: int
+    errors: int
+    tokens_in: int
+    tokens_out: int
+    retries: int
+    mean_seconds: float
+
+    @property
+    def success_rate(self) -> float:
+        """Share of the processed records, from 0 to 1."""
+        return self.successful / self.processed if self.processed else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatistics(WorkerStatistics):
+    """All records of a job."""
+
+    records: int
+    seconds: float
+    """Of this run."""
+    records_in_this_run: int
+    seconds_percentiles: dict[str, float]
+    """Seconds a record took, "p50" to "p99"."""
+    errors_by_class: dict[str, int]
+    workers: dict[int, WorkerStatistics] = field(default_factory=dict)
+    """By rank."""
+
+    @property
+    def records_per_second(self) -> float:
+        """In this run."""
+        return self.records_in_this_run / self.seconds if self.seconds else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, rates included."""
+        content = asdict(self) | {"success_rate": self.success_rate, "records_per_second": self.records_per_second}
+        content["workers"] = {
+            str(rank): asdict(worker) | {"success_rate": worker.success_rate} for rank, worker in self.workers.items()
+        }
+        return content
+
+
+def collect_statistics(index: ResultIndex, *, seconds: float, resumed: int) -> JobStatistics:
+    """Count what the parts hold; `resumed` records had their result before this run of `seconds`."""
+    done = index.has_results
+    chosen = index.seconds[done]
+    percentiles = np.percentile(chosen, _PERCENTILES).tolist() if len(chosen) else [0.0] * len(_PERCENTILES)
+    classes, counts = np.unique(index.error_class[done], return_counts=True)
+    workers = {
+        int(part) - 1: WorkerStatistics(**_counts(index, index.part == part))
+        for part in np.unique(index.part[done]).tolist()
+        if part > 0
+    }
+    return JobStatistics(
+        **_counts(index, done),
+        records=len(index),
+        seconds=seconds,
+        records_in_this_run=index.done - index.reopened - resumed,
+        seconds_percentiles={f"p{name}": value for name, value in zip(_PERCENTILES, percentiles, strict=True)},
+        errors_by_class={
+            index.error_classes[number]: count
+            for number, count in zip(classes.tolist(), counts.tolist(), strict=True)
+            if number
+        },
+        workers=workers,
+    )
+
+
+def save_statistics(statistics: JobStatistics, path: Path) -> None:
+    """Write the file so that it is whole at any moment."""
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(statistics.as_json(), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _counts(index: ResultIndex, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    processed = int(np.count_nonzero(chosen))
+    errors = int(np.count_nonzero(index.failed_rows[chosen]))
+    return {
+        "processed": processed,
+        "successful": processed - errors,
+        "errors": errors,
+        "tokens_in": int(index.tokens_in[chosen].sum(dtype=np.int64)),
+        "tokens_out": int(index.tokens_out[chosen].sum(dtype=np.int64)),
+        "retries": int(index.retries[chosen].sum(dtype=np.int64)),
+        "mean_seconds": float(index.seconds[chosen].mean()) if processed else 0.0,
+    }

@@ -1,0 +1,112 @@
+"""Jobs with worker processes: every record has one outcome, in input order, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallelmind.errors import JobError
+from tests.jobs.tasks import Records, read_rows, run, write_input
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+def doubled(count: int) -> list[dict[str, Any]]:
+    return [{"n": n, "twice": 2 * n, "text": None} for n in range(count)]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_record_once_in_input_order(tmp_path: Path, out: Path, workers: int) -> None:
+    data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(2000)))
+    report = run(data, out, Records(ahead=4), workers)
+    assert read_rows(out) == doubled(2000)
+    assert (report.completion.answered, report.completion.failed) == (2000, 0)
+    assert sum(worker.processed for worker in report.statistics.workers.values()) == 2000
+    assert report.statistics.tokens_out == 4000
+    assert not list(out.with_name("out.jsonl.job").glob("part-*"))
+    stored = json.loads((out.with_name("out.jsonl.job") / "stats.json").read_text())
+    assert (stored["records"], stored["successful"], stored["success_rate"]) == (2000, 2000, 1.0)
+    assert stored["seconds_percentiles"]["p99"] == 0.5
+
+
+def test_equal_records_are_each_done(tmp_path: Path, out: Path) -> None:
+    data = write_input(tmp_path / "in.jsonl", ({"n": 3, "id": "same"} for _ in range(50)))
+    run(data, out, Records(), 2)
+    assert read_rows(out) == [{"n": 3, "twice": 6, "text": None}] * 50
+
+
+def test_an_empty_input_starts_no_worker(tmp_path: Path, out: Path) -> None:
+    data = write_input(tmp_path / "in.jsonl", ())
+    run(data, out, Records(refuse=(0,)), 1)
+    assert out.read_bytes() == b""
+
+
+def test_a_record_that_kills_its_worker_fails_and_the_rest_goes_on(tmp_path: Path, out: Path) -> None:
+    rows = [{"n": n, "do": "die" if n in (5, 23) else None} for n in range(40)]
+    data = write_input(tmp_path / "in.jsonl", rows)
+    log = tmp_path / "log"
+    report = run(data, out, Records(ahead=4, log=log), 2)
+    answers = read_rows(out)
+    assert [row["n"] for row in answers] == list(range(40))
+    assert [row["n"] for row in answers if "error" in row] == [5, 23]
+    assert (
+        "line 6: the worker was killed by SIGSEGV each time it ran this record, 2 times with no other."
+        == (answers[5]["error"])
+    )
+    assert report.statistics.errors_by_class == {"WorkerDied": 2}
+    alone = [line for line in log.read_text().splitlines() if line.split()[0] == "5"][1:]
+    assert alone == ["5 1", "5 1"]
+
+
+def test_a_record_that_hangs_is_ended_and_the_rest_goes_on(tmp_path: Path, out: Path) -> None:
+    rows = [{"n": n, "do": "hang" if n == 2 else None} for n in range(12)]
+    data = write_input(tmp_path / "in.jsonl", rows)
+    report = run(data, out, Records(), 1, record_timeout=0.5)
+    answers = read_rows(out)
+    assert [row["n"] for row in answers] == list(range(12))
+    assert [row["n"] for row in answers if "error" in row] == [2]
+    assert "(--record_timeout)" in answers[2]["error"]
+    assert report.statistics.errors_by_class == {"Timeout": 1}
+
+
+def test_a_worker_that_cannot_start_leaves_the_work_to_the_others(tmp_path: Path, out: Path) -> None:
+    data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(300)))
+    report = run(data, out, Records(refuse=(0, 2)), 3)
+    assert read_rows(out) == doubled(300)
+    assert {rank: worker.processed for rank, worker in report.statistics.workers.items()} == {1: 300}
+
+
+def test_no_worker_that_can_start_is_an_error_with_the_reason(tmp_path: Path, out: Path) -> None:
+    data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(3)))
+    with pytest.raises(JobError, match=r"rank 0 has no model; get one; rank 1 .* 3 records have no result"):
+        run(data, out, Records(refuse=(0, 1)), 2)
+    assert not out.exists()
+    run(data, out, Records(), 2)
+    assert read_rows(out) == doubled(3)
+
+
+def test_a_slow_worker_does_not_hold_the_others_up(tmp_path: Path, out: Path) -> None:
+    # The first record of the first slice hangs until its worker is replaced; meanwhile all others are done.
+    rows = [{"n": n, "do": "hang" if n == 0 else None} for n in range(400)]
+    data = write_input(tmp_path / "in.jsonl", rows)
+    log = tmp_path / "log"
+    run(data, out, Records(log=log), 2, record_timeout=1.0)
+    begun = [int(line.split()[0]) for line in log.read_text().splitlines()]
+    again = [place for place, n in enumerate(begun) if n == 0][1]
+    assert len(set(begun[:again])) >= 395
+    assert [row["n"] for row in read_rows(out)] == list(range(400))
+
+
+def test_failed_records_are_counted_by_class(tmp_path: Path, out: Path) -> None:
+    rows = [{"n": n, "do": "fail" if n % 10 == 0 else None} for n in range(100)]
+    data = write_input(tmp_path / "in.jsonl", rows)
+    report = run(data, out, Records(), 2)
+    assert (report.completion.answered, report.completion.failed) == (90, 10)
+    assert report.statistics.errors_by_class == {"Failed": 10}
+    assert report.statistics.success_rate == 0.9
