@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from parallelmind.columnar import VISIBILITIES, PackedRow, Visibility, pack_row
-from parallelmind.data.encode import encode_branch, encode_completion, encode_main
+from parallelmind.data.encode import closed, encode_branch, encode_main
 from parallelmind.models.loader import bundled_model_path
 from parallelmind.visuals.grid import RowGrid, row_grid
 from parallelmind.visuals.row_picture import draw_masks, draw_row
@@ -31,7 +31,7 @@ def example_row() -> tuple[PackedRow, list[str], list[bool]]:
     branches, learned = [], [False] * len(main)
     for question, answer in ASKED:
         prompt = encode_branch(tokenizer, question, has_main=True)
-        completion = encode_completion(tokenizer, answer)
+        completion = closed(tokenizer, encode_branch(tokenizer, answer, has_main=True))
         branches.append(prompt + completion)
         learned += [False] * len(prompt) + [True] * len(completion)
     row = pack_row(main, branches)

@@ -131,6 +131,7 @@ def terminal() -> Iterator[Terminal]:
     started.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_in_a_terminal(terminal: Terminal) -> None:
     terminal.expect("User: ")
     terminal.type("\x1b[200~How old\nis Dan?\x1b[201~\r")  # pasted: one message of two lines
@@ -148,6 +149,13 @@ def test_in_a_terminal(terminal: Terminal) -> None:
     assert "─ branch 1 ─" in before.rpartition("\n")[2]  # in the same line: side by side
     terminal.type("\x03")
     assert "[stopped]" in terminal.expect("/join makes them part")
+    terminal.expect("User: ")
+    terminal.type("/branches\r")
+    terminal.expect("Branch 1: ")
+    terminal.wait_until_it_waits()
+    terminal.type("\x03")
+    terminal.expect("User: ")
+    terminal.type("\r")
     terminal.expect("User: ")
     terminal.type("half a line")
     terminal.expect("half a line")
@@ -182,10 +190,13 @@ def console(width: int, *, terminal: bool) -> tuple[Console, io.StringIO]:
 
 def test_columns_show_markup_and_wide_characters_as_they_are() -> None:
     plain, out = console(80, terminal=True)
-    show_branches(plain, ["[red]q[/red]", "问题" * 20], events((0, "[bold]x[/"), (1, "你好" * 30), (0, "\x1b[31mred")))
+    show_branches(
+        plain, ["[red]q[/red]", "问题" * 20], events((0, "[bold]x[/"), (1, "你好" * 30 + "6" * 99), (0, "\x1b[31mred"))
+    )
     final = out.getvalue().rpartition("\x1b[?25h")[2]
     lines = [line for line in final.splitlines() if line.strip()]
     assert "[red]q[/red]" in final
+    assert final.count("6") == 99
     assert "[bold]x[/␛[31mred" in final
     assert "\x1b[31m" not in out.getvalue()
     from rich.cells import cell_len

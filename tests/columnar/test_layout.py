@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from parallelmind.columnar import IGNORE_INDEX, PAD_BRANCH, pack_row, pos2d_ids, shift_labels
+from parallelmind.columnar import IGNORE_INDEX, PAD_BRANCH, branch_starts, pack_row, pos2d_ids, shift_labels
 
 
 def test_a_row_is_main_then_each_branch_from_the_end_of_main() -> None:
@@ -48,3 +48,19 @@ def test_labels_are_the_next_token_of_the_same_branch() -> None:
 def test_padding_is_never_a_label() -> None:
     ids, branches = torch.tensor([[5, 6, 0, 0]]), torch.tensor([[1, 1, PAD_BRANCH, PAD_BRANCH]])
     assert shift_labels(ids, branches).tolist() == [[6, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]]
+
+
+def test_first_tokens_of_branches_follow_from_the_last_of_main() -> None:
+    first = pack_row([1, 2, 3], [[4, 5], [6], [7, 8]], branch_numbers=[3, 1, 2])
+    second = pack_row([], [[9, 10], [11]])
+    third = pack_row([12], [[13]])
+    rows = [first, second, third]
+    ids = torch.zeros(3, 8, dtype=torch.long)
+    branches = torch.full((3, 8), PAD_BRANCH)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)], branches[index, : len(row)] = row.input_ids, row.branch_ids
+    assert branch_starts(ids, branches).tolist() == [[0, 2, 4], [0, 2, 6], [0, 2, 7], [2, 0, 13]]
+    learned = torch.ones_like(ids, dtype=torch.bool)
+    learned[0, 3] = False
+    assert branch_starts(ids, branches, learned).tolist() == [[0, 2, 6], [0, 2, 7], [2, 0, 13]]
+    assert branch_starts(ids[1:2], branches[1:2]).shape == (0, 3)

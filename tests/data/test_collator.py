@@ -30,12 +30,20 @@ def test_a_batch_of_two_rows() -> None:
         [[[1, 0], [1, 1], [2, 0], [-1, 0], [-1, 0], [-1, 0]]],
     ]
     assert batch["labels"].tolist() == [[-100, -100, -100, 4, 5, 6], [7, 8, 9, -100, -100, -100]]
-    # The first token of a branch is predicted by none, though it is learned: 6, 7 and 9 are no targets.
+    # 7 and 9 are learned, but follow from nothing. 3 and 6 follow from main's last token; 3 is not learned.
     assert batch["shift_labels"].tolist() == [[-100, -100, 4, 5, -100, -100], [8, -100, -100, -100, -100, -100]]
+    assert batch["branch_starts"].tolist() == [[0, 1, 6]]
     info = batch["info"]
-    assert (info.useful_tokens, info.padded_tokens, info.supervised_tokens) == (9, 12, 3)
+    assert (info.useful_tokens, info.padded_tokens, info.supervised_tokens) == (9, 12, 4)
     assert info.sources == ("data.jsonl line 1", "data.jsonl line 2")
     assert (info.state, info.last) == ({"epoch": 0}, True)
+
+
+def test_first_tokens_follow_from_main_only_where_it_is_seen() -> None:
+    batch = ParallelPretrainCollator(PAD, visibility="strict")([FIRST, SECOND])
+    assert batch["branch_starts"].tolist() == []
+    assert batch["branch_starts"].shape == (0, 3)
+    assert batch["info"].supervised_tokens == 3
 
 
 def test_one_axis_and_a_length_that_blocks_divide() -> None:

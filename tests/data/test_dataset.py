@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from parallelmind.data.collator import MicroBatch
+from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
 from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
-from parallelmind.data.encode import encode_completion, encode_main
+from parallelmind.data.encode import closed, encode_main, encode_parts
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource
@@ -65,7 +65,7 @@ def test_loose_samples_share_rows(tmp_path: Path) -> None:
     rows = [row for batch in stream for row in batch.rows]
     assert [row.row.branch_ids.unique().tolist() for row in rows] == [[1, 2], [1, 2], [1]]
     assert rows[0].row.time_ids.tolist() == [0, 1, 0, 1, 2]
-    assert all(bool(row.loss_mask.all()) for row in rows)
+    assert rows[1].loss_mask.tolist() == [False, True, True, True, False, True, True, True, True]
     dynamic = dataset(write(tmp_path / "d", LOOSE * 20), most=4, limits={"least": 2, "balanced": True})
     sizes = Counter(len(row.row.branch_ids.unique()) for batch in dynamic for row in batch.rows)
     assert {2, 3, 4} <= sizes.keys() <= {1, 2, 3, 4}
@@ -155,7 +155,7 @@ def test_what_is_cut_or_dropped_is_counted_and_strict_makes_it_an_error(tmp_path
     assert (counts.cut_branches, counts.cut_tokens) == (2, 11 + 8)
     assert (counts.dropped_branches, counts.dropped_records) == (2, 2)
     assert counts.tokens == 1 + 10 + 6
-    assert counts.supervised_tokens == 9 + 5
+    assert counts.supervised_tokens == 10 + 6
     notes = " | ".join(counts.notes)
     for part in (
         'line 1: "branches"[0] has 21 tokens, cut to 10 (--max_seq_len)',
@@ -169,6 +169,22 @@ def test_what_is_cut_or_dropped_is_counted_and_strict_makes_it_an_error(tmp_path
         strict = {"encoder": {"max_model_len": 33, "strict": True}, "limits": {"max_tokens": 31}}
         with pytest.raises(DataError, match="--strict allows no loss"):
             list(dataset(one, **({"max_seq_len": 10} | more | strict)))
+
+
+@pytest.mark.parametrize(("sees_main", "expected"), [(True, (9, 1)), (False, (7, 3))])
+def test_first_tokens_that_follow_from_nothing_are_counted(
+    sees_main: bool, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"main": "m", "branches": ["ab", {"prompt": "", "completion": "c"}, {"prompt": "p", "completion": "d"}]},
+        {"text": "ef"},
+    ]
+    stream = dataset(write(tmp_path / "d", rows), most=3, encoder={"sees_main": sees_main})
+    batches = list(stream)
+    assert (stream.counts.supervised_tokens, stream.counts.unpredicted_tokens) == expected
+    visibility: Any = "isolated" if sees_main else "strict"
+    collated = [ParallelPretrainCollator(0, visibility=visibility)(batch)["info"] for batch in batches]
+    assert sum(info.supervised_tokens for info in collated) == expected[0]
 
 
 def test_data_without_anything_to_learn_is_an_error(tmp_path: Path) -> None:
@@ -226,5 +242,7 @@ def test_a_filtered_source_keeps_the_numbers(tmp_path: Path) -> None:
 
 def test_training_and_inference_encode_alike() -> None:
     assert encode_main(TOKENIZER, "ab") == ids("ab")
-    assert encode_completion(TOKENIZER, "ab") == [*ids("ab"), TOKENIZER.eos_token_id]
-    assert encode_completion(TOKENIZER, "") == [TOKENIZER.eos_token_id]
+    assert encode_parts(TOKENIZER, ["ab", "", "c", "ab"]) == {"": [], "ab": ids("ab"), "c": ids("c")}
+    assert closed(TOKENIZER, ids("ab")) == [*ids("ab"), TOKENIZER.eos_token_id]
+    assert closed(TOKENIZER, [3, TOKENIZER.eos_token_id]) == [3, TOKENIZER.eos_token_id]
+    assert closed(TOKENIZER, []) == [TOKENIZER.eos_token_id]

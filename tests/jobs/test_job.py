@@ -325,6 +325,7 @@ def test_a_disk_that_fills_up_in_the_merge_is_a_clear_error_and_can_be_resumed(
     with job(data, out) as first:
         for item in first.pending():
             first.write(item, Outcome.of(double(item.line.content)))
+        first.refresh()
         small_disk(100)
         with pytest.raises(JobError, match=r"cannot write .*out\.jsonl.* Free some space"):
             first.finish()

@@ -55,10 +55,8 @@ def test_a_record_that_kills_its_worker_fails_and_the_rest_goes_on(tmp_path: Pat
     answers = read_rows(out)
     assert [row["n"] for row in answers] == list(range(40))
     assert [row["n"] for row in answers if "error" in row] == [5, 23]
-    assert (
-        "line 6: the worker was killed by SIGSEGV each time it ran this record, 2 times with no other."
-        == (answers[5]["error"])
-    )
+    said = "line 6: the worker was killed by SIGSEGV each time it ran this record, 2 times with no other."
+    assert answers[5]["error"] == said
     assert report.statistics.errors_by_class == {"WorkerDied": 2}
     alone = [line for line in log.read_text().splitlines() if line.split()[0] == "5"][1:]
     assert alone == ["5 1", "5 1"]

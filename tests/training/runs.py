@@ -44,14 +44,18 @@ def save_model(folder: Path, family: str = "qwen2", **overrides: Any) -> Path:
 
 
 def write_records(path: Path, count: int = 24, branches: int = 3) -> Path:
-    """Records of different lengths, prompts and completions."""
+    """Records of different lengths, prompts and completions; every third branch is a text without a prompt."""
+
+    def branch(number: int, place: int) -> str | dict[str, str]:
+        completion = f"a{place}" * (1 + (number + place) % 4)
+        if (number + place) % 3 == 2:
+            return f"{number % 7}{completion}"
+        return {"prompt": f"q{place}?" * (1 + number % 2), "completion": completion}
+
     rows = [
         {
             "main": "m" * (3 + number % 5) + str(number),
-            "branches": [
-                {"prompt": f"q{place}?" * (1 + number % 2), "completion": f"a{place}" * (1 + (number + place) % 4)}
-                for place in range(branches)
-            ],
+            "branches": [branch(number, place) for place in range(branches)],
         }
         for number in range(count)
     ]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallelmind import Branch, Engine, Request, SamplingParams
+from parallelmind import Branch, Engine, Request, SamplingParams, optimize_for_cpu
 from parallelmind.cli.main import main
 from parallelmind.cli.train import _options
 from parallelmind.columnar import find_rope_patch, pack_row
@@ -236,6 +236,62 @@ def test_tokenizers_without_pad_or_eos(model: Path, data: Path, tmp_path: Path) 
         else:
             with pytest.raises(SettingsError, match="no end-of-text token"):
                 train(options(folder, data, tmp_path / "out"))
+
+
+def test_a_merged_model_is_trained_on_with_its_own_settings(model: Path, data: Path, tmp_path: Path) -> None:
+    first = train(options(model, data, tmp_path / "first", stride=7, visibility="columnar", max_steps=2))
+    merged = tmp_path / "merged"
+    assert (
+        main(["merge", "--base_model", str(model), "--lora_path", str(first.written), "--output_dir", str(merged)]) == 0
+    )
+    second = train(options(merged, data, tmp_path / "second", max_steps=2))
+    loaded = load_model_with_lora(str(merged), str(second.written), device="cpu", dtype="float32")
+    assert loaded.settings == RopeSettings(branch_stride=7, visibility="columnar")
+    with pytest.raises(SettingsError, match=r"merged.*\n.*--visibility isolated given, columnar stored"):
+        train(options(merged, data, tmp_path / "never", visibility="isolated"))
+    with pytest.raises(SettingsError, match="do not belong together"):
+        load_model_with_lora(str(merged), str(_other_rope(first.written, tmp_path)), device="cpu")
+
+
+def _other_rope(adapter: Path, folder: Path) -> Path:
+    """A copy of an adapter that was trained with another stride."""
+    copy = folder / "other.pth"
+    shutil.copy(adapter, copy)
+    sidecar = read_sidecar(adapter)
+    assert sidecar is not None
+    write_sidecar(copy, Sidecar(rope=RopeSettings(branch_stride=64), rank=sidecar.rank, base_model=""))
+    return copy
+
+
+@pytest.mark.parametrize("flags", [{"use_dora": True}, {"use_rslora": True, "lora_alpha": 16.0}])
+def test_answers_of_other_kinds_of_lora(flags: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
+    """Packed for the CPU and decoded in branches, token for token what `generate` writes on each branch alone."""
+    report = train(options(model, data, tmp_path / "out", epochs=3, **flags))
+    loaded = load_model_with_lora(str(model), str(report.written), device="cpu", dtype="float32")
+    base = load_model_with_lora(str(model), device="cpu", dtype="float32", patch_rope=True)
+    prompts = ["q0?", "q1?q1?", "q2?"]
+    ids = [loaded.tokenizer("mmm1" + prompt, return_tensors="pt")["input_ids"] for prompt in prompts]
+    expected, untrained = [], []
+    for number, prompt in enumerate(ids, 1):
+        for model_, answers in ((loaded.model, expected), (base.model, untrained)):
+            answers.append(greedy(model_, prompt, main_tokens=4, number=number, count=6))
+    optimize_for_cpu(loaded.model)
+    engine = Engine(loaded.model, loaded.tokenizer)
+    sampling = SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True)
+    result = engine.generate([Request(main="mmm1", branches=prompts)], sampling)[0]
+    assert [branch.token_ids for branch in result.branches] == expected != untrained
+
+
+def greedy(model: Any, ids: torch.Tensor, *, main_tokens: int, number: int, count: int) -> list[int]:
+    """The likeliest tokens after a branch alone, by full forwards."""
+    start = ids.shape[1]
+    for _ in range(count):
+        time = torch.arange(ids.shape[1])[None]
+        positions = torch.stack(((time >= main_tokens) * number * 128, time), dim=-1)
+        with torch.no_grad():
+            logits = model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids)).logits
+        ids = torch.cat((ids, logits[:, -1].argmax(-1, keepdim=True)), dim=-1)
+    return ids[0, start:].tolist()
 
 
 def test_a_model_that_needs_2d_rope_itself_is_trained_with_it(model: Path, data: Path, tmp_path: Path) -> None:

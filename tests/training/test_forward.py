@@ -22,7 +22,7 @@ from parallelmind.columnar import (
 from parallelmind.data.collator import ParallelPretrainCollator, TrainingRow
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.lora import apply_lora
-from parallelmind.models.packed_attention import _block_mask, dense_mask
+from parallelmind.models.packed_attention import _block_mask, _of_one_dtype, dense_mask
 from parallelmind.training.forward import PackedForward
 from tests.engine.test_equalities import full_forward
 from tests.families import FAMILIES, MORE_FAMILIES, tiny_model
@@ -30,8 +30,8 @@ from tests.families import FAMILIES, MORE_FAMILIES, tiny_model
 STRIDE = 16
 MAIN = [5, 6, 7, 8, 9, 10, 11]
 BRANCHES = [[12, 13, 14, 15, 16, 17, 18, 19], [20, 21], [22, 23, 24, 25, 26]]
-PROMPTS = [3, 1, 2]
-"""Tokens of each branch that are not learned."""
+PROMPTS = [3, 0, 0]
+"""Tokens of each branch that are not learned; main's last token predicts the first one of the second and third."""
 
 
 def lora_model(family: str, mode: Any = "split", **overrides: Any) -> Any:
@@ -64,7 +64,7 @@ def packed_gradients(
     model: Any, rows: list[TrainingRow], visibility: Visibility = "isolated", stride: int = STRIDE
 ) -> tuple[float, dict[str, Tensor]]:
     forward = PackedForward(model, visibility=visibility, stride=stride)
-    batch = ParallelPretrainCollator(0, stride=stride, two_axes=forward.patched)(rows)
+    batch = ParallelPretrainCollator(0, stride=stride, visibility=visibility, two_axes=forward.patched)(rows)
     with forward.installed(model):
         loss = forward.loss(model, batch)
         loss.backward()
@@ -147,7 +147,25 @@ def test_visibilities_equal_one_dense_forward(family: str, visibility: Visibilit
     loss, _ = packed_gradients(model, [one], visibility)
     logits = full_forward(model, one.row.input_ids, one.row.pos2d(STRIDE), visibility)
     targets = shift_labels(one.row.input_ids, one.row.branch_ids, one.loss_mask)
-    assert loss == pytest.approx(float(F.cross_entropy(logits, targets, reduction="sum")), rel=1e-4)
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    if visibility != "strict":
+        first_tokens = torch.tensor([branch[0] for branch in BRANCHES[1:]])
+        expected += F.cross_entropy(logits[len(MAIN) - 1].expand(2, -1), first_tokens, reduction="sum")
+    assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_first_tokens_alone_are_learned_too() -> None:
+    """Rows of which main's last position is all that has something to predict."""
+    model = lora_model("qwen2")
+    loss, gradient = packed_gradients(model, [row(MAIN, [[3], [4], [5]], [0, 0, 1]), row([], [[6]], [0])])
+    model.zero_grad()
+    ids = torch.tensor([MAIN])
+    positions = pos2d_ids(torch.zeros_like(ids), torch.arange(len(MAIN))[None], STRIDE)
+    logits = model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids)).logits[0, -1]
+    expected = -torch.log_softmax(logits.float(), -1)[[3, 4]].sum()
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert_same(gradient, gradients(model))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt_oss", "phi"])
@@ -160,6 +178,26 @@ def test_layers_computed_again_for_their_gradient(family: str) -> None:
     model.train()
     _, again = packed_gradients(model, rows)
     assert_same(again, usual, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_experts_are_balanced_as_transformers_does(family: str) -> None:
+    """Padding is not routed; with one branch a row, there is an ordinary batch to compare with."""
+    model = lora_model(family, None, output_router_logits=True, router_aux_loss_coef=0.5).train()
+    sequences = [(MAIN, [*range(12, 24)], 3), (MAIN[:3], [30, 31, 32, 33], 0)]
+    loss, packed = packed_gradients(model, [row(main, [branch], [prompt]) for main, branch, prompt in sequences])
+    width = max(len(main) + len(branch) for main, branch, _ in sequences)
+    ids, mask, labels = (torch.full((2, width), fill) for fill in (0, 0, -100))
+    for index, (main, branch, prompt) in enumerate(sequences):
+        length = len(main) + len(branch)
+        ids[index, :length], mask[index, :length] = torch.tensor(main + branch), 1
+        labels[index, len(main) + prompt : length] = torch.tensor(branch[prompt:])
+    learned = int((labels != -100).sum())
+    output = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
+    (output.loss * learned).backward()
+    assert float(output.aux_loss.detach()) > 0.1
+    assert loss == pytest.approx(learned * float(output.loss.detach()), rel=1e-4)
+    assert_same(packed, gradients(model))
 
 
 def test_nothing_learned_is_a_loss_of_0_with_a_gradient_of_0() -> None:
@@ -179,6 +217,14 @@ def test_block_masks_for_gpus_equal_the_dense_masks(visibility: Visibility, wind
     blocks = _block_mask(ids, visibility, window)
     seen = create_mask(blocks.mask_mod, len(ids), 1, ids.shape[2], ids.shape[2], device="cpu")
     assert torch.equal(seen, dense_mask(ids, visibility, window, torch.float32) == 0)
+
+
+def test_flex_attention_gets_one_number_format() -> None:
+    """A model with float32 weights under autocast: its rotated queries and keys are float32, its values bfloat16."""
+    query, key, value = torch.ones(2), torch.ones(2), torch.ones(2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [part.dtype for part in _of_one_dtype(query, key, value)] == [torch.bfloat16] * 3
+    assert [part.dtype for part in _of_one_dtype(query, key, query)] == [torch.float32] * 3
 
 
 def test_an_ordinary_mask_is_still_an_ordinary_mask() -> None:

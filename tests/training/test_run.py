@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from parallelmind.errors import AdapterError, DataError, SettingsError, TrainingError
 from parallelmind.models.loader import load_model_with_lora
@@ -151,6 +152,8 @@ def test_reading_ahead_in_another_process_changes_nothing(model: Path, data: Pat
             raise Killed
 
     ahead = common | {"hf": {"dataloader_num_workers": 1}}
+    whole = train(options(model, data, tmp_path / "ahead", **ahead))
+    assert whole.data_counts == expected.data_counts
     with raises_killed():
         train(options(model, data, tmp_path / "one", **ahead), RecordedProgress(kill))
     actual = train(options(model, data, tmp_path / "one", **ahead))
@@ -301,6 +304,12 @@ def test_kinds_of_lora(flags: dict[str, Any], model: Path, data: Path, tmp_path:
     layers = lora_layers(loaded.model)
     assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "v_proj"}
     assert all(layer.lora.B.weight.abs().max() > 0 for layer in layers.values())
+    folder = report.written.with_suffix("")
+    assert (report.written == folder) == ("use_dora" in flags)
+    assert folder.with_suffix(".pth").exists() == ("use_dora" not in flags)
+    other = load_model_with_lora(str(model), str(folder), device="cpu", dtype="float32")
+    ids = torch.arange(3, 40)[None]
+    torch.testing.assert_close(other.model(ids).logits, loaded.model(ids).logits)
     if "loraplus_lr_ratio" in flags:
         usual = weights(
             train(options(model, data, tmp_path / "usual", max_steps=2, target_modules=("q_proj", "v_proj"))).written
@@ -322,7 +331,20 @@ def test_gradient_checkpointing_and_bfloat16(model: Path, data: Path, tmp_path: 
     assert_equal(weights(mixed.written), weights(plain.written), tolerance=0.5)
 
 
-def test_bad_input(model: Path, data: Path, tmp_path: Path) -> None:
+def test_tensorboard_gets_what_the_log_gets(model: Path, data: Path, tmp_path: Path) -> None:
+    progress = RecordedProgress()
+    train(options(model, data, tmp_path, max_steps=3, eval_ratio=0.25, hf={"report_to": ["tensorboard"]}), progress)
+    events = EventAccumulator(str(tmp_path / "logs" / "hf_parallel_lora"))
+    events.Reload()
+    losses = [entry["loss"] for entry in progress.entries if "loss" in entry]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert {"eval/loss", "eval/exact", "train/tokens_per_second", "train/learning_rate"} <= set(
+        events.Tags()["scalars"]
+    )
+
+
+def test_bad_input(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parallelmind.training.arguments.find_spec", lambda name: None)  # wherever they are installed
     bad = tmp_path / "bad.jsonl"
     bad.write_text(data.read_text() + '{"main": "x", "branches": [{"prompt": "p", "completion": 3}]}\n')
     for flags, kind, message in (
@@ -331,10 +353,12 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path) -> None:
         ({"dtype": "float16"}, SettingsError, "--dtype float16 cannot be trained in on a CPU"),
         ({"data_path": bad}, DataError, r'bad\.jsonl line 25: "branches"\[0\]\."completion" is a number'),
         ({"max_seq_len": 3, "strict": True}, DataError, r'line 1: "branches"\[0\] has \d+ tokens, cut to 3 .*--strict'),
-        ({"max_total_tokens": 9}, DataError, "none of its 24 records leaves a token to learn"),
+        ({"max_total_tokens": 6}, DataError, "none of its 24 records leaves a token to learn"),
         ({"load_lora": str(tmp_path / "none.pth")}, AdapterError, "no such file"),
         ({"batch_size": 2}, SettingsError, "--batch_size 2 counts branches and is below the 3"),
-        ({"hf": {"report_to": "trackio"}}, SettingsError, "trackio"),
+        ({"hf": {"report_to": "trackio"}}, SettingsError, r"pip install 'parallelmind\[trackio\]'"),
+        ({"use_wandb": True}, SettingsError, r"pip install 'parallelmind\[wandb\]'"),
+        ({"hf": {"dataloader_num_workers": 2}}, SettingsError, "planned as one sequence"),
         ({"hf": {"optim": "none_such"}}, SettingsError, "none_such"),
         ({"hf": {"bf16": True}}, SettingsError, "--bf16 cannot be set here: use --dtype"),
         ({"ddp": True}, SettingsError, "torchrun"),

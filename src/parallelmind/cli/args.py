@@ -71,17 +71,30 @@ def documented_default(text: str, value: object) -> str:
 
 
 def add_model_flags(
-    parser: argparse.ArgumentParser, *, adapter_required: bool = False, dtype: str | None = "bfloat16"
+    parser: argparse.ArgumentParser,
+    *,
+    adapter_required: bool = False,
+    several_adapters: bool = False,
+    dtype: str | None = "bfloat16",
 ) -> None:
     """The flags that choose and load a model; no `dtype` is the base model's own."""
     group = parser.add_argument_group("model")
     group.add_argument("--base_model", required=True, metavar="MODEL", help="hub name or local folder")
-    group.add_argument(
-        "--lora_path",
-        required=adapter_required,
-        metavar="PATH",
-        help="adapter: a .pth file or a PEFT folder" + ("" if adapter_required else " (default: none)"),
-    )
+    kind = "adapter: a .pth file or a PEFT folder"
+    if several_adapters:
+        choice = (
+            "requests choose it by NAME; may be given several times. A PATH alone is part of the model for all requests"
+        )
+        group.add_argument(
+            "--lora_path", action="append", metavar="NAME=PATH", help=documented_default(f"{kind}; {choice}", "none")
+        )
+    else:
+        group.add_argument(
+            "--lora_path",
+            required=adapter_required,
+            metavar="PATH",
+            help=kind + ("" if adapter_required else " (default: none)"),
+        )
     group.add_argument(
         "--lora_rank",
         type=int,
@@ -136,8 +149,10 @@ def add_model_flags(
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, *, top_k: int, repetition_penalty: float) -> None:
-    """The flags that choose the next token."""
+def add_sampling_flags(
+    parser: argparse.ArgumentParser, *, top_k: int, repetition_penalty: float, seed: int | None = 0
+) -> None:
+    """The flags that choose the next token; with seed None every run differs."""
     group = parser.add_argument_group("sampling")
 
     def add(name: str, kind: Callable[[str], object], default: object, text: str) -> None:
@@ -163,7 +178,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, top_k: int, repetitio
         help="end the answer before this text; may be given several times",
     )
     group.add_argument("--ignore_eos", action="store_true", help="go on past the end-of-text token")
-    add("--seed", int, 0, "same seed, same answers")
+    add("--seed", int, seed, "same seed, same answers")
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:

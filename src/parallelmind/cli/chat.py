@@ -4,45 +4,85 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from parallelmind.cli.chat_commands import COMMANDS_HELP, ChatCommands
+from parallelmind.cli.chat_input import MessageReader
 from parallelmind.cli.single import add_single_arguments, load_engine, sampling_params
-from parallelmind.errors import RequestError
+from parallelmind.cli.terminal import printable, stoppable, tolerate_any_text
+from parallelmind.errors import ParallelMindError
+
+if TYPE_CHECKING:
+    from parallelmind.pipelines.chat import ChatSession
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "talk with a model"
-_EPILOG = "quit, exit or Ctrl-D ends the chat; Ctrl-C stops an answer."
+HELP = "talk with a model, and ask it several questions at once"
 _ENDINGS = {"quit", "exit"}
+_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_single_arguments(parser)
-    parser.epilog = _EPILOG
+    parser.add_argument("--system", default="", metavar="TEXT", help="system message (default: none)")
+    parser.epilog = "In the chat:\n" + COMMANDS_HELP.replace("%", "%%")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read messages and stream the replies until the end of input."""
+    """Read messages and stream the replies until the end of input; 130 after Ctrl-C twice at the prompt."""
     from parallelmind.pipelines.chat import ChatSession
 
-    session = ChatSession(load_engine(args), sampling_params(args))
+    tolerate_any_text()
+    session = ChatSession(load_engine(args), sampling_params(args), notify=_notify)
+    session.conversation.system = args.system
+    reader, console = MessageReader(), Console(highlight=False)
+    commands = ChatCommands(session, reader, console)
+    if sys.stdin.isatty():
+        console.print(f"{args.base_model} listens; /help lists what you can type.", style="dim")
+    interrupted = False
     while True:
         try:
-            message = input("User: ").strip()
+            line = reader.read("User: ")
+            interrupted = False
+            if line.strip().lower() in _ENDINGS:
+                return 0
+            _answer(session, commands, line)
         except EOFError:
             print()
             return 0
-        if message.lower() in _ENDINGS:
-            return 0
-        if not message:
-            continue
-        print("Assistant: ", end="", flush=True)
-        reply = session.reply(message)
-        try:
-            for piece in reply:
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            reply.close()
-            print(" [stopped]", end="")
-        except RequestError as error:
-            print(f"\nerror: {error}", end="", file=sys.stderr)
-        print()
+        except ParallelMindError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt as error:
+            if type(error) is not KeyboardInterrupt:  # terminated
+                raise
+            print()
+            if interrupted or not sys.stdin.isatty():
+                return _INTERRUPTED
+            interrupted = True
+            console.print("Ctrl-C again quits.", style="dim")
+
+
+def _answer(session: ChatSession, commands: ChatCommands, line: str) -> None:
+    if not line.strip():
+        return
+    if line.startswith("/") and not line.startswith("//"):
+        commands.run(line)
+        return
+    started = False
+    try:
+        with stoppable() as stop:
+            print("Assistant: ", end="", flush=True)
+            for piece in stop.cuts(session.reply(line.removeprefix("/").strip())):
+                shown = printable(piece if started else piece.lstrip())
+                started = started or bool(shown)
+                print(shown, end="", flush=True)
+            if stop.pressed:
+                print(" [stopped]", end="")
+    finally:
+        print(flush=True)
+
+
+def _notify(text: str) -> None:
+    print(f"[{text}]", file=sys.stderr, flush=True)

@@ -23,9 +23,14 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
         shown = "none" if default is None else default
         group.add_argument(name, type=kind, default=default, metavar=metavar, help=documented_default(text, shown))
 
-    add(
-        "--workers", int, 1, "N", "worker processes on this machine; 0 works in this process; not for torchrun"
+    group.add_argument(
+        "--launcher",
+        choices=["local", "ray"],
+        default="local",
+        help=documented_default("where the workers run: on this machine, or on a Ray cluster", "local"),
     )
+    add("--ray_address", str, None, "ADDRESS", "of a running cluster, such as auto; none starts one on this machine")
+    add("--workers", int, 1, "N", "worker processes on this machine; 0 works in this process; not for torchrun")
     add("--gpus_per_worker", int, None, "N", "GPUs of each worker; none divides all of them evenly")
     add(
         "--record_timeout",
@@ -46,7 +51,10 @@ def run_options(args: argparse.Namespace) -> RunOptions:
     """
     if not 0 <= args.log_interval < math.inf:
         raise SettingsError(f"--log_interval is {args.log_interval}; it must be 0 or more seconds.")
+    if args.ray_address is not None and args.launcher != "ray":
+        raise SettingsError("--ray_address is for --launcher ray; give that, or leave it out.")
     return RunOptions(
+        ray=(args.ray_address or "") if args.launcher == "ray" else None,
         workers=args.workers,
         gpus_per_worker=args.gpus_per_worker,
         record_timeout=args.record_timeout,

@@ -34,6 +34,12 @@ COMMANDS = {
     "train": "parallelmind.cli.train",
     "show": "parallelmind.cli.show",
     "merge": "parallelmind.cli.merge",
+    "answer": "parallelmind.cli.answer",
+    "check-workers": "parallelmind.cli.check_workers",
+    "corpus": "parallelmind.cli.corpus",
+    "serve": "parallelmind.cli.serve",
+    "contexts": "parallelmind.cli.contexts",
+    "evaluate": "parallelmind.cli.evaluate",
 }
 
 

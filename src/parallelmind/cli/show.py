@@ -13,6 +13,9 @@ from parallelmind.cli.args import documented_default
 from parallelmind.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
+    from parallelmind.columnar import Visibility
+    from parallelmind.data.encoder import DataCounts
+    from parallelmind.data.samples import Sample
     from parallelmind.visuals.grid import RowGrid
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -87,20 +90,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _grids(args: argparse.Namespace) -> list[RowGrid]:
-    from parallelmind.columnar import VISIBILITIES, pack_row
-    from parallelmind.data.encoder import DataCounts, SampleEncoder
+    from parallelmind.columnar import VISIBILITIES
+    from parallelmind.data.encoder import DataCounts
     from parallelmind.data.samples import parse_sample
+
+    fields, where = _record(args.records, args.index)
+    sample = parse_sample(fields, where)
+    tokenizer = _tokenizer(args.base_model)
+    counts = DataCounts()
+    chosen = VISIBILITIES if args.visibility == _ALL else (args.visibility,)
+    grids = [_grid(sample, tokenizer, args.branch_stride, visibility, counts) for visibility in chosen]
+    for note in dict.fromkeys(counts.notes):
+        _LOGGER.warning("%s", note)
+    return grids
+
+
+def _grid(sample: Sample, tokenizer: Any, stride: int, visibility: Visibility, counts: DataCounts) -> RowGrid:
+    from parallelmind.columnar import pack_row, sees_main
+    from parallelmind.data.encoder import SampleEncoder
     from parallelmind.visuals.grid import row_grid
     from parallelmind.visuals.tokens import token_texts
 
-    fields, where = _record(args.records, args.index)
-    tokenizer = _tokenizer(args.base_model)
-    counts = DataCounts()
-    encoded = SampleEncoder(tokenizer, max_seq_len=2**31).encode(parse_sample(fields, where), counts)
-    for note in counts.notes:
-        _LOGGER.warning("%s", note)
+    encoder = SampleEncoder(tokenizer, max_seq_len=2**31, sees_main=sees_main(visibility))
+    encoded = encoder.encode(sample, counts)
     if encoded is None:
-        raise DataError(f"{where}: no branch has two tokens or more, so there is nothing to draw.")
+        raise DataError(f"{sample.where}: no branch has a token to learn, so there is nothing to draw.")
     row = pack_row(
         encoded.main,
         [branch.ids for branch in encoded.branches],
@@ -110,11 +124,7 @@ def _grids(args: argparse.Namespace) -> list[RowGrid]:
     for branch in encoded.branches:
         learned += [bool(mark) for mark in branch.learned]
     tokens = token_texts(tokenizer, row.input_ids.tolist())
-    chosen = VISIBILITIES if args.visibility == _ALL else (args.visibility,)
-    return [
-        row_grid(row, tokens, stride=args.branch_stride, visibility=visibility, learned=learned)
-        for visibility in chosen
-    ]
+    return row_grid(row, tokens, stride=stride, visibility=visibility, learned=learned)
 
 
 def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:

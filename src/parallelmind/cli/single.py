@@ -28,8 +28,8 @@ def add_single_arguments(parser: argparse.ArgumentParser) -> None:
     loading.add_argument(
         "--device_map", metavar="MAP", help='"auto" spreads the model over all GPUs (default: one device)'
     )
-    add_sampling_flags(parser, top_k=50, repetition_penalty=1.1)
-    parser.set_defaults(**dict.fromkeys(_SAMPLING_DEFAULTS), seed=None)
+    add_sampling_flags(parser, top_k=50, repetition_penalty=1.1, seed=None)
+    parser.set_defaults(**dict.fromkeys(_SAMPLING_DEFAULTS))
     parser.add_argument(
         "--preset",
         choices=PRESETS,

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
     )
     running("--overwrite", None, "begin anew where a run of this name exists")
-    running("--use_wandb", None, "report to Weights & Biases; others: --report_to tensorboard, trackio, ...")
+    running("--use_wandb", None, "report to Weights & Biases; others: --report_to tensorboard, trackio")
     running("--ddp", None, "train in all processes of torchrun --nproc_per_node N ... --ddp")
     running("--device", str, "such as cuda, cpu", "cuda, or cpu without a GPU")
     running("--dtype", str, "number format to compute in", choices=["float32", "float16", "bfloat16"])
@@ -97,6 +97,11 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         for note in counts["notes"]:
             _LOGGER.warning("%s", note)
+    if counts["unpredicted_tokens"]:
+        _LOGGER.info(
+            "the first tokens of %d texts are not learned: no prompt is before them, and no main that they see",
+            counts["unpredicted_tokens"],
+        )
     for name, value in report.evaluation.items():
         _LOGGER.info("%s %.4f", name, value)
     if report.report is not None:
@@ -136,7 +141,11 @@ def _add_lora(add: _Add) -> None:
     add("--lora_dropout", float, "dropout before the adapter")
     add("--target_modules", str, "layers to adapt, by name or one pattern", "all linear layers", nargs="+")
     add("--use_rslora", None, "rank-stabilised scaling, alpha / sqrt(rank)")
-    add("--use_dora", None, "weight-decomposed LoRA")
+    add(
+        "--use_dora",
+        None,
+        "weight-decomposed LoRA; saved as a PEFT folder alone, since the W + B·A of a .pth cannot express it",
+    )
     add(
         "--loraplus_lr_ratio",
         float,
@@ -176,7 +185,13 @@ def _add_data(add: _Add) -> None:
     add("--hf_subset", str, "its subset", "its default", metavar="NAME")
     add("--hf_split", str, "its split", metavar="NAME")
     add("--use_streaming", None, "read while training, with memory for --shuffle_buffer records")
-    add("--shuffle_buffer", int, "streaming: records shuffled together")
+    add(
+        "--shuffle",
+        _boolean,
+        "true: in another order every epoch, rows of similar length together; false: in the order of the data",
+        metavar="BOOL",
+    )
+    add("--shuffle_buffer", int, "streaming: records read (and shuffled) together")
     add("--max_samples", int, "the first N records only", "all")
     add("--eval_data_path", Path, "held-out JSONL file", metavar="FILE")
     add("--eval_ratio", float, "instead: share of the records to hold out")

@@ -2,6 +2,9 @@
 
 A row is main followed by its branches. Main has branch id 0 and times 0…L-1; branch k has branch id k and times
 L, L+1, … (0, 1, … without a main). The branch position of branch k is k × stride.
+
+A token follows from the one before it in its branch (`shift_labels`), the first token of a branch from main's last
+(`branch_starts`). The first token of main follows from nothing, nor does that of a branch that has, or sees, no main.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def pack_row(
 def shift_labels(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None) -> Tensor:
     """The token each position must predict: the next token of the same branch, -100 where there is none.
 
-    The last token of main predicts nothing, since its successors differ from branch to branch.
+    The last token of main has none here, since its successors differ from branch to branch: see `branch_starts`.
 
     Shapes: [..., S] each → [..., S]. `loss_mask` is true on tokens that are learned (as targets).
     """
@@ -87,3 +90,19 @@ def shift_labels(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None
         same = same & loss_mask[..., 1:].bool()
     labels[..., :-1] = torch.where(same, input_ids[..., 1:], IGNORE_INDEX)
     return labels
+
+
+def branch_starts(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None) -> Tensor:
+    """The first tokens of branches, which main's last token must predict, one for each of its branches.
+
+    Not for a visibility in which branches do not see main.
+
+    Shapes: [B, S] each → LongTensor [K, 3] of (row, place of main's last token, token to predict).
+    """
+    before = torch.nn.functional.pad(branch_ids[:, :-1], (1, 0), value=MAIN_BRANCH)
+    main_tokens = (branch_ids == MAIN_BRANCH).sum(-1)
+    first = (branch_ids != before) & (branch_ids > MAIN_BRANCH) & (main_tokens > 0)[:, None]
+    if loss_mask is not None:
+        first = first & loss_mask.bool()
+    row, place = first.nonzero().unbind(-1)
+    return torch.stack((row, main_tokens[row] - 1, input_ids[row, place]), dim=-1)

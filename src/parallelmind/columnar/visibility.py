@@ -20,6 +20,11 @@ Visibility = Literal["isolated", "columnar", "strict"]
 VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
 
 
+def sees_main(visibility: Visibility) -> bool:
+    """Whether the tokens of a branch see main."""
+    return visibility != "strict"
+
+
 def visible(
     query_branch: Tensor,
     query_time: Tensor,

@@ -15,7 +15,9 @@ from parallelmind.columnar import (
     PackedRow,
     Visibility,
     additive_mask,
+    branch_starts,
     pos2d_ids,
+    sees_main,
     shift_labels,
     visible,
 )
@@ -74,7 +76,9 @@ class ParallelPretrainCollator:
     | `position_ids` | [B, S, 2] | pos2d; with `two_axes=False` (a model without 2D RoPE) the times [B, S] |
     | `attention_mask` | int32 [B, 1, S, 2] | (branch id, time), from which packed attention builds each layer's mask |
     | `labels` | [B, S] | the token itself where it is learned, else -100 |
-    | `shift_labels` | [B, S] | the token each position must predict: the next one of its branch if learned |
+    | `shift_labels` | [B, S] | the token each position must predict: the next one of its branch if learned, else -100 |
+    | `branch_starts` | [K, 3] | (row, place, token): first tokens of branches, if learned; each is to be predicted at \
+that place, main's last token. None with `strict` visibility, and none in rows without a main. |
     | `info` | | a `BatchInfo` |
 
     With `dense_mask` the mask is the additive [B, 1, S, S] itself, for any model whose layers all have full attention.
@@ -122,17 +126,19 @@ class ParallelPretrainCollator:
             time_ids[place] = row.row.time_ids
             learned[place] = row.loss_mask
         targets = shift_labels(input_ids, branch_ids, learned)
+        starts = branch_starts(input_ids, branch_ids, learned & sees_main(self.visibility))
         return {
             "input_ids": input_ids,
             "position_ids": pos2d_ids(branch_ids, time_ids, self.stride) if self.two_axes else time_ids,
             "attention_mask": self._mask(branch_ids, time_ids),
             "labels": torch.where(learned, input_ids, IGNORE_INDEX),
             "shift_labels": targets,
+            "branch_starts": starts,
             "info": BatchInfo(
                 sources=tuple(source for row in rows for source in row.sources),
                 useful_tokens=sum(len(row) for row in rows),
                 padded_tokens=input_ids.numel(),
-                supervised_tokens=int((targets != IGNORE_INDEX).sum()),
+                supervised_tokens=int((targets != IGNORE_INDEX).sum()) + len(starts),
                 state=micro.state,
                 last=micro.last,
             ),

@@ -68,8 +68,7 @@ class _RowPlan:
         counts.rows += 1
         counts.branches += len(self.branches)
         counts.tokens += self.tokens
-        # The first token of a branch, and of main, is predicted by none.
-        counts.supervised_tokens += sum(sum(branch.learned[1:]) for branch in self.branches)
+        counts.supervised_tokens += sum(sum(branch.learned) for branch in self.branches)
         counts.supervised_tokens += max(0, len(self.main) - 1) if self.learn_main else 0
 
 
@@ -185,13 +184,13 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
                 done = first["batch"] if resumed and block == first["block"] else 0
                 for index in range(done, len(plans)):
                     found = True
-                    state = {"epoch": epoch, "block": block, "batch": index + 1, "counts": counts}
+                    state = {"epoch": epoch, "block": block, "batch": index + 1, **counts}
                     yield MicroBatch([_training_row(plan) for plan in plans[index]], state)
             if not found:
                 raise DataError(_nothing(self.source.name, self.counts))
 
     def _blocks(self, epoch: int, start: int) -> Iterator[tuple[int, list[list[_RowPlan]], dict[str, Any]]]:
-        """(number of its first record, its micro-batches, the counts before it) of each block."""
+        """(number of its first record, its micro-batches, the counts before and with it) of each block."""
         if self.block_records is None:
             yield 0, self._plan(self.samples(), epoch, 0, None), {}
             return
@@ -201,7 +200,8 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             counts = self.counts if epoch == 0 else DataCounts()
             encoded = (self._encode(row, counts) for row in rows)
             samples = [sample for sample in encoded if sample is not None]
-            yield start, self._plan(samples, epoch, start, counts), before
+            plans = self._plan(samples, epoch, start, counts)
+            yield start, plans, {"counts": before, "counts_with_block": self.counts.as_dict()}
             start = rows[-1].index + 1
 
     def _encode(self, row: SourceRow, counts: DataCounts) -> EncodedSample | None:

@@ -5,6 +5,7 @@ Main and branches are encoded apart and their ids concatenated, so that a main h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -14,7 +15,7 @@ def encode_main(tokenizer: Any, text: str) -> list[int]:
         return []
     ids = _encode(tokenizer, text, add_special_tokens=True)
     # Some tokenizers close every text with EOS; a main goes on.
-    if ids[-1] in tokenizer.all_special_ids and not text.endswith(tokenizer.convert_ids_to_tokens(ids[-1])):
+    if ids and ids[-1] in tokenizer.all_special_ids and not text.endswith(tokenizer.convert_ids_to_tokens(ids[-1])):
         ids.pop()
     return ids
 
@@ -26,11 +27,19 @@ def encode_branch(tokenizer: Any, text: str, *, has_main: bool) -> list[int]:
     return _encode(tokenizer, text, add_special_tokens=False) if text else []
 
 
-def encode_completion(tokenizer: Any, text: str) -> list[int]:
-    """Ids of what a model is to write after a prompt, closed with the end-of-text token if the tokenizer has one."""
-    ids = _encode(tokenizer, text, add_special_tokens=False) if text else []
+def closed(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Ids of what a model is to write after a prompt, with the end-of-text token behind if the tokenizer has one."""
     end: int | None = tokenizer.eos_token_id
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+
+
+def encode_parts(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
+    """Ids of each text without special tokens: those of `_encode` one by one, at a fraction of the time."""
+    chosen = list(dict.fromkeys(text for text in texts if text))
+    parts = {"": list[int]()}
+    if chosen:
+        parts |= zip(chosen, tokenizer(chosen, add_special_tokens=False, verbose=False)["input_ids"], strict=True)
+    return parts
 
 
 def _encode(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:

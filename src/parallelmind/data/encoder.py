@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from parallelmind.data.chat import encode_chat
-from parallelmind.data.encode import encode_branch, encode_completion, encode_main
+from parallelmind.data.encode import closed, encode_main, encode_parts
 from parallelmind.data.samples import Sample, SampleBranch
 from parallelmind.errors import DataError
 
@@ -29,6 +30,9 @@ class DataCounts:
     """Of the packed rows, main once a row."""
     supervised_tokens: int = 0
     """Tokens that are learned."""
+    unpredicted_tokens: int = 0
+    """First tokens of branches that are not learned since nothing is before them: no prompt, and no main or none that
+    they see."""
     cut_branches: int = 0
     """Branches longer than the limit of one branch, shortened to it."""
     cut_tokens: int = 0
@@ -79,6 +83,7 @@ class SampleEncoder:
         max_seq_len: tokens of one branch at most (main not counted); a longer one is cut at its end.
         max_model_len: positions of the model; main and each branch fit into it. 0: unknown.
         vocab_size: tokens of the model. 0: unknown.
+        sees_main: branches see their main, so that their first token can be learned without a prompt.
         strict: whatever would be cut or dropped is an error instead.
     """
 
@@ -89,12 +94,14 @@ class SampleEncoder:
         max_seq_len: int,
         max_model_len: int = 0,
         vocab_size: int = 0,
+        sees_main: bool = True,
         strict: bool = False,
     ):
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
+        self.sees_main = sees_main
         self.strict = strict
 
     def encode(self, sample: Sample, counts: DataCounts) -> EncodedSample | None:
@@ -113,10 +120,15 @@ class SampleEncoder:
             )
             counts.dropped_records += 1
             return None
+        under_main = bool(main) and self.sees_main
+        # All in one call, which takes a fraction of the time of one call each.
+        parts = encode_parts(
+            self.tokenizer, [text for branch in sample.branches for text in (branch.prompt, branch.completion)]
+        )
         branches = []
         for place, branch in enumerate(sample.branches):
             where = sample.where if sample.loose else f'{sample.where}: "branches"[{place}]'
-            ids, learned = self._branch(branch, bool(main), where)
+            ids, learned = self._branch(branch, parts, under_main, where)
             if self.vocab_size and (largest := max(max(ids, default=0), max(main, default=0))) >= self.vocab_size:
                 raise DataError(
                     f"{where}: the tokenizer gives token {largest}, the model has {self.vocab_size} tokens: they do "
@@ -129,11 +141,14 @@ class SampleEncoder:
                 counts.cut_branches += 1
                 counts.cut_tokens += len(ids) - limit
                 ids, learned = ids[:limit], learned[:limit]
-            # A branch's first token follows from nothing in its branch, so no position predicts it.
-            if not any(learned[1:]):
+            unpredicted = learned[0] and not under_main
+            if unpredicted:
+                learned[0] = False
+            if not any(learned):
                 self._lost(f"{where} has no token to learn, dropped", counts)
                 counts.dropped_branches += 1
                 continue
+            counts.unpredicted_tokens += unpredicted
             branches.append(EncodedBranch(array("i", ids), bytes(learned), place + 1, branch))
         if not branches:
             counts.dropped_records += 1
@@ -153,16 +168,19 @@ class SampleEncoder:
         if len(places) == len(sample.branches):
             counts.dropped_records += 1
 
-    def _branch(self, branch: SampleBranch, has_main: bool, where: str) -> tuple[list[int], list[bool]]:
+    def _branch(
+        self, branch: SampleBranch, parts: Mapping[str, list[int]], has_main: bool, where: str
+    ) -> tuple[list[int], list[bool]]:
         if branch.messages:
             return encode_chat(self.tokenizer, branch.messages, has_main=has_main, where=where)
+        first = branch.prompt or branch.completion
+        start = parts[first] if has_main else encode_main(self.tokenizer, first)
         if branch.prompt:
-            prompt = encode_branch(self.tokenizer, branch.prompt, has_main=has_main)
-            completion = encode_completion(self.tokenizer, branch.completion)
-            return prompt + completion, [False] * len(prompt) + [True] * len(completion)
-        start = encode_branch(self.tokenizer, branch.completion, has_main=has_main)
-        ids = start + encode_completion(self.tokenizer, "")
-        return ids, [True] * len(ids)
+            completion = closed(self.tokenizer, parts[branch.completion])
+            return start + completion, [False] * len(start) + [True] * len(completion)
+        ids = start + closed(self.tokenizer, [])
+        begins = not has_main and ids[0] == self.tokenizer.bos_token_id
+        return ids, [not begins] + [True] * (len(ids) - 1)
 
     def _lost(self, what: str, counts: DataCounts) -> None:
         if self.strict:

@@ -92,19 +92,19 @@ def shorten(text: str, limit: int = _SHOWN) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def load_object(content: bytes, where: str) -> dict[str, Any]:
+def load_object(content: bytes, where: str, *, expected: str = _FORMS) -> dict[str, Any]:
     try:
         row = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         found = content[error.start : error.start + 4].hex(" ")
         raise DataError(f"{where} is not UTF-8 at byte {error.start + 1} ({found}); save it as UTF-8.") from None
     except RecursionError:
-        raise DataError(f"{where} is nested too deeply; expected {_FORMS}.") from None
+        raise DataError(f"{where} is nested too deeply; expected {expected}.") from None
     except ValueError as error:
         found = shorten(content.decode("utf-8", "replace"))
         raise DataError(f"{where} is not valid JSON ({error}): {found}") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where} is {show_value(row)}; expected an object: {_FORMS}.")
+        raise DataError(f"{where} is {show_value(row)}; expected an object: {expected}.")
     return row
 
 

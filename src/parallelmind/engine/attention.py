@@ -93,10 +93,9 @@ def engine_attention_forward(
     for index, (start, end) in enumerate(context.main_ranges):
         _attend_main(context, index, layer, q_HGTD[:, :, start:end], sliding_window, options, out_THGE[start:end])
     if first < context.num_tokens:
-        if context.visibility == "columnar":
-            out_HGTE, lse_HGT = _attend_columns(context, layer, q_HGTD, v_HTE, sliding_window, options)
-        else:
-            out_HGTE, lse_HGT = _attend_own(context, layer, q_HGTD, v_HTE, sliding_window, options)
+        out_HGTE, lse_HGT = _new_part(q_HGTD[:, :, first:], v_HTE)
+        _attend_own(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
+        _attend_columns(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
         _merge_shared(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
         out_THGE[first:] = _with_sinks(out_HGTE, lse_HGT, options).permute(2, 0, 1, 3)
     return out_THGE.flatten(1, 2)[None], None
@@ -153,11 +152,16 @@ def _attend_main(
 
 
 def _attend_own(
-    context: ForwardContext, layer: int, q_HGTD: Tensor, v_HTE: Tensor, window: int | None, options: _Options
-) -> tuple[Tensor, Tensor]:
-    """Each branch over its own tokens: [H, G, T, E] and logsumexp [H, G, T] of the branch tokens."""
+    context: ForwardContext,
+    layer: int,
+    q_HGTD: Tensor,
+    out_HGTE: Tensor,
+    lse_HGT: Tensor,
+    window: int | None,
+    options: _Options,
+) -> None:
+    """Each branch that sees no other over its own tokens, into the places of its tokens."""
     first = context.first_branch_token
-    out_HGTE, lse_HGT = _new_part(q_HGTD[:, :, first:], v_HTE)
     keys, values = context.slots.keys[layer], context.slots.values[layer]
     for index, batch in enumerate(context.own_batches):
         tokens_nQ = context.own_tokens(index, q_HGTD.device)
@@ -174,17 +178,23 @@ def _attend_own(
         targets = tokens_nQ - first
         out_HGTE[:, :, targets] = out.permute(1, 2, 0, 3, 4)
         lse_HGT[:, :, targets] = lse.permute(1, 2, 0, 3)
-    return out_HGTE, lse_HGT
 
 
 def _attend_columns(
-    context: ForwardContext, layer: int, q_HGTD: Tensor, v_HTE: Tensor, window: int | None, options: _Options
-) -> tuple[Tensor, Tensor]:
-    """Each branch over all branches of its row, by columns: [H, G, T, E] and logsumexp [H, G, T]."""
+    context: ForwardContext,
+    layer: int,
+    q_HGTD: Tensor,
+    out_HGTE: Tensor,
+    lse_HGT: Tensor,
+    window: int | None,
+    options: _Options,
+) -> None:
+    """Each branch of the columnar groups over all branches of its row, into the places of its tokens."""
     first = context.first_branch_token
-    out_HGTE, lse_HGT = _new_part(q_HGTD[:, :, first:], v_HTE)
     keys, values = context.slots.keys[layer], context.slots.values[layer]
     for index, (start, end) in enumerate(context.group_ranges):
+        if not context.groups[index].columnar:
+            continue
         slots, longest = context.column_slots(index, keys.device), context.column_keys(index)
         k_HKD = keys[slots, :, :longest].transpose(0, 1).flatten(1, 2)
         v_HKE = values[slots, :, :longest].transpose(0, 1).flatten(1, 2)
@@ -192,7 +202,6 @@ def _attend_columns(
         out, lse = attend_grouped(q_HGTD[:, :, start:end], k_HKD, v_HKE, mask_TK, options)
         out_HGTE[:, :, start - first : end - first] = out
         lse_HGT[:, :, start - first : end - first] = lse
-    return out_HGTE, lse_HGT
 
 
 def _new_part(q_HGTD: Tensor, v_HTE: Tensor) -> tuple[Tensor, Tensor]:

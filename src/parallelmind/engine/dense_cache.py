@@ -50,7 +50,8 @@ class DenseCache:
     def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Additive, [1, 1, T, K]."""
         context = self.context
-        # (row, branch, time) of each key and query; a main is a row of its own that groups may also see.
+        # (row, branch, time) of each key and query; a main is a row of its own that groups may also see. Branches go by
+        # their slots, since several may continue main under id 0.
         key_main: list[int] = []
         key_group: list[int] = []
         key_branch: list[int] = []
@@ -64,22 +65,36 @@ class DenseCache:
             length = span.past + len(span.token_ids)
             key_main += [-1] * length
             key_group += [group_index] * length
-            key_branch += [span.branch_id] * length
+            key_branch += [span.slot + 1] * length
             key_time += range(span.first_time, span.first_time + length)
-        query_main, query_group = [], []
+        query_main: list[int] = []
+        query_group: list[int] = []
+        slots: list[int] = []
+        columnar: list[bool] = []
         for main_span in context.main_spans:
-            query_main += [id(main_span.main)] * len(main_span.token_ids)
-            query_group += [-2] * len(main_span.token_ids)
+            count = len(main_span.token_ids)
+            query_main += [id(main_span.main)] * count
+            query_group += [-2] * count
+            slots += [0] * count
+            columnar += [False] * count
         for group_index, group in enumerate(context.groups):
-            count = sum(len(span.token_ids) for span in group.branches)
-            query_main += [-2 if group.main is None else id(group.main)] * count
-            query_group += [group_index] * count
-        query_branch, query_time = context.branch_ids(), context.time_ids()
+            for span in group.branches:
+                count = len(span.token_ids)
+                query_main += [-2 if group.main is None else id(group.main)] * count
+                query_group += [group_index] * count
+                slots += [span.slot + 1] * count
+                columnar += [group.columnar] * count
+        query_branch = torch.tensor(slots)
+        query_time = context.time_ids()
         branch, time = torch.tensor(key_branch), torch.tensor(key_time)
         in_main = torch.tensor(query_main)[:, None] == torch.tensor(key_main)[None]
         in_group = torch.tensor(query_group)[:, None] == torch.tensor(key_group)[None]
         seen_main = in_main & (time[None] <= query_time[:, None])
-        seen_group = in_group & visible(query_branch, query_time, branch, time, context.visibility)
+        seen = visible(query_branch, query_time, branch, time, "strict")
+        if any(columnar):
+            columns = visible(query_branch, query_time, branch, time, "columnar")
+            seen = torch.where(torch.tensor(columnar)[:, None], columns, seen)
+        seen_group = in_group & seen
         return additive_mask(seen_main | seen_group, dtype)[None, None].to(device)
 
     def get_seq_length(self, *_: Any) -> int:

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parallelmind.columnar import VISIBILITIES, Visibility
-from parallelmind.data.encode import encode_branch, encode_main
-from parallelmind.engine.detokenizer import Detokenizer
+from parallelmind.engine.forwarding import Forwarded, forward, forward_apart
+from parallelmind.engine.intake import Intake, default_visibilities
 from parallelmind.engine.memory import default_kv_cache_bytes
 from parallelmind.engine.model_runner import ModelRunner
 from parallelmind.engine.request import (
+    BASE_MODEL,
     Branch,
     BranchResult,
+    ErrorKind,
     Event,
     Prompt,
     Request,
     RequestResult,
     SamplingParams,
+    TokenLogprob,
 )
-from parallelmind.engine.sampler import sample
+from parallelmind.engine.sampler import sample, token_logprobs
 from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.stats import EngineStats
-from parallelmind.errors import RequestError, SettingsError
+from parallelmind.errors import SettingsError
+from parallelmind.models.adapters import AdapterSet
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Engine:
@@ -39,13 +45,17 @@ class Engine:
     Args:
         model: a Hugging Face causal language model, patched with 2D RoPE or not.
         tokenizer: its tokenizer.
-        visibility: what a branch sees, see `parallelmind.columnar.visibility`.
+        visibility: what a branch sees unless its request says otherwise, see `parallelmind.columnar.visibility`.
         branch_stride: branch position = branch id × stride; without 2D RoPE branches have no position.
         max_running_branches: branches decoded at once; None: as many as memory holds.
         max_running_requests: requests decoded at once; None: no limit.
         max_batched_tokens: tokens of one forward; a longer main is prefilled in chunks while others decode.
         kv_cache_bytes: memory for keys and values; None: half of what is free now.
         prefix_cache_bytes: the part of it for mains that no request uses at present; None: half.
+        adapters: adapters of the model that requests choose from, see `parallelmind.models.adapters`; without any,
+            requests run on the model as it is.
+        isolate_failures: a forward that raises is repeated one request at a time, and those that fail alone end
+            with an error, instead of the exception reaching the caller of `step` and ending everything.
     Raises:
         UnsupportedModelError: the model cannot decode branches over a shared main.
         SettingsError: a parameter is out of range.
@@ -63,6 +73,8 @@ class Engine:
         max_batched_tokens: int = 2048,
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
+        adapters: AdapterSet | None = None,
+        isolate_failures: bool = False,
     ):
         if visibility not in VISIBILITIES:
             raise SettingsError(f"--visibility is {visibility!r}; it must be one of {', '.join(VISIBILITIES)}.")
@@ -78,22 +90,27 @@ class Engine:
         self.tokenizer = tokenizer
         self.visibility: Visibility = visibility
         self.stats = EngineStats()
-        self._runner = ModelRunner(model, branch_stride=branch_stride)
+        self.isolate_failures = isolate_failures
+        self._runner = ModelRunner(model, branch_stride=branch_stride, adapters=adapters)
         self.max_model_len = self._runner.max_model_len
         """Main, prompt and new tokens of one branch fit in this."""
         kv_bytes = default_kv_cache_bytes(self._runner.device) if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = kv_bytes // 2 if prefix_cache_bytes is None else min(prefix_cache_bytes, kv_bytes)
         self._scheduler = Scheduler(
             stats=self.stats,
-            visibility=visibility,
             max_running_branches=max_running_branches,
             max_running_requests=max_running_requests,
             max_batched_tokens=max_batched_tokens,
             max_cached_tokens=kv_bytes // self._runner.bytes_per_token,
             max_prefix_tokens=prefix_bytes // self._runner.bytes_per_token,
         )
+        self._intake = Intake(
+            tokenizer=tokenizer,
+            num_embeddings=self._runner.num_embeddings,
+            visibilities=default_visibilities(visibility, adapters),
+        )
         self._eos_token_ids = _eos_token_ids(model, tokenizer)
-        self._groups: dict[int, RequestGroup] = {}
+        self._groups: dict[int, list[RequestGroup]] = {}
         self._next_request_id = 0
         self._outbox: list[Event] = []
 
@@ -156,11 +173,26 @@ class Engine:
         """Queue a request; returns its id, which the events of `step` carry as request_index."""
         request_id = self._next_request_id
         self._next_request_id += 1
-        group = self._make_group(request_id, request, sampling or SamplingParams())
-        if group.waiting:
-            self._groups[request_id] = group
-            self._scheduler.add(group)
+        groups, problems = self._intake.groups(request_id, request, sampling or SamplingParams(), self.max_model_len)
+        for problem in problems:
+            self._outbox.append(self._fail(*problem))
+        if any(group.waiting for group in groups):
+            self._groups[request_id] = groups
+            for group in groups:
+                self._scheduler.add(group)
         return request_id
+
+    def visibility_of(self, request: Request, adapter: str | None = None) -> Visibility:
+        """What the branches of a request that use an adapter (the request's own) see.
+
+        Raises:
+            RequestError: no such adapter or visibility.
+        """
+        return self._intake.visibility_of(request, request.adapter if adapter is None else adapter)
+
+    def branch_stride_of(self, adapter: str = BASE_MODEL) -> int:
+        """Branch position = branch id × this, for the branches that use an adapter."""
+        return self._runner.stride_of(adapter)
 
     def has_unfinished(self) -> bool:
         return bool(self._groups or self._outbox)
@@ -168,13 +200,10 @@ class Engine:
     @torch.inference_mode()
     def cancel(self, request_id: int, branch_index: int | None = None) -> None:
         """End a request, or one of its branches; what was generated so far is its result. Unknown ids are ignored."""
-        group = self._groups.get(request_id)
-        if group is None:
-            return
-        for branch in list(group.branches):
+        for branch in [b for group in self._groups.get(request_id, ()) for b in group.branches]:
             if not branch.finished and branch_index in (None, branch.index):
                 branch.finish_reason = "cancelled"
-                self._outbox.append(self._finish(branch, "", ()))
+                self._outbox.append(self._finish(branch, ""))
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -187,7 +216,7 @@ class Engine:
             events, self._outbox = self._outbox, []
             if schedule is not None:
                 for branch, reason in schedule.rejected:
-                    events.append(self._fail(branch, reason))
+                    events.append(self._fail(branch, "memory", reason))
                 events += self._execute(schedule)
             return events
         except BaseException:
@@ -199,12 +228,12 @@ class Engine:
 
         The keys and values of the former main are reused, if it is still in the prefix cache.
         """
-        main = list(self._main_ids(request.main))
+        main = list(self._intake.main_ids(request.main))
         for branch, answer in zip(request.branches or [""], result.branches, strict=True):
             prompt = branch.prompt if isinstance(branch, Branch) else branch
-            main += self._prompt_ids(prompt, has_main=bool(main))
+            main += self._intake.prompt_ids(prompt, has_main=bool(main))
             main += [token for token in answer.token_ids if token not in self._eos_token_ids]
-        return Request(main=main, branches=branches)
+        return replace(request, main=main, branches=branches)
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -216,152 +245,148 @@ class Engine:
         """Memory of keys and values held at present, mains and running branches together."""
         return self._scheduler.mains.nbytes() + self._scheduler.slots.nbytes()
 
+    @property
+    def kv_cache_bytes_allotted(self) -> int:
+        """As `kv_cache_bytes`, counting mains that are still being computed as whole; takes no time to know."""
+        slots = self._scheduler.slots
+        tokens = self._scheduler.mains.num_tokens + slots.num_slots * slots.capacity
+        return tokens * self._runner.bytes_per_token
+
     def reset_prefix_cache(self) -> None:
         """Drop all mains that no request uses."""
         self._scheduler.mains.evict(0)
 
+    @property
+    def num_running_branches(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting_branches(self) -> int:
+        return self._scheduler.num_waiting_branches
+
     def _wants_more(self) -> bool:
         return self._scheduler.num_waiting_branches < (self._scheduler.max_running_branches or 64)
 
-    def _make_group(self, request_id: int, request: Request, sampling: SamplingParams) -> RequestGroup:
-        branches = [b if isinstance(b, Branch) else Branch(prompt=b) for b in request.branches]
-        numbers = [i if b.branch_id is None else b.branch_id for i, b in enumerate(branches, start=1)]
-        if numbers != [0] and (len(set(numbers)) != len(numbers) or min(numbers, default=1) < 1):
-            raise RequestError(f"branch_id must be 1 or more and different for each branch, got {numbers}.")
-        main_ids = self._main_ids(request.main)
-        if not branches:
-            branches, numbers = [Branch()], [0]
-        hidden = self.visibility == "strict" and numbers != [0]
-        group = RequestGroup(
-            request_id=request_id,
-            main_ids=main_ids,
-            reads_main=bool(main_ids) and not hidden,
-            in_step=self.visibility == "columnar",
-        )
-        for index, (number, branch) in enumerate(zip(numbers, branches, strict=True)):
-            params = branch.sampling or sampling
-            prompt_ids = self._prompt_ids(branch.prompt, has_main=group.reads_main)
-            room = self.max_model_len - len(main_ids) - len(prompt_ids)
-            sequence = BranchSequence(
-                group=group,
-                index=index,
-                branch_id=number,
-                prompt_ids=prompt_ids,
-                params=params,
-                max_new_tokens=min(params.max_new_tokens, room),
-                detokenizer=Detokenizer(self.tokenizer, params.stop_texts),
-            )
-            group.branches.append(sequence)
-            problem = self._problem(group, prompt_ids, room)
-            if problem is None:
-                group.waiting.append(sequence)
-            else:
-                self._outbox.append(self._fail(sequence, problem))
-        return group
-
-    def _problem(self, group: RequestGroup, prompt_ids: Sequence[int], room: int) -> str | None:
-        """Why a branch cannot run, or None."""
-        if not prompt_ids and not group.reads_main:
-            return "nothing to continue: main and the branch's prompt are both empty"
-        if room < 1:
-            return (
-                f"too long for the model: main has {len(group.main_ids)} tokens and the branch {len(prompt_ids)}, the "
-                f"model takes {self.max_model_len} with at least one new token; shorten main or the branch"
-            )
-        size = self._runner.num_embeddings
-        wrong = [i for ids in (group.main_ids, prompt_ids) for i in ids if not 0 <= i < size]
-        if wrong:
-            return f"token id {wrong[0]} is outside the model's vocabulary of {size}; use the model's own tokenizer"
-        return None
-
-    def _main_ids(self, main: Prompt) -> tuple[int, ...]:
-        return tuple(encode_main(self.tokenizer, main) if isinstance(main, str) else main)
-
-    def _prompt_ids(self, prompt: Prompt, *, has_main: bool) -> list[int]:
-        if isinstance(prompt, str):
-            return encode_branch(self.tokenizer, prompt, has_main=has_main)
-        return list(prompt)
-
     def _execute(self, schedule: Schedule) -> list[Event]:
         context = schedule.context
-        finished_mains = [
-            (span.main, end - 1)
-            for span, (_, end) in zip(context.main_spans, context.main_ranges, strict=True)
-            if span.past + len(span.token_ids) == len(span.main)
-        ]
-        sampled: list[BranchSequence] = []
-        logits_at = [place for _, place in finished_mains]
-        place = context.first_branch_token
-        for branch, count in schedule.fed:
-            place += count
-            if count == len(branch.pending) and not branch.finished:
-                sampled.append(branch)
-                logits_at.append(place - 1)
-        logits: Tensor | None = None
-        if context.num_tokens:
-            # A plan without anything to sample still needs one row: some models take an empty selection for "all".
-            logits = self._runner.forward(context, torch.tensor(logits_at or [0]))
-            self.stats.forwards += 1
+        try:
+            done = forward(self._runner, schedule)
+        except Exception:
+            if not self.isolate_failures:
+                raise
+            _LOGGER.exception("a forward failed; repeating it one request at a time")
+            done = forward_apart(self._runner, schedule)
+        sampled, rows = list(done.branches), list(done.branches.values())
         for span in context.main_spans:
-            span.main.num_cached_tokens += len(span.token_ids)
-            self.stats.prompt_tokens += len(span.token_ids)
+            if id(span.main) in done.mains:
+                span.main.last_logits = done.mains[id(span.main)]
+        for branch in self._scheduler.running:
+            main = branch.group.main
+            if main is None or main.last_logits is None or branch.finished or branch in done.branches:
+                continue
+            if branch.starts_from_main:
+                sampled.append(branch)
+                rows.append(main.last_logits)
+        tokens: list[int] = []
+        logprobs: dict[int, TokenLogprob] = {}
+        if sampled:
+            logits = torch.stack(rows)
+            tokens = sample(logits, [branch.sampler_row() for branch in sampled])
+            logprobs = token_logprobs(logits, tokens, [branch.params.logprobs for branch in sampled])
+        self._commit(schedule, done)
+        events = self._fail_culprits(done)
+        for index, (branch, token) in enumerate(zip(sampled, tokens, strict=True)):
+            if not branch.finished:
+                events.append(self._advance(branch, token, logprobs.get(index)))
+        return events
+
+    def _commit(self, schedule: Schedule, done: Forwarded) -> None:
+        if schedule.context.num_tokens:
+            self.stats.forwards += 1
+        for span in schedule.context.main_spans:
+            if id(span.main) not in done.failed_mains:
+                span.main.num_cached_tokens += len(span.token_ids)
+                self.stats.prompt_tokens += len(span.token_ids)
         for branch, count in schedule.fed:
             branch.num_cached_tokens += count
             branch.pending = branch.pending[count:]
             if not branch.output_ids:
                 self.stats.prompt_tokens += count
-        rows = [] if logits is None else list(logits[len(finished_mains) : len(logits_at)])
-        for index, (finished, _) in enumerate(finished_mains):
-            assert logits is not None
-            finished.last_logits = logits[index].clone()
-        for branch in self._scheduler.running:
-            main = branch.group.main
-            if not branch.starts_from_main or branch.finished or main is None or branch in sampled:
-                continue
-            if main.last_logits is not None:
-                sampled.append(branch)
-                rows.append(main.last_logits)
-        if not sampled:
+
+    def _fail_culprits(self, done: Forwarded) -> list[Event]:
+        if not done.failed and not done.failed_mains:
             return []
-        tokens = sample(torch.stack(rows), [branch.sampler_row() for branch in sampled])
-        return [self._advance(branch, token) for branch, token in zip(sampled, tokens, strict=True)]
+        culprits = dict(done.failed)
+        for groups in self._groups.values():
+            for group in groups:
+                if group.main is not None and id(group.main) in done.failed_mains:
+                    error = done.failed_mains[id(group.main)]
+                    culprits |= dict.fromkeys(group.branches, error)
+        return [self._fail(b, "engine", _broken(error)) for b, error in culprits.items() if not b.finished]
 
-    def _advance(self, branch: BranchSequence, token: int) -> Event:
-        text = branch.append(token, self._eos_token_ids)
+    def _advance(self, branch: BranchSequence, token: int, logprob: TokenLogprob | None) -> Event:
+        try:
+            text = branch.append(token, self._eos_token_ids)
+        except Exception as error:
+            if not self.isolate_failures:
+                raise
+            _LOGGER.exception("a token could not be turned into text")
+            return self._fail(branch, "engine", _broken(error))
         self.stats.generated_tokens += 1
+        if logprob is not None:
+            branch.logprobs.append(logprob)
+        found = () if logprob is None else (logprob,)
         if branch.finished:
-            return self._finish(branch, text, (token,))
-        return Event(request_index=branch.group.request_id, branch_index=branch.index, text=text, token_ids=(token,))
+            return self._finish(branch, text, (token,), found)
+        return Event(
+            request_index=branch.group.request_id,
+            branch_index=branch.index,
+            text=text,
+            token_ids=(token,),
+            logprobs=found,
+        )
 
-    def _finish(self, branch: BranchSequence, text: str, token_ids: tuple[int, ...], error: str | None = None) -> Event:
+    def _finish(
+        self,
+        branch: BranchSequence,
+        text: str,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        error: tuple[ErrorKind, str] | None = None,
+    ) -> Event:
         group = branch.group
         self._scheduler.release(branch)
-        if group.finished:
+        if all(other.finished for other in self._groups.get(group.request_id, ())):
             self._groups.pop(group.request_id, None)
         self.stats.finished_branches += 1
         result, rest = branch.result()
-        result.error = error
+        if error is not None:
+            result.error_kind, result.error = error
         return Event(
             request_index=group.request_id,
             branch_index=branch.index,
             text=text + rest,
             token_ids=token_ids,
+            logprobs=logprobs,
             finish_reason=result.finish_reason,
             result=result,
         )
 
-    def _fail(self, branch: BranchSequence, reason: str) -> Event:
+    def _fail(self, branch: BranchSequence, kind: ErrorKind, reason: str) -> Event:
         branch.finish_reason = "error"
-        return self._finish(branch, "", (), reason)
+        return self._finish(branch, "", error=(kind, reason))
 
     def _abort(self) -> None:
-        for group in list(self._groups.values()):
-            for branch in group.branches:
-                if not branch.finished:
-                    branch.finish_reason = "cancelled"
-                    self._scheduler.release(branch)
+        for branch in [b for groups in self._groups.values() for group in groups for b in group.branches]:
+            if not branch.finished:
+                branch.finish_reason = "cancelled"
+                self._scheduler.release(branch)
         self._groups.clear()
         self._outbox.clear()
+
+
+def _broken(error: Exception) -> str:
+    return f"the model failed on this request ({type(error).__name__}); the log has the details"
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

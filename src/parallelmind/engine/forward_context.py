@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import PAD_BRANCH, Visibility, additive_mask, pos2d_ids, visible
+from parallelmind.columnar import PAD_BRANCH, Visibility, additive_mask, visible
 from parallelmind.engine.kv_cache import BranchSlots, MainCache
 
 
@@ -26,6 +26,10 @@ class MainSpan:
     past: int
     """Tokens of the main already cached."""
     token_ids: Sequence[int]
+
+    @property
+    def adapter(self) -> str:
+        return self.main.adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,12 @@ class GroupSpan:
     branches: Sequence[BranchSpan]
     finished: Sequence[BranchSpan] = ()
     """Columnar: branches without new tokens whose cached tokens the others still see."""
+    visibility: Visibility = "isolated"
+    adapter: str = ""
+
+    @property
+    def columnar(self) -> bool:
+        return self.visibility == "columnar"
 
 
 @dataclass(frozen=True)
@@ -77,13 +87,13 @@ class ForwardContext:
     """The plan of one forward."""
 
     slots: BranchSlots
-    visibility: Visibility
     main_spans: Sequence[MainSpan]
     groups: Sequence[GroupSpan]
     main_ranges: list[tuple[int, int]] = field(init=False)
     """Flat token range of each main span."""
     group_ranges: list[tuple[int, int]] = field(init=False)
     own_batches: list[OwnBatch] = field(init=False)
+    """Branches that see no other branch."""
     num_tokens: int = field(init=False)
     _tensors: dict[Hashable, Tensor] = field(init=False, default_factory=dict)
 
@@ -97,7 +107,8 @@ class ForwardContext:
         for group in self.groups:
             start = position
             for branch in group.branches:
-                starts.append((branch, position))
+                if not group.columnar:
+                    starts.append((branch, position))
                 position += len(branch.token_ids)
             self.group_ranges.append((start, position))
         self.num_tokens = position
@@ -119,6 +130,11 @@ class ForwardContext:
             ids += branch.token_ids
         return ids
 
+    def adapter_ranges(self) -> list[tuple[str, int, int]]:
+        """(adapter, first flat token, the one behind the last) of each main span and group."""
+        mains = [(span.adapter, *place) for span, place in zip(self.main_spans, self.main_ranges, strict=True)]
+        return mains + [(g.adapter, *place) for g, place in zip(self.groups, self.group_ranges, strict=True)]
+
     def branch_ids(self) -> Tensor:
         """LongTensor [T]."""
         ids = [0] * self.first_branch_token
@@ -135,10 +151,6 @@ class ForwardContext:
             first = branch.first_time + branch.past
             times += range(first, first + len(branch.token_ids))
         return torch.tensor(times)
-
-    def pos2d(self, stride: int) -> Tensor:
-        """LongTensor [1, T, 2]."""
-        return pos2d_ids(self.branch_ids(), self.time_ids(), stride)[None]
 
     def cached(self, key: Hashable, device: torch.device, build: Callable[[], Tensor]) -> Tensor:
         """A tensor of the plan on a layer's device, built once per forward."""

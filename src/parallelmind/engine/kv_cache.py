@@ -12,6 +12,9 @@ from torch import Tensor
 
 _CAPACITY_STEP = 64
 
+MainKey = tuple[str, tuple[int, ...]]
+"""Adapter and token ids: what the keys and values of a main depend on."""
+
 
 class MainCache:
     """Keys and values of one main, filled chunk by chunk, then read by all of its branches.
@@ -19,8 +22,9 @@ class MainCache:
     Per layer: keys and values [H, L, D], allocated on the device of the layer at its first write.
     """
 
-    def __init__(self, token_ids: tuple[int, ...]):
+    def __init__(self, token_ids: tuple[int, ...], adapter: str = ""):
         self.token_ids = token_ids
+        self.adapter = adapter
         self.num_cached_tokens = 0
         self.users = 0
         self.last_logits: Tensor | None = None
@@ -30,6 +34,10 @@ class MainCache:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def key(self) -> MainKey:
+        return self.adapter, self.token_ids
 
     @property
     def complete(self) -> bool:
@@ -56,7 +64,7 @@ class MainCache:
 
 
 class PrefixCache:
-    """Mains by their tokens. Those no longer used are kept for the next request, at most `max_tokens` of them.
+    """Mains by adapter and tokens. Those no longer used are kept for the next request, at most `max_tokens` of them.
 
     All operations but `find_prefix` take constant time, however many mains are held.
     """
@@ -66,8 +74,8 @@ class PrefixCache:
         self.num_used_tokens = 0
         """Tokens of mains that running or waiting branches read."""
         self.num_unused_tokens = 0
-        self._mains: dict[tuple[int, ...], MainCache] = {}
-        self._unused: OrderedDict[tuple[int, ...], MainCache] = OrderedDict()
+        self._mains: dict[MainKey, MainCache] = {}
+        self._unused: OrderedDict[MainKey, MainCache] = OrderedDict()
         """The least recently used first."""
         self._lengths: Counter[int] = Counter()
 
@@ -78,20 +86,21 @@ class PrefixCache:
     def num_tokens(self) -> int:
         return self.num_used_tokens + self.num_unused_tokens
 
-    def find(self, token_ids: tuple[int, ...]) -> MainCache | None:
-        return self._mains.get(token_ids)
+    def find(self, token_ids: tuple[int, ...], adapter: str = "") -> MainCache | None:
+        return self._mains.get((adapter, token_ids))
 
-    def find_prefix(self, token_ids: tuple[int, ...]) -> MainCache | None:
+    def find_prefix(self, token_ids: tuple[int, ...], adapter: str = "") -> MainCache | None:
         """The longest complete main that these tokens begin with; one look-up per length held."""
         for length in sorted((n for n in self._lengths if n < len(token_ids)), reverse=True):
-            main = self._mains.get(token_ids[:length])
+            main = self._mains.get((adapter, token_ids[:length]))
             if main is not None and main.complete:
                 return main
         return None
 
-    def add(self, token_ids: tuple[int, ...]) -> MainCache:
+    def add(self, token_ids: tuple[int, ...], adapter: str = "") -> MainCache:
         """A new main, not used by anybody yet."""
-        main = self._mains[token_ids] = self._unused[token_ids] = MainCache(token_ids)
+        main = MainCache(token_ids, adapter)
+        self._mains[main.key] = self._unused[main.key] = main
         self.num_unused_tokens += len(main)
         self._lengths[len(main)] += 1
         return main
@@ -99,7 +108,7 @@ class PrefixCache:
     def acquire(self, main: MainCache) -> None:
         """Count one more user; a used main is never dropped."""
         if main.users == 0:
-            del self._unused[main.token_ids]
+            del self._unused[main.key]
             self.num_unused_tokens -= len(main)
             self.num_used_tokens += len(main)
         main.users += 1
@@ -109,7 +118,7 @@ class PrefixCache:
         main.users -= 1
         if main.users > 0:
             return
-        self._unused[main.token_ids] = main
+        self._unused[main.key] = main
         self.num_used_tokens -= len(main)
         self.num_unused_tokens += len(main)
         if main.complete:
@@ -127,7 +136,7 @@ class PrefixCache:
         return sum(main.nbytes() for main in self._mains.values())
 
     def _drop(self, main: MainCache) -> None:
-        del self._mains[main.token_ids], self._unused[main.token_ids]
+        del self._mains[main.key], self._unused[main.key]
         self.num_unused_tokens -= len(main)
         self._lengths[len(main)] -= 1
         if not self._lengths[len(main)]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from parallelmind.columnar import Visibility, find_rope_patch
+from parallelmind.columnar import find_rope_patch, pos2d_ids
 from parallelmind.engine.attention import engine_attention, model_configs
 from parallelmind.engine.dense_cache import DenseCache
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
 from parallelmind.engine.kv_cache import BranchSlots, MainCache, kv_bytes
 from parallelmind.errors import UnsupportedModelError
+from parallelmind.models.adapters import AdapterSet
 
 _CACHEABLE_LAYERS = {"full_attention", "sliding_attention", "attention", "dense", "sparse", "moe"}
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -27,10 +29,13 @@ class ModelRunner:
         UnsupportedModelError: recurrent layers, or logits that differ from the model's own forward.
     """
 
-    def __init__(self, model: Any, *, branch_stride: int):
+    def __init__(self, model: Any, *, branch_stride: int, adapters: AdapterSet | None = None):
         self.model: Any = model
         self.branch_stride = branch_stride
-        self.patched = find_rope_patch(model) is not None
+        self.adapters: AdapterSet | None = None
+        rope = find_rope_patch(model)
+        self.patched = rope is not None
+        self._plain_branch_is_time = rope is not None and rope.mode == "split"
         self.config = model.config.get_text_config(decoder=True)
         _refuse_recurrent(model, self.config)
         self._configs = model_configs(model)
@@ -41,6 +46,7 @@ class ModelRunner:
         self.device = embeddings.weight.device
         self.dense = False
         self.bytes_per_token = self._check_parity()
+        self.adapters = adapters
 
     @torch.inference_mode()
     def forward(self, context: ForwardContext, logits_at: Tensor) -> Tensor:
@@ -52,24 +58,45 @@ class ModelRunner:
             "return_dict": True,
             "logits_to_keep": logits_at.to(self.device),
         }
-        if self.dense:
-            cache = DenseCache(context)
-            arguments |= {
-                "past_key_values": cache,
-                "attention_mask": cache.mask(self.model.dtype, self.device),
-                "use_cache": True,
-            }
-            output = self.model(**arguments)
-        else:
-            with engine_attention(self._configs, context):
+        with self._adapters_in(context, logits_at):
+            if self.dense:
+                cache = DenseCache(context)
+                arguments |= {
+                    "past_key_values": cache,
+                    "attention_mask": cache.mask(self.model.dtype, self.device),
+                    "use_cache": True,
+                }
                 output = self.model(**arguments)
+            else:
+                with engine_attention(self._configs, context):
+                    output = self.model(**arguments)
         logits: Tensor = output.logits[0]
         return logits.float()
 
     def _position_ids(self, context: ForwardContext) -> Tensor:
-        if self.patched:
-            return context.pos2d(self.branch_stride)
-        return context.time_ids()[None]
+        time = context.time_ids()
+        if not self.patched:
+            return time[None]
+        positions = pos2d_ids(context.branch_ids(), time, self.branch_stride)
+        if self.adapters is not None:
+            branch = context.branch_ids()
+            for adapter, start, end in context.adapter_ranges():
+                if self.adapters.settings(adapter) is None:
+                    # The branch position at which a token's 2D rotation is the model's own (columnar/rope.py).
+                    positions[start:end, 0] = time[start:end] if self._plain_branch_is_time else 0
+                else:
+                    positions[start:end, 0] = branch[start:end] * self.stride_of(adapter)
+        return positions[None]
+
+    def stride_of(self, adapter: str) -> int:
+        """Branch position = branch id × this, with the adapter."""
+        settings = None if self.adapters is None else self.adapters.settings(adapter)
+        return self.branch_stride if settings is None else settings.branch_stride
+
+    def _adapters_in(self, context: ForwardContext, logits_at: Tensor) -> AbstractContextManager[None]:
+        if self.adapters is None:
+            return nullcontext()
+        return self.adapters.routed(context.adapter_ranges(), logits_at)
 
     @torch.inference_mode()
     def _check_parity(self) -> int:
@@ -99,7 +126,9 @@ class ModelRunner:
                 continue
             scale = max(1e-6, float(expected.float().abs().max()))
             difference = float((actual - expected.float()).abs().max()) / scale
-            if difference <= _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE):
+            # 8-bit layers round what goes into them, too.
+            quantized = getattr(self.model, "is_quantized", False)
+            if difference <= (_HALF_TOLERANCE if quantized else _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE)):
                 return bytes_per_token
             failures.append(f"logits differ from the model's own forward by {difference:.2g} of their size")
         name = type(self.model).__name__
@@ -137,8 +166,7 @@ class _AttentionNotReachedError(Exception):
 
 
 def _plan(slots: BranchSlots, mains: list[MainSpan], groups: list[GroupSpan]) -> ForwardContext:
-    visibility: Visibility = "isolated"
-    return ForwardContext(slots=slots, visibility=visibility, main_spans=mains, groups=groups)
+    return ForwardContext(slots=slots, main_spans=mains, groups=groups)
 
 
 def _refuse_recurrent(model: nn.Module, config: Any) -> None:

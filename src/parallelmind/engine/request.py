@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from parallelmind.columnar import Visibility
 from parallelmind.errors import RequestError
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
+
+ErrorKind = Literal["empty", "too_long", "vocabulary", "memory", "engine"]
+"""Why a branch has finish_reason "error"; all but the last lie in the request."""
+
+BASE_MODEL = ""
+"""The adapter of requests and branches that run without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,8 @@ class SamplingParams:
     """Makes the branch's draws its own, whatever else the engine runs; none: different on every run."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token until `max_new_tokens` or a stop text."""
+    logprobs: int | None = None
+    """Report each token's log-probability, and those of this many of the likeliest tokens at its place."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -51,6 +60,7 @@ class SamplingParams:
             "top_k": (self.top_k >= 0, "0 (keep all) or more"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is no penalty)"),
+            "logprobs": (self.logprobs is None or self.logprobs >= 0, "0 (the chosen token only) or more"),
             "stop": (all(isinstance(text, str) and text for text in stop), "non-empty texts"),
         }
         for name, (valid, expected) in checks.items():
@@ -72,7 +82,9 @@ class Branch:
     """None: the parameters given to `generate` or `stream`."""
     branch_id: int | None = None
     """Number of the branch under its main, from 1; its branch position is this × stride. None: its place + 1.
-    A single branch may have 0: it continues main itself."""
+    With 0 it continues main itself; then all branches must, and not see one another (columnar)."""
+    adapter: str | None = None
+    """Name of a loaded adapter, BASE_MODEL for none; None: the request's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +93,20 @@ class Request:
 
     main: Prompt = ""
     branches: Sequence[Prompt | Branch] = ()
+    visibility: Visibility | None = None
+    """None: what the adapter was trained with, else the engine's."""
+    adapter: str = BASE_MODEL
+    """Name of a loaded adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model found a token, before temperature and all other sampling settings."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at this place, the likeliest first: (token id, log-probability)."""
 
 
 @dataclass(kw_only=True)
@@ -93,11 +119,14 @@ class BranchResult:
     finish_reason: FinishReason | None = None
     error: str | None = None
     """What went wrong and the remedy, with finish_reason "error"."""
+    error_kind: ErrorKind | None = None
     prompt_tokens: int = 0
     """Tokens of the branch's own prompt (main not counted)."""
     main_tokens: int = 0
     cached_main_tokens: int = 0
     """Tokens of main whose keys and values were already in the prefix cache when the request started."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One per generated token, where asked for."""
 
 
 @dataclass(kw_only=True)
@@ -115,6 +144,8 @@ class Event:
     branch_index: int
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token id, where asked for."""
     finish_reason: FinishReason | None = None
     result: BranchResult | None = None
     """Set on the last event of the branch."""

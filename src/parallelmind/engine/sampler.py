@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from parallelmind.engine.request import SamplingParams
+from parallelmind.engine.request import SamplingParams, TokenLogprob
 
 _NUM_CANDIDATES = 1024
 """Sorting this many instead of a vocabulary of 150,000 is what makes top-p cheap on a CPU."""
@@ -61,6 +61,27 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
         for index, token in zip(indices, drawn, strict=True):
             tokens[index] = token
     return tokens
+
+
+def token_logprobs(
+    logits: Tensor, tokens: Sequence[int], alternatives: Sequence[int | None]
+) -> dict[int, TokenLogprob]:
+    """The log-probability of each token under its logits [n, V], for the rows whose `alternatives` is a number.
+
+    That many of the likeliest tokens come with it. Temperature and the other sampling settings do not enter.
+    """
+    wanted = [index for index, count in enumerate(alternatives) if count is not None]
+    if not wanted:
+        return {}
+    scores = logits[wanted].log_softmax(-1)
+    most = min(scores.shape[-1], max(alternatives[index] or 0 for index in wanted))
+    top, ids = scores.topk(most, dim=-1)
+    found = {}
+    for row, index in enumerate(wanted):
+        count = alternatives[index] or 0
+        pairs = zip(ids[row, :count].tolist(), top[row, :count].tolist(), strict=True)
+        found[index] = TokenLogprob(tokens[index], float(scores[row, tokens[index]]), tuple(pairs))
+    return found
 
 
 def _draw(scores: Tensor, params: SamplingParams, uniform: Tensor) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from parallelmind.columnar import Visibility
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
 from parallelmind.engine.kv_cache import BranchSlots, PrefixCache
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
@@ -47,7 +46,6 @@ class Scheduler:
         self,
         *,
         stats: EngineStats,
-        visibility: Visibility,
         max_running_branches: int | None,
         max_running_requests: int | None,
         max_batched_tokens: int,
@@ -55,7 +53,6 @@ class Scheduler:
         max_prefix_tokens: int,
     ):
         self.stats = stats
-        self.visibility: Visibility = visibility
         self.max_running_branches = max_running_branches
         self.max_running_requests = max_running_requests
         self.max_batched_tokens = max_batched_tokens
@@ -86,16 +83,22 @@ class Scheduler:
                 continue
             fed += [(branch, count) for branch, count in feeds if count]
             still = [_span(b, 0) for b in group.branches if b.slot >= 0 and b not in {f for f, n in feeds if n}]
-            groups.append(GroupSpan(main=group.main, branches=spans, finished=still if group.in_step else ()))
+            groups.append(
+                GroupSpan(
+                    main=group.main,
+                    branches=spans,
+                    finished=still if group.in_step else (),
+                    visibility=group.visibility,
+                    adapter=group.adapter,
+                )
+            )
         if not self.running and not plan.mains and not plan.rejected:
             return None
         if self.running:
             longest = max(b.num_cached_tokens for b in self.running)
             longest = max([longest, *(branch.num_cached_tokens + count for branch, count in fed)])
             self.slots.reserve(len(self.running), max(1, longest))
-        context = ForwardContext(
-            slots=self.slots, visibility=self.visibility, main_spans=list(plan.mains.values()), groups=groups
-        )
+        context = ForwardContext(slots=self.slots, main_spans=list(plan.mains.values()), groups=groups)
         return Schedule(context=context, fed=fed, rejected=plan.rejected)
 
     def release(self, branch: BranchSequence) -> None:
@@ -176,14 +179,14 @@ class Scheduler:
         if not group.reads_main:
             return True
         if group.main is None:
-            main = self.mains.find(group.main_ids)
+            main = self.mains.find(group.main_ids, group.adapter)
             if main is not None:
                 group.cached_main_tokens = len(main)
             else:
                 if not self._make_room(len(group.main_ids), group.waiting[0].max_tokens):
                     return self._wait_or_reject(group, plan)
-                prefix = self.mains.find_prefix(group.main_ids)
-                main = self.mains.add(group.main_ids)
+                prefix = self.mains.find_prefix(group.main_ids, group.adapter)
+                main = self.mains.add(group.main_ids, group.adapter)
                 if prefix is not None:
                     main.copy_prefix(prefix)
                 group.cached_main_tokens = main.num_cached_tokens

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from parallelmind.columnar import Visibility
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.kv_cache import MainCache
-from parallelmind.engine.request import BranchResult, FinishReason, SamplingParams
+from parallelmind.engine.request import BranchResult, FinishReason, SamplingParams, TokenLogprob
 from parallelmind.engine.sampler import SamplerRow
 
 
@@ -32,6 +33,7 @@ class BranchSequence:
         self.max_new_tokens = max_new_tokens
         """What params ask for, or less where the model's length ends."""
         self.output_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
         self.pending = list(prompt_ids)
         """Tokens not yet run through the model."""
         self.num_cached_tokens = 0
@@ -87,24 +89,32 @@ class BranchSequence:
             prompt_tokens=len(self.prompt_ids),
             main_tokens=len(self.group.main_ids),
             cached_main_tokens=self.group.cached_main_tokens,
+            logprobs=list(self.logprobs),
         )
         return result, rest
 
 
 class RequestGroup:
-    """The branches of one request, under one main."""
+    """The branches of one request that share one main: all of them, unless they use different adapters."""
 
-    def __init__(self, *, request_id: int, main_ids: tuple[int, ...], reads_main: bool, in_step: bool):
+    def __init__(
+        self, *, request_id: int, main_ids: tuple[int, ...], reads_main: bool, visibility: Visibility, adapter: str
+    ):
         self.request_id = request_id
         self.main_ids = main_ids
         self.reads_main = reads_main
         """False without a main, and where the visibility hides it from the branches."""
-        self.in_step = in_step
-        """Columnar: all branches start together and advance column by column."""
+        self.visibility: Visibility = visibility
+        self.adapter = adapter
         self.branches: list[BranchSequence] = []
         self.waiting: list[BranchSequence] = []
         self.main: MainCache | None = None
         self.cached_main_tokens = 0
+
+    @property
+    def in_step(self) -> bool:
+        """Columnar: all branches start together and advance column by column."""
+        return self.visibility == "columnar"
 
     @property
     def first_time(self) -> int:

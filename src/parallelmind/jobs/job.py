@@ -110,8 +110,10 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_writers()
-        self._lock.release()
+        try:
+            self._close_writers()
+        finally:
+            self._lock.release()
 
     @property
     def digest(self) -> bytes:
@@ -171,8 +173,10 @@ class Job:
         return self._parts[number]
 
     def refresh(self) -> int:
-        """Note the results that workers appended to their parts; returns how many."""
+        """Note the results that were appended to the parts; returns how many."""
         new = 0
+        for writer in self._writers.values():
+            writer.flush()
         for path in sorted(self.folder.glob("part-*.index")):
             entries = self.part(_part_number(path)).read_new()
             if len(entries):
@@ -186,6 +190,7 @@ class Job:
         Raises:
             JobError: the disk is full or failing, or the input was edited while the job ran.
         """
+        self._close_writers()
         self.refresh()
         if missing := self.input.records - self.index.done:
             raise JobError(f"{missing} records of {self.input_path} have no result; start the same command again.")
@@ -203,7 +208,6 @@ class Job:
             failures=list(self._failures()),
         )
         self._save()
-        self._close_writers()
         if not failed:
             self._remove_parts()
         return self.completion

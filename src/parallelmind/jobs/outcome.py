@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["Outcome", "Row"]
 
@@ -13,8 +12,10 @@ Row = Mapping[str, Any]
 """One output row; one with an `error` that is not null makes its record a failed one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class Outcome(NamedTuple):
     """The output rows of a record, and what it took to make them."""
 
     payload: bytes
@@ -44,9 +45,11 @@ class Outcome:
         retries: int = 0,
     ) -> Outcome:
         """The outcome with these output rows."""
-        failed = sum(row.get("error") is not None for row in rows)
+        failed = 0
+        for row in rows:
+            failed += row.get("error") is not None
         return cls(
-            payload=b"".join(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n" for row in rows),
+            payload="".join([_encode(row) + "\n" for row in rows]).encode("utf-8"),
             rows=len(rows),
             failed_rows=failed,
             final=final,

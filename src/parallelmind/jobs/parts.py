@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +53,8 @@ assert _PACKED.size == ENTRY.itemsize
 _FINAL = 1
 _MAGIC = b"PMPART2\n"
 _HEADER_BYTES = len(_MAGIC) + 16
+_FLUSH_SECONDS = 0.02
+_FLUSH_BYTES = 2**18
 _MOST = {"u2": 2**16 - 1, "u4": 2**32 - 1}
 
 
@@ -128,7 +131,11 @@ class Part:
 
 
 class PartWriter:
-    """Appends to a part; what was appended is with the operating system before `append` returns."""
+    """Appends to a part.
+
+    What was appended is with the operating system at the latest 20 milliseconds later, if there is another call by
+    then: `flush_if_due` may be called as often as wanted. Records in between are done again after a kill.
+    """
 
     def __init__(self, part: Part) -> None:
         self._part = part
@@ -141,6 +148,10 @@ class PartWriter:
                 self._index_end = append_all(self._index, part._header, 0)
         except OSError as error:
             raise storage_error(part.index_path, error) from error
+        self._waiting_rows: list[bytes] = []
+        self._waiting_entries: list[bytes] = []
+        self._waiting_bytes = 0
+        self._flushed = 0.0
 
     def append(self, record: int, attempt: int, outcome: Outcome) -> None:
         """Store what became of one record.
@@ -151,7 +162,7 @@ class PartWriter:
         payload = outcome.payload
         entry = _PACKED.pack(
             record,
-            self._end,
+            self._end + self._waiting_bytes,
             len(payload),
             zlib.crc32(payload),
             min(attempt, _MOST["u2"]),
@@ -165,12 +176,39 @@ class PartWriter:
             self._part.number,
             outcome.error_class.encode("ascii", "replace")[:28],
         )
+        self._waiting_rows.append(payload)
+        self._waiting_entries.append(entry)
+        self._waiting_bytes += len(payload)
+        if self._waiting_bytes >= _FLUSH_BYTES:
+            self.flush()
+        else:
+            self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Flush if the last flush was 20 milliseconds ago or more.
+
+        Raises:
+            JobError: the disk is full or failing.
+        """
+        if self._waiting_entries and time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, rows first.
+
+        Raises:
+            JobError: the disk is full or failing; what was written before stays good.
+        """
+        rows, entries = b"".join(self._waiting_rows), b"".join(self._waiting_entries)
+        self._waiting_rows.clear()
+        self._waiting_entries.clear()
+        self._waiting_bytes = 0
         path = self._part.rows_path
         try:
-            end = append_all(self._rows, payload, self._end)
+            end = append_all(self._rows, rows, self._end)
             path = self._part.index_path
             try:
-                self._index_end = append_all(self._index, entry, self._index_end)
+                self._index_end = append_all(self._index, entries, self._index_end)
             except OSError:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._rows, self._end)
@@ -178,10 +216,20 @@ class PartWriter:
             self._end = end
         except OSError as error:
             raise storage_error(path, error) from error
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
-        os.close(self._rows)
-        os.close(self._index)
+        """Flush and close.
+
+        Raises:
+            JobError: the disk is full or failing.
+        """
+        try:
+            if self._waiting_entries:
+                self.flush()
+        finally:
+            os.close(self._rows)
+            os.close(self._index)
 
 
 def is_final(entries: Entries) -> NDArray[np.bool_]:

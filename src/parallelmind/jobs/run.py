@@ -19,6 +19,7 @@ from parallelmind.jobs.launch import count_gpus, local_place, run_token
 from parallelmind.jobs.metrics import serve_metrics
 from parallelmind.jobs.progress import Progress, Silent
 from parallelmind.jobs.ranks import SINGLE, Rank
+from parallelmind.jobs.ray_run import RayOptions, run_on_ray
 from parallelmind.jobs.spec import Completion
 from parallelmind.jobs.statistics import JobStatistics, collect_statistics, save_statistics
 from parallelmind.jobs.supervisor import Supervisor
@@ -54,6 +55,8 @@ class RunOptions:
     record_timeout: float = 600.0
     """Seconds without progress after which a worker process is replaced and its records are tried alone; 0: never."""
     prometheus_port: int | None = None
+    ray: str | None = None
+    """Address of a Ray cluster to work on, "" for one on this machine; None: without Ray."""
     set_up: Callable[[int], None] = _nothing
     """Called first in each worker process."""
 
@@ -75,6 +78,8 @@ class JobReport:
     resumed: int
     """Records that had their result from an earlier run."""
     statistics: JobStatistics
+    world_size: int
+    """Workers of this run."""
 
 
 def run_job(
@@ -95,6 +100,8 @@ def run_job(
         ParallelMindError: the input, a setting, the model or the output is wrong; what was done is kept.
     """
     if rank.world_size > 1:
+        if options.ray is not None:
+            raise SettingsError("--launcher ray starts workers itself; start it once, without torchrun.")
         if options.workers > 1:
             raise SettingsError("--workers starts worker processes itself; leave it out under torchrun.")
         token = run_token(rank)
@@ -105,18 +112,30 @@ def run_job(
         token = run_token(rank)
     with job:
         on_open(job)
-        follower = _Follower(job, progress or Silent())
+        follower = _Follower(job, progress or Silent(), max(rank.world_size, options.workers, 1))
         if job.completion is not None:
             return follower.report(job.completion)
         with _Metrics(options.prometheus_port, follower):
             if not job.todo().size:
                 with follower:
                     completion = job.finish()
+            elif options.ray is not None:
+                with follower:
+                    completion = run_on_ray(job, task, _ray_options(options), set_up=options.set_up, on_poll=follower)
             elif options.workers == 0 and rank.world_size == 1:
                 completion = _run_here(job, task, follower)
             else:
                 completion = _run_processes(job, task, options, rank, token, follower)
         return follower.report(completion)
+
+
+def _ray_options(options: RunOptions) -> RayOptions:
+    return RayOptions(
+        address=options.ray or None,
+        workers=max(options.workers, 1),
+        gpus_per_worker=options.gpus_per_worker,
+        record_timeout=options.record_timeout,
+    )
 
 
 def _run_here(job: Job, task: Task, follower: _Follower) -> Completion:
@@ -191,8 +210,18 @@ def _assignment(
         records=records,
         info=WorkerInfo(rank=rank.rank, world_size=rank.world_size, gpus=gpus),
         incarnation=0,
+        environment=_environment(rank, gpus),
         set_up=options.set_up,
     )
+
+
+def _environment(rank: Rank, gpus: GpuShare | None) -> dict[str, str]:
+    variables = dict(gpus.environment) if gpus else {}
+    _, workers = local_place(rank)
+    if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # Workers that each start a thread for every core take turns on the cores and all become slower.
+        variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    return variables
 
 
 def _gpus(rank: Rank, options: RunOptions) -> GpuShare | None:
@@ -208,8 +237,9 @@ def _gpus(rank: Rank, options: RunOptions) -> GpuShare | None:
 class _Follower:
     """Shows the progress of an open job and keeps its statistics."""
 
-    def __init__(self, job: Job, progress: Progress) -> None:
+    def __init__(self, job: Job, progress: Progress, world_size: int) -> None:
         self._job = job
+        self._world_size = world_size
         self._progress = progress
         self._started: float | None = None
         self._shown = 0.0
@@ -259,7 +289,11 @@ class _Follower:
 
     def report(self, completion: Completion) -> JobReport:
         return JobReport(
-            input=self._job.input, completion=completion, resumed=self._job.resumed, statistics=self.statistics
+            input=self._job.input,
+            completion=completion,
+            resumed=self._job.resumed,
+            statistics=self.statistics,
+            world_size=self._world_size,
         )
 
     def _show(self) -> None:

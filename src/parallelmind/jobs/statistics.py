@@ -29,6 +29,13 @@ class WorkerStatistics:
     retries: int
     mean_seconds: float
 
+    @staticmethod
+    def none() -> WorkerStatistics:
+        """Of a worker that had nothing to do."""
+        return WorkerStatistics(
+            processed=0, successful=0, errors=0, tokens_in=0, tokens_out=0, retries=0, mean_seconds=0.0
+        )
+
     @property
     def success_rate(self) -> float:
         """Share of the processed records, from 0 to 1."""

@@ -95,11 +95,10 @@ class Supervisor:
 
     def _spawn(self, assignment: Assignment, before: _Watched | None = None) -> _Watched:
         value = self._context.RawValue("d", 0.0)
-        gpus = assignment.info.gpus
         process = self._context.Process(
             target=work, args=(assignment, value), daemon=True, name=f"worker {assignment.info.rank}"
         )
-        with _environment(gpus.environment if gpus else {}):
+        with _environment(assignment.environment):
             process.start()
         watched = _Watched(assignment=assignment, process=process, alive=LifeSign(value))
         if before:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -48,6 +48,8 @@ class Assignment:
     records: int
     info: WorkerInfo
     incarnation: int
+    environment: Mapping[str, str]
+    """Variables of the process that differ from those of the watching process."""
     set_up: Callable[[int], None]
     """Called first, with the rank: sets up logging."""
 
@@ -130,17 +132,19 @@ class _Worker:
                 time.sleep(_POLL_SECONDS)
                 continue
             if self._worker is None:
-                self._worker = self._told.task.start(self._told.info, self._alive)
+                self._worker = self._told.task.start(self._told.info, self._sign_of_life)
                 self._started = time.monotonic()
             self._phase("working")
             self._alive()
             self._worker.run(self._items(), self._write)
             assert not self._lease_of, "a worker left records without an outcome"
+            self._writer.flush()
             self._alive.rest()
             if self._held_back is None:
                 self._phase("idle")
 
     def end(self) -> None:
+        self._writer.close()
         self._file.remove()
 
     def give_up(self, reason: str) -> None:
@@ -184,6 +188,10 @@ class _Worker:
         """As many records as are finished in a second."""
         seconds = max(time.monotonic() - self._started, 1e-3)
         return min(max(1, round(self._file.state.done / seconds * _LEASE_SECONDS)), _LARGEST_LEASE)
+
+    def _sign_of_life(self) -> None:
+        self._alive()
+        self._writer.flush_if_due()
 
     def _write(self, item: WorkItem, outcome: Outcome) -> None:
         record = item.line.index

@@ -91,8 +91,8 @@ def load_model_with_lora(
         UnsupportedModelError: 2D RoPE cannot be applied to the model.
     """
     notes: list[str] = []
-    path = str(bundled_model_path()) if base_model == TINY_MODEL else base_model
-    sidecar = None if lora_path is None else read_sidecar(_existing(lora_path))
+    path = model_path(base_model)
+    sidecar = None if lora_path is None else read_sidecar(existing_adapter(lora_path))
     model_sidecar = sidecar_of_model(path)
     stored, owner = sidecar, f"the adapter {lora_path}"
     if model_sidecar is not None:
@@ -155,7 +155,13 @@ def bundled_model_path() -> Path:
     return Path(__file__).parents[1] / "assets" / "tiny"
 
 
-def _existing(lora_path: str) -> str:
+def model_path(base_model: str) -> str:
+    """Folder or hub name of a base model, the bundled one included."""
+    return str(bundled_model_path()) if base_model == TINY_MODEL else base_model
+
+
+def existing_adapter(lora_path: str) -> str:
+    """The path. Raises AdapterError if nothing is there."""
     if not os.path.exists(lora_path):
         raise AdapterError(f"--lora_path {lora_path}: no such file or folder; give a .pth file or a PEFT folder.")
     return lora_path
@@ -165,13 +171,8 @@ def _resolve_patch(
     patch_rope: bool | None, lora_path: str | None, sidecar: Sidecar | None, owner: str, notes: list[str]
 ) -> bool:
     if sidecar is not None:
-        trained = sidecar.rope is not None
-        if patch_rope is not None and patch_rope != trained:
-            raise SettingsError(
-                f"--{'' if patch_rope else 'no_'}patch_rope contradicts {owner}, which was trained "
-                f"{'with' if trained else 'without'} 2D RoPE; leave the flag out."
-            )
-        return trained
+        check_patch_flag(patch_rope, sidecar, owner)
+        return sidecar.rope is not None
     if patch_rope is not None:
         return patch_rope
     if lora_path is None:
@@ -181,6 +182,16 @@ def _resolve_patch(
         )
         return False
     return True
+
+
+def check_patch_flag(patch_rope: bool | None, sidecar: Sidecar, owner: str) -> None:
+    """Raises SettingsError if a flag that was given contradicts what the owner of the sidecar was trained with."""
+    trained = sidecar.rope is not None
+    if patch_rope is not None and patch_rope != trained:
+        raise SettingsError(
+            f"--{'' if patch_rope else 'no_'}patch_rope contradicts {owner}, which was trained "
+            f"{'with' if trained else 'without'} 2D RoPE; leave the flag out."
+        )
 
 
 def sidecar_of_model(path: str) -> Sidecar | None:

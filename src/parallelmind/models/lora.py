@@ -107,8 +107,8 @@ def load_lora(model: ModelT, path: str | os.PathLike[str], *, rank: int | None =
     base = unwrap_to_change(model)
     linears = linear_layers(base)
     layers = {
-        name: _cast(layer, linears[name].weight.dtype, name, path)
-        for name, layer in _match(adapter, base, linears, path).items()
+        name: cast_layer(layer, linears[name].weight.dtype, name, path)
+        for name, layer in match_layers(adapter, base, linears, path).items()
     }
     former = lora_layers(base)
     dropout = current_dropout(former)
@@ -189,7 +189,7 @@ def merge_lora(model: ModelT) -> ModelT:
     return model
 
 
-def _match(
+def match_layers(
     adapter: Adapter, model: nn.Module, linears: Mapping[str, nn.Linear], path: str | os.PathLike[str]
 ) -> dict[str, LayerWeights]:
     """The adapter's layers by the model's module paths. Raises AdapterError naming the first misfits."""
@@ -232,7 +232,7 @@ def _name_in_model(name: str, modules: Mapping[str, nn.Module]) -> str:
     return name
 
 
-def _cast(layer: LayerWeights, dtype: torch.dtype, name: str, path: str | os.PathLike[str]) -> LayerWeights:
+def cast_layer(layer: LayerWeights, dtype: torch.dtype, name: str, path: str | os.PathLike[str]) -> LayerWeights:
     if not dtype.is_floating_point:  # quantized weights: PEFT chooses the adapter's dtype
         return layer
     cast = LayerWeights(

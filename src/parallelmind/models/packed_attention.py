@@ -104,6 +104,7 @@ def packed_attention_forward(
         from transformers.integrations.flex_attention import flex_attention_forward
 
         blocks = _block_mask(attention_mask, visibility, sliding_window)
+        query, key, value = _of_one_dtype(query, key, value)
         out, _ = flex_attention_forward(
             module, query, key, value, blocks, scaling=scaling, softcap=softcap, s_aux=s_aux
         )
@@ -115,6 +116,13 @@ def packed_attention_forward(
 for _visibility in VISIBILITIES:
     AttentionInterface.register(attention_name(_visibility), partial(packed_attention_forward, visibility=_visibility))
     AttentionMaskInterface.register(attention_name(_visibility), sdpa_mask)
+
+
+def _of_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As autocast does for other attention: FlexAttention refuses the float32 queries that rotating made of others."""
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from parallelmind.data.rows import RowLimits
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import SettingsError
+from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 
 __all__ = ["BatchOptions"]
 
@@ -142,9 +142,9 @@ class BatchOptions:
         """Hashes of the local files of model and adapter; edited, they make this another job."""
         prints = {}
         if Path(self.base_model).is_dir():
-            prints["base_model"] = _print_of_folder(Path(self.base_model))
+            prints["base_model"] = print_of_folder(Path(self.base_model))
         if self.lora_path is not None and Path(self.lora_path).exists():
-            prints["lora_path"] = _print_of_adapter(Path(self.lora_path))
+            prints["lora_path"] = print_of_adapter(Path(self.lora_path))
         return prints
 
 
@@ -155,27 +155,3 @@ def _at_least(name: str, value: float | None, least: int, note: str = "") -> Non
 
 def _wrong(name: str, value: object, expected: str) -> SettingsError:
     return SettingsError(f"--{name} is {value!r}; it must be {expected}.")
-
-
-def _print_of_folder(folder: Path) -> str:
-    # Weights are too large to hash at every start; size and time tell an edited folder well enough.
-    hasher = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            hasher.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    return hasher.hexdigest()
-
-
-def _print_of_adapter(path: Path) -> str:
-    from parallelmind.models.sidecar import sidecar_path
-
-    if path.is_dir():
-        weights = (".safetensors", ".bin", ".pth", ".json")
-        files = [file for file in sorted(path.iterdir()) if file.suffix in weights]
-    else:
-        files = [file for file in (path, sidecar_path(path)) if file.exists()]
-    hasher = hashlib.blake2b(digest_size=16)
-    for file in files:
-        with file.open("rb") as opened:
-            hasher.update(f"{file.name} ".encode() + hashlib.file_digest(opened, "sha256").digest())
-    return hasher.hexdigest()

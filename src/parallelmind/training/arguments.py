@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import TrainingArguments
@@ -54,6 +55,8 @@ FIXED = {
 }
 """Fields that cannot be chosen freely, and what to do instead."""
 
+_REPORTERS = ("wandb", "tensorboard", "trackio")
+"""Packages that are extras of ours, by the name they have there and in `--report_to`."""
 _NEW_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -76,7 +79,9 @@ def training_arguments(
         raise SettingsError(f"--{fixed[0]} cannot be set here: {FIXED[fixed[0]]}.")
     if int(given.get("dataloader_num_workers") or 0) > 1:
         raise SettingsError(
-            "--dataloader_num_workers is above 1; one process reads ahead in order: give 1, or 0 for none."
+            "--dataloader_num_workers is above 1. The batches are planned as one sequence, so that a resumed run sees "
+            "what an uninterrupted one would have, and every further process would plan all of it again: give 1, which "
+            "reads ahead in a process of its own, or 0."
         )
     for former, name in _NEW_NAMES.items():
         if former in given and hasattr(TrainingArguments, name):
@@ -88,8 +93,11 @@ def training_arguments(
                 f"--lr_scheduler_type {scheduler} needs to know where it ends; with --use_streaming give --max_steps."
             )
     on_cpu = device == "cpu"
+    reporters = _reporters(given.pop("report_to", None), use_wandb=options.use_wandb)
     values: dict[str, Any] = {
-        "report_to": "wandb" if options.use_wandb else "none",
+        "report_to": reporters or "none",
+        "run_name": options.name,
+        "project": "parallelmind",
         "save_total_limit": 2,
         "ddp_find_unused_parameters": False,
         "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
@@ -127,6 +135,21 @@ def training_arguments(
     # One process, one GPU: transformers would otherwise split every batch over all GPUs it sees.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def _reporters(given: str | list[str] | None, *, use_wandb: bool) -> list[str]:
+    """Where the run is reported to. Raises SettingsError for what is not installed."""
+    names = [given] if isinstance(given, str) else list(given or ())
+    if use_wandb and "wandb" not in names:
+        names.append("wandb")
+    names = [name for name in names if name != "none"]
+    for name in names:
+        if name in _REPORTERS and find_spec(name) is None:
+            raise SettingsError(
+                f"--report_to {name} needs the package {name}, which is not installed; run: "
+                f"pip install 'parallelmind[{name}]'"
+            )
+    return names
 
 
 UNKNOWN_STEPS = 2**31

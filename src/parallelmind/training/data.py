@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from parallelmind.columnar import sees_main
 from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
@@ -30,6 +31,7 @@ def load_data(
         max_seq_len=options.max_seq_len,
         max_model_len=trainee.max_model_len,
         vocab_size=trainee.vocab_size,
+        sees_main=sees_main(trainee.settings.visibility),
         strict=options.strict,
     )
     limits = RowLimits(
@@ -64,6 +66,7 @@ def load_data(
         batch=batch,
         epochs=options.epochs if options.max_steps < 0 else None,
         block_records=options.shuffle_buffer if options.use_streaming else None,
+        shuffle=options.shuffle,
         seed=options.seed,
         learn_main=options.learn_main,
         share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=options.accumulation_steps),

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
-from parallelmind.data.encoder import EncodedSample
+from parallelmind.data.encoder import EncodedBranch, EncodedSample
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, Request, SamplingParams
 from parallelmind.models.lora_layers import unwrap
@@ -27,7 +27,8 @@ class Evaluation:
 
     Args:
         batches: of all processes; each takes its share.
-        samples: those whose completions are generated and compared; other forms of branches have no one answer.
+        samples: those whose completions, and last turns of the assistant, are generated and compared; texts without a
+            prompt have no one answer.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Evaluation:
         self._collator = collator
         self._forward = forward
         end = tokenizer.eos_token_id
-        self._questions = [question for sample in samples if (question := _question(sample, end)) is not None]
+        self._questions = [q for sample in samples if (q := _question(sample, tokenizer, end)) is not None]
 
     def run(self, model: Any, *, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
         """`loss`, and `exact` if there are answers; the same on all processes. The model is left in eval mode."""
@@ -100,14 +101,37 @@ def _plain_forward(model: Any) -> Iterator[None]:
             model.forward = wrapped
 
 
-def _question(sample: EncodedSample, end: int) -> tuple[Request, list[str]] | None:
-    """The prompts of a sample's branches that have one right completion, and the completions."""
+def _question(sample: EncodedSample, tokenizer: Any, end: int) -> tuple[Request, list[str]] | None:
+    """The prompts of a sample's branches that have one right answer, and the answers."""
     branches, answers = [], []
     for branch in sample.branches:
-        prompt = branch.learned.find(1)
-        if branch.sample_branch.messages or prompt < 1 or branch.ids[-1] != end:  # no prompt, or cut
+        conversation = bool(branch.sample_branch.messages)
+        found = _last_turn(branch, tokenizer) if conversation else _completion(branch, end)
+        if found is None:
             continue
-        sampling = SamplingParams(max_new_tokens=len(branch) - prompt + _SPARE_TOKENS, temperature=0)
+        prompt, length, answer = found
+        sampling = SamplingParams(max_new_tokens=length + _SPARE_TOKENS, temperature=0)
         branches.append(Branch(prompt=list(branch.ids[:prompt]), sampling=sampling, branch_id=branch.number))
-        answers.append(branch.sample_branch.completion)
+        answers.append(answer)
     return (Request(main=list(sample.main), branches=branches), answers) if branches else None
+
+
+def _completion(branch: EncodedBranch, end: int) -> tuple[int, int, str] | None:
+    """(tokens of the prompt, tokens of the answer, the answer); None without a prompt, or if the answer was cut."""
+    if not branch.sample_branch.prompt or branch.ids[-1] != end:
+        return None
+    prompt = branch.learned.find(1)
+    return prompt, len(branch) - prompt, branch.sample_branch.completion
+
+
+def _last_turn(branch: EncodedBranch, tokenizer: Any) -> tuple[int, int, str] | None:
+    """The same of a conversation: the assistant's last turn follows from all before it."""
+    stop = branch.learned.rfind(1) + 1
+    start = branch.learned.rfind(0, 0, stop) + 1
+    messages = branch.sample_branch.messages
+    last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
+    content = messages[last]["content"].strip()
+    written: str = tokenizer.decode(list(branch.ids[start:stop]), skip_special_tokens=True).strip()
+    if last < 1 or not content or not written.endswith(content):  # nothing before it, no text, or cut
+        return None
+    return start, stop - start, written

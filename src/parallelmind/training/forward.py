@@ -6,18 +6,20 @@ Shapes: B rows, S tokens of the longest, N learned tokens of the batch, V words.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallelmind.columnar import IGNORE_INDEX, Visibility, find_rope_patch, pack_row, pos2d_ids
+from parallelmind.columnar import IGNORE_INDEX, PAD_BRANCH, Visibility, find_rope_patch, pack_row, pos2d_ids
 from parallelmind.data.collator import packed_ids
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.lora_layers import unwrap
 from parallelmind.models.packed_attention import dense_mask, packed_attention
+from parallelmind.training.router_balance import RouterBalance
 
 __all__ = ["PackedForward"]
 
@@ -40,6 +42,7 @@ class PackedForward:
         self._config = unwrap(model).config.get_text_config(decoder=True)
         self.dense = False
         """The model does not use transformers' AttentionInterface (falcon): it gets a ready mask."""
+        self._balance = RouterBalance.of(unwrap(model))
         self._check_parity(unwrap(model))
 
     @contextmanager
@@ -52,32 +55,39 @@ class PackedForward:
             yield
 
     def loss(self, model: nn.Module, inputs: Mapping[str, Tensor], *, label_smoothing: float = 0.0) -> Tensor:
-        """The summed cross entropy of the learned tokens of a collated batch.
+        """The summed cross entropy of the learned tokens of a collated batch, each with the loss that balances experts.
 
-        The output head runs on the N positions that have a target only. Without any, the loss is 0 and still has a
-        gradient (of 0), so that all processes of a distributed run do the same.
+        The output head runs on the N positions that have a target only; main's last has one for each branch that
+        begins with a learned token. Without any, the loss is 0 and still has a gradient (of 0), so that all processes
+        of a distributed run do the same.
         """
         targets = inputs["shift_labels"]
+        row, place, first_tokens = inputs["branch_starts"].unbind(-1)
         asked = targets != IGNORE_INDEX
+        asked[row, place] = True
         if not bool(asked.any()):
-            asked = torch.zeros_like(asked)
             asked[0, 0] = True
-        logits = self._logits(model, inputs, asked)
-        return F.cross_entropy(
-            logits.float(),
-            targets[asked].to(logits.device),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-            label_smoothing=label_smoothing,
-        )
+        with nullcontext() if self._balance is None else self._balance.collected():
+            logits = self._logits(model, inputs, asked).float()
+        summed = partial(F.cross_entropy, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=label_smoothing)
+        total: Tensor = summed(logits, targets[asked].to(logits.device))
+        if len(row):
+            among_asked = asked.flatten().cumsum(0).view_as(asked) - 1
+            total = total + summed(logits[among_asked[row, place].to(logits.device)], first_tokens.to(logits.device))
+        if self._balance is not None and model.training:
+            learned = (targets != IGNORE_INDEX).sum() + len(row)
+            total = total + learned * self._balance.loss(inputs["attention_mask"][:, 0, :, 0] != PAD_BRANCH)
+        return total
 
     def _logits(self, model: nn.Module, inputs: Mapping[str, Tensor], asked: Tensor) -> Tensor:
         """[N, V]."""
         mask = inputs["attention_mask"]
         if self.dense:
             mask = dense_mask(mask, self.visibility, None, unwrap(model).dtype)
+        more = {} if self._balance is None else {"output_router_logits": False}
         with _head_only_at(unwrap(model), asked):
             output = model(
+                **more,
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
                 attention_mask=mask,
@@ -114,7 +124,9 @@ class PackedForward:
             "attention_mask": packed_ids(row.branch_ids[None], row.time_ids[None]).to(device),
         }
         scale = max(1e-6, max(float(part.abs().max()) for part in expected))
-        tolerance = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
+        # 8-bit layers round what goes into them, too.
+        quantized = getattr(model, "is_quantized", False)
+        tolerance = _HALF_TOLERANCE if quantized else _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
         visibility, failures = self.visibility, []
         self.visibility = "isolated"
         for self.dense in (False, True):

@@ -65,6 +65,8 @@ class TrainOptions:
     hf_subset: str | None = None
     hf_split: str = "train"
     use_streaming: bool = False
+    shuffle: bool = True
+    """False: rows come in the order of the data, in every epoch."""
     shuffle_buffer: int = 10_000
     max_samples: int | None = None
     eval_data_path: Path | None = None

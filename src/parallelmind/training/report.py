@@ -27,6 +27,7 @@ _COUNTED = {
     "branches": "branches",
     "tokens": "tokens in the rows",
     "supervised_tokens": "of them learned",
+    "unpredicted_tokens": "first tokens with nothing before them, not learned",
     "cut_branches": "branches cut",
     "cut_tokens": "tokens cut off",
     "dropped_branches": "branches dropped",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations import TensorBoardCallback
 
 from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.errors import SettingsError, TrainingError
@@ -121,6 +122,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
             save(step)
 
     trainer = _trainer(
+        files,
         model=trainee.model,
         args=arguments,
         dataset=dataset,
@@ -164,7 +166,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         interruption.raise_again()
     counts = dataset.counts.as_dict()
     if not counts["records"]:  # streamed in a process of its own
-        counts = trainer.data_state.get("counts") or counts
+        counts = trainer.data_state.get("counts_with_block") or counts
     written, report = files.adapter(None), None
     if arguments.should_save:
         written = save_model(trainee, files) if options.task == "pretrain" else save(None)
@@ -179,9 +181,14 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     )
 
 
-def _trainer(**parts: Any) -> PackedTrainer:
+def _trainer(files: RunFiles, **parts: Any) -> PackedTrainer:
     try:
-        return PackedTrainer(**parts)
+        trainer = PackedTrainer(**parts)
+        for callback in trainer.callback_handler.callbacks:
+            # Beside our own log, rather than among the checkpoints.
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(files.metrics.parent)
+        return trainer
     except (RuntimeError, ImportError, ValueError) as error:  # a logger of --report_to that is not installed, …
         raise SettingsError(f"transformers refuses to train with these settings: {error}") from error
 

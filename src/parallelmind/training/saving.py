@@ -27,7 +27,9 @@ def save_adapter(trainee: Trainee, files: RunFiles, base_model: str, step: int |
     folder = save_lora(trainee.model, pth.with_suffix(""), sidecar=sidecar)
     if any(ADAPTER in layer.lora_variant for layer in lora_layers(trainee.model).values()):
         if step is None:
-            _LOGGER.info("DoRA cannot be written as a .pth; the adapter is the PEFT folder %s", folder)
+            _LOGGER.info(
+                "DoRA is no W + B·A, so there is no .pth; the adapter, for --lora_path, is the PEFT folder %s", folder
+            )
         return folder
     return save_lora(trainee.model, pth, sidecar=sidecar)
 

@@ -56,6 +56,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         on_saved: Callable[[int], None] | None = None,
         callbacks: list[Any] | None = None,
     ):
+        use_cache = model.config.use_cache
         super().__init__(
             model=model,
             args=args,
@@ -64,6 +65,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
             data_collator=collator,
             callbacks=callbacks,
         )
+        # Trainer turns it off in the config, which a pretrained model is saved with.
+        model.config.use_cache = use_cache
         for shown in (PrinterCallback, ProgressCallback):
             self.remove_callback(shown)
         # Makes Trainer count the learned tokens of a whole step, and not divide the loss again.
@@ -113,6 +116,11 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         self.data_state = info.state
         self.stream_ended = self.stream_ended or info.last
         return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """The learned tokens of a step, of all processes. Trainer itself would count `shift_labels` alone."""
+        count = torch.tensor(sum(batch["info"].supervised_tokens for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     def compute_loss(
         self,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["CharacterTokenizer", "readable", "token_texts"]
+__all__ = ["CharacterTokenizer", "readable", "token_bytes", "token_texts"]
 
 _SHOWN = {" ": "·", "\n": "⏎", "\r": "↵", "\t": "⇥", "\u3000": "□"}
 _BROKEN = "\ufffd"
@@ -19,12 +20,15 @@ class CharacterTokenizer:
     all_special_ids: tuple[int, ...] = (eos_token_id,)
     all_special_tokens: tuple[str, ...] = ("<end>",)
     bos_token = None
+    bos_token_id = None
     chat_template = None
     is_fast = False
 
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str], **options: Any) -> dict[str, list[Any]]:
         del options  # it puts no special tokens anywhere
-        return {"input_ids": [ord(character) for character in text]}
+        if isinstance(text, str):
+            return {"input_ids": [ord(character) for character in text]}
+        return {"input_ids": [[ord(character) for character in part] for part in text]}
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """User: …, Assistant: …, a turn a line."""
@@ -44,6 +48,21 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     A token that is only a part of a character is shown by its bytes, such as ‹e5 b0›.
     """
     return [_token_text(tokenizer, int(token)) for token in ids]
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """What a token adds to a text, in UTF-8: for a part of a character the bytes that it is."""
+    text: str = tokenizer.decode([token])
+    piece = _piece(tokenizer, token)
+    if _BROKEN in text:
+        table = _byte_of_symbol()
+        if piece and all(symbol in table for symbol in piece):
+            return bytes(table[symbol] for symbol in piece)
+        if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):  # SentencePiece's spelling of a byte
+            return bytes.fromhex(piece[3:5])
+    if piece.startswith("▁") and not text.startswith(" "):  # SentencePiece drops a leading space
+        text = " " + text
+    return text.encode("utf-8", "replace")
 
 
 def readable(text: str) -> str:

@@ -1,0 +1,129 @@
+"""`parallelmind answer`: answer questions over retrieved contexts with many workers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from parallelmind.cli.args import documented_default
+from parallelmind.cli.job_flags import add_job_flags, run_options
+from parallelmind.cli.progress import make_progress
+from parallelmind.cli.statistics import print_statistics
+from parallelmind.errors import SettingsError
+from parallelmind.jobs.ranks import current_rank
+from parallelmind.pipelines.answer import run_answer
+from parallelmind.pipelines.answer_options import INFERENCE_TYPES, AnswerOptions
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "answer questions over retrieved contexts"
+EPILOG = """\
+Input rows: {"id", "query", "context", "retrieval_method", ...} as `parallelmind contexts` writes them.
+Output: one row each, in input order, without the context and with "answer", "inference_time", "total_time",
+"worker_rank" and "success". A row whose context failed keeps its error and costs no call; an answer that failed has
+"success": false and an "error", and is tried again by the next run.
+
+Keys come from the environment: TOGETHER_API_KEY, OPENAI_API_KEY, or the variable that --api_key_env names.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    files = parser.add_argument_group("files")
+    files.add_argument("--contexts_file", type=Path, required=True, metavar="FILE", help="context rows, JSONL")
+    files.add_argument("--output_file", type=Path, required=True, metavar="FILE", help="answer rows, JSONL")
+    files.add_argument(
+        "--max_samples_per_worker", type=int, metavar="N", help="the first N rows for each worker only (default: all)"
+    )
+    files.add_argument(
+        "--no_retry_failed", action="store_false", dest="retry_failed", help="leave failed answers as they are"
+    )
+    files.add_argument("--overwrite", action="store_true", help="drop earlier answers and begin anew")
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_server_flags(parser.add_argument_group("servers (togetherai, openai)"))
+    add_job_flags(parser)
+    parser.add_argument("--verbose", action="store_true", help="more log lines, and every worker's progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the job and print its statistics; 0 if the output is complete."""
+    rank = current_rank()
+    args.extra_body = _extra_body(args.extra_body)
+    args.debug = args.debug or args.verbose
+    options = run_options(args)
+    args.max_samples = args.max_samples_per_worker and args.max_samples_per_worker * max(
+        1, options.workers if rank.world_size == 1 else rank.world_size
+    )
+    fields = dataclasses.fields(AnswerOptions)
+    answer_options = AnswerOptions(**{field.name: getattr(args, field.name) for field in fields})
+    report = run_answer(answer_options, progress=make_progress(args.log_interval), rank=rank, run=options)
+    if report is not None:
+        print_statistics(report, "INFERENCE", answer_options.output_file)
+    return 0
+
+
+def _add_model_flags(group: argparse._ArgumentGroup) -> None:
+    def add(name: str, kind: Any, default: object, text: str) -> None:
+        shown = "none" if default is None else default
+        group.add_argument(name, type=kind, default=default, help=documented_default(text, shown))
+
+    group.add_argument("--model_path", metavar="MODEL", help="folder, hub name, or the model's name at the server")
+    group.add_argument(
+        "--inference_type",
+        choices=INFERENCE_TYPES,
+        default="local",
+        help=documented_default("what answers: our engine (local, huggingface) or a server", "local"),
+    )
+    group.add_argument(
+        "--backend",
+        metavar="FILE:CLASS",
+        help="your own subclass of parallelmind.rag.backends.QueryBasedInference (default: none)",
+    )
+    group.add_argument("--prompt_template", type=Path, metavar="FILE", help="YAML (default: the built-in prompts)")
+    group.add_argument("--no_system_role", action="store_true", help="put the instructions into the user's turn")
+    add("--max_new_tokens", int, 512, "tokens of an answer at most")
+    add("--temperature", float, 0.2, "0 is greedy")
+    add("--top_p", float, 0.95, "keep the likeliest tokens that reach this probability together")
+    add("--seed", int, 0, "local: same seed, same answers")
+    add("--lora_path", str, None, "local: adapter, a .pth file or a PEFT folder")
+    add("--lora_rank", int, None, "local: must agree with the adapter's weights")
+    add("--batch_size", int, 16, "local: answers that run at once")
+    add("--device", str, None, "local: such as cuda, cpu; none is cuda, or the CPU without a GPU")
+    group.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="bfloat16",
+        help=documented_default("local: number format of the weights", "bfloat16"),
+    )
+    add("--kv_cache_gb", float, None, "local: memory for keys and values; none is half of what is free")
+
+
+def _add_server_flags(group: argparse._ArgumentGroup) -> None:
+    def add(name: str, kind: Any, default: object, text: str) -> None:
+        shown = "none" if default is None else default
+        group.add_argument(name, type=kind, default=default, help=documented_default(text, shown))
+
+    add("--base_url", str, None, "address of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8000/v1")
+    add("--api_key_env", str, None, "environment variable with the key; none is the service's own")
+    add("--concurrency", int, 16, "requests at once, of each worker")
+    add("--timeout", float, 120.0, "seconds for one request")
+    add("--rpm", float, None, "requests a minute at most, of all workers")
+    add("--tpm", float, None, "tokens a minute at most, of all workers")
+    add("--max_attempts", int, 8, "attempts on one question at most")
+    add("--max_retry_seconds", float, 600.0, "no attempt later than this after the first one")
+    add("--extra_body", str, None, "JSON object with more fields of each request")
+
+
+def _extra_body(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"--extra_body is not JSON ({error}): {text}") from None
+    if not isinstance(value, dict):
+        raise SettingsError(f"--extra_body is {text}; it must be a JSON object.")
+    return value

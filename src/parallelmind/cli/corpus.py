@@ -1,0 +1,206 @@
+"""`parallelmind corpus`: documentation of exact versions of packages, as files to retrieve from."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallelmind.cli.args import documented_default
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from parallelmind.rag.corpus.build import BuildResult
+    from parallelmind.rag.corpus.meta import CorpusMeta
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "build the documentation of exact package versions, and show what is there"
+BUILD_EPILOG = """\
+Writes {corpus_path}/{import name}/{version}.jsonl, a row for each public object of the package:
+  {"path", "aliases", "doc", "type", "signature", "members", "source", "distribution", "version", "wheel",
+   "wheel_sha256"}
+with the docstring as doc, or its source code in {version}.srccodes.jsonl. {version}.meta.json says how it was made.
+
+Three sources, of which every row names the one of its doc:
+  static       the package's files are read, not run; works for every version, also for another Python
+  add_newdoc   documentation that packages attach to compiled objects
+  runtime      the package is installed apart and imported in a process of its own, with limits and, where the system
+               permits it, without network; but it may do to your files what you may: use --no_runtime for what
+               you do not trust
+
+Wheels come from pip's configured index. A version without a wheel for this Python is read from a wheel for another one,
+or from its source archive; nothing of a source archive is run. Finished versions are kept; interrupted, the same
+command goes on.
+Exit codes: 0 built, 1 one package or more failed (the others are built), 2 wrong usage.
+"""
+
+_LOGGER = logging.getLogger(__name__)
+_SHOWN_ERRORS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="corpus_command")
+    build = commands.add_parser("build", help="build corpora", description="build corpora", epilog=BUILD_EPILOG)
+    _add_build_arguments(build)
+    listing = commands.add_parser("list", help="what a folder holds", description="what a folder holds")
+    show = commands.add_parser("show", help="one object, or one package", description="one object, or one package")
+    show.add_argument("name", metavar="NAME", help="such as numpy, numpy==1.26.4, numpy.linalg.norm")
+    show.add_argument("--version", metavar="V", help="only this version (default: all that the folder holds)")
+    for command in (build, listing, show):
+        command.add_argument("--corpus_path", type=Path, required=True, metavar="DIR", help="folder of corpora")
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "packages", nargs="*", metavar="PACKAGE", help="such as numpy==1.26.4; by distribution or import name"
+    )
+    parser.add_argument(
+        "--wheel", nargs="+", type=Path, default=[], metavar="FILE", help="wheels or source archives on disk"
+    )
+    parser.add_argument(
+        "--corpus_type",
+        choices=["docstring", "srccodes", "both"],
+        default="docstring",
+        help=documented_default("what a row's doc is", "docstring"),
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help=documented_default("packages at the same time", 1)
+    )
+    parser.add_argument(
+        "--python",
+        metavar="PATH",
+        help="interpreter that installs and inspects the packages, or none (default: this one)",
+    )
+    parser.add_argument(
+        "--no_runtime", action="store_true", help="run nothing of the packages, the same as --python none"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help=documented_default("seconds to read a package's files, and for each inspection", 300),
+    )
+    parser.add_argument("--overwrite", action="store_true", help="build finished versions anew")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, list or show."""
+    commands = {"build": _build, "list": _list, "show": _show}
+    try:
+        return commands[args.corpus_command](args)
+    except BrokenPipeError:  # `corpus show … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from parallelmind.cli.corpus_progress import make_progress
+    from parallelmind.rag.corpus.build import BuildOptions, build_corpora
+
+    options = BuildOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(BuildOptions)})
+    results: list[BuildResult] = []
+    with make_progress() as progress:
+        for result in build_corpora(options, progress.stage):
+            progress.done(result)
+            results.append(result)
+    metas = [meta for result in results for meta in result.metas]
+    if metas:
+        Console().print(_table(metas))
+    for meta in metas:
+        if meta.runtime_failure:
+            _LOGGER.warning(
+                "%s %s is described by its files alone: %s", meta.import_name, meta.version, meta.runtime_failure
+            )
+    for result in results:
+        if result.error:
+            print(f"error: {result.name}: {result.error}", file=sys.stderr)
+    return 1 if any(result.error for result in results) else 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from parallelmind.rag.corpus.meta import read_metas
+    from parallelmind.rag.corpus_rows import CORPUS_TYPES, corpus_versions
+
+    metas = read_metas(args.corpus_path)
+    known = {(meta.import_name, meta.version) for meta in metas}
+    others = {
+        (name, version)
+        for kind in CORPUS_TYPES
+        for name, versions in corpus_versions(args.corpus_path, kind).items()
+        for version in versions
+    } - known
+    Console().print(_table(metas))
+    for name, version in sorted(others):
+        print(f"{name} {version} was made by other means")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from parallelmind.rag.corpus.show import find_objects, matching_metas
+
+    name, _, version = args.name.partition("==")
+    if metas := matching_metas(args.corpus_path, name, version or args.version):
+        console = Console()
+        console.print(_table(metas))
+        for meta in metas:
+            _print_errors(meta)
+        return 0
+    found = find_objects(args.corpus_path, name, args.version)
+    for row in found:
+        print(f"{row.path}{row.signature}")
+        print(f"  {row.type} of {row.distribution} {row.version}, from {row.source}")
+        if row.aliases:
+            print(f"  also {', '.join(row.aliases)}")
+        print("\n" + "\n".join(f"  {line}".rstrip() for line in (row.doc or "no documentation").splitlines()) + "\n")
+    return 0
+
+
+def _print_errors(meta: CorpusMeta) -> None:
+    errors = list(meta.module_errors.items())
+    for module, error in errors[:_SHOWN_ERRORS]:
+        print(f"{meta.version}: {module} could not be imported: {error}")
+    if len(errors) > _SHOWN_ERRORS:
+        print(f"{meta.version}: and {len(errors) - _SHOWN_ERRORS} more modules")
+
+
+def _table(metas: list[CorpusMeta]) -> Table:
+    from rich.table import Table
+
+    table = Table("package", *_NUMBERS, caption=_CAPTION, caption_justify="left")
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for meta in sorted(metas, key=lambda meta: (meta.import_name, meta.version)):
+        counts = [meta.documented.get(source, 0) for source in ("static", "add_newdoc", "runtime")]
+        documented = f"{sum(counts):,}"
+        running = ("-", "-")
+        if meta.runtime_documented:
+            share = (meta.static_documented or 0) / meta.runtime_documented
+            running = (f"{meta.runtime_documented:,}", f"{share:.0%}")
+        rows = f"{max(meta.rows.values(), default=0):,}"
+        table.add_row(
+            f"{meta.import_name} {meta.version}", rows, documented, *(f"{count:,}" for count in counts), *running
+        )
+    return table
+
+
+_NUMBERS = ("rows", "docs", "static", "newdoc", "runtime", "running", "files")
+_CAPTION = (
+    "docs: rows with documentation, and where it was found. running: objects that the running package documents;"
+    " files: the share of them whose documentation the files alone give. -: it was not run"
+)

@@ -1,0 +1,92 @@
+"""`parallelmind evaluate`: measure retrieval on labelled queries."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from parallelmind.cli.retrieval_flags import add_corpus_flags, retriever_options
+from parallelmind.data.replacing import replacing
+from parallelmind.rag.compat import CompatRetriever
+from parallelmind.rag.evaluation import Report, evaluate, read_labelled
+from parallelmind.rag.ranking import Ranker
+from parallelmind.rag.retriever import EXACT, METHODS, STRING, RetrieverSettings
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "measure retrieval on labelled queries"
+EPILOG = """\
+Labelled queries are JSONL rows {"id", "query", "target_api", "dependencies", "method", "expected"}: "method" is how the
+query should be served (exact_api_match, rag_string_match, absent or rag_fallback), "expected" lists the names of the
+documents that serve it. Optional: "kind", to count by, and "moved_to" of an absent API.
+Rows labelled rag_string_match are left out unless --enable_str_match is given.
+
+Exit codes: 0 measured, 1 an error, 2 wrong usage.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    files = parser.add_argument_group("files")
+    files.add_argument("--queries", type=Path, required=True, metavar="FILE", help="labelled queries, JSONL")
+    files.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    add_corpus_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables; 0 if everything could be measured."""
+    settings = RetrieverSettings(
+        max_documents=10,
+        fixed_docs_per_query=10,
+        max_tokens=0,
+        enable_str_match=args.enable_str_match,
+        jump_exact_match=args.jump_exact_match,
+    )
+    options = retriever_options(args, settings)
+    rows = read_labelled(args.queries)
+    labelled = [row for row in rows if args.enable_str_match or row.method != STRING]
+    named = [row for row in labelled if row.query.target_api]
+    with contextlib.closing(options.make()) as retriever, contextlib.closing(options.open_store()) as store:
+        report = evaluate(retriever, store, labelled)
+        loose = evaluate(CompatRetriever(store, settings, ranker=Ranker(), budget=None), store, named)
+    print(_tables(report, loose, left_out=len(rows) - len(labelled), named=len(named)))
+    if args.json:
+        with replacing(args.json) as temporary:
+            content = {"retrieval": report.fields(), "substring_rule": loose.fields()}
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        print(f"the numbers are in {args.json}", file=sys.stderr)
+    return 0
+
+
+def _tables(report: Report, loose: Report, *, left_out: int, named: int) -> str:
+    lines = [f"{report.queries} labelled queries, {report.right} served right"]
+    if left_out:
+        lines.append(f"{left_out} labelled {STRING} left out: they need --enable_str_match")
+    lines += ["", "| method | expected | given | right | precision | recall |", "|---|---|---|---|---|---|"]
+    for method in METHODS:
+        score = report.methods[method]
+        shares = f"{_share(score.precision)} | {_share(score.recall)}"
+        lines.append(f"| {method} | {score.expected} | {score.given} | {score.right} | {shares} |")
+    if report.ranked:
+        hits = ", ".join(f"hit@{depth} {value:.3f}" for depth, value in report.hits.items())
+        lines += ["", f"ranked search, {report.ranked} queries: {hits}, MRR {report.mrr:.3f}"]
+    if report.moved:
+        lines += ["", f"what takes the place of absent APIs: {report.moved_right} of {report.moved} right"]
+    lines += ["", "| kind | right | queries |", "|---|---|---|"]
+    lines += [f"| {kind} | {right} | {queries} |" for kind, (right, queries) in report.kinds.items()]
+    exact = loose.methods[EXACT]
+    lines += [
+        "",
+        f"The substring rule (--compat) on the {named} queries that name an API: {exact.given} called {EXACT}, "
+        f"{exact.given - exact.right} of them wrongly (precision {_share(exact.precision)}).",
+    ]
+    for mistake in report.mistakes:
+        lines.append(f"wrong: {json.dumps(mistake, ensure_ascii=False)}")
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,164 @@
+"""The answer stage: a file of context rows through a model, to a file of answer rows, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from parallelmind.jobs.job import Job, WorkItem
+from parallelmind.jobs.outcome import Outcome
+from parallelmind.jobs.progress import Progress
+from parallelmind.jobs.ranks import SINGLE, Rank
+from parallelmind.jobs.run import JobReport, RunOptions, run_job
+from parallelmind.jobs.task import RecordWorker, WorkerInfo
+from parallelmind.pipelines.answer_options import AnswerOptions
+from parallelmind.pipelines.answer_workers import BackendAnswers, EngineAnswers, unreadable
+from parallelmind.rag.backends.adapter import UserBackend
+from parallelmind.rag.backends.base import AnswerBackend, InferenceSettings
+from parallelmind.rag.backends.endpoint import find_endpoint
+from parallelmind.rag.backends.loading import load_backend_class
+from parallelmind.rag.backends.openai_compatible import OpenAICompatibleBackend
+from parallelmind.rag.prompts import ChatFormat, PieceEncoder, Prompts, PromptTemplate
+
+__all__ = ["AnswerTask", "run_answer"]
+
+_LOGGER = logging.getLogger(__name__)
+_PREFIX_CACHE_BYTES = 2**29
+_SLACK_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """Answers context rows."""
+
+    options: AnswerOptions
+
+    def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
+        options = self.options
+        prompts = Prompts(PromptTemplate(options.prompt_template), system_role=not options.no_system_role)
+        if options.uses_engine:
+            return _engine_answers(options, prompts, worker, alive)
+        return BackendAnswers(self._backend(worker), prompts, worker, alive=alive)
+
+    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
+        return unreadable(item, reason, error_class, rank=0, final=False)
+
+    def _backend(self, worker: WorkerInfo) -> AnswerBackend:
+        options = self.options
+        if options.backend is not None:
+            settings = InferenceSettings(
+                model_path=options.model_path,
+                max_new_tokens=options.max_new_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+            )
+            return UserBackend(load_backend_class(options.backend), settings)
+        endpoint = find_endpoint(options.inference_type, base_url=options.base_url, api_key_env=options.api_key_env)
+        return OpenAICompatibleBackend(endpoint, options.http(world_size=worker.world_size))
+
+
+def run_answer(
+    options: AnswerOptions, *, progress: Progress, rank: Rank = SINGLE, run: RunOptions | None = None
+) -> JobReport | None:
+    """Answer every row that has no answer yet, those that failed before included, and put the output in place.
+
+    Of several ranks only the first one has a report.
+
+    Raises:
+        ParallelMindError: the input, a setting, the model or the output is wrong; what was done is kept.
+    """
+    run = run or RunOptions()
+    PromptTemplate(options.prompt_template)  # what is wrong with these is told before anything is written
+    if options.backend is not None:
+        load_backend_class(options.backend)
+    elif options.uses_http:
+        find_endpoint(options.inference_type, base_url=options.base_url, api_key_env=options.api_key_env)
+        if run.record_timeout:  # requests end by their own limits; a worker that waits for them does not hang
+            longest = options.max_retry_seconds + options.timeout + _SLACK_SECONDS
+            run = dataclasses.replace(run, record_timeout=max(run.record_timeout, longest))
+    job = Job(
+        kind="answer",
+        input_path=options.contexts_file,
+        out_path=options.output_file,
+        settings=options.identity(),
+        files=options.file_prints(),
+        max_records=options.max_samples,
+        retry_failed=options.retry_failed,
+        overwrite=options.overwrite,
+        group_of=_context_of if options.uses_engine else None,
+    )
+    return run_job(
+        job,
+        AnswerTask(options),
+        options=run,
+        rank=rank,
+        progress=progress,
+        on_open=lambda opened: _log_input(opened, options),
+    )
+
+
+def _context_of(line: bytes) -> bytes:
+    """What makes two rows neighbours; lines that are no rows stand together."""
+    try:
+        row = json.loads(line)
+        return str(row.get("context")).encode("utf-8", "replace")
+    except (ValueError, AttributeError, RecursionError):
+        return b""
+
+
+def _engine_answers(
+    options: AnswerOptions, prompts: Prompts, worker: WorkerInfo, alive: Callable[[], None]
+) -> EngineAnswers:
+    from parallelmind.engine.engine import Engine
+    from parallelmind.models.cpu import optimize_for_cpu
+    from parallelmind.models.loader import load_model_with_lora, resolve_device
+
+    assert options.model_path
+    _LOGGER.info("loading %s", options.model_path)
+    device, note = resolve_device(options.device)
+    if note:
+        _LOGGER.info("%s", note)
+    gpus = worker.gpus.devices if worker.gpus else ()
+    loaded = load_model_with_lora(
+        options.model_path,
+        options.lora_path,
+        options.lora_rank,
+        device=device,
+        dtype=options.dtype,
+        device_map="auto" if len(gpus) > 1 else None,
+    )
+    model, tokenizer, patched = loaded
+    for line in (*loaded.notes, *optimize_for_cpu(model)):
+        _LOGGER.info("%s", line)
+    engine = Engine(
+        model,
+        tokenizer,
+        visibility="isolated",
+        branch_stride=loaded.settings.branch_stride,
+        max_running_branches=options.batch_size,
+        prefix_cache_bytes=_PREFIX_CACHE_BYTES,
+        kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
+    )
+    chat = ChatFormat(tokenizer)
+    return EngineAnswers(
+        engine,
+        lambda row: prompts.split(row, chat),
+        PieceEncoder(tokenizer),
+        options,
+        worker,
+        one_each=patched,
+        alive=alive,
+    )
+
+
+def _log_input(job: Job, options: AnswerOptions) -> None:
+    blank = f" (blank lines skipped: {job.input.blank_lines})" if job.input.blank_lines else ""
+    _LOGGER.info("loaded %d contexts from %s%s", job.input.records, options.contexts_file, blank)
+    if job.completion:
+        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", options.output_file)
+    elif job.resumed:
+        left = job.input.records - job.resumed
+        _LOGGER.info("continuing: %d of %d contexts have answers, %d to do", job.resumed, job.input.records, left)

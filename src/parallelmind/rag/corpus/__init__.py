@@ -1,0 +1,1 @@
+"""Corpora of documentation, made from the wheels of real packages."""

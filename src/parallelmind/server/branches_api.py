@@ -1,0 +1,256 @@
+"""POST /v1/branches: many branches under one main, and POST /generate: one prompt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.errors import RequestError
+from parallelmind.server.mailbox import Gain
+from parallelmind.server.problems import ApiError, error_of_result
+from parallelmind.server.prompts import PromptIds, chat_ids, completion_ids, text_ids
+from parallelmind.server.schemas import (
+    BranchesInput,
+    BranchesOutput,
+    BranchInput,
+    BranchOutput,
+    BranchUsage,
+    Cancelled,
+    GenerateInput,
+    GenerateOutput,
+    Sampling,
+    Usage,
+    sampling_params,
+)
+from parallelmind.server.service import Job, Service
+from parallelmind.server.streaming import DONE, EventStream, data, results_of
+
+__all__ = ["ServiceOf", "branch_requests", "check_new_tokens", "encode_branches", "router", "usage_of"]
+
+router = APIRouter(tags=["branches"])
+
+
+def _service(http: HttpRequest) -> Service:
+    service: Service = http.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+
+
+@router.post(
+    "/v1/branches",
+    response_model=BranchesOutput,
+    response_description="The answers; with `stream`, server-sent events",
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def create_branches(body: BranchesInput, http: HttpRequest, service: ServiceOf) -> Any:
+    """Decode all branches of one main in parallel; main is computed once.
+
+    With `stream`, each event is `data: {json}`: `{"type": "start", "id", "main_tokens", "branches": [{"index",
+    "prompt_tokens"}]}`, then `{"type": "token", "index", "text"}` as text comes, `{"type": "finish", "index",
+    "finish_reason", "error", "usage"}` for each branch, `{"type": "done", "usage", "timings"}`, and `data: [DONE]`.
+    """
+    arrived = time.perf_counter()
+    service.check_room(len(body.branches))
+    model, adapter = service.choose(body.model, body.adapter)
+    request, ids = await encode_branches(service, body, adapter)
+    job = service.submit(request, streamed=body.stream, kind="branches", arrived=arrived)
+    if body.stream:
+        return EventStream(service, job, _BranchStream(job, ids))
+    return _answer(job, model, await results_of(service, job, http))
+
+
+@router.delete("/v1/branches/{request_id}", response_model=Cancelled)
+async def cancel_request(request_id: str, service: ServiceOf) -> Cancelled:
+    """End a request; its stream closes regularly, each branch with finish_reason "cancelled"."""
+    job = service.find(request_id)
+    running = [index for index in range(job.mailbox.branches) if index not in job.mailbox.results]
+    service.cancel(job, "asked")
+    return Cancelled(id=request_id, cancelled=running)
+
+
+@router.delete("/v1/branches/{request_id}/{index}", response_model=Cancelled)
+async def cancel_branch(request_id: str, index: int, service: ServiceOf) -> Cancelled:
+    """End one branch of a request; the others go on."""
+    job = service.find(request_id)
+    if not 0 <= index < job.mailbox.branches:
+        raise ApiError(404, f"the request has branches 0 to {job.mailbox.branches - 1}, not {index}", param="index")
+    running = [] if index in job.mailbox.results else [index]
+    service.cancel(job, "asked", index)
+    return Cancelled(id=request_id, cancelled=running)
+
+
+@router.post("/generate", response_model=GenerateOutput)
+async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -> GenerateOutput | Response:
+    """Continue one prompt."""
+    arrived = time.perf_counter()
+    service.check_room(1)
+    _, adapter = service.choose(None, body.adapter)
+    ids = await service.in_encoder(lambda engine: completion_ids(engine.tokenizer, body.prompt))
+    given = {} if body.max_new_tokens is None else {"max_new_tokens": body.max_new_tokens}
+    sampling = sampling_params(body, Sampling(), 0, **given)
+    check_new_tokens(service, sampling, "max_tokens" if body.max_new_tokens is None else "max_new_tokens")
+    branch = Branch(branch_id=0, sampling=sampling)
+    request = Request(main=ids.main, branches=[branch], adapter=adapter, visibility="isolated")
+    job = service.submit(request, streamed=False, kind="generate", arrived=arrived)
+    [result] = await results_of(service, job, http)
+    if result.finish_reason in ("error", "cancelled"):
+        raise error_of_result(result)
+    return GenerateOutput(response=result.text)
+
+
+async def encode_branches(
+    service: Service, body: BranchesInput, adapter: str, **documented: Any
+) -> tuple[Request, PromptIds]:
+    """The engine's request for a body, its main and prompts as token ids.
+
+    `documented` are sampling parameters that neither branch nor body can say.
+
+    Raises:
+        ApiError: a field does not go together with another, or with the server.
+    """
+    prompts = [branch.prompt for branch in body.branches]
+    own = {branch.adapter for branch in body.branches if branch.adapter is not None}
+    for name in own:
+        service.choose(None, name)
+    try:
+        seen = {service.visibility(body.visibility, name) for name in {adapter, *own}}
+    except RequestError as error:
+        raise ApiError(400, str(error), param="visibility") from error
+    if len(seen) > 1:
+        raise ApiError(
+            400,
+            f"the adapters of the branches were trained with different visibilities ({', '.join(sorted(seen))}); say "
+            "which one this request uses",
+            param="visibility",
+        )
+    [visibility] = seen
+    if visibility == "columnar" and len({adapter if b.adapter is None else b.adapter for b in body.branches}) > 1:
+        raise ApiError(
+            400,
+            "with visibility 'columnar' the branches read one another, so all need the same adapter; use one, or "
+            "visibility 'isolated'",
+            param="branches",
+        )
+    messages, main = body.messages, body.main or ""
+    if messages is not None:
+        ids = await service.in_encoder(lambda engine: chat_ids(engine.tokenizer, messages, prompts, visibility))
+    else:
+        ids = await service.in_encoder(lambda engine: text_ids(engine.tokenizer, main, prompts, visibility))
+    return (
+        Request(
+            main=ids.main,
+            branches=branch_requests(service, body.branches, body, ids, **documented),
+            visibility=visibility,
+            adapter=adapter,
+        ),
+        ids,
+    )
+
+
+def branch_requests(
+    service: Service, branches: list[BranchInput], defaults: Sampling, ids: PromptIds, **documented: Any
+) -> list[Branch]:
+    """Branches with their prompts and sampling parameters."""
+    made = []
+    for index, (branch, prompt) in enumerate(zip(branches, ids.branches, strict=True)):
+        sampling = sampling_params(branch, defaults, index, **documented)
+        check_new_tokens(service, sampling, f"branches.{index}.max_tokens" if branch.max_tokens else "max_tokens")
+        made.append(Branch(prompt=prompt, sampling=sampling, adapter=branch.adapter))
+    return made
+
+
+def check_new_tokens(service: Service, sampling: SamplingParams, param: str) -> None:
+    """Raises ApiError if a branch asks for more tokens than the server gives."""
+    if sampling.max_new_tokens > service.options.max_new_tokens:
+        raise ApiError(
+            400,
+            f"{param} is {sampling.max_new_tokens}; this server gives {service.options.max_new_tokens} at most",
+            param=param,
+        )
+
+
+def usage_of(results: Mapping[int, BranchResult]) -> Usage:
+    """Tokens of a whole request."""
+    first = next(iter(results.values()))
+    prompt = first.main_tokens + sum(result.prompt_tokens for result in results.values())
+    completion = sum(len(result.token_ids) for result in results.values())
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def _usage_of_branch(result: BranchResult) -> BranchUsage:
+    return BranchUsage(prompt_tokens=result.prompt_tokens, completion_tokens=len(result.token_ids))
+
+
+def _answer(job: Job, model: str, results: list[BranchResult]) -> BranchesOutput:
+    return BranchesOutput(
+        id=job.id,
+        model=model,
+        main_tokens=results[0].main_tokens,
+        cached_main_tokens=results[0].cached_main_tokens,
+        branches=[
+            BranchOutput(
+                index=index,
+                text=result.text,
+                finish_reason=str(result.finish_reason),
+                error=result.error,
+                usage=_usage_of_branch(result),
+            )
+            for index, result in enumerate(results)
+        ],
+        usage=usage_of(dict(enumerate(results))),
+    )
+
+
+class _BranchStream:
+    """The events of POST /v1/branches."""
+
+    def __init__(self, job: Job, ids: PromptIds):
+        self._job = job
+        self._ids = ids
+
+    def opening(self) -> bytes:
+        branches = [{"index": index, "prompt_tokens": len(ids)} for index, ids in enumerate(self._ids.branches)]
+        return data({"type": "start", "id": self._job.id, "main_tokens": len(self._ids.main), "branches": branches})
+
+    def gains(self, gains: Mapping[int, Gain]) -> bytes:
+        events = []
+        for index, gain in gains.items():
+            if gain.text:
+                events.append(data({"type": "token", "index": index, "text": gain.text}))
+            if gain.result is not None:
+                events.append(
+                    data(
+                        {
+                            "type": "finish",
+                            "index": index,
+                            "finish_reason": gain.result.finish_reason,
+                            "error": gain.result.error,
+                            "usage": _usage_of_branch(gain.result).model_dump(),
+                        }
+                    )
+                )
+        return b"".join(events)
+
+    def closing(self, results: Mapping[int, BranchResult]) -> bytes:
+        mailbox, first = self._job.mailbox, results[0]
+        usage = usage_of(results)
+        timings: dict[str, float | None] = {"time_to_first_token": None, "tokens_per_second": None}
+        if mailbox.first_token_at is not None and mailbox.finished_at is not None:
+            timings["time_to_first_token"] = round(mailbox.first_token_at - self._job.arrived, 6)
+            seconds = mailbox.finished_at - self._job.arrived
+            timings["tokens_per_second"] = round(usage.completion_tokens / seconds, 3) if seconds else None
+        done = {
+            "type": "done",
+            "cached_main_tokens": first.cached_main_tokens,
+            "usage": usage.model_dump(),
+            "timings": timings,
+        }
+        return data(done) + DONE

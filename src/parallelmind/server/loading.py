@@ -1,0 +1,132 @@
+"""From a server's options to an engine ready to serve."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from parallelmind.engine.engine import Engine
+from parallelmind.errors import SettingsError
+from parallelmind.models.adapters import AdapterSet
+from parallelmind.models.cpu import optimize_for_cpu
+from parallelmind.models.loader import LoadedModel, load_model_with_lora
+from parallelmind.server.options import ServeOptions
+
+__all__ = ["Served", "load_served", "split_adapters"]
+
+_LOGGER = logging.getLogger(__name__)
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine and the names its model goes by."""
+
+    engine: Engine
+    model: str
+    """Name of the model without an adapter."""
+    adapters: tuple[str, ...]
+
+
+def load_served(options: ServeOptions) -> Served:
+    """Load model and adapters and make the engine.
+
+    Raises:
+        ParallelMindError: something does not fit; see `load_model_with_lora`.
+    """
+    part, named = split_adapters(options)
+    loaded, adapters = _load(options, part, named)
+    model, tokenizer, _ = loaded
+    for note in (*loaded.notes, *optimize_for_cpu(model)):
+        _LOGGER.info("%s", note)
+    engine = Engine(
+        model,
+        tokenizer,
+        visibility=loaded.settings.visibility,
+        branch_stride=loaded.settings.branch_stride,
+        max_running_branches=options.max_running_branches,
+        max_batched_tokens=options.max_batched_tokens,
+        kv_cache_bytes=_bytes(options.kv_cache_gb),
+        prefix_cache_bytes=_bytes(options.prefix_cache_gb),
+        adapters=adapters,
+        isolate_failures=True,
+    )
+    return Served(engine, _model_name(options.base_model), tuple(named))
+
+
+def split_adapters(options: ServeOptions) -> tuple[str | None, dict[str, str]]:
+    """(the adapter that is part of the model, or None; the adapters to choose from, by name).
+
+    Raises:
+        SettingsError: a name is missing, twice, or the model's own.
+    """
+    named: dict[str, str] = {}
+    unnamed: list[str] = []
+    for given in options.lora_path:
+        name, equals, path = given.partition("=")
+        if not equals or Path(given).exists():
+            unnamed.append(given)
+        elif not name or not path:
+            raise SettingsError(f"--lora_path is {given!r}; give NAME=PATH, for example --lora_path math=out/math.pth.")
+        elif name in named or name == _model_name(options.base_model) or ":" in name:
+            raise SettingsError(
+                f"--lora_path {given}: the name {name!r} is taken, or holds a colon; give every adapter its own."
+            )
+        else:
+            named[name] = path
+    if len(unnamed) > 1 or (unnamed and named):
+        raise SettingsError(
+            f"--lora_path {unnamed[0]}: one of several adapters needs a name, so that requests can choose it: "
+            f"--lora_path NAME={unnamed[0]}"
+        )
+    return (unnamed[0] if unnamed else None), named
+
+
+def _load(options: ServeOptions, part: str | None, named: dict[str, str]) -> tuple[LoadedModel, AdapterSet | None]:
+    if not named:
+        loaded = load_model_with_lora(
+            options.base_model,
+            part,
+            options.lora_rank,
+            options.rope_2d_ratio,
+            options.patch_rope,
+            device=options.device,
+            dtype=options.dtype,
+            rope_2d_mode=options.rope_2d_mode,
+            rope_2d_pairs=options.rope_2d_pairs,
+            branch_stride=options.branch_stride,
+            visibility=options.visibility,
+            device_map=options.device_map,
+            load_in_8bit=options.load_in_8bit,
+            load_in_4bit=options.load_in_4bit,
+        )
+        return loaded, None
+    from parallelmind.models.adapters_load import load_model_with_adapters  # PEFT takes seconds to import
+
+    return load_model_with_adapters(
+        options.base_model,
+        named,
+        options.lora_rank,
+        options.rope_2d_ratio,
+        options.patch_rope,
+        device=options.device,
+        dtype=options.dtype,
+        rope_2d_mode=options.rope_2d_mode,
+        rope_2d_pairs=options.rope_2d_pairs,
+        branch_stride=options.branch_stride,
+        visibility=options.visibility,
+        device_map=options.device_map,
+        load_in_8bit=options.load_in_8bit,
+        load_in_4bit=options.load_in_4bit,
+    )
+
+
+def _model_name(base_model: str) -> str:
+    """A folder goes by its last part: where it lies is nobody's business."""
+    path = Path(base_model)
+    return path.resolve().name if path.is_dir() else base_model
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * _GIB)

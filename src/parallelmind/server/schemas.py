@@ -1,0 +1,246 @@
+"""What the API takes and gives, besides OpenAI's endpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from parallelmind.columnar import Visibility
+from parallelmind.engine.request import SamplingParams
+
+
+def _whole(text: str) -> str:
+    """JSON can hold half of a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be valid Unicode, but holds half of a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+Stop = Text | Annotated[list[Text], Field(max_length=16)] | None
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Penalty = Annotated[float, Field(ge=0.01, le=100)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+_SEEDS = 2**63
+
+
+def incompatible(param: str, message: str) -> PydanticCustomError:
+    """The error of a field that does not go together with the others."""
+    return PydanticCustomError("incompatible", "{message}", {"message": message, "param": param})
+
+
+class Strict(BaseModel):
+    """Unknown fields are refused, and so are values of another type and numbers that are none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ChatMessage(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class TextPart(Strict):
+    """A part of a message; only text is supported."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Sampling(Strict):
+    """How tokens are chosen, and when a branch ends; in parentheses the defaults."""
+
+    max_tokens: int | None = Field(default=None, ge=1, description="Tokens generated at most (512).")
+    temperature: Temperature | None = Field(default=None, description="0 is greedy (0.7).")
+    top_p: TopP | None = Field(
+        default=None, description="Keep the likeliest tokens that reach this probability together (0.9)."
+    )
+    top_k: int | None = Field(
+        default=None, ge=0, le=2**31, description="Keep this many of the likeliest tokens; 0 keeps all (0)."
+    )
+    min_p: MinP | None = Field(
+        default=None, description="Drop tokens less likely than this share of the likeliest (0)."
+    )
+    repetition_penalty: Penalty | None = Field(default=None, description="Above 1 discourages repetition (1).")
+    stop: Stop = Field(default=None, description="Texts that end a branch; they are not part of the answer.")
+    seed: Seed | None = Field(
+        default=None, description="The same seed gives the same answer. At the request, branch i draws with seed + i."
+    )
+    ignore_eos: bool | None = Field(default=None, description="Go on past the end-of-text token (false).")
+    adapter: Text | None = Field(
+        default=None, max_length=200, description="Name of a loaded adapter; empty for the base model."
+    )
+
+
+class BranchInput(Sampling):
+    """One branch and its own settings."""
+
+    prompt: Text = Field(default="", description="Continues main; under messages it is the user's next message.")
+
+
+class BranchesInput(Sampling):
+    """One main and the branches that run under it in parallel."""
+
+    model: Text | None = Field(
+        default=None, max_length=500, description="The served model, an adapter, or model:adapter."
+    )
+    main: Text | None = Field(default=None, description="The shared text.")
+    messages: list[ChatMessage] | None = Field(
+        default=None, min_length=1, description="The shared conversation, instead of main."
+    )
+    branches: list[BranchInput] = Field(min_length=1)
+    visibility: Visibility | None = Field(default=None, description="What a branch sees; the adapter's own by default.")
+    stream: bool = Field(default=False, description="Answer with server-sent events.")
+
+    @model_validator(mode="after")
+    def _one_main(self) -> BranchesInput:
+        if self.main is not None and self.messages is not None:
+            raise incompatible("main", "give either main or messages, not both")
+        return self
+
+
+class GenerateInput(Sampling):
+    """One prompt."""
+
+    prompt: Text
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Tokens generated at most (512).")
+
+    @model_validator(mode="after")
+    def _one_name(self) -> GenerateInput:
+        if self.max_new_tokens is not None and self.max_tokens is not None:
+            raise incompatible("max_new_tokens", "max_tokens and max_new_tokens mean the same; give one of them")
+        return self
+
+
+class GenerateOutput(BaseModel):
+    """The continuation of the prompt."""
+
+    response: str
+
+
+class GridBranch(Strict):
+    """A branch of a row to be drawn."""
+
+    prompt: Text = ""
+
+
+class GridInput(Strict):
+    """A row to be drawn: the text as it stands, prompts and answers."""
+
+    main: Text = ""
+    branches: list[Text | GridBranch] = Field(default=[], max_length=1000)
+    visibility: Visibility | None = None
+    adapter: Text = Field(default="", max_length=200, description="Its stride decides the branch positions.")
+
+
+class GridToken(BaseModel):
+    """One token of a row."""
+
+    text: str
+    branch: int
+    time: int
+    position: tuple[int, int] = Field(description="(branch position, time position)")
+
+
+class GridOutput(BaseModel):
+    """The tokens of a row, main first, and who sees whom."""
+
+    tokens: list[GridToken]
+    visible: list[list[int]] = Field(description="1 where the token of the row sees the token of the column.")
+    visibility: Visibility
+    stride: int
+
+
+class BranchUsage(BaseModel):
+    """Tokens of one branch, main not counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class BranchOutput(BaseModel):
+    """The answer of one branch."""
+
+    index: int
+    text: str
+    finish_reason: str = Field(description="stop, length, cancelled or error")
+    error: str | None = None
+    usage: BranchUsage
+
+
+class Usage(BaseModel):
+    """Tokens of a whole request; main is counted once, since it is computed once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class BranchesOutput(BaseModel):
+    """The answers of all branches, in their order."""
+
+    id: str
+    object: Literal["branches"] = "branches"
+    model: str
+    main_tokens: int
+    cached_main_tokens: int = Field(description="Tokens of main that did not have to be computed again.")
+    branches: list[BranchOutput]
+    usage: Usage
+
+
+class Cancelled(BaseModel):
+    """What was cancelled."""
+
+    id: str
+    cancelled: list[int] = Field(description="Indices of the branches that were still running.")
+
+
+class PresetOutput(BaseModel):
+    """Sampling settings for one situation."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+
+
+class Health(BaseModel):
+    """Whether requests are answered: 200 when ready, 503 otherwise."""
+
+    status: Literal["loading", "ready", "draining", "failed"]
+
+
+def sampling_params(fields: Sampling, defaults: Sampling, index: int, **documented: Any) -> SamplingParams:
+    """A branch's own value, else the request's, else the documented default.
+
+    Args:
+        index: of the branch; a seed of the request is shifted by it, so that branches differ.
+    """
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "ignore_eos")
+    settings: dict[str, Any] = dict(documented)
+    for name in names:
+        for source in (fields, defaults):
+            if (value := getattr(source, name)) is not None:
+                settings[name] = value
+                break
+    most = fields.max_tokens if fields.max_tokens is not None else defaults.max_tokens
+    if most is not None:
+        settings["max_new_tokens"] = most
+    stop = fields.stop if fields.stop is not None else defaults.stop
+    if fields.seed is not None:
+        settings["seed"] = fields.seed % _SEEDS
+    elif defaults.seed is not None:
+        settings["seed"] = (defaults.seed + index) % _SEEDS
+    return SamplingParams(stop=tuple([stop] if isinstance(stop, str) else stop or ()), **settings)

@@ -1,0 +1,283 @@
+"""What lies between the API and the engine: state, admission, requests in flight, counting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from parallelmind.columnar import Visibility
+from parallelmind.engine.engine import Engine
+from parallelmind.engine.request import BASE_MODEL, Event, Request
+from parallelmind.server.engine_thread import EngineLoad, EngineThread
+from parallelmind.server.loading import Served, load_served
+from parallelmind.server.mailbox import Mailbox
+from parallelmind.server.metrics import Metrics
+from parallelmind.server.options import ServeOptions
+from parallelmind.server.problems import ApiError
+
+__all__ = ["Job", "Service", "State"]
+
+_LOGGER = logging.getLogger(__name__)
+_MAX_UNREAD = 2**18
+"""Characters a client may be behind."""
+_MAX_RETRY_AFTER = 60
+State = Literal["loading", "ready", "draining", "failed"]
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in flight."""
+
+    id: str
+    request: Request
+    mailbox: Mailbox
+    arrived: float
+
+
+class Service:
+    """One engine for all clients.
+
+    Args:
+        load: makes the engine; called in a thread.
+    """
+
+    def __init__(self, options: ServeOptions, load: Callable[[ServeOptions], Served] = load_served):
+        self.options = options
+        self.state: State = "loading"
+        self.error: Exception | None = None
+        """Why loading failed."""
+        self.loaded_at = 0
+        """Seconds since 1970."""
+        self.metrics = Metrics(lambda: (self.load, len(self._jobs)))
+        self._load = load
+        self._served: Served | None = None
+        self._thread: EngineThread | None = None
+        self._encoder = ThreadPoolExecutor(1, "parallelmind-encoder")
+        self._jobs: dict[str, Job] = {}
+        self._unfinished_branches = 0
+        self._finished_at: deque[float] = deque(maxlen=64)
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Load the model; blocks until it is there.
+
+        Raises:
+            Exception: whatever loading raises; the state is then "failed".
+        """
+        try:
+            self._served = self._load(self.options)
+            self._thread = EngineThread(self._served.engine, self._on_event)
+        except Exception as error:
+            self.state, self.error = "failed", error
+            raise
+        self.loaded_at = int(time.time())
+        if self.state == "loading":
+            self.state = "ready"
+
+    def begin_draining(self) -> None:
+        """Take no more requests."""
+        if self.state != "failed":
+            self.state = "draining"
+
+    async def drain(self, timeout: float, give_up: Callable[[], bool] = lambda: False) -> int:
+        """Wait for the requests in flight, then end those that remain; returns how many these were."""
+        deadline = time.monotonic() + timeout
+        while self._jobs and time.monotonic() < deadline and not give_up():
+            await asyncio.sleep(0.05)
+        left = len(self._jobs)
+        for job in list(self._jobs.values()):
+            self.cancel(job, "shutdown")
+        return left
+
+    def stop(self) -> None:
+        """End the engine's thread."""
+        self.begin_draining()
+        if self._thread is not None:
+            self._thread.stop(timeout=10)
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def num_jobs(self) -> int:
+        """Requests in flight."""
+        return len(self._jobs)
+
+    @property
+    def unfinished_branches(self) -> int:
+        """Branches submitted and not ended."""
+        return self._unfinished_branches
+
+    def in_engine(self, function: Callable[[Engine], None]) -> None:
+        """Have the engine's thread call a function between two steps."""
+        if self._thread is not None:
+            self._thread.run(function)
+
+    @property
+    def served(self) -> Served:
+        """The model. Raises ApiError (503) while there is none."""
+        if self._served is None:
+            raise self._unavailable()
+        return self._served
+
+    @property
+    def load(self) -> EngineLoad:
+        return self._thread.load if self._thread is not None else EngineLoad()
+
+    @property
+    def health(self) -> State:
+        if self._thread is not None and self._thread.error is not None:
+            return "failed"
+        return self.state
+
+    def choose(self, model: str | None, adapter: str | None = None) -> tuple[str, str]:
+        """(name to answer with, adapter) for the `model` and `adapter` of a request.
+
+        Raises:
+            ApiError: 404, there is no such model or adapter.
+        """
+        served = self.served
+        if model is None or model == served.model:
+            chosen = BASE_MODEL
+        else:
+            chosen = model.removeprefix(f"{served.model}:")
+            if chosen not in served.adapters:
+                raise self._unknown("model", model)
+        if adapter is not None:
+            if adapter and adapter not in served.adapters:
+                raise self._unknown("adapter", adapter)
+            chosen = adapter
+        return (f"{served.model}:{chosen}" if chosen else served.model), chosen
+
+    def visibility(self, asked: Visibility | None, adapter: str) -> Visibility:
+        """What the branches of a request see."""
+        return self.served.engine.visibility_of(Request(visibility=asked), adapter)
+
+    async def in_encoder(self, function: Callable[[Engine], T]) -> T:
+        """Run a function in the thread for tokenizing, so that long texts hold up neither loop nor engine."""
+        engine = self.served.engine
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, function, engine)
+
+    def check_room(self, branches: int) -> None:
+        """Raises ApiError if the server takes no request of so many branches now; ask before any work is done."""
+        if self.health != "ready":
+            raise self._unavailable()
+        if branches > self.options.max_branches:
+            raise ApiError(
+                400,
+                f"the request has {branches} branches, this server takes {self.options.max_branches}; "
+                "send them in several requests (main is computed once all the same)",
+                param="branches",
+                code="too_many_branches",
+            )
+        with self._lock:
+            excess = self._unfinished_branches + branches - self.options.max_unfinished_branches
+            if excess > 0 and self._unfinished_branches:
+                raise ApiError(
+                    429,
+                    f"the queue is full: {self._unfinished_branches} branches are running and waiting; try again later",
+                    code="queue_full",
+                    headers={"Retry-After": str(self._retry_after(excess))},
+                )
+
+    def submit(self, request: Request, *, streamed: bool, kind: str, arrived: float) -> Job:
+        """Start a request; its branches carry their sampling parameters.
+
+        Raises:
+            ApiError: it is refused, see `check_room`, or too large.
+        """
+        branches = max(1, len(request.branches))
+        self.check_room(branches)
+        most = self.options.max_main_tokens
+        if most is not None and len(request.main) > most:
+            raise ApiError(
+                400,
+                f"the shared text has {len(request.main)} tokens, this server takes {most}; shorten it",
+                param="main",
+                code="context_length_exceeded",
+            )
+        assert self._thread is not None
+        mailbox = Mailbox(asyncio.get_running_loop(), branches, streamed=streamed, max_unread=_MAX_UNREAD)
+        job = Job(f"{kind}-{uuid.uuid4().hex}", request, mailbox, arrived)
+        with self._lock:
+            self._unfinished_branches += branches
+        self._jobs[job.id] = job
+        self._thread.submit(request, mailbox)
+        return job
+
+    def find(self, job_id: str) -> Job:
+        """The job in flight. Raises ApiError (404)."""
+        if job_id not in self._jobs:
+            raise ApiError(404, f"no request {job_id!r} is running; it may have ended", param="id")
+        return self._jobs[job_id]
+
+    def cancel(self, job: Job, reason: str, branch_index: int | None = None) -> None:
+        """End a job or one of its branches early; it goes on to its regular, shorter end."""
+        if job.mailbox.finished or self._thread is None:
+            return
+        if branch_index is None:
+            self.metrics.cancelled_requests.labels(reason).inc()
+        self._thread.cancel(job.mailbox, branch_index)
+
+    def close(self, job: Job) -> None:
+        """The client has its answer, or is gone: forget the job, and end it if it still runs."""
+        mailbox = job.mailbox
+        if self._jobs.pop(job.id, None) is None:
+            return
+        if mailbox.overflowed:
+            self.metrics.cancelled_requests.labels("overflow").inc()
+        elif not mailbox.finished:
+            self.cancel(job, "disconnect")
+        elif mailbox.finished_at is not None:
+            self.metrics.request_seconds.observe(mailbox.finished_at - job.arrived)
+        if mailbox.first_token_at is not None:
+            self.metrics.time_to_first_token.observe(mailbox.first_token_at - job.arrived)
+        first = mailbox.results.get(0)
+        if first is not None and first.main_tokens:
+            self.metrics.prefix_queries.inc()
+            if first.cached_main_tokens:
+                self.metrics.prefix_hits.inc()
+
+    def _on_event(self, mailbox: Mailbox, event: Event) -> None:
+        result = event.result
+        if result is None:
+            return
+        with self._lock:
+            self._unfinished_branches -= 1
+            self._finished_at.append(time.monotonic())
+        self.metrics.branches.labels(result.finish_reason or "error").inc()
+        if result.error_kind is not None:
+            self.metrics.errors.labels(result.error_kind).inc()
+
+    def _retry_after(self, excess: int) -> int:
+        """Seconds until so many branches will have ended, at the present rate."""
+        times = self._finished_at
+        if len(times) < 2:
+            return 1
+        rate = (len(times) - 1) / max(1e-3, time.monotonic() - times[0])
+        return max(1, min(_MAX_RETRY_AFTER, math.ceil(excess / rate)))
+
+    def _unavailable(self) -> ApiError:
+        said = {
+            "loading": ("the model is being loaded; try again soon", "5"),
+            "draining": ("the server is shutting down", "10"),
+            "failed": ("the server cannot answer: its model did not load, or its engine stopped; see its log", "60"),
+            "ready": ("the model is being loaded; try again soon", "5"),
+        }
+        message, retry = said[self.health]
+        return ApiError(503, message, code=self.health, headers={"Retry-After": retry})
+
+    def _unknown(self, what: str, name: str) -> ApiError:
+        served = self.served
+        known = ", ".join([served.model, *served.adapters] if what == "model" else served.adapters) or "none"
+        return ApiError(
+            404, f"there is no {what} {name!r}; this server has: {known}", param=what, code=f"{what}_not_found"
+        )

@@ -1,0 +1,117 @@
+"""Answers that take a while: server-sent events, and waiting that ends when the client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from parallelmind.engine.request import BranchResult
+from parallelmind.server.mailbox import Gain, Mailbox
+from parallelmind.server.service import Job, Service
+
+__all__ = ["ClientGoneError", "EventStream", "StreamFormat", "data", "results_of"]
+
+KEEP_ALIVE_SECONDS = 15.0
+SEND_TIMEOUT = 60.0
+"""Seconds a client may leave its connection full."""
+DONE = b"data: [DONE]\n\n"
+_KEEP_ALIVE = b": still here\n\n"
+
+
+class StreamFormat(Protocol):
+    """How one API writes a stream."""
+
+    def opening(self) -> bytes:
+        """What comes before the first token."""
+
+    def gains(self, gains: Mapping[int, Gain]) -> bytes:
+        """What the branches gained."""
+
+    def closing(self, results: Mapping[int, BranchResult]) -> bytes:
+        """What comes after the last."""
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def data(content: Any) -> bytes:
+    """One event."""
+    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def results_of(service: Service, job: Job, http: HttpRequest) -> list[BranchResult]:
+    """Wait for all branches of a job, then close it.
+
+    Raises:
+        ClientGoneError: the client hung up; the job is cancelled.
+    """
+    watch = asyncio.create_task(_abandon_when_gone(http.receive, job.mailbox))
+    try:
+        results = await job.mailbox.all_results()
+    finally:
+        watch.cancel()
+        service.close(job)
+    if not results:
+        raise ClientGoneError
+    return results
+
+
+class EventStream(Response):
+    """Streams a job's gains; the job is closed with the connection, whichever side ends it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, service: Service, job: Job, form: StreamFormat):
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._service = service
+        self._job = job
+        self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        mailbox = self._job.mailbox
+        watch = asyncio.create_task(_abandon_when_gone(receive, mailbox))
+        try:
+            # A client that neither reads nor hangs up ends here.
+            with suppress(TimeoutError):
+                await self._stream(mailbox, send)
+        finally:
+            watch.cancel()
+            self._service.close(self._job)
+
+    async def _stream(self, mailbox: Mailbox, send: Send) -> None:
+        start: Message = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        await _send(send, start)
+        await _send(send, _body(self._form.opening()))
+        told = 0
+        while told < mailbox.branches:
+            gains = await mailbox.gains(KEEP_ALIVE_SECONDS)
+            if mailbox.abandoned:
+                return
+            told += sum(gain.result is not None for gain in gains.values())
+            await _send(send, _body(self._form.gains(gains) if gains else _KEEP_ALIVE))
+        last = self._form.closing(mailbox.results)
+        await _send(send, {"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _body(content: bytes) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": True}
+
+
+async def _send(send: Callable[[Message], Awaitable[None]], message: Message) -> None:
+    async with asyncio.timeout(SEND_TIMEOUT):
+        await send(message)
+
+
+async def _abandon_when_gone(receive: Receive, mailbox: Mailbox) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    mailbox.abandon()

@@ -1,0 +1,200 @@
+"""`parallelmind serve` as a process: starting, signals, exit codes, and uvicorn on the application object."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallelmind.cli.main import main
+from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, stream
+
+SERVE = [sys.executable, "-m", "parallelmind", "serve", "--base_model", "tiny", "--port", "0", "--device", "cpu"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+
+
+class Process:
+    """A started server; its log is read as it comes."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | environment)
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._changed:
+                self.lines.append(line)
+                self._changed.notify_all()
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        with self._changed:
+            self._changed.wait_for(lambda: re.search(pattern, self.log) or self.process.poll() is not None, 60)
+            found = re.search(pattern, self.log)
+        assert found is not None, self.log
+        return found
+
+    @property
+    def port(self) -> int:
+        return int(self.wait_for(r"(?:listening on|running on) http://[\d.]+:(\d+)")[1])
+
+    def end(self) -> int:
+        code = self.process.wait(60)
+        self._reader.join(60)
+        return code
+
+
+@contextmanager
+def started(*flags: str, command: list[str] = SERVE, **environment: str) -> Iterator[Process]:
+    process = Process([*command, *flags], environment)
+    try:
+        yield process
+    finally:
+        process.process.kill()
+        process.end()
+
+
+def post(port: int, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"} | headers)
+    response = connection.getresponse()
+    answer = response.status, json.loads(response.read())
+    connection.close()
+    return answer
+
+
+def test_terminated_it_finishes_what_runs_and_refuses_the_rest() -> None:
+    body = {"main": STORY, "branches": [{"prompt": QUESTIONS[0]}] * 4, "stream": True}
+    body |= LONG | {"max_tokens": 400}
+    with started("--shutdown_timeout", "60") as server:
+        server.wait_for("ready: tiny")
+        port = server.port
+
+        async def watch() -> bytes:
+            kept = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            kept.connect()
+            async with stream(port, "/v1/branches", body) as reader:
+                begin = await reader.readuntil(b'"token"')
+                server.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(server.wait_for, "shutting down: 1 requests have 60 seconds")
+                kept.request("POST", "/generate", '{"prompt": "x"}', {"Content-Type": "application/json"})
+                refused = kept.getresponse()
+                assert refused.status == 503
+                assert b"shutting down" in refused.read()
+                kept.request("GET", "/health")
+                assert kept.getresponse().status == 503
+                kept.close()
+                return begin + await reader.readuntil(b"[DONE]")
+
+        events = asyncio.run(watch()).decode()
+        assert events.count('"finish_reason":"length"') == 4
+        assert server.end() == 0
+        assert "cut off" not in server.log
+
+
+def test_the_key_is_never_shown_and_what_does_not_finish_in_time_is_told_so() -> None:
+    key = {"Authorization": "Bearer top-secret"}
+    with started("--debug", "--shutdown_timeout", "0", PARALLELMIND_API_KEY="top-secret") as server:
+        server.wait_for("ready: tiny")
+        body = {"prompt": STORY + QUESTIONS[0], "temperature": 0}
+        assert post(server.port, "/generate", body)[0] == 401
+        assert post(server.port, "/generate", body, Authorization="Bearer wrong-secret")[0] == 401
+        assert post(server.port, "/generate", body, **key) == (200, {"response": ANSWERS[0]})
+
+        async def watch() -> bytes:
+            long = {"main": STORY, "branches": [{"prompt": "a"}, {"prompt": "b"}], "stream": True} | LONG
+            async with stream(server.port, "/v1/branches", long, **key) as reader:
+                begin = await reader.readuntil(b'"token"')
+                server.process.send_signal(signal.SIGINT)
+                return begin + await reader.readuntil(b"[DONE]")
+
+        assert asyncio.run(watch()).decode().count('"finish_reason":"cancelled"') == 2
+        assert server.end() == 1
+        assert "1 of 1 requests did not finish in time and were cut off" in server.log
+        assert "secret" not in server.log
+
+
+def test_adapters_are_chosen_by_request(tmp_path: Path) -> None:
+    from parallelmind import load_model_with_lora
+
+    paths = {}
+    for seed, name in enumerate(("red", "green")):
+        model = load_model_with_lora("tiny", device="cpu", dtype="float32").model
+        apply_lora(model, rank=4, seed=seed)
+        for layer in lora_layers(model).values():
+            layer.lora.B.weight.data.normal_(std=4)
+        paths[name] = save_lora(model, tmp_path / f"{name}.pth")
+    flags = [flag for name, path in paths.items() for flag in ("--lora_path", f"{name}={path}")]
+    with started(*flags, "--no-patch-rope", "--host", "0.0.0.0") as server:
+        server.wait_for("ready: tiny, red, green")
+        assert "WARNING listening on 0.0.0.0 without an API key" in server.log
+        branches = [{"prompt": QUESTIONS[0], "adapter": name} for name in ("", "red", "green")]
+        body = {"main": STORY, "branches": branches, "temperature": 0, "max_tokens": 8, "ignore_eos": True}
+        _, together = post(server.port, "/v1/branches", body)
+        texts = [branch["text"] for branch in together["branches"]]
+        assert texts[0].startswith(ANSWERS[0])
+        assert len(set(texts)) == 3
+        for name, text in zip(("tiny", "red", "tiny:green"), texts, strict=True):
+            alone = {"model": name, "prompt": STORY + QUESTIONS[0], "temperature": 0, "max_tokens": 8}
+            status, answer = post(server.port, "/v1/completions", alone | {"ignore_eos": True})
+            assert status == 200
+            assert answer["choices"][0]["text"] == text
+            assert answer["model"] == (name if ":" in name or name == "tiny" else f"tiny:{name}")
+        status, error = post(server.port, "/v1/completions", {"model": "blue", "prompt": "x"})
+        assert status == 404
+        assert "this server has: tiny, red, green" in error["error"]["message"]
+
+
+def ends_with(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert main(["serve", "--base_model", "tiny", "--device", "cpu", "--port", "0", *flags]) == 1
+    said = capsys.readouterr().err
+    assert said.count("error:") == 1
+    assert "Traceback" not in said
+    return said
+
+
+def test_what_cannot_start_says_why_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"--port {port}: cannot be listened on" in ends_with(capsys, "--port", str(port))
+    assert "error: --base_model /nowhere/at-all" in ends_with(capsys, "--base_model", "/nowhere/at-all")
+    both = ("--lora_path", "/nowhere/a.pth", "--lora_path", "b=/nowhere/b.pth")
+    assert "needs a name" in ends_with(capsys, *both)
+    assert "no such file" in ends_with(capsys, *both[2:])
+    assert "--max_queue is -1; it must be 0 or more" in ends_with(capsys, "--max_queue", "-1")
+
+
+def test_uvicorn_serves_the_application_object() -> None:
+    command = [sys.executable, "-m", "uvicorn", "parallelmind.server.app:app", "--port", "0"]
+    with started(command=command, PARALLELMIND_BASE_MODEL="tiny", PARALLELMIND_MAX_BRANCHES="2") as server:
+        body = {"main": STORY, "branches": [{"prompt": question} for question in QUESTIONS[:2]], "temperature": 0}
+        _, answer = post(server.port, "/v1/branches", body)
+        assert [branch["text"] for branch in answer["branches"]] == ANSWERS[:2]
+        status, error = post(server.port, "/v1/branches", body | {"branches": [{}] * 3})
+        assert status == 400
+        assert "takes 2" in error["error"]["message"]
+        server.process.send_signal(signal.SIGTERM)
+        server.end()
