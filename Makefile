@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo demo-train test test-slow check bench clean
+.PHONY: demo demo-train demo-rag test test-slow check bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/parallelmind demo
 
 demo-train: $(VENV)/.dev
 	$(BIN)/parallelmind demo-train
+
+demo-rag: $(VENV)/.dev
+	$(BIN)/parallelmind demo-rag
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -27,6 +30,9 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/decoding.py --save
 	$(BIN)/python benchmarks/training.py --save
+	$(BIN)/python benchmarks/jobs.py --save
+	$(BIN)/python benchmarks/answering.py --save
+	$(BIN)/python benchmarks/serving.py --save
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4200, help="of the first training")
     parser.add_argument("--questions", type=int, default=256, help="questions a step of it")
-    parser.add_argument("--more_steps", type=int, default=1500, help="of the second training")
+    parser.add_argument("--more_steps", type=int, default=2500, help="of the second training")
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -138,11 +138,11 @@ def main() -> None:
         folder,
         name="tiny",
         wordings=[ALL_WORDINGS] * args.more_steps,
-        questions=max(1, args.questions // 2),
+        questions=max(12, args.questions // 4),
         seed=args.seed + 1,
         base_model=str(folder / "pretrain" / "first_final"),
-        learning_rate=1e-3,
-        lr_scheduler_kwargs={"num_decay_steps": args.more_steps * 2 // 3, "decay_type": "linear"},
+        learning_rate=2e-3,
+        lr_scheduler_kwargs={"num_decay_steps": round(args.more_steps * DECAY_SHARE), "decay_type": "linear"},
     )
 
 

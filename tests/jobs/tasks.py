@@ -20,7 +20,7 @@ from parallelmind.jobs.task import WorkerInfo, Write
 
 @dataclass(frozen=True)
 class Records:
-    """Doubles "n"; a record may also say {"do": "die" | "hang" | "fail" | "sleep"}."""
+    """Doubles "n"; a record may also say {"do": "die" | "hang" | "fail"}, or {"do": "wait", "until": records begun}."""
 
     seconds: float = 0.0
     ahead: int = 1
@@ -48,6 +48,14 @@ class Records:
     def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
         return Outcome.of([{"n": json.loads(item.line.content)["n"], "error": reason}], error_class=error_class)
 
+    def _wait(self, begun: int) -> None:
+        """Until so many records were begun by all workers together."""
+        assert self.log
+        for _ in range(3000):
+            if len(self.log.read_text().splitlines()) >= begun:
+                return
+            time.sleep(0.02)
+
     def _finish(self, batch: list[WorkItem], write: Write) -> None:
         at_hand = len(batch)
         while batch:
@@ -57,6 +65,8 @@ class Records:
                 with self.log.open("a") as file:
                     file.write(f"{row['n']} {at_hand}\n")
             _do(row.get("do"))
+            if row.get("do") == "wait":
+                self._wait(row["until"])
             time.sleep(self.seconds)
             batch.pop(0)
             write(item, outcome(row))

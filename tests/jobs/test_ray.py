@@ -17,14 +17,11 @@ from parallelmind.jobs.job import Job  # noqa: E402
 from parallelmind.jobs.run import JobReport, RunOptions, run_job  # noqa: E402
 
 
-LOCAL = {"node_ip_address": "127.0.0.1"}
-
-
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args=LOCAL | {"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -39,7 +36,7 @@ def run(data: Path, out: Path, task: Any, workers: int, address: str, **options:
 
 @pytest.mark.slow
 def test_a_lost_node_loses_no_record(tmp_path: Path, cluster: Any) -> None:
-    node = cluster.add_node(num_cpus=1, **LOCAL)
+    node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     data = write_input(tmp_path / "in.jsonl", ({"n": n, "text": "字"} for n in range(400)))
     out = tmp_path / "out.jsonl"

@@ -171,7 +171,7 @@ async def stream(port: int, path: str, body: Any, **headers: str) -> AsyncIterat
     """A connection on which the answer of a request comes in; closed at the end of the block."""
     raw = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
-    headers = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(raw))} | headers
+    headers = {"Host": "127.0.0.1", "Content-Type": "application/json", "Content-Length": str(len(raw))} | headers
     head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     try:
         writer.write(head.encode() + b"\r\n" + raw)

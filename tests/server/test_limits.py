@@ -92,6 +92,18 @@ def test_only_the_given_web_origin_may_call(small: Running, server: Running) -> 
         assert "access-control-allow-origin" not in answer.headers
 
 
+def test_another_name_for_this_machine_is_refused(server: Running, small: Running) -> None:
+    """A page elsewhere may have its name resolve to this machine."""
+    for name in ("evil.example", "evil.example:8000", "localhost.evil.example", "", "[::2]", "[::", "127.evil.example"):
+        answer = server.post("/v1/branches", ASK, Host=name)
+        assert (answer.status, answer.error["code"]) == (403, "wrong_host"), name
+        assert server.get("/", Host=name).status == 403
+        assert server.get("/health", Host=name).status == 200
+    for name in ("localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:80"):
+        assert server.post("/v1/branches", ASK, Host=name).status == 200
+    assert small.post("/v1/branches", ASK, Host="models.example", **key()).status == 200, "a key is proof enough"
+
+
 def test_a_page_elsewhere_cannot_post_without_asking_first(server: Running) -> None:
     """The content types a form may send need no permission, so they must not be understood."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
@@ -106,7 +118,7 @@ def test_a_full_queue_says_when_to_come_back(small: Running) -> None:
         raw = json.dumps(body).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", small.port)
         authorization = b"Authorization: Bearer " + "geheim-ключ".encode()
-        head = b"POST /v1/branches HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + authorization
+        head = b"POST /v1/branches HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + authorization
         writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
         await reader.readuntil(b'"start"')
         answer = await asyncio.to_thread(small.post, "/v1/branches", ASK, **key())
@@ -314,7 +326,7 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect(("127.0.0.1", server.port))
-            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             deaf.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
             server.wait_until(lambda: server.service.unfinished_branches == 8, "it has begun")
             assert server.post("/v1/branches", ASK).json["branches"][0]["text"] == ANSWERS[0]
@@ -387,7 +399,7 @@ def test_while_the_model_loads_and_after_it_failed() -> None:
         raise SettingsError("no such model")
 
     app = create_app(ServeOptions(base_model="tiny"), load=load, on_failure=ended.set)
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         assert client.get("/health").json() == {"status": "loading"}
         answer = client.post("/v1/branches", json=ASK)
         assert answer.status_code == 503

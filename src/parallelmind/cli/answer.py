@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.cli.args import documented_default
-from parallelmind.cli.job_flags import add_job_flags, run_options
+from parallelmind.cli.job_flags import add_job_flags, file_or_url, local_files, run_options
+from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
 from parallelmind.errors import SettingsError
-from parallelmind.jobs.ranks import current_rank
+from parallelmind.jobs.ranks import Rank, current_rank
 from parallelmind.pipelines.answer import run_answer
 from parallelmind.pipelines.answer_options import INFERENCE_TYPES, AnswerOptions
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["HELP", "add_answer_flags", "add_arguments", "answer_options", "run", "samples_in_all"]
 
 HELP = "answer questions over retrieved contexts"
+_FIELDS = [field.name for field in dataclasses.fields(AnswerOptions)]
 EPILOG = """\
 Input rows: {"id", "query", "context", "retrieval_method", ...} as `parallelmind contexts` writes them.
 Output: one row each, in input order, without the context and with "answer", "inference_time", "total_time",
@@ -33,8 +35,8 @@ Keys come from the environment: TOGETHER_API_KEY, OPENAI_API_KEY, or the variabl
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     files = parser.add_argument_group("files")
-    files.add_argument("--contexts_file", type=Path, required=True, metavar="FILE", help="context rows, JSONL")
-    files.add_argument("--output_file", type=Path, required=True, metavar="FILE", help="answer rows, JSONL")
+    files.add_argument("--contexts_file", type=file_or_url, required=True, metavar="FILE", help="context rows, JSONL")
+    files.add_argument("--output_file", type=file_or_url, required=True, metavar="FILE", help="answer rows, JSONL")
     files.add_argument(
         "--max_samples_per_worker", type=int, metavar="N", help="the first N rows for each worker only (default: all)"
     )
@@ -42,27 +44,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no_retry_failed", action="store_false", dest="retry_failed", help="leave failed answers as they are"
     )
     files.add_argument("--overwrite", action="store_true", help="drop earlier answers and begin anew")
-    _add_model_flags(parser.add_argument_group("model"))
-    _add_server_flags(parser.add_argument_group("servers (togetherai, openai)"))
+    add_answer_flags(parser)
     add_job_flags(parser)
-    parser.add_argument("--verbose", action="store_true", help="more log lines, and every worker's progress")
+    parser.add_argument("--verbose", action="store_true", help="more log lines")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the job and print its statistics; 0 if the output is complete."""
     rank = current_rank()
-    args.extra_body = _extra_body(args.extra_body)
     args.debug = args.debug or args.verbose
-    options = run_options(args)
-    args.max_samples = args.max_samples_per_worker and args.max_samples_per_worker * max(
-        1, options.workers if rank.world_size == 1 else rank.world_size
-    )
-    fields = dataclasses.fields(AnswerOptions)
-    answer_options = AnswerOptions(**{field.name: getattr(args, field.name) for field in fields})
-    report = run_answer(answer_options, progress=make_progress(args.log_interval), rank=rank, run=options)
+    configure_logging(rank, debug=args.debug)
+    args.max_samples = samples_in_all(args, rank)
+    options, out = run_options(args), args.output_file
+    with local_files(args, args.contexts_file, out, rank) as (args.contexts_file, args.output_file):
+        report = run_answer(answer_options(args), progress=make_progress(args.log_interval), rank=rank, run=options)
     if report is not None:
-        print_statistics(report, "INFERENCE", answer_options.output_file)
+        print_statistics(report, "INFERENCE", out)
     return 0
+
+
+def add_answer_flags(parser: argparse.ArgumentParser) -> None:
+    """What answers, and how."""
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_server_flags(parser.add_argument_group("servers (togetherai, openai)"))
+
+
+def answer_options(args: argparse.Namespace) -> AnswerOptions:
+    """The options that the flags say.
+
+    Raises:
+        SettingsError: a value is wrong.
+    """
+    args.extra_body = _extra_body(args.extra_body)
+    return AnswerOptions(**{name: getattr(args, name) for name in _FIELDS})
+
+
+def samples_in_all(args: argparse.Namespace, rank: Rank) -> int | None:
+    """The first rows to answer: as many for each worker as --max_samples_per_worker says."""
+    if args.max_samples_per_worker is None:
+        return None
+    workers = rank.world_size if rank.world_size > 1 else max(1, args.workers)
+    return int(args.max_samples_per_worker * workers)
 
 
 def _add_model_flags(group: argparse._ArgumentGroup) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from pathlib import Path
 
 from parallelmind.cli.args import add_model_flags, add_sampling_flags, documented_default
-from parallelmind.cli.job_flags import add_job_flags, run_options
+from parallelmind.cli.job_flags import add_job_flags, file_or_url, local_files, run_options
 from parallelmind.cli.progress import make_progress
 from parallelmind.errors import JobError
 from parallelmind.jobs.ranks import current_rank
@@ -30,13 +29,14 @@ Exit codes: 0 the output is complete (failed records are counted in the summary 
 """
 
 _LOGGER = logging.getLogger(__name__)
+_FIELDS = [field.name for field in dataclasses.fields(BatchOptions)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     files = parser.add_argument_group("files")
-    files.add_argument("--data_path", type=Path, required=True, metavar="FILE", help="input JSONL")
-    files.add_argument("--out_path", type=Path, required=True, metavar="FILE", help="output JSONL")
+    files.add_argument("--data_path", type=file_or_url, required=True, metavar="FILE", help="input JSONL")
+    files.add_argument("--out_path", type=file_or_url, required=True, metavar="FILE", help="output JSONL")
     files.add_argument("--max_samples", type=int, metavar="N", help="the first N records only (default: all)")
     files.add_argument("--retry_failed", action="store_true", help="try records again that failed before")
     files.add_argument(
@@ -67,18 +67,18 @@ def run(args: argparse.Namespace) -> int:
     if args.max_branches_per_sample == 0:
         args.max_branches_per_sample = None
     args.stop = tuple(args.stop)
-    options = BatchOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(BatchOptions)})
+    rank, run = current_rank(), run_options(args)
     try:
-        report = run_batch(
-            options, progress=make_progress(args.log_interval), rank=current_rank(), run=run_options(args)
-        )
+        with local_files(args, args.data_path, args.out_path, rank) as (args.data_path, args.out_path):
+            options = BatchOptions(**{name: getattr(args, name) for name in _FIELDS})
+            report = run_batch(options, progress=make_progress(args.log_interval), rank=rank, run=run)
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
         raise
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported for this alone
             raise JobError(
-                f"out of memory with --batch_size {options.batch_size}; start the same command with "
+                f"out of memory with --batch_size {args.batch_size}; start the same command with "
                 f"a smaller one: it continues where it was. ({error})"
             ) from error
         raise

@@ -14,7 +14,7 @@ from parallelmind.jobs.ranks import current_rank
 from parallelmind.pipelines.contexts import ContextOptions, ContextReport, run_contexts
 from parallelmind.rag.retriever import METHODS, RetrieverSettings
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "add_context_flags", "context_options", "log_summary", "run"]
 
 HELP = "find the documentation of exactly the versions that queries ask about"
 EPILOG = """\
@@ -53,35 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="drop earlier results and begin anew (leave out to continue)"
     )
     files.add_argument("--verbose", action="store_true", help="list the first failed queries in the log")
-    search = add_corpus_flags(parser)
-    search.add_argument(
-        "--compat",
-        action="store_true",
-        help="the looser matching of older tools, to compare with: names match by parts of them, queries with the same "
-        "text are duplicates whatever versions they name",
+    add_context_flags(parser).add_argument(
+        "--tokenizer",
+        "--model_path",
+        default="tiny",
+        metavar="MODEL",
+        help=documented_default(
+            "whose tokens --max_tokens counts: hub name or local folder of the answering model",
+            "the bundled tokenizer, which counts English text about twice",
+        ),
     )
-    _add_context_flags(parser)
     add_job_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the job and print its summary; 0 if the output is complete."""
-    settings = RetrieverSettings(
-        max_documents=args.max_documents,
-        fixed_docs_per_query=args.fixed_docs_per_query,
-        max_tokens=args.max_tokens,
-        enable_str_match=args.enable_str_match,
-        jump_exact_match=args.jump_exact_match,
-    )
-    options = ContextOptions(
-        queries_file=args.queries_file,
-        output_file=args.output_file,
-        retriever=retriever_options(args, settings),
-        start_index=args.start_index,
-        max_samples=args.max_samples,
-        retry_failed=args.retry_failed,
-        overwrite=args.overwrite,
-    )
+    options = context_options(args, args.output_file)
     try:
         report = run_contexts(
             options,
@@ -93,11 +80,38 @@ def run(args: argparse.Namespace) -> int:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
         raise
     if report is not None:
-        _log_summary(report, verbose=args.verbose)
+        log_summary(report, verbose=args.verbose)
     return 0
 
 
-def _add_context_flags(parser: argparse.ArgumentParser) -> None:
+def context_options(args: argparse.Namespace, output_file: Path) -> ContextOptions:
+    """The options that the flags of `add_context_flags` say."""
+    settings = RetrieverSettings(
+        max_documents=args.max_documents,
+        fixed_docs_per_query=args.fixed_docs_per_query,
+        max_tokens=args.max_tokens,
+        enable_str_match=args.enable_str_match,
+        jump_exact_match=args.jump_exact_match,
+    )
+    return ContextOptions(
+        queries_file=args.queries_file,
+        output_file=output_file,
+        retriever=retriever_options(args, settings),
+        start_index=args.start_index,
+        max_samples=args.max_samples,
+        retry_failed=args.retry_failed,
+        overwrite=args.overwrite,
+    )
+
+
+def add_context_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How contexts are found and how long they are; returns the group of the latter."""
+    add_corpus_flags(parser).add_argument(
+        "--compat",
+        action="store_true",
+        help="the looser matching of older tools, to compare with: names match by parts of them, queries with the same "
+        "text are duplicates whatever versions they name",
+    )
     context = parser.add_argument_group("context")
     for name, text in (
         ("max_documents", "documents of a context found by search, at most"),
@@ -108,19 +122,11 @@ def _add_context_flags(parser: argparse.ArgumentParser) -> None:
         context.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=documented_default(text, default)
         )
-    context.add_argument(
-        "--tokenizer",
-        "--model_path",
-        default="tiny",
-        metavar="MODEL",
-        help=documented_default(
-            "whose tokens --max_tokens counts: hub name or local folder of the answering model",
-            "the bundled tokenizer, which counts English text about twice",
-        ),
-    )
+    return context
 
 
-def _log_summary(report: ContextReport, *, verbose: bool) -> None:
+def log_summary(report: ContextReport, *, verbose: bool) -> None:
+    """What the run came to, in the log."""
     statistics = report.statistics
     found = ", ".join(f"{statistics.methods[method]} {method}" for method in METHODS)
     _LOGGER.info(

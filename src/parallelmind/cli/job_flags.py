@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from parallelmind.cli.args import documented_default
 from parallelmind.cli.logs import configure_logging
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import Rank
+from parallelmind.jobs.remote_files import LocalCopies, is_remote
 from parallelmind.jobs.run import RunOptions
 
-__all__ = ["add_job_flags", "run_options"]
+__all__ = ["add_job_flags", "file_or_url", "local_files", "run_options"]
 
 
 def add_job_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +43,34 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
         "SECONDS",
         "a worker without progress for so long is replaced, its records are tried alone; 0 never",
     )
+    group.add_argument(
+        "--work_dir",
+        type=Path,
+        default=Path(".parallelmind"),
+        metavar="DIR",
+        help=documented_default("copies of remote files (s3://, gs://, hf://) and their job's state", ".parallelmind"),
+    )
     add("--prometheus_port", int, None, "PORT", "serve metrics of the job on this port of 127.0.0.1")
     add("--log_interval", float, 10.0, "SECONDS", "seconds between progress lines when stderr is no terminal")
+
+
+@contextmanager
+def local_files(args: argparse.Namespace, data: str | Path, out: str | Path, rank: Rank) -> Iterator[tuple[Path, Path]]:
+    """Local stand-ins of input and output; a remote output is copied to its place at the end, by the first rank.
+
+    Raises:
+        ParallelMindError: a remote file cannot be read or written.
+    """
+    copies = LocalCopies(args.work_dir)
+    first = rank.rank == 0
+    yield (copies.input(data) if first else copies.local(data)), copies.local(out)
+    if first:
+        copies.upload(out)
+
+
+def file_or_url(text: str) -> str | Path:
+    """A local path, or the address of a remote file as it is."""
+    return text if is_remote(text) else Path(text)
 
 
 def run_options(args: argparse.Namespace) -> RunOptions:

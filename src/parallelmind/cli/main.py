@@ -35,6 +35,10 @@ COMMANDS = {
     "show": "parallelmind.cli.show",
     "merge": "parallelmind.cli.merge",
     "answer": "parallelmind.cli.answer",
+    "pipeline": "parallelmind.cli.pipeline",
+    "demo-rag": "parallelmind.cli.demo_rag",
+    "batch-import": "parallelmind.cli.batch_import",
+    "batch-export": "parallelmind.cli.batch_export",
     "check-workers": "parallelmind.cli.check_workers",
     "corpus": "parallelmind.cli.corpus",
     "serve": "parallelmind.cli.serve",
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     caught: BaseException
     try:
-        args = parse(_parser(), given)
+        args = parse(_parser(given), given)
         configure_logging(current_rank(), debug=args.debug)
         code: int = args.run(args)
         return code
@@ -72,10 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> Parser:
+def _parser(given: Sequence[str]) -> Parser:
+    # Modules of commands import what their flags need; of a command that is known, only its own.
+    chosen = given[0] if given and given[0] in COMMANDS else None
     parser = Parser(prog="parallelmind", description="Parallel branches for Hugging Face causal language models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module_name in COMMANDS.items():
+        if chosen not in (None, name):
+            continue
         module = importlib.import_module(module_name)
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)

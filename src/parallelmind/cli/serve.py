@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name not in ("run", "debug")}
     given["lora_path"] = tuple(args.lora_path or ())
     given["cors_origin"] = tuple(args.cors_origin)
+    given["allowed_host"] = tuple(args.allowed_host)
     # Read here and not in add_arguments, so that --help shows no key.
     given["api_key"] = args.api_key if args.api_key is not None else os.environ.get(_KEY_VARIABLE) or None
     return serve(ServeOptions(**given))
@@ -62,6 +63,14 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ORIGIN",
         help="let pages from this web origin call the API; may be given several times (default: none)",
+    )
+    group.add_argument(
+        "--allowed_host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name by which a server on 127.0.0.1 without a key may be called; may be given several times "
+        "(default: localhost and its address)",
     )
     group.add_argument(
         "--shutdown_timeout",

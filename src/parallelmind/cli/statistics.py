@@ -13,7 +13,7 @@ _LINE = "=" * 60
 _FAILURES_SHOWN = 20
 
 
-def print_statistics(report: JobReport, name: str, out_path: Path) -> None:
+def print_statistics(report: JobReport, name: str, out_path: str | Path) -> None:
     """Print to stdout what each worker came to and what all of them did."""
     statistics = report.statistics
     if statistics.records_in_this_run:
@@ -37,7 +37,7 @@ def print_statistics(report: JobReport, name: str, out_path: Path) -> None:
         print(f"{completion.retryable} of the errors can be tried again: start the same command once more.")
 
 
-def _print_block(title: str, worker: WorkerStatistics, out_path: Path) -> None:
+def _print_block(title: str, worker: WorkerStatistics, out_path: str | Path) -> None:
     print(_LINE)
     print(title)
     print(_LINE)

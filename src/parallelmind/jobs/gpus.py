@@ -56,13 +56,17 @@ def assign_gpus(worker: int, num_workers: int, gpus: Sequence[str], *, gpus_per_
 
 
 def visible_gpus(environ: Mapping[str, str], count: int) -> list[str]:
-    """The names of the GPUs this process may use: within CUDA_VISIBLE_DEVICES if it is set, else 0 to `count` - 1."""
+    """The names of the GPUs this process may use: within CUDA_VISIBLE_DEVICES if it is set, else 0 to `count` - 1.
+
+    `count` 0 is unknown, and then the variable is believed.
+    """
     given = environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         return [str(number) for number in range(count)]
     names = []
     for name in (part.strip() for part in given.split(",")):
-        if not name or name == "-1":  # CUDA ignores what follows an invalid entry
+        beyond = name.isdecimal() and 0 < count <= int(name)
+        if not name or name == "-1" or beyond:  # CUDA ignores what follows an invalid entry
             break
         names.append(name)
     return names

@@ -86,12 +86,9 @@ def run_on_ray(
 def _connect(ray: Any, options: RayOptions) -> None:
     arguments: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     if options.address is None:
-        arguments["include_dashboard"] = False
-    if options.address is None or options.address.startswith(("127.", "localhost")):
-        # Ray would look for itself at the address this machine has for others.
-        arguments["_node_ip_address"] = "127.0.0.1"
+        arguments |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(address=options.address, **arguments)
+        ray.init(address=options.address or "local", **arguments)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(
             f"--ray_address {options.address}: the cluster cannot be reached ({error}); leave it out to start one here."

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import DataError, JobError, SettingsError
-from parallelmind.jobs.progress import Progress
 
 __all__ = ["LocalCopies", "is_remote"]
 
@@ -67,8 +66,8 @@ class LocalCopies:
         stamp_file.write_text(stamp, encoding="utf-8")
         return local
 
-    def output(self, path: str | Path) -> Path:
-        """Where to write what `upload` will bring to `path`."""
+    def local(self, path: str | Path) -> Path:
+        """The local stand-in of a file: where `input` puts a copy, and from where `upload` takes it."""
         return self._local(str(path)) if is_remote(path) else Path(path)
 
     def upload(self, path: str | Path) -> None:

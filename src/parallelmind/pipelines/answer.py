@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from parallelmind.errors import ParallelMindError
 from parallelmind.jobs.job import Job, WorkItem
 from parallelmind.jobs.outcome import Outcome
 from parallelmind.jobs.progress import Progress
@@ -21,9 +22,10 @@ from parallelmind.rag.backends.base import AnswerBackend, InferenceSettings
 from parallelmind.rag.backends.endpoint import find_endpoint
 from parallelmind.rag.backends.loading import load_backend_class
 from parallelmind.rag.backends.openai_compatible import OpenAICompatibleBackend
+from parallelmind.rag.context_rows import answer_row, parse_context_row
 from parallelmind.rag.prompts import ChatFormat, PieceEncoder, Prompts, PromptTemplate
 
-__all__ = ["AnswerTask", "run_answer"]
+__all__ = ["AnswerTask", "context_of", "run_answer"]
 
 _LOGGER = logging.getLogger(__name__)
 _PREFIX_CACHE_BYTES = 2**29
@@ -44,7 +46,12 @@ class AnswerTask:
         return BackendAnswers(self._backend(worker), prompts, worker, alive=alive)
 
     def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
-        return unreadable(item, reason, error_class, rank=0, final=False)
+        try:
+            row = parse_context_row(item.line)
+        except ParallelMindError:
+            return unreadable(item, reason, error_class, rank=0, final=False)
+        failed = answer_row(row, error=reason, inference_time=0.0, worker_rank=0)
+        return Outcome.of([failed], error_class=error_class)
 
     def _backend(self, worker: WorkerInfo) -> AnswerBackend:
         options = self.options
@@ -88,7 +95,7 @@ def run_answer(
         max_records=options.max_samples,
         retry_failed=options.retry_failed,
         overwrite=options.overwrite,
-        group_of=_context_of if options.uses_engine else None,
+        group_of=context_of if options.uses_engine else None,
     )
     return run_job(
         job,
@@ -100,7 +107,7 @@ def run_answer(
     )
 
 
-def _context_of(line: bytes) -> bytes:
+def context_of(line: bytes) -> bytes:
     """What makes two rows neighbours; lines that are no rows stand together."""
     try:
         row = json.loads(line)

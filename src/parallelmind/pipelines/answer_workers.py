@@ -79,13 +79,16 @@ class EngineAnswers:
         self._alive = alive
 
     def run(self, items: Iterable[WorkItem], write: Write) -> None:
-        asked: dict[int, list[_Asked]] = {}
+        asked: dict[int, dict[int, _Asked]] = {}
         requests = self._requests(items, asked, write)
         try:
             for event in self._engine.stream(requests, sampling=self._options.sampling()):
                 self._alive()
                 if event.result is not None:
-                    question = asked[event.request_index][event.branch_index]
+                    # Let go of: memory must not grow with the file.
+                    question = asked[event.request_index].pop(event.branch_index)
+                    if not asked[event.request_index]:
+                        del asked[event.request_index]
                     write(question.item, self._outcome(question, event.result))
         finally:
             requests.close()
@@ -94,14 +97,14 @@ class EngineAnswers:
         _LOGGER.debug("%d tokens of contexts from the cache", self._engine.stats.cached_main_tokens)
 
     def _requests(
-        self, items: Iterable[WorkItem], asked: dict[int, list[_Asked]], write: Write
+        self, items: Iterable[WorkItem], asked: dict[int, dict[int, _Asked]], write: Write
     ) -> Generator[Request, None, None]:
         number, main_ids = 0, None
         group: list[tuple[_Asked, Branch]] = []
 
         def request() -> Request:
             nonlocal number, group
-            asked[number] = [question for question, _ in group]
+            asked[number] = {place: question for place, (question, _) in enumerate(group)}
             branches = [branch for _, branch in group]
             number, group = number + 1, []
             return Request(main=main_ids or [], branches=branches)

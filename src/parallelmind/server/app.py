@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 import parallelmind
 from parallelmind.server import branches_api, info_api, openai_api
 from parallelmind.server.api_page import api_page
-from parallelmind.server.guards import BodyLimit, KeyCheck, RequestCount, SecurityHeaders
+from parallelmind.server.guards import BodyLimit, HostCheck, KeyCheck, RequestCount, SecurityHeaders
 from parallelmind.server.loading import Served, load_served
 from parallelmind.server.options import ServeOptions
 from parallelmind.server.problems import ApiError, ErrorBody, add_error_handlers
@@ -35,6 +35,7 @@ _DESCRIPTION = "Parallel branches over one shared text, and OpenAI's endpoints f
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Something in the request is wrong; `error.param` names the field"},
     401: {"model": ErrorBody, "description": "No API key, or a wrong one"},
+    403: {"model": ErrorBody, "description": "Called by a name that is not this machine's"},
     404: {"model": ErrorBody, "description": "No such model, adapter or request"},
     408: {"model": ErrorBody, "description": "The body took too long to come"},
     413: {"model": ErrorBody, "description": "The body is too large"},
@@ -99,6 +100,8 @@ def _middleware(service: Service) -> list[Middleware]:
         service.metrics.requests.labels(endpoint, str(status)).inc()
 
     guards = [Middleware(RequestCount, count=count), Middleware(SecurityHeaders)]
+    if options.loopback and options.api_key is None:
+        guards.append(Middleware(HostCheck, allowed=[options.host, *options.allowed_host]))
     if options.cors_origin:
         guards.append(
             Middleware(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -12,10 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parallelmind.server.problems import ApiError
 
-__all__ = ["BodyLimit", "KeyCheck", "RequestCount", "SecurityHeaders"]
+__all__ = ["BodyLimit", "HostCheck", "KeyCheck", "RequestCount", "SecurityHeaders"]
 
 _BODY_SECONDS = 60.0
 """Time to send a request's body."""
+_LOOPBACK = re.compile(r"127(\.\d+){3}")
 _OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")
 _OPEN_FOLDER = "/static/"
 _CONTENT_POLICY = (
@@ -71,6 +74,26 @@ class RequestCount:
             await send(message)
 
         return await self._app(scope, receive, counted)
+
+
+class HostCheck:
+    """Refuses calls by a name that is not this machine's.
+
+    A page elsewhere can have its own name resolve to 127.0.0.1 (DNS rebinding), and would then be of the same origin.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]):
+        self._app = app
+        self._allowed = {name.lower() for name in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            name = _host_name(Headers(scope=scope).get("host", ""))
+            if name not in self._allowed and name not in ("localhost", "::1") and not _LOOPBACK.fullmatch(name):
+                message = "this server is for its own machine, but was called by another name"
+                remedy = "allow it with --allowed_host NAME, or set an API key"
+                return await ApiError(403, f"{message}; {remedy}", code="wrong_host").response()(scope, receive, send)
+        return await self._app(scope, receive, send)
 
 
 class KeyCheck:
@@ -140,6 +163,13 @@ class BodyLimit:
             code="request_too_large",
             headers={"Connection": "close"},
         )
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit("//" + host).hostname or ""
+    except ValueError:  # brackets without an address in them
+        return ""
 
 
 def _is_open(path: str) -> bool:

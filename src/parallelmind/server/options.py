@@ -49,6 +49,8 @@ class ServeOptions:
     """None: no key is asked for."""
     cors_origin: tuple[str, ...] = ()
     """Web origins whose pages may call the API; none by default."""
+    allowed_host: tuple[str, ...] = ()
+    """Names, besides its address, by which a server on a loopback address without a key may be called."""
     max_queue: int = 256
     """Branches that may wait for a free place; requests beyond are refused with 429."""
     max_request_bytes: int = 8 * 2**20
@@ -94,6 +96,11 @@ class ServeOptions:
         for origin in self.cors_origin:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise SettingsError(f"--cors_origin is {origin!r}; give an origin such as https://example.org, or *.")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     @property
     def max_unfinished_branches(self) -> int:

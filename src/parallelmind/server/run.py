@@ -33,7 +33,7 @@ def serve(options: ServeOptions) -> int:
         ParallelMindError: the model cannot be loaded, or the address cannot be listened on.
     """
     split_adapters(options)
-    if options.api_key is None and not _is_loopback(options.host):
+    if options.api_key is None and not options.loopback:
         _LOGGER.warning(
             "listening on %s without an API key: everyone who reaches this address can use the model; "
             "--api_key KEY (or PARALLELMIND_API_KEY) asks for one",
@@ -131,7 +131,3 @@ def _listen(options: ServeOptions) -> socket.socket:
     listener.listen(2048)
     listener.setblocking(False)
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -158,11 +159,14 @@ def process_tree(pid: int) -> list[psutil.Process]:
 def test_killed_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
     ready, corpora = tmp_path / "ready", tmp_path / "corpora"
     os.mkfifo(ready)
-    code = f"import time\nopen({str(ready)!r}, 'w').close()\ntime.sleep(600)\n"
+    code = f"import time\nopen({str(ready)!r}, 'w').write('x')\ntime.sleep(600)\n"
     wheel = make_wheel(tmp_path, {"slow/__init__.py": code}, name="slow")
     command = [sys.executable, "-m", "parallelmind", "corpus", "build", "--wheel", str(wheel), "--corpus_path"]
     process = subprocess.Popen([*command, str(corpora)], stderr=subprocess.DEVNULL)
-    ready.open().close()  # until the package is being imported
+    reader = os.open(ready, os.O_RDONLY | os.O_NONBLOCK)
+    readable, _, _ = select.select([reader], [], [], 120)  # until the package is being imported
+    os.close(reader)
+    assert readable
     started = process_tree(process.pid)
     process.send_signal(number)
     assert process.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)

@@ -17,7 +17,7 @@ HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 if [[ -n "$TOTAL_GPUS" ]]; then
     # The first TOTAL_GPUS of those this shell may use.
-    if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then
+    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
         CUDA_VISIBLE_DEVICES="$(cut -d, -f "1-$((TOTAL_GPUS > 0 ? TOTAL_GPUS : 1))" <<<"$CUDA_VISIBLE_DEVICES")"
     else
         CUDA_VISIBLE_DEVICES="$(seq -s, 0 "$((TOTAL_GPUS - 1))")"

@@ -32,7 +32,7 @@ def install(archive: Archive, folder: Path, python: str | None, constraints: Seq
     rules.write_text("".join(f"{rule}\n" for rule in constraints))
     done = pip(
         [
-            *("fitting_interpreter", "install", "--only-binary=:all:", "--no-compile", "--no-warn-script-location"),
+            *("install", "--only-binary=:all:", "--no-compile", "--no-warn-script-location"),
             *(f"--target={folder}", f"--constraint={rules}", str(archive.path)),
         ],
         python,

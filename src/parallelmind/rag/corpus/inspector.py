@@ -175,7 +175,8 @@ class Description:
 
     def is_own(self, module: types.ModuleType, value: Any, exported: bool) -> bool:
         """Whether a module has a name to pass it on, and not only for its own use."""
-        home = getattr(value, "__module__", None)
+        # Of old compiled modules only the last part of the name is there: numpy.random.RandomState says "mtrand".
+        home = getattr(sys.modules.get(str(getattr(value, "__module__", None))), "__name__", None)
         if not isinstance(home, str):
             is_constant = isinstance(value, PLAIN) and not hasattr(module, "__all__")
             return exported or hasattr(module, "__path__") or is_constant
@@ -284,7 +285,7 @@ def is_public(name: str) -> bool:
 
 
 def in_package(cls: type, package: str) -> bool:
-    home = getattr(cls, "__module__", None)
+    home = getattr(sys.modules.get(str(getattr(cls, "__module__", None))), "__name__", None)
     return isinstance(home, str) and (home == package or home.startswith(package + "."))
 
 

@@ -1,0 +1,92 @@
+"""Both stages of answering from documentation, one after the other, each a job that resumes by itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from parallelmind.data.replacing import replacing
+from parallelmind.errors import JobError
+from parallelmind.jobs.job import job_folder
+from parallelmind.jobs.progress import Progress
+from parallelmind.jobs.ranks import SINGLE, Rank
+from parallelmind.jobs.run import JobReport, RunOptions
+from parallelmind.jobs.spec import load_job_file
+from parallelmind.pipelines.answer import run_answer
+from parallelmind.pipelines.answer_options import AnswerOptions
+from parallelmind.pipelines.contexts import ContextOptions, ContextReport, run_contexts
+
+__all__ = ["PipelineFiles", "PipelineReport", "run_pipeline"]
+
+_POLL_SECONDS = 0.2
+_FIRST_STAGE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """What a pipeline writes, in one folder."""
+
+    folder: Path
+
+    @property
+    def contexts(self) -> Path:
+        return self.folder / "contexts.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "answers.jsonl"
+
+    @property
+    def statistics(self) -> Path:
+        return self.folder / "statistics.json"
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """What both stages came to."""
+
+    contexts: ContextReport
+    answers: JobReport
+
+
+def run_pipeline(
+    contexts: ContextOptions,
+    answers: AnswerOptions,
+    files: PipelineFiles,
+    *,
+    progress: Callable[[], Progress],
+    rank: Rank = SINGLE,
+    run: RunOptions | None = None,
+) -> PipelineReport | None:
+    """Find the contexts that are missing, then give the answers that are missing.
+
+    `progress` makes what shows one stage. Of several ranks only the first one has a report.
+
+    Raises:
+        ParallelMindError: something is wrong; what was done in either stage is kept.
+    """
+    found = run_contexts(contexts, progress=progress(), rank=rank, run=run)
+    if rank.rank:
+        _wait_for_contexts(files)
+    answered = run_answer(answers, progress=progress(), rank=rank, run=run)
+    if found is None or answered is None:
+        return None
+    statistics = {"contexts": found.statistics.fields(), "answers": answered.statistics.as_json()}
+    with replacing(files.statistics) as temporary:
+        temporary.write_text(json.dumps(statistics, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return PipelineReport(found, answered)
+
+
+def _wait_for_contexts(files: PipelineFiles) -> None:
+    """The other ranks leave the first stage a moment before its output is in place."""
+    until = time.monotonic() + _FIRST_STAGE_SECONDS
+    while True:
+        stored = load_job_file(job_folder(files.contexts) / "job.json")
+        if stored is not None and stored[1] is not None and files.contexts.exists():
+            return
+        if time.monotonic() > until:
+            raise JobError(f"{files.contexts} did not appear; the log of rank 0 says why.")
+        time.sleep(_POLL_SECONDS)
