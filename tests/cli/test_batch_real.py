@@ -74,6 +74,16 @@ def test_the_bundled_model_answers(data: Path, out: Path) -> None:
     assert all(row["output"] is not None for row in rows(out))
 
 
+def wait_for_results(process: subprocess.Popen[str], out: Path) -> None:
+    """Until the first record of a running job has its result."""
+    while process.poll() is None and not any(out.with_name("out.jsonl.job").glob("part-*.rows")):
+        time.sleep(0.001)
+    while process.poll() is None and not any(
+        path.stat().st_size for path in out.with_name("out.jsonl.job").glob("part-*.rows")
+    ):
+        time.sleep(0.001)
+
+
 def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     data: Path, out: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,10 +93,8 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     # From another folder, and without the package on the path.
     command = [sys.executable, str(SCRIPT), *arguments(data, out, *settings, model=model)[1:]]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    part = out.with_name("out.jsonl.job") / "part-00000.jsonl"
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (part.exists() and part.stat().st_size):
-        time.sleep(0.001)
+    wait_for_results(process, out)
     process.kill()
     _, log = process.communicate()
     assert process.returncode == -signal.SIGKILL, log
@@ -96,3 +104,27 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     assert out.read_bytes() == reference.read_bytes()
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "is complete already" in again.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_with_workers_ends_them_and_continues(
+    data: Path, out: Path, model: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    records = [{"main": f"main {n}", "branches": ["b", "c"]} for n in range(24)]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = ["--dtype", "float32", "--device", "cpu", "--max_new_tokens", "20", "--batch_size", "2"]
+    reference = tmp_path / "reference.jsonl"
+    assert main(arguments(data, reference, *settings, model=model)) == 0
+    command = [sys.executable, str(SCRIPT), *arguments(data, out, *settings, model=model)[1:], "--workers", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for_results(process, out)
+    process.send_signal(sent)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == code, log
+    assert "what is done is kept: the same command continues where it was" in log
+    assert not out.exists()
+    assert not list(out.with_name("out.jsonl.job").glob("worker-*.json"))  # no record is under suspicion
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"continuing: \d+ of 24 records have results", done.stderr)
+    assert out.read_bytes() == reference.read_bytes()

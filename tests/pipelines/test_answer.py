@@ -210,7 +210,7 @@ def test_memory_does_not_grow_with_the_rows(out: Path, tmp_path: Path, monkeypat
 
     def count(number: int) -> None:
         if number % 40 == 39:
-            held.append(sum(isinstance(thing, ContextRow) for thing in gc.get_objects()))
+            held.append(sum(type(thing) is ContextRow for thing in gc.get_objects()))
 
     data = write_rows(tmp_path / "in.jsonl", [context_row(n, f"q{n}", f"c{n // 2}") for n in range(400)])
     Recorded(data, out, FakeEngine(on_request=count)).run(monkeypatch)

@@ -32,7 +32,7 @@ def print_statistics(report: JobReport, name: str, out_path: str | Path) -> None
         print(f"This run:                {statistics.records_in_this_run} records, {statistics.seconds:.1f}s")
     print(f"{report.input.records} records = {completion.answered} successful + {completion.failed} errors")
     for line, reason in completion.failures[:_FAILURES_SHOWN]:
-        print(f"failed: line {line}: {reason.removeprefix(f'line {line}: ')}")
+        print(f"failed: {reason if reason.startswith(f'line {line}') else f'line {line}: {reason}'}")
     if completion.retryable:
         print(f"{completion.retryable} of the errors can be tried again: start the same command once more.")
 

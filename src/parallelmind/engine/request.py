@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from parallelmind.columnar import Visibility
 from parallelmind.errors import RequestError
+
+if TYPE_CHECKING:  # it imports torch, which workers that ask a server can do without
+    from parallelmind.columnar import Visibility
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 

@@ -136,9 +136,11 @@ class _Worker:
                 self._started = time.monotonic()
             self._phase("working")
             self._alive()
-            self._worker.run(self._items(), self._write)
+            try:
+                self._worker.run(self._items(), self._write)
+            finally:
+                self._writer.flush()  # what was finished before an error is kept
             assert not self._lease_of, "a worker left records without an outcome"
-            self._writer.flush()
             self._alive.rest()
             if self._held_back is None:
                 self._phase("idle")

@@ -22,6 +22,7 @@ import warnings
 from typing import Any, Iterator, NoReturn, Sequence  # noqa: UP035 - as Python 3.7 has them
 
 MAX_SIGNATURE = 2000
+DEEPEST_NAME = 9  # of classes that have themselves as members
 SECONDS_PER_MODULE = 60
 SKIPPED_MODULES = {"tests", "test", "conftest", "_tests", "setup", "__main__"}
 # Members that come from these say nothing about the package.
@@ -144,11 +145,16 @@ class Description:
                 self.add_module(name, module)
         for value, names in self.instances.values():
             self.add_members(type(value), sorted(names))
-        done: set[int] = set()
-        while set(self.class_names) - done:
-            for key in [key for key in self.class_names if key not in done]:
-                done.add(key)
-                self.add_members(self.class_names[key][0], sorted(self.class_names[key][1]))
+        done: set[tuple[int, str]] = set()
+        while True:  # members may be classes, and give classes more names
+            waiting = [(key, name) for key, (_, names) in self.class_names.items() for name in names]
+            waiting = [pair for pair in waiting if pair not in done]
+            if not waiting:
+                break
+            for key in {key for key, _ in waiting}:
+                new = [name for other, name in waiting if other == key and name.count(".") < DEEPEST_NAME]
+                self.add_members(self.class_names[key][0], sorted(new))
+            done.update(waiting)
 
     def add_module(self, name: str, module: types.ModuleType) -> None:
         members = set()
@@ -157,7 +163,7 @@ class Description:
                 if value.__name__.startswith(self.package + "."):
                     members.add(member)
                     alias = name + "." + member
-                    if value.__name__ != alias:
+                    if value.__name__ not in (alias, self.package):
                         self.add(value, alias, "module", value.__name__)
                         if hasattr(module, "__path__") and not alias.startswith(value.__name__ + "."):
                             self.add_aliased(alias, value)

@@ -116,6 +116,8 @@ class StaticPackage:
 
     def _add_alias(self, alias: Any, name: str) -> None:
         node, path = self._follow(alias.target_path)
+        if node is self._root:  # import numpy as np, in numpy
+            return
         if node is not None:
             self._add(node, name)
             if node.is_module and not name.startswith(f"{node.path}."):
