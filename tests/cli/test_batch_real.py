@@ -110,7 +110,7 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
 def test_an_interrupted_run_with_workers_ends_them_and_continues(
     data: Path, out: Path, model: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    records = [{"main": f"main {n}", "branches": ["b", "c"]} for n in range(24)]
+    records = [{"main": f"main {n}", "branches": ["b", "c"]} for n in range(100)]
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = ["--dtype", "float32", "--device", "cpu", "--max_new_tokens", "20", "--batch_size", "2"]
     reference = tmp_path / "reference.jsonl"
@@ -126,5 +126,5 @@ def test_an_interrupted_run_with_workers_ends_them_and_continues(
     assert not list(out.with_name("out.jsonl.job").glob("worker-*.json"))  # no record is under suspicion
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"continuing: \d+ of 24 records have results", done.stderr)
+    assert re.search(r"continuing: \d+ of 100 records have results", done.stderr)
     assert out.read_bytes() == reference.read_bytes()

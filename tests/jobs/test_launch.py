@@ -28,7 +28,11 @@ def tokens(world_size: int, **variables: str) -> list[str]:
         environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world_size)} | variables
         command = [sys.executable, "-c", PRINT_TOKEN]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-    return [process.communicate(timeout=120)[0].strip() for process in processes]
+    try:
+        return [process.communicate(timeout=120)[0].strip() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_a_process_alone_has_a_token_of_its_own() -> None:
@@ -52,7 +56,7 @@ def test_the_ranks_of_several_machines_share_a_token() -> None:
 
 def test_ranks_without_a_launcher_are_told_what_to_use() -> None:
     with pytest.raises(
-        SettingsError, match="WORLD_SIZE is 4, but MASTER_ADDR and MASTER_PORT are not set; .* torchrun"
+        SettingsError, match=r"WORLD_SIZE is 4, but MASTER_ADDR and MASTER_PORT are not set; .*torchrun"
     ):
         run_token(Rank(1, 4), {"LOCAL_WORLD_SIZE": "2"})
 

@@ -88,7 +88,8 @@ def test_the_file(index: ResultIndex, tmp_path: Path) -> None:
     stored = json.loads(path.read_text())
     assert list(stored) == [
         "processed", "successful", "errors", "tokens_in", "tokens_out", "retries", "mean_seconds", "records", "seconds",
-        "records_in_this_run", "seconds_percentiles", "errors_by_class", "workers", "success_rate", "records_per_second",
+        "records_in_this_run", "seconds_percentiles", "errors_by_class", "workers", "success_rate",
+        "records_per_second",
     ]  # fmt: skip
     assert stored["workers"]["1"] == {
         "processed": 1, "successful": 0, "errors": 1, "tokens_in": 5, "tokens_out": 0, "retries": 0,

@@ -30,7 +30,7 @@ def run_token(rank: Rank, environ: Mapping[str, str] = os.environ) -> str:
 
         launcher = psutil.Process(os.getppid())
         return f"{launcher.pid}-{launcher.create_time()}-{restart}"
-    return f"{_shared_token(rank, environ)}-{restart}"
+    return f"{_shared_token(rank, environ, f'{_TOKEN_KEY}/{restart}')}-{restart}"
 
 
 def local_place(rank: Rank, environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -53,7 +53,7 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
-def _shared_token(rank: Rank, environ: Mapping[str, str]) -> str:
+def _shared_token(rank: Rank, environ: Mapping[str, str], key: str) -> str:
     if "MASTER_ADDR" not in environ or "MASTER_PORT" not in environ:
         raise SettingsError(
             f"WORLD_SIZE is {rank.world_size}, but MASTER_ADDR and MASTER_PORT are not set; start with torchrun."
@@ -71,5 +71,9 @@ def _shared_token(rank: Rank, environ: Mapping[str, str]) -> str:
         wait_for_workers=False,
     )
     if rank.rank == 0:
-        store.set(_TOKEN_KEY, os.urandom(8).hex())
-    return bytes(store.get(_TOKEN_KEY)).decode()
+        store.set(key, os.urandom(8).hex())
+    token = bytes(store.get(key)).decode()
+    store.set(f"{key}/{rank.rank}", "seen")
+    if rank.rank == 0:  # it may hold the store, which ends with it
+        store.wait([f"{key}/{number}" for number in range(rank.world_size)])
+    return token

@@ -111,11 +111,9 @@ class _Worker:
         self._lock.acquire()
         state = WorkerState(run=assignment.run, rank=rank, incarnation=assignment.incarnation)
         self._file = StateFile(assignment.folder, state)
-        part = Part(assignment.folder, rank + 1, assignment.digest)
-        part.check(assignment.records)
-        self._writer = PartWriter(part)
         self._board = Board(assignment.folder)
-        self._reader = PlanReader.load(assignment.input_path, assignment.folder)
+        self._writer: PartWriter | None = None
+        self._reader: PlanReader | None = None
         self._worker: RecordWorker | None = None
         self._lease_of: dict[int, Lease] = {}
         self._attempt_of: dict[int, int] = {}
@@ -135,23 +133,35 @@ class _Worker:
                 self._worker = self._told.task.start(self._told.info, self._sign_of_life)
                 self._started = time.monotonic()
             self._phase("working")
+            if self._held_back is None and not self._board.read().left:
+                self._phase("idle")
+                continue
+            # From here on the head waits for this worker; before, it may be clearing the job's files away.
+            writer = self._writer = self._writer or self._open_part()
             self._alive()
             try:
                 self._worker.run(self._items(), self._write)
             finally:
-                self._writer.flush()  # what was finished before an error is kept
+                writer.flush()  # what was finished before an error is kept
             assert not self._lease_of, "a worker left records without an outcome"
             self._alive.rest()
             if self._held_back is None:
                 self._phase("idle")
 
     def end(self) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         self._file.remove()
 
     def give_up(self, reason: str) -> None:
         self._file.state.error = reason
         self._file.save()
+
+    def _open_part(self) -> PartWriter:
+        told = self._told
+        part = Part(told.folder, told.info.rank + 1, told.digest)
+        part.check(told.records)
+        return PartWriter(part)
 
     def _phase(self, phase: Any) -> None:
         self._file.state.phase = phase
@@ -171,7 +181,8 @@ class _Worker:
             listed = self._board.listed(lease)
             self._unfinished[lease] = len(listed)
             self._note_leases()
-            for line, attempt in zip(self._reader.read(listed["record"]), listed["attempt"].tolist(), strict=True):
+            reader = self._reader = self._reader or PlanReader.load(self._told.input_path, self._told.folder)
+            for line, attempt in zip(reader.read(listed["record"]), listed["attempt"].tolist(), strict=True):
                 self._lease_of[line.index] = lease
                 self._attempt_of[line.index] = attempt
                 yield WorkItem(line=line)
@@ -193,9 +204,11 @@ class _Worker:
 
     def _sign_of_life(self) -> None:
         self._alive()
-        self._writer.flush_if_due()
+        if self._writer:
+            self._writer.flush_if_due()
 
     def _write(self, item: WorkItem, outcome: Outcome) -> None:
+        assert self._writer
         record = item.line.index
         self._writer.append(record, self._attempt_of.pop(record), outcome)
         lease = self._lease_of.pop(record)

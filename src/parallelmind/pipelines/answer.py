@@ -85,6 +85,8 @@ def run_answer(
         find_endpoint(options.inference_type, base_url=options.base_url, api_key_env=options.api_key_env)
         if run.record_timeout:  # requests end by their own limits; a worker that waits for them does not hang
             longest = options.max_retry_seconds + options.timeout + _SLACK_SECONDS
+            if options.rpm:
+                longest += 60 * max(1, run.workers, rank.world_size) / options.rpm
             run = dataclasses.replace(run, record_timeout=max(run.record_timeout, longest))
     job = Job(
         kind="answer",

@@ -80,6 +80,9 @@ class AnswerOptions:
             raise SettingsError(
                 f"--base_url is for --inference_type openai, not {self.inference_type}; give that, or leave it out."
             )
+        engine_only = {"lora_path": self.lora_path, "device": self.device, "kv_cache_gb": self.kv_cache_gb}
+        if not self.uses_engine and (given := [name for name, value in engine_only.items() if value is not None]):
+            raise SettingsError(f"--{given[0]} is for --inference_type {' and '.join(ENGINE_TYPES)}; leave it out.")
         if self.max_samples is not None and self.max_samples < 1:
             raise SettingsError("--max_samples_per_worker must be 1 or more.")
         if self.batch_size < 1:
