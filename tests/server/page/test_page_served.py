@@ -33,7 +33,7 @@ def test_the_example(page: Page, server: Running) -> None:
 
 
 def test_stopping_frees_the_server(page: Page, server: Running) -> None:
-    fill(opened(page, server.url), "", "How old", "How old", "How old")
+    fill(opened(page, server.url), "", *["北京北京北京"] * 3)  # what the bundled model goes on with for ever
     page.locator("#settings summary").click()
     for name, value in {"Temperature": "0", "Max tokens": "1900", "Repetition penalty": "1.1"}.items():
         page.locator("#settings-form").get_by_label(name).fill(value)
@@ -46,7 +46,7 @@ def test_stopping_frees_the_server(page: Page, server: Running) -> None:
     for number in (1, 3):
         expect_state(page, number, "stopped")
         expect(branch(page, number).locator(".stats")).to_contain_text("tokens")
-        assert 0 < len(answer(page, number).inner_text()) < 1900
+        assert 0 < len(answer(page, number).inner_text()) < 3800
     server.wait_until(server.idle, "the server is idle")
 
 
