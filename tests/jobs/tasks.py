@@ -55,6 +55,7 @@ class Records:
             if len(self.log.read_text().splitlines()) >= begun:
                 return
             time.sleep(0.02)
+        raise TimeoutError(f"{begun} records were not begun within a minute.")
 
     def _finish(self, batch: list[WorkItem], write: Write) -> None:
         at_hand = len(batch)

@@ -337,7 +337,7 @@ def test_a_disk_that_fills_up_in_the_merge_is_a_clear_error_and_can_be_resumed(
 
 def test_kill_9_at_any_moment_and_again_ends_as_uninterrupted(tmp_path: Path) -> None:
     data, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    data.write_text("".join(f'{{"n": {n}}}\n' for n in range(6000)))
+    data.write_text("".join(f'{{"n": {n}}}\n' for n in range(60_000)))
     script = textwrap.dedent(
         """
         import json, sys
@@ -356,7 +356,7 @@ def test_kill_9_at_any_moment_and_again_ends_as_uninterrupted(tmp_path: Path) ->
     )
     chance = random.Random(0)
     killed = []
-    for until in [*(chance.uniform(0, 0.08) for _ in range(6)), None]:
+    for until in [*(chance.uniform(0, 0.15) for _ in range(6)), None]:
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(data), str(out)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -373,4 +373,4 @@ def test_kill_9_at_any_moment_and_again_ends_as_uninterrupted(tmp_path: Path) ->
         process.stdout.close()
     assert process.returncode == 0
     assert killed.count(False) >= 2
-    assert rows(out) == [{"n": n, "fill": "x" * (n % 500)} for n in range(6000) for _ in range(n % 3)]
+    assert rows(out) == [{"n": n, "fill": "x" * (n % 500)} for n in range(60_000) for _ in range(n % 3)]
