@@ -16,7 +16,7 @@ demo-rag: $(VENV)/.dev
 	$(BIN)/parallelmind demo-rag
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -6,7 +6,7 @@ import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -156,21 +156,22 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What the loader and the engine are called with."""
     seen: dict[str, dict[str, Any]] = {}
 
-    class Loaded(tuple[object, object, bool]):
-        settings = SimpleNamespace(branch_stride=77, visibility="columnar")
-        notes: ClassVar = ["2D RoPE is off: said by the loader"]
-
-    def load(**given: Any) -> Loaded:
+    def load(**given: Any) -> SimpleNamespace:
         seen["model"] = given
-        return Loaded(("the model", "the tokenizer", False))
+        return SimpleNamespace(
+            model="the model",
+            tokenizer="the tokenizer",
+            settings=SimpleNamespace(branch_stride=77, visibility="columnar"),
+            notes=["2D RoPE is off: said by the loader"],
+        )
 
     def make_engine(model: object, tokenizer: object, **given: Any) -> None:
         seen["engine"] = given
         raise StopError
 
-    monkeypatch.setattr(importlib.import_module("parallelmind.models.loader"), "load_model_with_lora", load)
-    monkeypatch.setattr(importlib.import_module("parallelmind.models.cpu"), "optimize_for_cpu", lambda model: [])
-    monkeypatch.setattr(importlib.import_module("parallelmind.engine.engine"), "Engine", make_engine)
+    monkeypatch.setattr("parallelmind.engine.loading.load_model_with_lora", load)
+    monkeypatch.setattr("parallelmind.engine.loading.optimize_for_cpu", lambda model: [])
+    monkeypatch.setattr("parallelmind.engine.loading.Engine", make_engine)
     return seen
 
 
@@ -188,6 +189,8 @@ def test_defaults_leave_the_adapter_its_say(
         "device": device,
         "dtype": "bfloat16",
         "device_map": None,
+        "load_in_8bit": False,
+        "load_in_4bit": False,
     }
     assert loader["engine"] == {
         "branch_stride": 77,
@@ -216,6 +219,9 @@ def test_defaults_leave_the_adapter_its_say(
         (["--visibility", "strict"], "model", {"visibility": "strict"}),
         (["--device", "cpu"], "model", {"device": "cpu"}),
         (["--dtype", "float32"], "model", {"dtype": "float32"}),
+        (["--load_in_4bit"], "model", {"load_in_4bit": True}),
+        (["--load_in_8bit"], "model", {"load_in_8bit": True}),
+        (["--device_map", "auto"], "model", {"device_map": "auto"}),
         (["--batch_size", "5"], "engine", {"max_running_branches": 5, "max_running_requests": None}),
         (["--kv_cache_gb", "0.5"], "engine", {"kv_cache_bytes": 2**29}),
         (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-__all__ = ["Parser", "add_model_flags", "add_sampling_flags", "documented_default"]
+from parallelmind.models.options import ModelOptions
+
+__all__ = ["Parser", "add_model_flags", "add_sampling_flags", "documented_default", "model_options"]
 
 USAGE_ERROR = 2
 
@@ -147,6 +150,17 @@ def add_model_flags(
         default=dtype,
         help=documented_default("number format of the weights", dtype or "the base model's own"),
     )
+    if not adapter_required:
+        group.add_argument("--load_in_8bit", action="store_true", help="8-bit weights (bitsandbytes)")
+        group.add_argument("--load_in_4bit", action="store_true", help="4-bit weights (bitsandbytes)")
+        group.add_argument(
+            "--device_map", metavar="MAP", help='"auto" spreads the model over all GPUs (default: one device)'
+        )
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """What the flags of `add_model_flags` say, but for the adapter."""
+    return ModelOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ModelOptions)})
 
 
 def add_sampling_flags(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from parallelmind.cli.chat_commands import COMMANDS_HELP, ChatCommands
 from parallelmind.cli.chat_input import MessageReader
-from parallelmind.cli.single import add_single_arguments, load_engine, sampling_params
+from parallelmind.cli.single import add_single_arguments, load_single, sampling_params
 from parallelmind.cli.terminal import printable, stoppable, tolerate_any_text
 from parallelmind.errors import ParallelMindError
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from parallelmind.pipelines.chat import ChatSession
 
     tolerate_any_text()
-    session = ChatSession(load_engine(args), sampling_params(args), notify=_notify)
+    session = ChatSession(load_single(args), sampling_params(args), notify=_notify)
     session.conversation.system = args.system
     reader, console = MessageReader(), Console(highlight=False)
     commands = ChatCommands(session, reader, console)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from parallelmind.cli.columns import show_branches
-from parallelmind.cli.single import add_single_arguments, load_engine, sampling_params
+from parallelmind.cli.single import add_single_arguments, load_single, sampling_params
 from parallelmind.cli.terminal import printable, tolerate_any_text
 from parallelmind.errors import DataError
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the answers; 0 when all of them are whole, 1 when one could not be given."""
     tolerate_any_text()
     sampling, prompt = sampling_params(args), _prompt(args)
-    engine = load_engine(args)
+    engine = load_single(args)
     if args.json:
         return _print_json(engine, prompt, args.branch, sampling)
     if args.branch:

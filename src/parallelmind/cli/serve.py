@@ -18,12 +18,6 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser, several_adapters=True)
-    loading = parser.add_argument_group("loading")
-    loading.add_argument("--load_in_8bit", action="store_true", help="8-bit weights (bitsandbytes)")
-    loading.add_argument("--load_in_4bit", action="store_true", help="4-bit weights (bitsandbytes)")
-    loading.add_argument(
-        "--device_map", metavar="MAP", help='"auto" spreads the model over all GPUs (default: one device)'
-    )
     _add_server_flags(parser)
     _add_limits(parser)
 

@@ -17,6 +17,7 @@ from parallelmind.jobs.run import JobReport, RunOptions, run_job
 from parallelmind.jobs.task import RecordWorker, WorkerInfo
 from parallelmind.pipelines.answer_options import AnswerOptions
 from parallelmind.pipelines.answer_workers import BackendAnswers, EngineAnswers, unreadable
+from parallelmind.pipelines.job_engine import PREFIX_CACHE_BYTES, spread_over
 from parallelmind.rag.backends.adapter import UserBackend
 from parallelmind.rag.backends.base import AnswerBackend, InferenceSettings
 from parallelmind.rag.backends.endpoint import find_endpoint
@@ -28,7 +29,6 @@ from parallelmind.rag.prompts import ChatFormat, PieceEncoder, Prompts, PromptTe
 __all__ = ["AnswerTask", "context_of", "run_answer"]
 
 _LOGGER = logging.getLogger(__name__)
-_PREFIX_CACHE_BYTES = 2**29
 _SLACK_SECONDS = 60.0
 
 
@@ -121,44 +121,24 @@ def context_of(line: bytes) -> bytes:
 def _engine_answers(
     options: AnswerOptions, prompts: Prompts, worker: WorkerInfo, alive: Callable[[], None]
 ) -> EngineAnswers:
-    from parallelmind.engine.engine import Engine
-    from parallelmind.models.cpu import optimize_for_cpu
-    from parallelmind.models.loader import load_model_with_lora, resolve_device
+    from parallelmind.engine.loading import load_engine
 
-    assert options.model_path
-    _LOGGER.info("loading %s", options.model_path)
-    device, note = resolve_device(options.device)
-    if note:
-        _LOGGER.info("%s", note)
-    gpus = worker.gpus.devices if worker.gpus else ()
-    loaded = load_model_with_lora(
-        options.model_path,
+    engine, loaded = load_engine(
+        spread_over(options.model(), worker),
         options.lora_path,
-        options.lora_rank,
-        device=device,
-        dtype=options.dtype,
-        device_map="auto" if len(gpus) > 1 else None,
-    )
-    model, tokenizer, patched = loaded
-    for line in (*loaded.notes, *optimize_for_cpu(model)):
-        _LOGGER.info("%s", line)
-    engine = Engine(
-        model,
-        tokenizer,
         visibility="isolated",
-        branch_stride=loaded.settings.branch_stride,
         max_running_branches=options.batch_size,
-        prefix_cache_bytes=_PREFIX_CACHE_BYTES,
+        prefix_cache_bytes=PREFIX_CACHE_BYTES,
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
-    chat = ChatFormat(tokenizer)
+    chat = ChatFormat(loaded.tokenizer)
     return EngineAnswers(
         engine,
         lambda row: prompts.split(row, chat),
-        PieceEncoder(tokenizer),
+        PieceEncoder(loaded.tokenizer),
         options,
         worker,
-        one_each=patched,
+        one_each=loaded.patch_rope,
         alive=alive,
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import RequestError, SettingsError
+from parallelmind.models.options import ModelOptions
 from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 from parallelmind.rag.backends.openai_compatible import HttpSettings
 from parallelmind.rag.backends.retry import RetryPolicy
@@ -103,6 +104,11 @@ class AnswerOptions:
     @property
     def uses_http(self) -> bool:
         return self.backend is None and self.inference_type not in ENGINE_TYPES
+
+    def model(self) -> ModelOptions:
+        """The model to load, for answers of our engine."""
+        assert self.model_path
+        return ModelOptions(base_model=self.model_path, lora_rank=self.lora_rank, device=self.device, dtype=self.dtype)
 
     def sampling(self, **changed: Any) -> SamplingParams:
         """How answers are sampled.

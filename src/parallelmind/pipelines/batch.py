@@ -14,13 +14,12 @@ from parallelmind.jobs.ranks import SINGLE, Rank
 from parallelmind.jobs.run import JobReport, RunOptions, run_job
 from parallelmind.jobs.task import RecordWorker, WorkerInfo, Write
 from parallelmind.pipelines.batch_worker import Backend, BatchWorker, lost_record
+from parallelmind.pipelines.job_engine import PREFIX_CACHE_BYTES, spread_over
 from parallelmind.pipelines.options import BatchOptions
 
 __all__ = ["BatchReport", "BatchTask", "load_backend", "run_batch"]
 
 _LOGGER = logging.getLogger(__name__)
-_PREFIX_CACHE_BYTES = 2**29
-"""Enough for mains that come again within some thousand records; more would make the job grow with the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,44 +135,17 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
         ParallelMindError: the model or adapter cannot be loaded or does not fit the settings.
     """
     from parallelmind.data.encode import encode_branch, encode_main
-    from parallelmind.engine.engine import Engine
-    from parallelmind.models.cpu import optimize_for_cpu
-    from parallelmind.models.loader import load_model_with_lora, resolve_device
+    from parallelmind.engine.loading import load_engine
 
-    adapter = f" with the adapter {options.lora_path}" if options.lora_path else ""
-    _LOGGER.info("loading %s%s", options.base_model, adapter)
-    gpus = worker.gpus.devices if worker and worker.gpus else ()
-    device, note = resolve_device(options.device)
-    if note:
-        _LOGGER.info("%s", note)
-    loaded = load_model_with_lora(
-        base_model=options.base_model,
-        lora_path=options.lora_path,
-        lora_rank=options.lora_rank,
-        rope_2d_ratio=options.rope_2d_ratio,
-        patch_rope=options.patch_rope,
-        device=device,
-        dtype=options.dtype,
-        rope_2d_mode=options.rope_2d_mode,
-        rope_2d_pairs=options.rope_2d_pairs,
-        branch_stride=options.branch_stride,
-        visibility=options.visibility,
-        device_map="auto" if len(gpus) > 1 else None,
-    )
-    model, tokenizer, _ = loaded
-    for line in (*loaded.notes, *optimize_for_cpu(model)):
-        _LOGGER.info("%s", line)
-    sees_main = loaded.settings.visibility != "strict"
-    engine = Engine(
-        model,
-        tokenizer,
-        visibility=loaded.settings.visibility,
-        branch_stride=loaded.settings.branch_stride,
+    engine, loaded = load_engine(
+        spread_over(options, worker),
+        options.lora_path,
         max_running_branches=None if options.batch_by_samples else options.batch_size,
         max_running_requests=options.batch_size if options.batch_by_samples else None,
-        prefix_cache_bytes=_PREFIX_CACHE_BYTES,
+        prefix_cache_bytes=PREFIX_CACHE_BYTES,
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
+    tokenizer, sees_main = loaded.tokenizer, loaded.settings.visibility != "strict"
     return Backend(
         engine=engine,
         encode_main=lambda text: encode_main(tokenizer, text),

@@ -10,12 +10,13 @@ from typing import Any
 from parallelmind.data.rows import RowLimits
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import SettingsError
+from parallelmind.models.options import ModelOptions
 from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 
 __all__ = ["BatchOptions"]
 
 # These change where, how fast and how often answers are made, but not which answers the job is for.
-_NOT_IDENTITY = {"data_path", "out_path", "batch_size", "batch_by_samples", "device", "num_workers"} | {
+_NOT_IDENTITY = {"data_path", "out_path", "batch_size", "batch_by_samples", "device", "device_map", "num_workers"} | {
     "kv_cache_gb",
     "retry_failed",
     "overwrite",
@@ -23,27 +24,16 @@ _NOT_IDENTITY = {"data_path", "out_path", "batch_size", "batch_by_samples", "dev
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchOptions:
+class BatchOptions(ModelOptions):
     """Everything `parallelmind batch` can be told; the names are the flags.
 
     Raises:
         SettingsError: a value is out of range, or two do not go together.
     """
 
-    base_model: str
     data_path: Path
     out_path: Path
     lora_path: str | None = None
-    lora_rank: int | None = None
-    """None: the adapter's own."""
-    patch_rope: bool | None = None
-    """None: on with an adapter."""
-    rope_2d_ratio: float | None = None
-    rope_2d_mode: str | None = None
-    rope_2d_pairs: str | None = None
-    branch_stride: int | None = None
-    visibility: str | None = None
-    """None for these five: what the adapter was trained with, else the default."""
     branches_per_sample: int = 4
     max_branches_per_sample: int | None = None
     """Given: dynamic mode."""
@@ -61,8 +51,6 @@ class BatchOptions:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     seed: int = 0
-    device: str | None = None
-    dtype: str = "bfloat16"
     num_workers: int = 1
     """Threads that read ahead and tokenise; 0: none besides the main one."""
     kv_cache_gb: float | None = None
@@ -72,6 +60,7 @@ class BatchOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least("branches_per_sample", self.branches_per_sample, 1)
         _at_least("min_branches_per_sample", self.min_branches_per_sample, 1)
         _at_least("batch_size", self.batch_size, 1)
@@ -83,8 +72,6 @@ class BatchOptions:
         _at_least("num_workers", self.num_workers, 0, "0 reads without threads")
         _at_least("max_branches_per_sample", self.max_branches_per_sample, 1)
         _at_least("max_samples", self.max_samples, 1)
-        _at_least("lora_rank", self.lora_rank, 1)
-        _at_least("branch_stride", self.branch_stride, 0)
         if self.kv_cache_gb is not None and not 0 < self.kv_cache_gb < math.inf:
             raise _wrong("kv_cache_gb", self.kv_cache_gb, "above 0")
         if not 0 < self.top_p <= 1:
@@ -93,8 +80,6 @@ class BatchOptions:
             raise _wrong("min_p", self.min_p, "from 0 (off) to 1")
         if not 0 < self.repetition_penalty < math.inf:
             raise _wrong("repetition_penalty", self.repetition_penalty, "above 0 (1 is no penalty)")
-        if self.rope_2d_ratio is not None and not 0 <= self.rope_2d_ratio <= 1:
-            raise _wrong("rope_2d_ratio", self.rope_2d_ratio, "from 0 to 1")
         if not all(self.stop):
             raise _wrong("stop", "", "a text that is not empty")
         least, most = self.min_branches_per_sample, self.max_branches_per_sample

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallelmind.engine.engine import Engine
+from parallelmind.engine.loading import make_engine
 from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.cpu import optimize_for_cpu
 from parallelmind.models.loader import LoadedModel, load_model_with_lora
 from parallelmind.server.options import ServeOptions
 
 __all__ = ["Served", "load_served", "split_adapters"]
 
-_LOGGER = logging.getLogger(__name__)
 _GIB = 2**30
 
 
@@ -37,14 +35,8 @@ def load_served(options: ServeOptions) -> Served:
     """
     part, named = split_adapters(options)
     loaded, adapters = _load(options, part, named)
-    model, tokenizer, _ = loaded
-    for note in (*loaded.notes, *optimize_for_cpu(model)):
-        _LOGGER.info("%s", note)
-    engine = Engine(
-        model,
-        tokenizer,
-        visibility=loaded.settings.visibility,
-        branch_stride=loaded.settings.branch_stride,
+    engine = make_engine(
+        loaded,
         max_running_branches=options.max_running_branches,
         max_batched_tokens=options.max_batched_tokens,
         kv_cache_bytes=_bytes(options.kv_cache_gb),
@@ -85,41 +77,10 @@ def split_adapters(options: ServeOptions) -> tuple[str | None, dict[str, str]]:
 
 def _load(options: ServeOptions, part: str | None, named: dict[str, str]) -> tuple[LoadedModel, AdapterSet | None]:
     if not named:
-        loaded = load_model_with_lora(
-            options.base_model,
-            part,
-            options.lora_rank,
-            options.rope_2d_ratio,
-            options.patch_rope,
-            device=options.device,
-            dtype=options.dtype,
-            rope_2d_mode=options.rope_2d_mode,
-            rope_2d_pairs=options.rope_2d_pairs,
-            branch_stride=options.branch_stride,
-            visibility=options.visibility,
-            device_map=options.device_map,
-            load_in_8bit=options.load_in_8bit,
-            load_in_4bit=options.load_in_4bit,
-        )
-        return loaded, None
+        return load_model_with_lora(lora_path=part, **options.loading()), None
     from parallelmind.models.adapters_load import load_model_with_adapters  # PEFT takes seconds to import
 
-    return load_model_with_adapters(
-        options.base_model,
-        named,
-        options.lora_rank,
-        options.rope_2d_ratio,
-        options.patch_rope,
-        device=options.device,
-        dtype=options.dtype,
-        rope_2d_mode=options.rope_2d_mode,
-        rope_2d_pairs=options.rope_2d_pairs,
-        branch_stride=options.branch_stride,
-        visibility=options.visibility,
-        device_map=options.device_map,
-        load_in_8bit=options.load_in_8bit,
-        load_in_4bit=options.load_in_4bit,
-    )
+    return load_model_with_adapters(adapters=named, **options.loading())
 
 
 def _model_name(base_model: str) -> str:

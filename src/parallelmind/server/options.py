@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from parallelmind.errors import SettingsError
+from parallelmind.models.options import ModelOptions
 
 __all__ = ["ENVIRONMENT_PREFIX", "ServeOptions"]
 
@@ -19,29 +20,15 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ModelOptions):
     """Everything `parallelmind serve` can be told; the names are the flags.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    base_model: str
     lora_path: tuple[str, ...] = ()
     """NAME=PATH: adapters that requests choose by name. One PATH without a name: part of the model for all requests."""
-    lora_rank: int | None = None
-    patch_rope: bool | None = None
-    rope_2d_ratio: float | None = None
-    rope_2d_mode: str | None = None
-    rope_2d_pairs: str | None = None
-    branch_stride: int | None = None
-    visibility: str | None = None
-    """None for these five: what the adapter was trained with, else the default."""
-    device: str | None = None
-    dtype: str = "bfloat16"
-    device_map: str | None = None
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
     """0: any free one."""
@@ -70,6 +57,7 @@ class ServeOptions:
     """Seconds that running requests have to finish after SIGTERM."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (
             ("max_queue", 0),
             ("max_request_bytes", 1024),
@@ -79,8 +67,6 @@ class ServeOptions:
             ("max_running_branches", 1),
             ("max_batched_tokens", 1),
             ("shutdown_timeout", 0),
-            ("lora_rank", 1),
-            ("branch_stride", 0),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

@@ -1,0 +1,250 @@
+"""The flow of pos2d: the positions of a row, their way into the model, and what they do there.
+
+Tolerances are shares of the largest logit, as where a model is loaded (engine/model_runner.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from parallelmind.columnar import (
+    PackedRow,
+    Rope2D,
+    RopeMode,
+    auto_pair_indices,
+    build_columnar_causal_mask,
+    pack_row,
+    patch_model_with_interleaved_2d_rope,
+    set_rope_pos2d,
+)
+from parallelmind.engine.engine import Engine
+from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.models.loader import DTYPES, model_path, resolve_device
+from parallelmind.pipelines.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once
+
+__all__ = ["EXPECTED_POSITIONS", "FACTS", "Measurement", "Pos2dFlow", "checks", "load_flow"]
+
+STRIDE = 128
+_MAIN_TOKENS, _BRANCH_TOKENS = 4, (3, 2)
+EXPECTED_POSITIONS = [(0, 0), (0, 1), (0, 2), (0, 3), (128, 4), (128, 5), (128, 6), (256, 4), (256, 5)]
+"""(branch position, time) of a main of 4 tokens and branches of 3 and 2, by hand."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_HALF_TOLERANCE = 0.1
+_MOVES = 1e-3
+_SAMPLING = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A difference between logits that must be nothing but rounding or, with `must_differ`, more than that."""
+
+    difference: float
+    """The largest one."""
+    limit: float
+    must_differ: bool = False
+
+    @property
+    def holds(self) -> bool:
+        if self.must_differ:
+            return self.difference > self.limit
+        return self.difference <= self.limit  # not for NaN
+
+    def __str__(self) -> str:
+        return f"max |difference| {self.difference:.2g}, {'above' if self.must_differ else 'at most'} {self.limit:.2g}"
+
+
+class Pos2dFlow:
+    """A small row of random tokens, and a model of which the 2D RoPE is taken off and put on.
+
+    Shapes: B = 1 row, S tokens, V words.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.device = model.get_input_embeddings().weight.device
+        self.pairs = auto_pair_indices(model)
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        main, *branches = (
+            torch.randint(0, vocabulary, (count,), generator=generator).tolist()
+            for count in (_MAIN_TOKENS, *_BRANCH_TOKENS)
+        )
+        self.main: list[int] = main
+        self.branches: list[list[int]] = branches
+        self.row: PackedRow = pack_row(main, branches)
+        self.pos2d = self.row.pos2d(STRIDE)[None].to(self.device)
+        self._unpatched = self._logits(self._time)
+        self.scale = max(1e-6, float(self._unpatched.abs().max()))
+        self._same = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE) * self.scale
+
+    @property
+    def _time(self) -> Tensor:
+        """[1, S]: the whole row as one ordinary sequence."""
+        return torch.arange(len(self.row), device=self.device)[None]
+
+    def positions(self) -> str:
+        """The layout of a row against positions written by hand."""
+        found = [tuple(pair) for pair in self.pos2d[0].tolist()]
+        if found != EXPECTED_POSITIONS:
+            raise CheckFailedError(f"{found} instead of {EXPECTED_POSITIONS}")
+        return " ".join(f"({branch},{time})" for branch, time in found)
+
+    def arrival(self) -> str:
+        """What the rotary embedding is called with when position_ids are pos2d."""
+        seen: list[Tensor] = []
+
+        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
+
+        with self._patched("split") as ropes:
+            handles = [rope.register_forward_pre_hook(note, with_kwargs=True) for rope in ropes]
+            try:
+                self._logits(self.pos2d)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        if not seen or not all(torch.equal(positions, self.pos2d) for positions in seen):
+            shapes = [list(positions.shape) for positions in seen]
+            raise CheckFailedError(f"position_ids of shape {list(self.pos2d.shape)} arrived as {shapes or 'nothing'}")
+        return f"position_ids of shape {list(self.pos2d.shape)} arrive as they are"
+
+    def plain_positions(self) -> Measurement:
+        """Positions [B, S] against branch position 0."""
+        with self._patched("split"):
+            zero = torch.stack((torch.zeros_like(self._time), self._time), dim=-1)
+            return self._equal(self._logits(self._time), self._logits(zero))
+
+    def additive_is_unpatched(self) -> Measurement:
+        """Additive mode at branch position 0 against the model without 2D RoPE."""
+        with self._patched("additive"):
+            return self._equal(self._logits(self._time), self._unpatched)
+
+    def split_is_unpatched(self) -> Measurement:
+        """Split mode at branch position = time against the model without 2D RoPE."""
+        with self._patched("split"):
+            return self._equal(self._logits(torch.stack((self._time, self._time), dim=-1)), self._unpatched)
+
+    def branch_position_matters(self) -> Measurement:
+        """The same row at stride 128 and at stride 0."""
+        with self._patched("split"):
+            moved, still = (self._logits(self.row.pos2d(stride)[None].to(self.device)) for stride in (STRIDE, 0))
+        return Measurement(difference=_largest(moved - still), limit=_MOVES * self.scale, must_differ=True)
+
+    def set_call(self) -> Measurement:
+        """`set_rope_pos2d` against position_ids."""
+        with self._patched("split"):
+            passed = self._logits(self.pos2d)
+            set_rope_pos2d(self.model, self.pos2d)
+            try:
+                return self._equal(self._logits(self._time), passed)
+            finally:
+                set_rope_pos2d(self.model, None)
+
+    def row_is_branches_alone(self) -> Measurement:
+        """One forward of the packed row under its mask against main + each branch as a sequence of its own."""
+        with self._patched("split"):
+            mask = build_columnar_causal_mask(self.pos2d, visibility="isolated", dtype=self.model.dtype)
+            together, worst = self._logits(self.pos2d, mask=mask)[0], 0.0
+            for number, branch in enumerate(self.branches, start=1):
+                alone_row = pack_row(self.main, [branch], branch_numbers=[number])
+                alone = self._logits(alone_row.pos2d(STRIDE)[None].to(self.device), ids=alone_row.input_ids)[0]
+                places = (self.row.branch_ids == number).to(self.device)
+                worst = max(worst, _largest(together[places] - alone[len(self.main) :]))
+        return Measurement(difference=worst, limit=self._same)
+
+    def engine_is_branches_alone(self) -> Measurement:
+        """The engine's cached decode of all branches together against each of them alone: log-probabilities."""
+        with self._patched("split"):
+            engine = Engine(self.model, self.tokenizer, branch_stride=STRIDE)
+            asked = [Branch(prompt=prompt, branch_id=number) for number, prompt in enumerate(self.branches, start=1)]
+            [together] = engine.generate([Request(main=self.main, branches=asked)], _SAMPLING)
+            alone = [engine.generate([Request(main=self.main, branches=[one])], _SAMPLING)[0] for one in asked]
+        worst = max(_apart(one, other.branches[0]) for one, other in zip(together.branches, alone, strict=True))
+        return Measurement(difference=worst, limit=self._same)
+
+    def _equal(self, left: Tensor, right: Tensor) -> Measurement:
+        return Measurement(difference=_largest(left - right), limit=self._same)
+
+    @torch.inference_mode()
+    def _logits(self, positions: Tensor, *, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """[1, S, V] in float32."""
+        input_ids = (self.row.input_ids if ids is None else ids)[None].to(self.device)
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        logits: Tensor = self.model(
+            input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False
+        ).logits
+        return logits.float()
+
+    @contextmanager
+    def _patched(self, mode: RopeMode) -> Iterator[list[Rope2D]]:
+        patch_model_with_interleaved_2d_rope(self.model, self.pairs, mode)
+        try:
+            yield [module for module in self.model.modules() if isinstance(module, Rope2D)]
+        finally:
+            for parent in list(self.model.modules()):
+                for name, child in list(parent.named_children()):
+                    if isinstance(child, Rope2D):
+                        setattr(parent, name, child.rotary)
+
+
+FACTS = {
+    "positions of a row": Pos2dFlow.positions,
+    "pos2d reaches the rotary embedding": Pos2dFlow.arrival,
+    "positions [B, S] are branch 0": Pos2dFlow.plain_positions,
+    "additive: branch 0 is the unpatched model": Pos2dFlow.additive_is_unpatched,
+    "split: branch position = time is the unpatched model": Pos2dFlow.split_is_unpatched,
+    "the branch position changes the logits": Pos2dFlow.branch_position_matters,
+    "set_rope_pos2d = position_ids": Pos2dFlow.set_call,
+    "a packed row = each branch alone": Pos2dFlow.row_is_branches_alone,
+    "the engine: all branches together = each alone": Pos2dFlow.engine_is_branches_alone,
+}
+"""What must be true of the flow, in the order in which pos2d takes it."""
+
+
+def checks(options: DoctorOptions) -> list[Check]:
+    flow = Once(partial(load_flow, options), "loading the model")
+    remedy = (
+        "Run `parallelmind check-pos2d` on the bundled model. If it passes there, this model cannot run with 2D RoPE: "
+        "use --no_patch_rope. If not, install the versions of torch and transformers that ParallelMind asks for"
+    )
+    return [
+        Check(group="pos2d", name=name, run=partial(_account, flow, name), remedy=remedy)
+        for name in FACTS
+    ]
+
+
+def load_flow(options: DoctorOptions) -> Pos2dFlow:
+    """The base model as it is, without its adapter. Raises as `from_pretrained` and `auto_pair_indices` do."""
+    device, _ = resolve_device(options.device)
+    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
+    path = model_path(options.base_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+    return Pos2dFlow(model.to(device), AutoTokenizer.from_pretrained(path))
+
+
+def _account(flow: Once[Pos2dFlow], name: str) -> str:
+    found = FACTS[name](flow())
+    if isinstance(found, Measurement) and not found.holds:
+        raise CheckFailedError(str(found).replace(", ", "; it must be "))
+    return str(found)
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def _apart(one: BranchResult, other: BranchResult) -> float:
+    """The largest difference of log-probabilities; without end where the tokens are not the same."""
+    if one.token_ids != other.token_ids or not one.token_ids:
+        return float("inf")
+    pairs = zip(one.logprobs, other.logprobs, strict=True)
+    return max(abs(left.logprob - right.logprob) for left, right in pairs)
