@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 if every record is given out exactly once, by slices, by leases and (unless skipped) by real workers."""
-    if args.num_samples < 0 or args.num_workers < 1:
-        raise SettingsError("--num_samples must be 0 or more and --num_workers 1 or more.")
+    for name, least in (("num_samples", 0), ("num_workers", 1)):
+        if (value := getattr(args, name)) < least:
+            raise SettingsError(f"--{name} is {value}; it must be {least} or more.")
     failures = _check_slices(args.num_samples, args.num_workers)
     failures += _check_leases(args.num_samples, args.num_workers)
     _show_gpus(args.num_workers, args.total_gpus)

@@ -44,6 +44,8 @@ COMMANDS = {
     "serve": "parallelmind.cli.serve",
     "contexts": "parallelmind.cli.contexts",
     "evaluate": "parallelmind.cli.evaluate",
+    "doctor": "parallelmind.cli.doctor",
+    "check-pos2d": "parallelmind.cli.check_pos2d",
 }
 
 

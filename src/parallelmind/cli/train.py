@@ -271,7 +271,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {path}: not readable as YAML ({error}).") from error
     if not isinstance(content, dict):
-        raise SettingsError(f"--config {path}: expected lines such as `learning_rate: 1e-4`.")
+        kind = type(content).__name__
+        raise SettingsError(f"--config {path}: expected lines such as `learning_rate: 1e-4`, found a {kind}.")
     parser = Parser(prog=f"parallelmind train --config {path}", add_help=False)
     add_arguments(parser)
     _add_trainer_flags(parser)
@@ -281,8 +282,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         flag = "--" + str(key).replace("-", "_")
         if flag not in known or flag == "--config":
             close = difflib.get_close_matches(flag, known, n=1)
-            hint = f"; did you mean {close[0][2:]}?" if close else ""
-            raise SettingsError(f"--config {path}: unknown entry {key!r}{hint}")
+            hint = f"did you mean {close[0][2:]}?" if close else "entries are flags, without the dashes."
+            raise SettingsError(f"--config {path}: unknown entry {key!r}; {hint}")
         if value is None or (value is False and known[flag].nargs == 0 and flag != "--patch_rope"):
             continue
         if flag == "--patch_rope" and value is False:

@@ -296,7 +296,7 @@ def _blank(micro: MicroBatch) -> MicroBatch:
 
 def _nothing(name: str, counts: DataCounts) -> str:
     if not counts.records:
-        return f"{name} has no records."
+        return f"{name} has no records; expected one JSON object a line."
     lost = " ".join(counts.notes[:3])
     return (
         f"{name}: none of its {counts.records} records leaves a token to learn; raise --max_seq_len or "

@@ -8,12 +8,12 @@ so that a line that is not UTF-8 is one bad record and not the end of the job.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from parallelmind.data.line_table import UTF8_BOM, InputSummary, LineTable, scan_blocks
 from parallelmind.errors import DataError
 
 __all__ = ["MAX_LINE_BYTES", "InputSummary", "JsonLine", "LineReader", "LineTable", "read_lines", "scan"]
@@ -23,7 +23,6 @@ MAX_LINE_BYTES = 64 * 2**20
 
 _CHUNK = 2**20
 _KEPT_OF_LONG_LINE = 4096
-_UTF8_BOM = b"\xef\xbb\xbf"
 _FOREIGN_STARTS = {
     b"\xff\xfe": "UTF-16 text; save it as UTF-8 (for example with iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8 (for example with iconv -f UTF-16 -t UTF-8)",
@@ -51,28 +50,6 @@ class JsonLine:
         return self.size > len(self.content)
 
 
-@dataclass(frozen=True, slots=True)
-class InputSummary:
-    """What `scan` found."""
-
-    records: int
-    blank_lines: int
-    size: int
-    """Bytes read."""
-    digest: str
-    """Hash of the bytes read."""
-
-
-class LineTable:
-    """Where each record is: 16 bytes a record."""
-
-    def __init__(self) -> None:
-        self.offsets = array("Q")
-        """Byte of the file at which the line begins."""
-        self.numbers = array("Q")
-        """Number of the line, from 1."""
-
-
 class LineReader:
     """Reads single records of a file by their place, in any order."""
 
@@ -97,7 +74,7 @@ class LineReader:
             content, size = next(_raw_lines(self._file, self._max_line_bytes, _ignore))
             self._position = self._file.tell()
         else:
-            content = head.rstrip(b"\r\n").removeprefix(_UTF8_BOM)
+            content = head.rstrip(b"\r\n").removeprefix(UTF8_BOM)
             size = len(content)
         if not content:
             raise DataError(f"{self._path} was edited: line {number} is not where it was; restore the file.")
@@ -140,6 +117,19 @@ def scan(
     Raises:
         DataError: as `read_lines`.
     """
+    with _open(path) as file:
+        if max_records is None and on_line is None:
+            return scan_blocks(file, max_line_bytes, table)
+        return _scan_lines(file, max_line_bytes, max_records, table, on_line)
+
+
+def _scan_lines(
+    file: BinaryIO,
+    max_line_bytes: int,
+    max_records: int | None,
+    table: LineTable | None,
+    on_line: Callable[[bytes], None] | None,
+) -> InputSummary:
     hasher = hashlib.blake2b(digest_size=16)
     records = blank_lines = total = 0
 
@@ -148,23 +138,22 @@ def scan(
         total += len(chunk)
         hasher.update(chunk)
 
-    with _open(path) as file:
-        lines = _raw_lines(file, max_line_bytes, observe)
-        while max_records is None or records < max_records:
-            offset = total
-            line = next(lines, None)
-            if line is None:
-                break
-            content, size = line
-            if not (content or size):
-                blank_lines += 1
-                continue
-            records += 1
-            if table is not None:
-                table.offsets.append(offset)
-                table.numbers.append(records + blank_lines)
-            if on_line is not None:
-                on_line(content)
+    lines = _raw_lines(file, max_line_bytes, observe)
+    while max_records is None or records < max_records:
+        offset = total
+        line = next(lines, None)
+        if line is None:
+            break
+        content, size = line
+        if not (content or size):
+            blank_lines += 1
+            continue
+        records += 1
+        if table is not None:
+            table.offsets.append(offset)
+            table.numbers.append(records + blank_lines)
+        if on_line is not None:
+            on_line(content)
     return InputSummary(records=records, blank_lines=blank_lines, size=total, digest=hasher.hexdigest())
 
 
@@ -174,7 +163,7 @@ def _open(path: Path) -> BinaryIO:
         start = file.read(4)
         file.seek(0)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from error
+        raise DataError(f"cannot read {path}: {error.strerror}; check the path and its permissions.") from error
     for magic, description in _FOREIGN_STARTS.items():
         if start.startswith(magic):
             file.close()
@@ -202,7 +191,7 @@ def _raw_lines(file: BinaryIO, max_line_bytes: int, observe: Callable[[bytes], N
             size -= 2 if end == b"\r\n" else 1 if end.endswith(b"\n") else 0
             yield content, size
             continue
-        content = content.removeprefix(_UTF8_BOM)
+        content = content.removeprefix(UTF8_BOM)
         if content.isspace():
             content = b""
         yield content, len(content)

@@ -358,7 +358,6 @@ class Engine:
         self._scheduler.release(branch)
         if all(other.finished for other in self._groups.get(group.request_id, ())):
             self._groups.pop(group.request_id, None)
-        self.stats.finished_branches += 1
         result, rest = branch.result()
         if error is not None:
             result.error_kind, result.error = error

@@ -15,4 +15,3 @@ class EngineStats:
     """Tokens of mains that were in the prefix cache instead."""
     generated_tokens: int = 0
     forwards: int = 0
-    finished_branches: int = 0

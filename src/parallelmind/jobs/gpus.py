@@ -39,7 +39,7 @@ def assign_gpus(worker: int, num_workers: int, gpus: Sequence[str], *, gpus_per_
         SettingsError: `gpus_per_worker` asks for more than there are.
     """
     if not 0 <= worker < num_workers:
-        raise SettingsError(f"worker {worker} of {num_workers} does not exist.")
+        raise SettingsError(f"worker {worker} of {num_workers} does not exist; they are numbered from 0.")
     if not gpus:
         if gpus_per_worker:
             raise SettingsError(f"--gpus_per_worker is {gpus_per_worker}, but no GPU is visible; leave it out.")

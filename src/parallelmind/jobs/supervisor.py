@@ -73,11 +73,6 @@ class Supervisor:
             if watched.process.exitcode != 0:
                 self._replace(watched)
 
-    @property
-    def pids(self) -> dict[int, int]:
-        """By rank, the process that is at work."""
-        return {rank: watched.process.pid for rank, watched in self._watched.items()}
-
     def stop(self) -> None:
         """End all workers: ask first, then make sure."""
         for watched in self._watched.values():

@@ -129,7 +129,7 @@ def load_model_with_lora(
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement)
     except (OSError, ValueError, ImportError) as error:
-        raise SettingsError(_not_loaded(base_model, error)) from error
+        raise SettingsError(_not_loaded(base_model, path, error)) from error
     if not placement.get("device_map"):
         model.to(device)
     if patched:
@@ -234,9 +234,11 @@ def _quantization(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) ->
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
 
 
-def _not_loaded(base_model: str, error: Exception) -> str:
+def _not_loaded(base_model: str, path: str, error: Exception) -> str:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if os.path.isdir(base_model):
+    if isinstance(error, ImportError) or "attn_implementation" in first_line:
+        return f"--base_model {base_model} cannot be loaded as asked: {first_line}"
+    if os.path.isdir(path):
         return f"--base_model {base_model}: the folder does not hold a loadable model ({first_line})."
     return (
         f"--base_model {base_model}: not a local folder, and not loadable from the Hugging Face Hub ({first_line}). "

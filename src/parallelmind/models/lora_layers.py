@@ -120,7 +120,9 @@ def select_targets(model: Any, target_modules: str | Iterable[str] | None) -> li
             if id(module) in within and module is not head and not _ROUTER.fullmatch(name)
         ]
         if not names:
-            raise SettingsError(f"{type(model).__name__} has no Linear layer in its decoder to put LoRA on")
+            raise SettingsError(
+                f"{type(model).__name__} has no Linear layer in its decoder to put LoRA on; use a decoder-only transformer"
+            )
         return names
     if isinstance(target_modules, str):
         names = [name for name in found if re.fullmatch(target_modules, name)]

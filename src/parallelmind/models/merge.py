@@ -81,7 +81,9 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
     except AdapterError:
         raise
     except Exception as error:  # safetensors and tokenizers raise their own types on a full disk
-        raise SettingsError(f"--output_dir {output}: the model could not be written ({error}).") from error
+        raise SettingsError(
+            f"--output_dir {output}: the model could not be written ({error}); make room, or choose another."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return MergeReport(

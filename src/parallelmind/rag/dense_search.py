@@ -123,10 +123,16 @@ class TogetherEmbedder:
             status = getattr(error, "status_code", None)
             shown = f"{type(error).__name__}{f', status {status}' if status else ''}"
             # Without the service's own text: it may repeat the key.
-            raise SettingsError(f"the embedding service refused {self.name!r} ({shown}).") from None
+            raise SettingsError(
+                f"the embedding service refused {self.name!r} ({shown}); check --embedding_model and the key in "
+                "TOGETHER_API_KEY."
+            ) from None
         vectors = np.array([item.embedding for item in sorted(answer.data, key=lambda item: item.index)], np.float32)
         if len(vectors) != len(texts):
-            raise SettingsError(f"the embedding service gave {len(vectors)} vectors for {len(texts)} texts.")
+            raise SettingsError(
+                f"the embedding service gave {len(vectors)} vectors for {len(texts)} texts; start again, or use "
+                "--embedding_source local."
+            )
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), dtype=np.float32)
 

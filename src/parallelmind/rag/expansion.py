@@ -108,4 +108,6 @@ def _digest(queries_file: Path) -> bytes:
         with queries_file.open("rb") as file:
             return hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=16)).digest()
     except OSError as error:
-        raise DataError(f"cannot read --queries_file {queries_file}: {error.strerror}.") from error
+        raise DataError(
+            f"cannot read --queries_file {queries_file}: {error.strerror}; check the path and its permissions."
+        ) from error

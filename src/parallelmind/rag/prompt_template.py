@@ -105,7 +105,7 @@ def _read(file: Path) -> dict[str, dict[str, TextTemplate]]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"--prompt_template {file} cannot be read: {error.strerror}.") from error
+        raise SettingsError(f"--prompt_template {file} cannot be read: {error.strerror}; check the path.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are not UTF-8
         reason = " ".join(str(error).split())
         raise SettingsError(f"--prompt_template {file} is no YAML file: {shorten(reason, 200)}") from error

@@ -52,7 +52,9 @@ class VersionIndex:
             # Kept open: a corpus that is built anew replaces the name, and this file stays what was indexed.
             self._file = corpus_file.open("rb")
         except OSError as error:
-            raise DataError(f"cannot read {corpus_file}: {error.strerror}.") from error
+            raise DataError(
+                f"cannot read {corpus_file}: {error.strerror}; check the path and its permissions."
+            ) from error
         try:
             self._database = self._open_database(index_path)
         except BaseException:

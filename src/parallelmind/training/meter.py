@@ -19,7 +19,6 @@ class Meter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
-        self.supervised_total = 0
         self.restart()
 
     def restart(self) -> None:
@@ -30,7 +29,6 @@ class Meter:
         self._useful += info.useful_tokens
         self._padded += info.padded_tokens
         self._supervised += info.supervised_tokens
-        self.supervised_total += info.supervised_tokens
 
     def read(self, processes: int) -> dict[str, float]:
         """Rates over all processes, taken to be alike; begins anew."""

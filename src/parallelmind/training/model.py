@@ -252,8 +252,9 @@ def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:
     if options.model_config is not None:
         try:
             values = json.loads(options.model_config.read_text(encoding="utf-8"))
-            assert isinstance(values, dict)
-        except (OSError, ValueError, AssertionError) as error:
+            if not isinstance(values, dict):
+                raise TypeError(f"expected an object, found a {type(values).__name__}")
+        except (OSError, ValueError, TypeError) as error:
             raise SettingsError(
                 f"--model_config {options.model_config}: not readable as a config.json ({error})."
             ) from error
@@ -267,7 +268,9 @@ def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:
             torch.default_generator.manual_seed(options.seed)
             model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:  # a config of impossible sizes fails in as many ways as there are models
-        raise SettingsError(f"No {family} model can be made from this config: {_first_line(error)}.") from error
+        raise SettingsError(
+            f"no {family} model can be made of --model_config and the flags of the new model: {_first_line(error)}."
+        ) from error
     return model
 
 

@@ -169,13 +169,13 @@ class TrainOptions:
 
     def _check_sources(self) -> None:
         if (self.data_path is None) == (self.hf_dataset is None):
-            given = "neither" if self.data_path is None else "both"
-            raise SettingsError(f"Give the data as --data_path (JSONL) or as --hf_dataset; {given} was given.")
+            given = "neither was" if self.data_path is None else "both were"
+            raise SettingsError(f"Give the data as --data_path (JSONL) or as --hf_dataset; {given} given.")
         if self.hf_subset is not None and self.hf_dataset is None:
-            raise SettingsError("--hf_subset needs --hf_dataset.")
+            raise SettingsError("--hf_subset needs --hf_dataset; give both, or neither.")
         for flag, path in (("data_path", self.data_path), ("eval_data_path", self.eval_data_path)):
             if path is not None and not path.is_file():
-                raise SettingsError(f"--{flag} {path}: no such file.")
+                raise SettingsError(f"--{flag} {path}: no such file; check the path.")
         if self.eval_data_path is not None and self.eval_ratio:
             raise SettingsError("--eval_ratio and --eval_data_path exclude each other; give one.")
         if self.eval_ratio and self.use_streaming:

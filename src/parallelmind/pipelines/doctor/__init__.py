@@ -13,9 +13,7 @@ GROUPS = ("imports", "versions", "devices", "training", "inference", "documents"
 """Each is a module here, whose function `checks` lists the checks of the group."""
 
 
-def examine(
-    options: DoctorOptions, groups: Sequence[str] = GROUPS, *, begin: Callable[[Check], None]
-) -> list[Outcome]:
+def examine(options: DoctorOptions, groups: Sequence[str] = GROUPS, *, begin: Callable[[Check], None]) -> list[Outcome]:
     """Run the checks of the groups, in the order of GROUPS; `begin` hears of each before it runs."""
     outcomes = []
     for check in _checks(options, groups):

@@ -67,22 +67,28 @@ class Outcome:
 class Once(Generic[T]):
     """Something that several checks need, made when the first one asks.
 
-    If that fails, the first check fails with the error, and the others are skipped instead of failing alike.
+    If that fails, the first check fails with the error, and the others are skipped instead of failing alike. What is
+    not applicable is so for all of them.
     """
 
     def __init__(self, make: Callable[[], T], what: str):
         self._make = make
         self._what = what
         self._made: T | None = None
-        self._failed = False
+        self._reason: str | None = None
 
     def __call__(self) -> T:
-        if self._failed:
-            raise NotApplicableError(f"not reached: {self._what} failed")
+        if self._reason is not None:
+            raise NotApplicableError(self._reason)
         if self._made is None:
-            self._failed = True  # until it has not
-            self._made = self._make()
-            self._failed = False
+            try:
+                self._made = self._make()
+            except NotApplicableError as error:
+                self._reason = str(error)
+                raise
+            except BaseException:
+                self._reason = f"not reached: {self._what} failed"
+                raise
         return self._made
 
 

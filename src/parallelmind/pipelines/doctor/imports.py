@@ -26,7 +26,7 @@ DOCUMENTED = {
 }  # fmt: skip
 """The import paths of the documents, and the names that each has."""
 
-_REINSTALL = "Install ParallelMind again: pip install --force-reinstall --no-deps parallelmind (or, in a checkout, -e .)"
+_REINSTALL = "Install ParallelMind again: pip install --force-reinstall --no-deps parallelmind; in a checkout, pip install -e ."
 
 
 def checks(options: DoctorOptions) -> list[Check]:
@@ -62,7 +62,7 @@ def _import_all(package: str) -> str:
             without.add(extra)
     if without:
         raise NotApplicableError(f"in part: the rest needs pip install 'parallelmind[{','.join(sorted(without))}]'")
-    return f"{len(names) + 1} modules"
+    return f"{len(names)} modules" if names else "imported"
 
 
 def _documented(path: str, names: tuple[str, ...]) -> str:

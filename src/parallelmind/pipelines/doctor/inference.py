@@ -51,9 +51,7 @@ def checks(options: DoctorOptions) -> list[Check]:
             run=lambda: ready().summary,
             remedy="Check --base_model, --lora_path and --lora_rank; --base_model tiny is the bundled model",
         ),
-        Check(
-            group="inference", name="parallel answers = one by one", run=lambda: _parallel(ready()), remedy=same
-        ),
+        Check(group="inference", name="parallel answers = one by one", run=lambda: _parallel(ready()), remedy=same),
         Check(
             group="inference",
             name="right answers of the bundled model",

@@ -1,11 +1,13 @@
 """The flow of pos2d: the positions of a row, their way into the model, and what they do there.
 
-Tolerances are shares of the largest logit, as where a model is loaded (engine/model_runner.py).
+Tolerances are shares of the largest logit, as where a model is loaded (engine/model_runner.py). Two forwards of one
+shape are the same computation in every number format; those of other shapes are rounded otherwise in half precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from parallelmind.columnar import (
     PackedRow,
@@ -27,10 +28,11 @@ from parallelmind.columnar import (
 )
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
-from parallelmind.models.loader import DTYPES, model_path, resolve_device
+from parallelmind.errors import UnsupportedModelError
+from parallelmind.models.loader import load_model_with_lora, resolve_device
 from parallelmind.pipelines.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once
 
-__all__ = ["EXPECTED_POSITIONS", "FACTS", "Measurement", "Pos2dFlow", "checks", "load_flow"]
+__all__ = ["EXPECTED_POSITIONS", "FACTS", "Measurement", "Pos2dFlow", "STRIDE", "checks", "flow_checks", "load_flow"]
 
 STRIDE = 128
 _MAIN_TOKENS, _BRANCH_TOKENS = 4, (3, 2)
@@ -38,8 +40,8 @@ EXPECTED_POSITIONS = [(0, 0), (0, 1), (0, 2), (0, 3), (128, 4), (128, 5), (128, 
 """(branch position, time) of a main of 4 tokens and branches of 3 and 2, by hand."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
-_MOVES = 1e-3
-_SAMPLING = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=0)
+_SAME = _MOVES = 1e-3
+_SAMPLING = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Pos2dFlow:
         self.pos2d = self.row.pos2d(STRIDE)[None].to(self.device)
         self._unpatched = self._logits(self._time)
         self.scale = max(1e-6, float(self._unpatched.abs().max()))
-        self._same = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE) * self.scale
+        self._rounding = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE) * self.scale
 
     @property
     def _time(self) -> Tensor:
@@ -159,7 +161,7 @@ class Pos2dFlow:
                 alone = self._logits(alone_row.pos2d(STRIDE)[None].to(self.device), ids=alone_row.input_ids)[0]
                 places = (self.row.branch_ids == number).to(self.device)
                 worst = max(worst, _largest(together[places] - alone[len(self.main) :]))
-        return Measurement(difference=worst, limit=self._same)
+        return Measurement(difference=worst, limit=self._rounding)
 
     def engine_is_branches_alone(self) -> Measurement:
         """The engine's cached decode of all branches together against each of them alone: log-probabilities."""
@@ -169,10 +171,10 @@ class Pos2dFlow:
             [together] = engine.generate([Request(main=self.main, branches=asked)], _SAMPLING)
             alone = [engine.generate([Request(main=self.main, branches=[one])], _SAMPLING)[0] for one in asked]
         worst = max(_apart(one, other.branches[0]) for one, other in zip(together.branches, alone, strict=True))
-        return Measurement(difference=worst, limit=self._same)
+        return Measurement(difference=worst, limit=self._rounding)
 
     def _equal(self, left: Tensor, right: Tensor) -> Measurement:
-        return Measurement(difference=_largest(left - right), limit=self._same)
+        return Measurement(difference=_largest(left - right), limit=_SAME * self.scale)
 
     @torch.inference_mode()
     def _logits(self, positions: Tensor, *, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -190,13 +192,10 @@ class Pos2dFlow:
         try:
             yield [module for module in self.model.modules() if isinstance(module, Rope2D)]
         finally:
-            for parent in list(self.model.modules()):
-                for name, child in list(parent.named_children()):
-                    if isinstance(child, Rope2D):
-                        setattr(parent, name, child.rotary)
+            _take_off(self.model)
 
 
-FACTS = {
+FACTS: dict[str, Callable[[Pos2dFlow], str | Measurement]] = {
     "positions of a row": Pos2dFlow.positions,
     "pos2d reaches the rotary embedding": Pos2dFlow.arrival,
     "positions [B, S] are branch 0": Pos2dFlow.plain_positions,
@@ -211,27 +210,43 @@ FACTS = {
 
 
 def checks(options: DoctorOptions) -> list[Check]:
-    flow = Once(partial(load_flow, options), "loading the model")
+    return flow_checks(Once(partial(_flow_or_skip, options), "loading the model"))
+
+
+def flow_checks(flow: Callable[[], Pos2dFlow]) -> list[Check]:
+    """The checks of a flow that is loaded when the first one runs."""
     remedy = (
-        "Run `parallelmind check-pos2d` on the bundled model. If it passes there, this model cannot run with 2D RoPE: "
-        "use --no_patch_rope. If not, install the versions of torch and transformers that ParallelMind asks for"
+        "Run `parallelmind check-pos2d`, which takes the bundled model. If it passes there, this model cannot run with "
+        "2D RoPE: use --no_patch_rope. If not, install the versions of torch and transformers that ParallelMind asks "
+        "for (parallelmind doctor --only versions)"
     )
-    return [
-        Check(group="pos2d", name=name, run=partial(_account, flow, name), remedy=remedy)
-        for name in FACTS
-    ]
+    return [Check(group="pos2d", name=name, run=partial(_account, flow, name), remedy=remedy) for name in FACTS]
 
 
 def load_flow(options: DoctorOptions) -> Pos2dFlow:
-    """The base model as it is, without its adapter. Raises as `from_pretrained` and `auto_pair_indices` do."""
+    """The base model without adapter and 2D RoPE. Raises as `load_model_with_lora` and `auto_pair_indices` do."""
     device, _ = resolve_device(options.device)
     dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
-    path = model_path(options.base_model)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
-    return Pos2dFlow(model.to(device), AutoTokenizer.from_pretrained(path))
+    model, tokenizer, _ = load_model_with_lora(options.base_model, device=device, dtype=dtype)
+    _take_off(model)
+    return Pos2dFlow(model, tokenizer)
 
 
-def _account(flow: Once[Pos2dFlow], name: str) -> str:
+def _flow_or_skip(options: DoctorOptions) -> Pos2dFlow:
+    try:
+        return load_flow(options)
+    except UnsupportedModelError as error:  # no rotary embedding: such models run without 2D RoPE
+        raise NotApplicableError(str(error)) from error
+
+
+def _take_off(model: Any) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Rope2D):
+                setattr(parent, name, child.rotary)
+
+
+def _account(flow: Callable[[], Pos2dFlow], name: str) -> str:
     found = FACTS[name](flow())
     if isinstance(found, Measurement) and not found.holds:
         raise CheckFailedError(str(found).replace(", ", "; it must be "))
@@ -243,8 +258,13 @@ def _largest(difference: Tensor) -> float:
 
 
 def _apart(one: BranchResult, other: BranchResult) -> float:
-    """The largest difference of log-probabilities; without end where the tokens are not the same."""
-    if one.token_ids != other.token_ids or not one.token_ids:
-        return float("inf")
-    pairs = zip(one.logprobs, other.logprobs, strict=True)
-    return max(abs(left.logprob - right.logprob) for left, right in pairs)
+    """The largest difference of log-probabilities, as long as both have the same tokens before."""
+    if one.error or other.error or not one.logprobs or len(one.logprobs) != len(other.logprobs):
+        return math.inf
+    worst = 0.0
+    for left, right in zip(one.logprobs, other.logprobs, strict=True):
+        likeliest = dict(right.top)
+        worst = max(worst, abs(left.logprob - likeliest.get(left.token_id, -math.inf)))
+        if left.token_id != right.token_id:
+            break
+    return worst

@@ -60,7 +60,9 @@ def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> N
     except _DAMAGED as error:
         raise DataError(f"{archive.name} is damaged: {error or type(error).__name__}; get it anew.") from error
     except OSError as error:
-        raise DataError(f"{archive.name} cannot be unpacked to {target}: {error.strerror or error}.") from error
+        raise DataError(
+            f"{archive.name} cannot be unpacked to {target}: {error.strerror or error}; free space, or permit it."
+        ) from error
 
 
 class _Budget:

@@ -63,7 +63,7 @@ class BuildOptions:
         for request in self.packages:
             parse_request(request)
         if self._names_interpreter and shutil.which(str(self.python)) is None:
-            raise SettingsError(f"--python {self.python} is not an interpreter that can be run.")
+            raise SettingsError(f"--python {self.python} is not an interpreter that can be run; give its path or name.")
 
     @property
     def _names_interpreter(self) -> bool:
@@ -229,5 +229,7 @@ def _work_folder(corpus_path: Path) -> Path:
             if not pid.isdigit() or not psutil.pid_exists(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
-        raise SettingsError(f"--corpus_path {corpus_path} cannot be written: {error.strerror}.") from error
+        raise SettingsError(
+            f"--corpus_path {corpus_path} cannot be written: {error.strerror}; permit it, or choose another folder."
+        ) from error
     return work

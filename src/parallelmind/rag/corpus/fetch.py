@@ -93,7 +93,7 @@ def open_archive(path: Path) -> Archive:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from error
+        raise DataError(f"cannot read {path}: {error.strerror}; check the path and its permissions.") from error
     return Archive(path, distribution, str(version), digest)
 
 
@@ -110,7 +110,9 @@ def pip(arguments: Sequence[str], python: str | None = None) -> subprocess.Compl
             command, capture_output=True, text=True, errors="replace", timeout=_PIP_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise SettingsError(f"pip {arguments[0]} has not ended in {_PIP_SECONDS} seconds; it was stopped.") from None
+        raise SettingsError(
+            f"pip {arguments[0]} has not ended in {_PIP_SECONDS} seconds and was stopped; check the network, start again."
+        ) from None
     if "No module named pip" in done.stderr:
         raise SettingsError(f"{sys.executable} has no pip: run python -m ensurepip, or give the archive with --wheel.")
     return done

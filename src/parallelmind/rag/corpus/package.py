@@ -71,7 +71,7 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
     root = unpacked if archive.is_wheel else source_root(unpacked)
     names = find_import_names(root)
     if not names:
-        raise DataError(f"{archive.path.name} holds no Python package.")
+        raise DataError(f"{archive.path.name} holds no Python package; give the archive of one that can be imported.")
     found = {}
     for name in names:
         on_stage(f"reading {name}")
@@ -226,7 +226,7 @@ def _write(
 @contextlib.contextmanager
 def _time_limit(seconds: float, what: str) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
-        raise DataError(f"{what} took more than {seconds:g} seconds (--timeout).")
+        raise DataError(f"{what} took more than {seconds:g} seconds; raise --timeout.")
 
     if not hasattr(signal, "SIGALRM"):
         yield

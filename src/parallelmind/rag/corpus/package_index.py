@@ -111,10 +111,14 @@ class PackageIndex:
         try:
             content, _ = self._get(item.url, _MAX_ARCHIVE)
         except (OSError, ValueError) as error:
-            raise DataError(f"{item.name} cannot be fetched from {_without_password(item.url)}: {error}.") from error
+            raise DataError(
+                f"{item.name} cannot be fetched from {_without_password(item.url)}: {error}; start again."
+            ) from error
         digest = hashlib.sha256(content).hexdigest()
         if item.sha256 and digest != item.sha256:
-            raise DataError(f"{item.name} has the hash {digest}, but the index says {item.sha256}; it is not used.")
+            raise DataError(
+                f"{item.name} has the hash {digest}, but the index says {item.sha256}; it is not used. Start again."
+            )
         path = folder / item.name
         with replacing(path) as temporary:
             temporary.write_bytes(content)

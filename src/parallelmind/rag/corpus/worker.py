@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         _say(error=str(error))
         return 1
     except MemoryError:
-        _say(error=f"reading {task.request or task.archive} took more than {_MEMORY // 2**30} GiB of memory.")
+        _say(error=f"reading {task.request or task.archive} took more than {_MEMORY // 2**30} GiB; leave it out.")
         return 1
     _say(metas=[dataclasses.asdict(meta) for meta in metas])
     return 0

@@ -1,0 +1,119 @@
+"""`parallelmind doctor`: whether this installation works, and what to do where it does not."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import parallelmind
+from parallelmind.cli.args import documented_default
+from parallelmind.pipelines.doctor import GROUPS, DoctorOptions, Outcome, examine
+from parallelmind.pipelines.doctor.check import Check
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "check this installation: imports, versions, devices, training, inference, documents, pos2d, files"
+EPILOG = """\
+Nothing is downloaded unless --base_model is a hub name, and nothing is left behind. The exit code is 0 when no check
+failed; what is not here and need not be (a GPU, an optional package) is skipped, which is no failure.
+"""
+_COLOURS = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=GROUPS,
+        metavar="GROUP",
+        help=documented_default(f"one group of checks: {', '.join(GROUPS)}; may be given several times", "all"),
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, to stdout")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--base_model",
+        default="tiny",
+        metavar="MODEL",
+        help="model of the checks of inference and pos2d: hub name, local folder, or tiny, the bundled one "
+        "(default: tiny)",
+    )
+    model.add_argument("--lora_path", metavar="PATH", help="its adapter: a .pth file or a PEFT folder (default: none)")
+    model.add_argument(
+        "--lora_rank",
+        type=int,
+        metavar="N",
+        help=documented_default("must agree with the adapter's weights; also the rank of the training check", 8),
+    )
+    model.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
+    model.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        help=documented_default("number format of the model's weights", "float32 on a CPU, bfloat16 elsewhere"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 if no check failed."""
+    if not args.debug:
+        logging.getLogger("parallelmind").setLevel(logging.WARNING)
+    options = DoctorOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(DoctorOptions)})
+    groups = args.only or GROUPS
+    # What libraries print must not get between the lines of the JSON.
+    errors = Console(stderr=True)
+    with contextlib.redirect_stdout(sys.stderr), errors.status("") as status:
+
+        def begin(check: Check) -> None:
+            status.update(f"{check.group}: {escape(check.name)} …")
+
+        outcomes = examine(options, groups, begin=begin)
+    if args.json:
+        print(json.dumps(_as_json(outcomes), ensure_ascii=False, indent=2))
+    else:
+        _show(Console(), outcomes)
+    return 1 if any(outcome.status == "fail" for outcome in outcomes) else 0
+
+
+def _as_json(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    counts = Counter(outcome.status for outcome in outcomes)
+    return {
+        "parallelmind": parallelmind.__version__,
+        "ok": not counts["fail"],
+        "passed": counts["pass"],
+        "failed": counts["fail"],
+        "skipped": counts["skip"],
+        "checks": [dataclasses.asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _show(console: Console, outcomes: Sequence[Outcome]) -> None:
+    table = Table(header_style="bold")
+    for title in ("group", "check", "result", "found"):
+        table.add_column(title, overflow="fold")
+    group = ""
+    for outcome in outcomes:
+        if group and group != outcome.group:
+            table.add_section()
+        status = f"[{_COLOURS[outcome.status]}]{outcome.status}[/]"
+        shown = "" if outcome.group == group else outcome.group
+        table.add_row(shown, escape(outcome.name), status, escape(outcome.found))
+        group = outcome.group
+    console.print(table)
+    failed = [outcome for outcome in outcomes if outcome.status == "fail"]
+    for outcome in failed:
+        console.print(f"[bold red]{outcome.group}: {escape(outcome.name)}[/]", highlight=False)
+        console.print(f"  found: {escape(outcome.found)}", highlight=False, soft_wrap=True)
+        console.print(f"  remedy: {escape(outcome.remedy)}", highlight=False, soft_wrap=True)
+    counts = Counter(outcome.status for outcome in outcomes)
+    verdict = f"[bold red]{counts['fail']} failed[/]" if failed else "[bold green]no check failed[/]"
+    console.print(f"{verdict}: {counts['pass']} passed, {counts['skip']} skipped", highlight=False)
