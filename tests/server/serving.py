@@ -28,9 +28,9 @@ LONG = {"max_tokens": 1900, "ignore_eos": True, "temperature": 0}
 """Runs until it is stopped."""
 
 
-def tiny_engine(**settings: Any) -> Engine:
+def tiny_engine(*, patch_rope: bool = False, **settings: Any) -> Engine:
     """An engine on the bundled model."""
-    loaded = load_model_with_lora("tiny", device="cpu", dtype="float32")
+    loaded = load_model_with_lora("tiny", device="cpu", dtype="float32", patch_rope=patch_rope)
     optimize_for_cpu(loaded.model)
     return Engine(loaded.model, loaded.tokenizer, **settings)
 

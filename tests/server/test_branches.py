@@ -10,7 +10,7 @@ import pytest
 
 from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.columnar import VISIBILITIES, Visibility
-from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, Running, stream
+from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, Running, running, stream, tiny_engine
 
 
 def test_branches_are_what_the_engine_generates(server: Running, offline: Engine) -> None:
@@ -51,6 +51,22 @@ def test_branches_are_what_the_engine_generates(server: Running, offline: Engine
     ]
     again = server.post("/v1/branches", {"main": STORY, "branches": branches[:1]}).json
     assert again["cached_main_tokens"] == again["main_tokens"]
+
+
+def test_a_branch_that_runs_again_alone_keeps_its_place() -> None:
+    settings = {"main": STORY, "temperature": 0, "ignore_eos": True, "max_tokens": 24}
+    places = [1, 5, 900]
+    branches = [{"prompt": QUESTIONS[0], "branch_id": place} for place in places]
+    with running(tiny_engine(patch_rope=True)) as server:
+        together = [
+            branch["text"] for branch in server.post("/v1/branches", settings | {"branches": branches}).json["branches"]
+        ]
+        alone = [
+            server.post("/v1/branches", settings | {"branches": [branch]}).json["branches"][0]["text"]
+            for branch in branches
+        ]
+    assert alone == together
+    assert len(set(together)) == 3, "the place makes no difference"
 
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)
@@ -144,6 +160,8 @@ def test_one_branch_and_then_all_are_cancelled(server: Running) -> None:
         ({"main": "x", "branches": [{"prompt": "y"}], "visibility": "all"}, "visibility"),
         ({"main": "x", "branches": [{"prompt": "y"}] * 129}, "branches"),
         ({"main": "x", "branches": [{"prompt": "y", "top_p": 0}]}, "branches.0.top_p"),
+        ({"main": "x", "branches": [{"prompt": "y", "branch_id": 0}]}, "branches.0.branch_id"),
+        ({"main": "x", "branches": [{"prompt": "y", "branch_id": 2}, {"prompt": "z"}]}, "branches"),
         ({"main": "x", "model": "other", "branches": [{"prompt": "y"}]}, "model"),
         ({"messages": [{"role": "robot", "content": "x"}], "branches": [{}]}, "messages.0.role"),
     ],

@@ -158,12 +158,15 @@ async def encode_branches(
 def branch_requests(
     service: Service, branches: list[BranchInput], defaults: Sampling, ids: PromptIds, **documented: Any
 ) -> list[Branch]:
-    """Branches with their prompts and sampling parameters."""
+    """Branches with their prompts, places and sampling parameters."""
+    numbers = [place if branch.branch_id is None else branch.branch_id for place, branch in enumerate(branches, 1)]
+    if len(set(numbers)) < len(numbers):
+        raise ApiError(400, f"the branches have the branch_id {numbers}; give each its own", param="branches")
     made = []
     for index, (branch, prompt) in enumerate(zip(branches, ids.branches, strict=True)):
         sampling = sampling_params(branch, defaults, index, **documented)
         check_new_tokens(service, sampling, f"branches.{index}.max_tokens" if branch.max_tokens else "max_tokens")
-        made.append(Branch(prompt=prompt, sampling=sampling, adapter=branch.adapter))
+        made.append(Branch(prompt=prompt, sampling=sampling, adapter=branch.adapter, branch_id=branch.branch_id))
     return made
 
 

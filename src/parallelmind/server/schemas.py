@@ -88,6 +88,13 @@ class BranchInput(Sampling):
     """One branch and its own settings."""
 
     prompt: Text = Field(default="", description="Continues main; under messages it is the user's next message.")
+    branch_id: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**20,
+        description="Number of the branch under its main, which 2D RoPE turns by; its place from 1 by default. To run "
+        "one of several branches again, give the number it had.",
+    )
 
 
 class BranchesInput(Sampling):

@@ -43,7 +43,11 @@ def test_branches_fill_while_they_are_written(page: Page, scripted: FakeServer) 
     expect(page.locator("#total-first")).to_have_text(re.compile(r"^\d+ ms$"))
     expect(page.locator("#announcer")).to_have_text("Branch 3 done: so far three and on")
     assert scripted.bodies == [
-        {"main": "a story", "branches": [{"prompt": "one"}, {"prompt": "two"}, {"prompt": "three"}], "stream": True}
+        {
+            "main": "a story",
+            "branches": [{"prompt": text, "branch_id": n} for n, text in enumerate(["one", "two", "three"], 1)],
+            "stream": True,
+        }
     ]
 
 
@@ -73,7 +77,7 @@ def test_edit_rerun_and_remove(page: Page, scripted: FakeServer) -> None:
     page.get_by_role("button", name="Run branch 2").click()
     expect(answer(page, 2)).to_have_text("answer to other")
     expect(answer(page, 1)).to_have_text("answer to one")
-    assert [one["prompt"] for one in scripted.bodies[1]["branches"]] == ["other"]
+    assert scripted.bodies[1]["branches"] == [{"prompt": "other", "branch_id": 2}]
     page.get_by_role("button", name="Remove branch 1").click()
     expect(page.get_by_label("Prompt of branch 1")).to_have_value("other")
     expect(page.get_by_label("Prompt of branch 1")).to_be_focused()
@@ -102,7 +106,10 @@ def test_settings_presets_and_those_of_one_branch(page: Page, scripted: FakeServ
     assert scripted.bodies == [
         {
             "main": "main",
-            "branches": [{"prompt": "one", "seed": 5}, {"prompt": "two", "seed": 6, "temperature": 1.5, "adapter": ""}],
+            "branches": [
+                {"prompt": "one", "branch_id": 1, "seed": 5},
+                {"prompt": "two", "branch_id": 2, "seed": 6, "temperature": 1.5, "adapter": ""},
+            ],
             "temperature": 0.15,
             "top_p": 0.8,
             "top_k": 30,

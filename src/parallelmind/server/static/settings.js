@@ -107,9 +107,10 @@ export class Settings {
     const { seed, ...shared } = toRequest(this.sampling);
     const branches = cards.map((card) => {
       const own = toRequest(card.sampling);
-      // By the number of the branch, so that a rerun of one draws as it did among all.
+      // By the number of the branch, so that a rerun of one draws and is placed as it was among all.
       if (seed !== undefined) own.seed ??= seed + card.index;
-      return { prompt: card.prompt, ...own, ...(card.adapter !== null && { adapter: card.adapter }) };
+      const place = { branch_id: card.index + 1 };
+      return { prompt: card.prompt, ...place, ...own, ...(card.adapter !== null && { adapter: card.adapter }) };
     });
     const form = this.#promptForm.value || (this.#info?.chat_template ? "chat" : "text");
     return {
