@@ -30,7 +30,7 @@ def run(*command: str, stdin: str = "", cwd: Path = ROOT) -> subprocess.Complete
         text=True,
         cwd=cwd,
         env=environment,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -66,14 +67,10 @@ class Chaos:
             return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": os.getcwd()})
 
     def _kill(self, launcher: subprocess.Popen[bytes]) -> None:
-        try:
-            children = psutil.Process(launcher.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return
-        workers = [child for child in children if _is_worker(child)]
-        if workers and self.chance.random() < 0.7:
-            self.chance.choice(workers).kill()
-            self.kills["worker"] += 1
+        if self.chance.random() < 0.7:
+            if workers := _workers_of(launcher):
+                self.chance.choice(workers).kill()
+                self.kills["worker"] += 1
         else:
             launcher.kill()
             launcher.wait()
@@ -90,6 +87,17 @@ class Chaos:
             path = self.chance.choice(parts)
             os.truncate(path, path.stat().st_size - self.chance.randrange(1, 150))
             self.kills["torn"] += 1
+
+
+def _workers_of(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Its worker processes, as soon as it has one; none if it ends before that."""
+    while launcher.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(launcher.pid).children(recursive=True)
+            if workers := [child for child in children if _is_worker(child)]:
+                return workers
+        time.sleep(0.01)
+    return []
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -87,7 +87,7 @@ class Running:
     def request(self, method: str, path: str, body: Any, **headers: str) -> Answer:
         if self.api_key is not None:
             headers.setdefault("Authorization", f"Bearer {self.api_key}")
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -98,7 +98,7 @@ class Running:
 
     def wait_until(self, reached: Callable[[], bool], what: str) -> None:
         """Wait for something that the server does by itself."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not reached():
             assert time.monotonic() < deadline, f"never came true: {what}"
             time.sleep(0.01)
@@ -150,7 +150,7 @@ def running(
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             assert time.monotonic() < deadline

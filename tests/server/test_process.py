@@ -50,7 +50,7 @@ class Process:
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         with self._changed:
-            self._changed.wait_for(lambda: re.search(pattern, self.log) or self.process.poll() is not None, 60)
+            self._changed.wait_for(lambda: re.search(pattern, self.log) or self.process.poll() is not None, 300)
             found = re.search(pattern, self.log)
         assert found is not None, self.log
         return found
@@ -60,8 +60,8 @@ class Process:
         return int(self.wait_for(r"(?:listening on|running on) http://[\d.]+:(\d+)")[1])
 
     def end(self) -> int:
-        code = self.process.wait(60)
-        self._reader.join(60)
+        code = self.process.wait(300)
+        self._reader.join(300)
         return code
 
 
@@ -76,7 +76,7 @@ def started(*flags: str, command: list[str] = SERVE, **environment: str) -> Iter
 
 
 def post(port: int, path: str, body: Any, **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"} | headers)
     response = connection.getresponse()
     answer = response.status, json.loads(response.read())
@@ -92,7 +92,7 @@ def test_terminated_it_finishes_what_runs_and_refuses_the_rest() -> None:
         port = server.port
 
         async def watch() -> bytes:
-            kept = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            kept = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
             kept.connect()
             async with stream(port, "/v1/branches", body) as reader:
                 begin = await reader.readuntil(b'"token"')
