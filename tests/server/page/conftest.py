@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.server.page.fake_server import FakeServer
 
@@ -18,6 +18,7 @@ ARGUMENTS = (
     "--disable-component-update --disable-sync"
 )
 OUTSIDE = re.compile(r"^(?!http://127\.0\.0\.1:)")
+expect.set_options(timeout=60_000)  # machines that run other tests beside are slow
 REPORT_VIOLATIONS = """document.addEventListener("securitypolicyviolation",
     (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));"""
 
@@ -81,7 +82,7 @@ def page(browser: Browser, complaints: Complaints, viewport: tuple[int, int]) ->
     """A fresh profile, no page opened yet."""
     width, height = viewport
     context = browser.new_context(viewport={"width": width, "height": height}, has_touch=width < 500)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
 
     def outside(route: Route) -> None:
