@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     if mode not in ("chat", "generate"):
         print(f"error: --mode is {mode!r}; it must be chat or generate", file=sys.stderr)
         return 2
+    if {"-h", "--help"} & set(rest):
+        print(f"--mode chat or generate (default: chat); the flags of --mode {mode}:\n")
     return run_command([mode, *rest])
 
 

@@ -304,10 +304,12 @@ def test_progress_lines_come_at_the_interval(caplog: pytest.LogCaptureFixture) -
     progress.start(total=30, done=10)
     with caplog.at_level(logging.INFO, logger="parallelmind.cli.progress"):
         for done in (11, 15, 16, 20):
-            progress.update(done=done, failed=1, generated_tokens=100 * done)
+            workers = {0: done - 14, 1: 4} if done < 20 else dict.fromkeys(range(8), 1) | {8: 0, 9: 12}
+            progress.update(done=done, failed=1, generated_tokens=100 * done, by_worker=workers)
     assert [record.message for record in caplog.records] == [
-        "15 of 30 records, 0.50 records/s, 150 tokens/s, 1 failed, time left 0:00:30",
-        "20 of 30 records, 0.50 records/s, 100 tokens/s, 1 failed, time left 0:00:20",
+        "15 of 30 records, 0.50 records/s, 150 tokens/s, 1 failed, time left 0:00:30; worker 0: 1, worker 1: 4",
+        "20 of 30 records, 0.50 records/s, 100 tokens/s, 1 failed, time left 0:00:20; "
+        "10 workers, from 0 (worker 8) to 12 (worker 9)",
     ]
 
 
@@ -316,7 +318,7 @@ def test_the_bar_ends_at_the_last_count() -> None:
     progress = BarProgress(console)
     progress.start(total=30, done=10)
     for done in (11, 15, 30):
-        progress.update(done=done, failed=2, generated_tokens=done)
+        progress.update(done=done, failed=2, generated_tokens=done, by_worker={0: done})
     progress.stop()
     assert isinstance(console.file, io.StringIO)
     last = console.file.getvalue().splitlines()[-2]

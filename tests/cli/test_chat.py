@@ -84,7 +84,7 @@ def piped(text: str | bytes) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_piped(tmp_path: Path) -> None:
-    (tmp_path / "story.txt").write_text(STORY, encoding="utf-8")
+    (tmp_path / "story.txt").write_text(STORY, encoding="utf-8-sig")  # as editors of Windows save it
     script = f"""/main < {tmp_path}/story.txt
 How old is Dan?
 /branches

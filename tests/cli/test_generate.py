@@ -27,7 +27,7 @@ def test_prompt_from_stdin_and_file(
     assert main(["generate", *FLAGS, "--prompt", "-"]) == 0
     assert capsys.readouterr().out == " 26\n"
     path = tmp_path / "prompt.txt"
-    path.write_text(STORY + QUESTIONS[1], encoding="utf-8")
+    path.write_text(STORY + QUESTIONS[1], encoding="utf-8-sig")  # as editors of Windows save it
     assert main(["generate", *FLAGS, "--prompt_file", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "input": STORY + QUESTIONS[1],

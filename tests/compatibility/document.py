@@ -17,9 +17,10 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
 _HEAD = """\
 # Compatibility
 
-Every documented command, flag, import and file format, and the test that shows its effect, on the bundled model. This
-page is generated from `tests/compatibility` by `python -m tests.compatibility.document`. A test fails when it is out of
-date, and when something documented has no proof. Flags may be spelled with hyphens as well.
+Every documented command, flag, import and file format, and the tests that show its effect, on small models. The last
+column numbers the tests below each table. This page is generated from `tests/compatibility` by
+`python -m tests.compatibility.document`. A test fails when it is out of date, and when something documented has no
+proof. Flags may be spelled with hyphens as well.
 """
 
 
@@ -45,12 +46,15 @@ def render() -> str:
 
 
 def _table(section: Section, shown: dict[tuple[str, str], list[str]]) -> str:
+    """The promises, with the numbers of their tests, and the list of these."""
+    numbers: dict[str, int] = {}
     lines = [f"## {section.title}", "", "| as documented | default | meaning | shown by |", "|---|---|---|---|"]
     for promise in section.promises:
-        tests_of_it = "<br>".join(shown.get((section.key, promise.name), []))
+        tests_of_it = shown.get((section.key, promise.name), [])
+        places = sorted(numbers.setdefault(test, len(numbers) + 1) for test in tests_of_it)
         default = f"`{promise.default}`" if promise.default else ""
-        lines.append(f"| `{promise.name}` | {default} | {promise.meaning} | {tests_of_it} |")
-    return "\n".join([*lines, ""])
+        lines.append(f"| `{promise.name}` | {default} | {promise.meaning} | {', '.join(map(str, places))} |")
+    return "\n".join([*lines, "", *(f"{number}. {test}" for test, number in numbers.items()), ""])
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_a_lost_node_loses_no_record(tmp_path: Path, cluster: Any) -> None:
         def start(self, *, total: int, done: int) -> None: ...
         def stop(self) -> None: ...
 
-        def update(self, *, done: int, failed: int, generated_tokens: int) -> None:
+        def update(self, *, done: int, failed: int, generated_tokens: int, by_worker: object) -> None:
             if done > 100 and not removed:
                 removed.append(done)
                 cluster.remove_node(node, allow_graceful=False)

@@ -112,6 +112,9 @@ def test_what_cannot_be_loaded_is_named(base: str, tmp_path: Path) -> None:
         load(base, lora_path=str(tmp_path / "missing.pth"))
     with pytest.raises(SettingsError, match="does not hold a loadable model"):
         load(str(tmp_path))
+    for base_model in (base, "tiny"):
+        with pytest.raises(SettingsError, match=r'cannot be loaded as asked: .*"nope"` is not supported'):
+            load(base_model, attn_implementation="nope")
     with pytest.raises(SettingsError, match="float32, float16, bfloat16"):
         load(base, dtype="int8")
     with pytest.raises(SettingsError, match="exclude each other"):

@@ -180,7 +180,8 @@ def test_a_config_file_gives_flags_and_the_command_line_comes_first(model: Path,
     assert chosen.hf == {"warmup_steps": 10, "gradient_checkpointing": False}
     for text, message in (
         ("learning_rat: 1", "unknown entry 'learning_rat'; did you mean learning_rate"),
-        ("- 1", "expected lines such as"),
+        ("xyzzy: 1", "unknown entry 'xyzzy'; entries are flags, without the dashes"),
+        ("- 1", "expected lines such as `learning_rate: 1e-4`, found a list"),
         ("a: [", "not readable as YAML"),
     ):
         config.write_text(text)
@@ -222,6 +223,21 @@ def test_wrong_flags(
     except SystemExit as error:
         returned = int(str(error.code))
     assert (returned, message in capsys.readouterr().err) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[1]", r"--model_config .*c\.json: not readable as a config\.json \(expected an object, found a list\)"),
+        ('{"hidden_size": 7}', "no qwen2 model can be made of --model_config and the flags of the new model"),
+    ],
+)
+def test_wrong_configs_of_new_models(config: str, message: str, model: Path, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(config)
+    flags = {"task": "pretrain", "base_model": None, "tokenizer_path": str(model), "model_config": path}
+    with pytest.raises(SettingsError, match=message):
+        train(options(model, data, tmp_path / "out", **flags))
 
 
 def test_tokenizers_without_pad_or_eos(model: Path, data: Path, tmp_path: Path) -> None:

@@ -181,6 +181,6 @@ class ChatCommands:
 def _read(name: str) -> str:
     path = Path(name).expanduser()
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"/main < {name}: cannot be read: {error}; give a UTF-8 text file.") from error

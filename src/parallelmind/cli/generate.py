@@ -60,7 +60,7 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt_file is None:
         return str(args.prompt)
     try:
-        return Path(args.prompt_file).read_text(encoding="utf-8")
+        return Path(args.prompt_file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--prompt_file {args.prompt_file}: {error}; give a UTF-8 text file.") from error
 

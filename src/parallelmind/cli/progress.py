@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ __all__ = ["BarProgress", "LogProgress", "make_progress"]
 
 _LOGGER = logging.getLogger(__name__)
 _REFRESH_SECONDS = 0.1
+_WORKERS_NAMED = 8
 
 
 class BarProgress:
@@ -34,12 +35,14 @@ class BarProgress:
     def start(self, *, total: int, done: int) -> None:
         self._started = time.monotonic()
         self._done_before = done
-        self._last = (done, 0, 0)
+        self._last = (done, "")
         self._task = self._bar.add_task("records", total=total, completed=done, rates="")
         self._bar.start()
 
-    def update(self, *, done: int, failed: int, generated_tokens: int) -> None:
-        self._last = (done, failed, generated_tokens)
+    def update(self, *, done: int, failed: int, generated_tokens: int, by_worker: Mapping[int, int]) -> None:
+        elapsed = time.monotonic() - self._started
+        rates = _rates(done - self._done_before, failed, generated_tokens, elapsed)
+        self._last = (done, "; ".join([rates, *_shares(by_worker)]))
         if time.monotonic() - self._shown >= _REFRESH_SECONDS:
             self._show()
 
@@ -49,8 +52,7 @@ class BarProgress:
 
     def _show(self) -> None:
         self._shown = time.monotonic()
-        done, failed, tokens = self._last
-        rates = _rates(done - self._done_before, failed, tokens, self._shown - self._started)
+        done, rates = self._last
         self._bar.update(self._task, completed=done, rates=rates)
 
 
@@ -65,7 +67,7 @@ class LogProgress:
         self._total, self._done_before = total, done
         self._started = self._shown = self._clock()
 
-    def update(self, *, done: int, failed: int, generated_tokens: int) -> None:
+    def update(self, *, done: int, failed: int, generated_tokens: int, by_worker: Mapping[int, int]) -> None:
         now = self._clock()
         if now - self._shown < self._interval:
             return
@@ -73,7 +75,8 @@ class LogProgress:
         elapsed, new = now - self._started, done - self._done_before
         left = duration(elapsed / new * (self._total - done)) if new else "unknown"
         rates = _rates(new, failed, generated_tokens, elapsed)
-        _LOGGER.info("%d of %d records, %s, time left %s", done, self._total, rates, left)
+        line = [f"{done} of {self._total} records, {rates}, time left {left}", *_shares(by_worker)]
+        _LOGGER.info("%s", "; ".join(line))
 
     def stop(self) -> None:
         """Nothing to clear away."""
@@ -88,6 +91,16 @@ def _rates(records: int, failed: int, tokens: int, seconds: float) -> str:
     seconds = max(seconds, 1e-6)
     rates = f"{records / seconds:.2f} records/s, {tokens / seconds:.0f} tokens/s"
     return f"{rates}, {failed} failed" if failed else rates
+
+
+def _shares(by_worker: Mapping[int, int]) -> list[str]:
+    """What each worker did, if there are several; of many, who did least and most."""
+    if len(by_worker) < 2:
+        return []
+    if len(by_worker) <= _WORKERS_NAMED:
+        return [", ".join(f"worker {rank}: {count}" for rank, count in sorted(by_worker.items()))]
+    least, most = (choose(by_worker, key=lambda rank: by_worker[rank]) for choose in (min, max))
+    return [f"{len(by_worker)} workers, from {by_worker[least]} (worker {least}) to {by_worker[most]} (worker {most})"]
 
 
 def duration(seconds: float) -> str:

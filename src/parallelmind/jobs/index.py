@@ -77,6 +77,11 @@ class ResultIndex:
     def done(self) -> int:
         return int(np.count_nonzero(self.part != _ABSENT))
 
+    def records_by_worker(self) -> dict[int, int]:
+        """Records whose result is in the part of each worker process."""
+        counts = np.bincount(self.part[self.part > 0]).tolist()
+        return {part - 1: count for part, count in enumerate(counts) if count}
+
     @property
     def reopened(self) -> int:
         return int(np.count_nonzero(self._reopened))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 __all__ = ["Progress", "Silent"]
@@ -13,8 +14,8 @@ class Progress(Protocol):
     def start(self, *, total: int, done: int) -> None:
         """Work begins; `done` of `total` records have a result from before."""
 
-    def update(self, *, done: int, failed: int, generated_tokens: int) -> None:
-        """Records done in all; records failed and tokens generated in this run."""
+    def update(self, *, done: int, failed: int, generated_tokens: int, by_worker: Mapping[int, int]) -> None:
+        """Records done in all; records failed, tokens generated, and records of each worker process in this run."""
 
     def stop(self) -> None:
         """Nothing more will come, whether the run succeeded or not."""
@@ -24,5 +25,5 @@ class Silent:
     """Shows nothing."""
 
     def start(self, *, total: int, done: int) -> None: ...
-    def update(self, *, done: int, failed: int, generated_tokens: int) -> None: ...
+    def update(self, *, done: int, failed: int, generated_tokens: int, by_worker: Mapping[int, int]) -> None: ...
     def stop(self) -> None: ...

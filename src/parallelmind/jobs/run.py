@@ -247,6 +247,7 @@ class _Follower:
         self._seconds = 0.0
         self._waits = False
         self._before = self._totals()
+        self._by_worker = job.index.records_by_worker()
         self.statistics = self._collect()
 
     def waiting(self) -> _Follower:
@@ -300,8 +301,12 @@ class _Follower:
         self._job.refresh()
         failed, tokens = self._totals()
         done = self._job.index.done - self._job.index.reopened
+        by_worker = self._job.index.records_by_worker()
         self._progress.update(
-            done=done, failed=max(0, failed - self._before[0]), generated_tokens=tokens - self._before[1]
+            done=done,
+            failed=max(0, failed - self._before[0]),
+            generated_tokens=tokens - self._before[1],
+            by_worker={rank: max(0, count - self._by_worker.get(rank, 0)) for rank, count in by_worker.items()},
         )
 
     def _save(self) -> None:

@@ -121,7 +121,7 @@ def select_targets(model: Any, target_modules: str | Iterable[str] | None) -> li
         ]
         if not names:
             raise SettingsError(
-                f"{type(model).__name__} has no Linear layer in its decoder to put LoRA on; use a decoder-only transformer"
+                f"{type(model).__name__} has no Linear layer in its decoder to put LoRA on; use another model"
             )
         return names
     if isinstance(target_modules, str):

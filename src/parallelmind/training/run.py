@@ -220,7 +220,8 @@ def _checkpoint_to_resume(options: TrainOptions, files: RunFiles, settings: dict
             raise SettingsError("--overwrite and --resume_from_checkpoint exclude each other; give one.")
         if not is_whole(given):
             raise SettingsError(
-                f"--resume_from_checkpoint {given}: not a folder with a whole checkpoint; give one such as checkpoint-500."
+                f"--resume_from_checkpoint {given}: not a folder with a whole checkpoint; give one such as "
+                "checkpoint-500."
             )
         return given
     if options.overwrite:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _part in ("inference", "training", "checks", "answering"):  # in the order of the document
+    importlib.import_module(f"{__name__}.{_part}")

@@ -67,8 +67,7 @@ class Outcome:
 class Once(Generic[T]):
     """Something that several checks need, made when the first one asks.
 
-    If that fails, the first check fails with the error, and the others are skipped instead of failing alike. What is
-    not applicable is so for all of them.
+    If that fails or is not applicable, the first check says so, and the others are skipped instead of repeating it.
     """
 
     def __init__(self, make: Callable[[], T], what: str):
@@ -83,11 +82,9 @@ class Once(Generic[T]):
         if self._made is None:
             try:
                 self._made = self._make()
-            except NotApplicableError as error:
-                self._reason = str(error)
-                raise
-            except BaseException:
-                self._reason = f"not reached: {self._what} failed"
+            except BaseException as error:
+                came = "was skipped" if isinstance(error, NotApplicableError) else "failed"
+                self._reason = f"not reached: {self._what} {came}"
                 raise
         return self._made
 

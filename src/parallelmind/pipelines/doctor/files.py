@@ -63,8 +63,12 @@ def checks(options: DoctorOptions) -> list[Check]:
     ]
 
 
+def _package() -> Path:
+    return Path(parallelmind.__file__).parent
+
+
 def _assets() -> Path:
-    return Path(parallelmind.__file__).parent / "assets"
+    return _package() / "assets"
 
 
 def _scripts() -> str:
@@ -134,7 +138,7 @@ def _demo_corpus() -> str:
 
 
 def _web_page() -> str:
-    folder = Path(parallelmind.__file__).parent / "server" / "static"
+    folder = _package() / "server" / "static"
     page = (folder / "index.html").read_text(encoding="utf-8")
     asked = set(re.findall(r'(?:href|src)="static/([^"]+)"', page))
     for script in folder.glob("*.js"):

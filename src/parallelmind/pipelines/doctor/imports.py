@@ -26,7 +26,9 @@ DOCUMENTED = {
 }  # fmt: skip
 """The import paths of the documents, and the names that each has."""
 
-_REINSTALL = "Install ParallelMind again: pip install --force-reinstall --no-deps parallelmind; in a checkout, pip install -e ."
+_REINSTALL = (
+    "Install ParallelMind again: pip install --force-reinstall --no-deps parallelmind; in a checkout, pip install -e ."
+)
 
 
 def checks(options: DoctorOptions) -> list[Check]:

@@ -49,7 +49,7 @@ def checks(options: DoctorOptions) -> list[Check]:
             group="inference",
             name="load the model",
             run=lambda: ready().summary,
-            remedy="Check --base_model, --lora_path and --lora_rank; --base_model tiny is the bundled model",
+            remedy="Check --base_model, --lora_path, --lora_rank and --device; --base_model tiny is the bundled model",
         ),
         Check(group="inference", name="parallel answers = one by one", run=lambda: _parallel(ready()), remedy=same),
         Check(

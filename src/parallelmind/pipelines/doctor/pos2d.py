@@ -152,13 +152,11 @@ class Pos2dFlow:
                 set_rope_pos2d(self.model, None)
 
     def row_is_branches_alone(self) -> Measurement:
-        """One forward of the packed row under its mask against main + each branch as a sequence of its own."""
+        """One forward of the packed row against main + each branch as a sequence of its own, both under their mask."""
         with self._patched("split"):
-            mask = build_columnar_causal_mask(self.pos2d, visibility="isolated", dtype=self.model.dtype)
-            together, worst = self._logits(self.pos2d, mask=mask)[0], 0.0
+            together, worst = self._masked_logits(self.row), 0.0
             for number, branch in enumerate(self.branches, start=1):
-                alone_row = pack_row(self.main, [branch], branch_numbers=[number])
-                alone = self._logits(alone_row.pos2d(STRIDE)[None].to(self.device), ids=alone_row.input_ids)[0]
+                alone = self._masked_logits(pack_row(self.main, [branch], branch_numbers=[number]))
                 places = (self.row.branch_ids == number).to(self.device)
                 worst = max(worst, _largest(together[places] - alone[len(self.main) :]))
         return Measurement(difference=worst, limit=self._rounding)
@@ -175,6 +173,12 @@ class Pos2dFlow:
 
     def _equal(self, left: Tensor, right: Tensor) -> Measurement:
         return Measurement(difference=_largest(left - right), limit=_SAME * self.scale)
+
+    def _masked_logits(self, row: PackedRow) -> Tensor:
+        """[S, V] under the mask of the row, which takes the place of a model's own sliding window."""
+        pos2d = row.pos2d(STRIDE)[None].to(self.device)
+        mask = build_columnar_causal_mask(pos2d, visibility="isolated", dtype=self.model.dtype)
+        return self._logits(pos2d, ids=row.input_ids, mask=mask)[0]
 
     @torch.inference_mode()
     def _logits(self, positions: Tensor, *, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -210,7 +214,14 @@ FACTS: dict[str, Callable[[Pos2dFlow], str | Measurement]] = {
 
 
 def checks(options: DoctorOptions) -> list[Check]:
-    return flow_checks(Once(partial(_flow_or_skip, options), "loading the model"))
+    flow = Once(partial(_flow_or_skip, options), "loading the model")
+    load = Check(
+        group="pos2d",
+        name="load the model",
+        run=lambda: f"{len(flow().pairs)} frequency pairs turn by the branch position",
+        remedy="Check --base_model, --device and --dtype; --base_model tiny is the bundled model",
+    )
+    return [load, *flow_checks(flow)]
 
 
 def flow_checks(flow: Callable[[], Pos2dFlow]) -> list[Check]:

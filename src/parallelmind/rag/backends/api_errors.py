@@ -70,24 +70,24 @@ class ErrorReader:
 
     def _of_status(self, error: Any, *, own_model: bool) -> AttemptError:
         status, said = error.status_code, self._said(error)
-        kind, where = f"http_{status}", f"{self._url} answered {status}"
+        kind, answered = f"http_{status}", f"{self._url} answered {status}"
         after = retry_after_seconds(error.response.headers, self._wall())
         if status == 401:
             return AttemptError(
-                kind=kind, message=f"{where}: {said} Check the key in {self._endpoint.key_name}.", fatal=True
+                kind=kind, message=f"{answered}: {said} Check the key in {self._endpoint.key_name}.", fatal=True
             )
         if status == 402 or error.code == _NO_CREDIT:
-            message = f"{where}: {said} The account of the key in {self._endpoint.key_name} has no credit left."
+            message = f"{answered}: {said} The account of the key in {self._endpoint.key_name} has no credit left."
             return AttemptError(kind=kind, message=message, fatal=True)
         if status == 403:
-            message = f"{where}: {said} The key in {self._endpoint.key_name} may not use the model {self._model!r}."
+            message = f"{answered}: {said} The key in {self._endpoint.key_name} may not use the model {self._model!r}."
             return AttemptError(kind=kind, message=message, fatal=not own_model)
         if status == 404:
-            message = f"{where}: {said} Check the model name {self._model!r} and the address (--base_url)."
+            message = f"{answered}: {said} Check the model name {self._model!r} and the address (--base_url)."
             return AttemptError(kind=kind, message=message, fatal=not own_model)
         retry = status in _RETRIED or status >= 500
         pause = status == 429 or (status == 503 and after is not None)
-        return AttemptError(kind=kind, message=f"{where}: {said}", retry=retry, pause=pause, retry_after=after)
+        return AttemptError(kind=kind, message=f"{answered}: {said}", retry=retry, pause=pause, retry_after=after)
 
     def _said(self, error: Any) -> str:
         """The server's own words, from the forms of error bodies there are."""

@@ -111,7 +111,7 @@ def pip(arguments: Sequence[str], python: str | None = None) -> subprocess.Compl
         )
     except subprocess.TimeoutExpired:
         raise SettingsError(
-            f"pip {arguments[0]} has not ended in {_PIP_SECONDS} seconds and was stopped; check the network, start again."
+            f"pip {arguments[0]} was stopped after {_PIP_SECONDS} seconds; check the network, and start again."
         ) from None
     if "No module named pip" in done.stderr:
         raise SettingsError(f"{sys.executable} has no pip: run python -m ensurepip, or give the archive with --wheel.")

@@ -1,0 +1,110 @@
+"""The service: `POST /generate`, and the ways to start it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from parallelmind import Engine
+from parallelmind.server.options import ServeOptions
+from tests.compatibility.command_lines import parsed
+from tests.compatibility.contract import proves
+from tests.compatibility.inference_runs import ANSWERS, ON_CPU, QUESTIONS, STORY
+from tests.server.serving import Running, running, tiny_engine
+
+BODY = {"prompt": STORY + QUESTIONS[0], "max_new_tokens": 512, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(tiny_engine) as found:
+        yield found
+
+
+@proves("service", "POST /generate", "prompt", "max_new_tokens", "temperature")
+def test_generate(server: Running) -> None:
+    """The documented body gets a response and nothing else; without a prompt it is refused."""
+    answer = server.post("/generate", BODY)
+    assert (answer.status, answer.json) == (200, {"response": ANSWERS[0]})
+    refused = server.post("/generate", {"max_new_tokens": 3})
+    assert refused.status == 400
+    assert refused.error["param"] == "prompt"
+
+
+@proves("service", "max_new_tokens", "temperature")
+def test_defaults(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out, the engine is asked for the documented defaults; given, for what was given."""
+    asked = []
+    add = Engine.add_request
+
+    def add_request(engine: Engine, request: Any, *args: Any, **settings: Any) -> Any:
+        asked.append(request.branches[0].sampling)
+        return add(engine, request, *args, **settings)
+
+    monkeypatch.setattr(Engine, "add_request", add_request)
+    assert server.post("/generate", {"prompt": STORY + QUESTIONS[1], "seed": 0}).status == 200
+    assert server.post("/generate", {"prompt": STORY, "max_new_tokens": 7, "temperature": 0.25}).status == 200
+    assert [(sampling.max_new_tokens, sampling.temperature) for sampling in asked] == [(512, 0.7), (7, 0.25)]
+
+
+@proves("service", "max_new_tokens", "temperature")
+def test_effects(server: Running) -> None:
+    """A small number of tokens cuts the answer off; a high temperature changes it."""
+    cut = server.post("/generate", BODY | {"max_new_tokens": 1}).json["response"]
+    assert cut != ANSWERS[0]
+    assert ANSWERS[0].startswith(cut)
+    hot = server.post("/generate", BODY | {"max_new_tokens": 8, "temperature": 50, "top_p": 1, "seed": 0})
+    assert hot.json["response"] != ANSWERS[0]
+
+
+@proves("service", "--port", "parallelmind serve")
+def test_default_port() -> None:
+    """The port is 8000 unless a flag says otherwise."""
+    assert parsed("serve", "--base_model", "m")["port"] == 8000
+    assert ServeOptions(base_model="m").port == 8000
+
+
+@proves("service", "parallelmind serve", "uvicorn", "--port")
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(  # tests/server/test_process.py starts it often
+            ["parallelmind", "serve", "--base_model", "tiny", *ON_CPU, "--port", "0"], marks=pytest.mark.slow
+        ),
+        ["uvicorn", "parallelmind.server.app:app", "--port", "0"],
+    ],
+    ids=["parallelmind serve", "uvicorn"],
+)
+def test_started(command: list[str]) -> None:
+    """The process answers on its port until it is terminated."""
+    variables = {"OMP_NUM_THREADS": "1", "PARALLELMIND_BASE_MODEL": "tiny", "PARALLELMIND_DEVICE": "cpu"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=os.environ | variables
+    )
+    assert process.stderr is not None
+    try:
+        port = 0
+        for line in process.stderr:
+            if found := re.search(r"(?:listening|running) on http://127\.0\.0\.1:(\d+)", line):
+                port = int(found[1])
+            if port and ("ready: tiny" in line or command[0] == "uvicorn"):
+                break
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/generate", json.dumps(BODY), {"Content-Type": "application/json"})
+        assert json.loads(connection.getresponse().read()) == {"response": ANSWERS[0]}
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(60) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()

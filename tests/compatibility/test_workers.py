@@ -1,0 +1,190 @@
+"""Many workers: the scripts as they are written, the division of records and GPUs, and a slow worker."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallelmind.jobs.board import slice_bounds
+from parallelmind.jobs.gpus import assign_gpus, visible_gpus
+from parallelmind.pipelines.demo_rag import ASSETS
+from tests.compatibility.command_lines import link_checkout, run_line
+from tests.compatibility.contract import proves
+from tests.pipelines.answering import context_row, read_rows, write_rows
+
+FOLDER = "utils/RAGutils/queryResultByInfer"
+WORKERS = f"bash {FOLDER}/run_multi_worker_inference.sh"
+PIPELINE = f"bash {FOLDER}/run_complete_pipeline.sh"
+UPPER = """
+from multi_worker_inference import QueryBasedInference
+
+class Upper(QueryBasedInference):
+    def generate_answer(self, query, context, retrieval_method):
+        return f"{query.upper()} | {context} | {retrieval_method}"
+"""
+SLOW = """
+import os, time
+from pathlib import Path
+from parallelmind.rag.backends import QueryBasedInference
+
+class Slow(QueryBasedInference):
+    def setup(self):
+        self.done, self.begun = Path("done"), False
+        self.done.mkdir(exist_ok=True)
+
+    def wait_for(self, pattern, count):
+        until = time.monotonic() + 120
+        while len(list(self.done.glob(pattern))) < count:
+            assert time.monotonic() < until, f"{pattern}: {list(self.done.iterdir())}"
+            time.sleep(0.02)
+
+    def generate_answer(self, query, context, retrieval_method):
+        if not self.begun:
+            self.begun = True
+            (self.done / f"worker-{os.getpid()}").touch()
+            self.wait_for("worker-*", 4)
+        if query == "slow":
+            self.wait_for("answer-*", 32)
+        (self.done / f"answer-{query}").touch()
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return link_checkout(tmp_path)
+
+
+def fake_program(folder: Path, name: str, body: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@proves("workers", "run_multi_worker_inference.sh", "NUM_WORKERS", "MAX_SAMPLES_PER_WORKER", "a slow worker")
+@proves("workers", "gpus_per_worker = total_gpus // num_workers", "slicing")
+def test_four_workers_on_eight_gpus(checkout: Path) -> None:
+    """Four processes own two each of eight GPUs (listed by a stand-in of nvidia-smi) and answer 40 questions once; the
+    slowest ends when 32 are answered by the others, which take over its slice.
+    """
+    fake_program(checkout / "bin", "nvidia-smi", 'for n in {0..7}; do echo "GPU $n: A"; done')
+    (checkout / "slow.py").write_text(SLOW)
+    questions = ["slow", *(f"q{n}" for n in range(1, 50))]
+    write_rows(checkout / "contexts.jsonl", [context_row(n, text, "c") for n, text in enumerate(questions)])
+    variables = {"NUM_WORKERS": "4", "MAX_SAMPLES_PER_WORKER": "10", "MODEL_PATH": "none"}
+    variables |= {"CONTEXTS_FILE": "contexts.jsonl", "OUTPUT_FILE": "answers.jsonl", "PATH": str(checkout / "bin")}
+    done = run_line(f"{WORKERS} --backend slow.py:Slow", cwd=checkout, **variables)
+    rows = read_rows(checkout / "answers.jsonl")
+    assert [row["id"] for row in rows] == list(range(40))
+    assert {row["worker_rank"] for row in rows} == {0, 1, 2, 3}
+    assert all(row["answer"] == f"{2 * row['worker_rank']},{2 * row['worker_rank'] + 1}" for row in rows)
+    for worker in range(4):
+        assert f"worker {worker}: GPU {2 * worker}, {2 * worker + 1}" in done.stderr
+        assert f"Worker {worker} INFERENCE STATISTICS" in done.stdout
+    assert "TOTAL INFERENCE STATISTICS (4 workers)" in done.stdout
+    assert "40 records = 40 successful + 0 errors" in done.stdout
+
+
+@proves("workers", "TOTAL_GPUS", "GPUS_PER_WORKER", "NUM_WORKERS", "MAX_SAMPLES_PER_WORKER", "CUDA_VISIBLE_DEVICES")
+@proves("workers", "no GPU")
+def test_the_variables(checkout: Path) -> None:
+    """What the script starts for given variables: the first TOTAL_GPUS of those allowed, none for 0, and the flags."""
+    show = fake_program(checkout / "bin", "show", 'echo "${CUDA_VISIBLE_DEVICES-all}|$*"')
+    common = {"CONTEXTS_FILE": "in", "OUTPUT_FILE": "out", "MODEL_PATH": "m", "PYTHON": str(show)}
+
+    def started(**variables: str) -> tuple[str, list[str]]:
+        gpus, _, words = run_line(WORKERS, cwd=checkout, **common, **variables).stdout.strip().partition("|")
+        return gpus, words.split()[7:]  # after the script and the three files
+
+    local = ["--inference_type", "local", "--workers"]
+    assert started() == ("all", [*local, "1"])
+    assert started(NUM_WORKERS="4", TOTAL_GPUS="8") == ("0,1,2,3,4,5,6,7", [*local, "4"])
+    assert started(TOTAL_GPUS="2", CUDA_VISIBLE_DEVICES="4,5,6,7") == ("4,5", [*local, "1"])
+    assert started(TOTAL_GPUS="0") == ("", [*local, "1"])
+    assert started(GPUS_PER_WORKER="3", MAX_SAMPLES_PER_WORKER="5") == (
+        "all", [*local, "1", "--gpus_per_worker", "3", "--max_samples_per_worker", "5"]
+    )  # fmt: skip
+
+
+@proves("workers", "gpus_per_worker = total_gpus // num_workers", "GPUS_PER_WORKER", "CUDA_VISIBLE_DEVICES", "no GPU")
+@proves("workers", "fewer GPUs than workers")
+def test_shares_of_gpus(caplog: pytest.LogCaptureFixture) -> None:
+    """8 GPUs and 4 workers: [0, 1], [2, 3], …; within a restricted set; shared, which the log says; and none."""
+
+    def shares(workers: int, gpus: list[str], **more: Any) -> list[str]:
+        return [str(assign_gpus(worker, workers, gpus, **more)) for worker in range(workers)]
+
+    eight = visible_gpus({}, 8)
+    assert shares(4, eight) == ["GPU 0, 1", "GPU 2, 3", "GPU 4, 5", "GPU 6, 7"]
+    assert shares(3, eight) == ["GPU 0, 1", "GPU 2, 3", "GPU 4, 5"]
+    assert shares(2, eight, gpus_per_worker=3) == ["GPU 0, 1, 2", "GPU 3, 4, 5"]
+    assert shares(2, visible_gpus({"CUDA_VISIBLE_DEVICES": "2,5,6,7"}, 8)) == ["GPU 2, 5", "GPU 6, 7"]
+    assert shares(3, ["0", "1"]) == ["GPU 0 (shared)", "GPU 1 (shared)", "GPU 0 (shared)"]
+    assert shares(2, visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, 8)) == ["CPU", "CPU"]
+    assert assign_gpus(1, 4, eight).environment == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    with caplog.at_level(logging.INFO):
+        _log_of_shared_gpus()
+    assert "worker 1: GPU 5 (shared)" in caplog.messages
+
+
+def _log_of_shared_gpus() -> None:
+    from parallelmind.jobs import run
+    from parallelmind.jobs.ranks import Rank
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "5")
+        patch.setattr(run, "count_gpus", lambda: 8)
+        run._gpus(Rank(1, 2), run.RunOptions(workers=2))
+
+
+@proves("workers", "slicing", "test_multi_worker_inference.py --skip-inference")
+def test_slices(checkout: Path) -> None:
+    """The checking script passes; for up to 60 records and 9 workers, slices hold every record once and are even."""
+    line = f"python {FOLDER}/test_multi_worker_inference.py --skip-inference"
+    done = run_line(line, cwd=checkout)
+    assert done.stdout.splitlines()[-1] == "all checks passed"
+    assert "worker 3: records 78 to 103, 25 of them" in done.stdout
+    assert "workers wrote" not in done.stdout
+    for records, workers in itertools.product(range(61), range(1, 10)):
+        slices = [range(start, stop) for start, stop in slice_bounds(records, workers)]
+        assert list(itertools.chain(*slices)) == list(range(records))
+        assert len(slices) == workers
+        assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+@proves("answer", f"torchrun --nproc_per_node=4 {FOLDER}/multi_worker_inference.py", "Worker N INFERENCE STATISTICS")
+@proves("backends", "from multi_worker_inference import QueryBasedInference")
+def test_torchrun_and_a_class_of_the_user(checkout: Path) -> None:
+    """Two ranks answer with a class that overrides `generate_answer`: every row once, a block for each, the total."""
+    (checkout / "upper.py").write_text(UPPER)
+    write_rows(checkout / "contexts.jsonl", [context_row(n, f"问q{n}", "c") for n in range(30)])
+    flags = "--contexts_file contexts.jsonl --output_file answers.jsonl --backend upper.py:Upper"
+    line = f"torchrun --nproc_per_node=2 {FOLDER}/multi_worker_inference.py {flags}"
+    done = run_line(line, cwd=checkout)
+    rows = read_rows(checkout / "answers.jsonl")
+    assert [row["answer"] for row in rows] == [f"问Q{n} | c | exact_api_match" for n in range(30)]
+    titles = [line for line in done.stdout.splitlines() if "STATISTICS" in line]
+    each = [f"Worker {rank} INFERENCE STATISTICS" for rank in range(2)]
+    assert titles == [*each, "TOTAL INFERENCE STATISTICS (2 workers)"]
+
+
+@proves("workers", "run_complete_pipeline.sh", "NUM_WORKERS", "TOTAL_GPUS", "no GPU")
+def test_the_whole_pipeline(checkout: Path) -> None:
+    """Queries of the bundled corpus to contexts to answers of the bundled model, with two workers on the CPU."""
+    variables = {"QUERIES_FILE": str(ASSETS / "queries.json"), "CORPUS_PATH": str(ASSETS / "corpus")}
+    variables |= {"MODEL_PATH": "tiny", "NUM_WORKERS": "2", "TOTAL_GPUS": "0", "MAX_SAMPLES_PER_WORKER": "2"}
+    variables["CONTEXT_FLAGS"] = "--max_tokens 100 --index_path index"
+    done = run_line(f"{PIPELINE} --max_new_tokens 4", cwd=checkout, **variables)
+    contexts, answers = (read_rows(checkout / "out" / f"{name}.jsonl") for name in ("contexts", "answers"))
+    assert len(contexts) == 28
+    assert [row["id"] for row in answers] == [row["id"] for row in contexts[:4]]
+    assert all(row["success"] and isinstance(row["answer"], str) for row in answers)
+    assert all(f"Worker {rank} INFERENCE STATISTICS" in done.stdout for rank in range(2))
+    assert json.loads((checkout / "out" / "answers.jsonl.job" / "stats.json").read_text())["successful"] == 4

@@ -1,0 +1,48 @@
+"""docs/cli.md says what the parsers say."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from parallelmind.cli.main import COMMANDS
+from tests.docs.help_pages import PATH, SCRIPTS, parser_of, render
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render()
+
+
+def test_the_page_is_up_to_date(page: str) -> None:
+    assert PATH.read_text(encoding="utf-8") == page, "run: python -m tests.docs.help_pages"
+
+
+def test_the_page_is_the_same_on_every_terminal(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert render() == page
+    assert str(ROOT) not in page
+    assert str(Path.home()) not in page
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_and_its_help_is_there(command: str, page: str) -> None:
+    section = page.split(f"\n## parallelmind {command}\n")[1].split("\n## ")[0]
+    for action in parser_of(command)._actions:
+        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        for flag in action.option_strings:
+            assert f"`{flag}" in section
+        assert " ".join((action.help or "").replace("%%", "%").split()[:3]) in section.replace("&lt;", "<")
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_scripts_run_the_command_they_stand_beside(command: str) -> None:
+    script, *flags = SCRIPTS[command].split()
+    source = (ROOT / script).read_text(encoding="utf-8")
+    assert f'"{command}"' in source
+    assert not flags or "--mode" in source

@@ -1,0 +1,41 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parallelmind.cli.main import main
+from tests.docs.blocks import blocks_of, commands_of
+
+BLOCKS = blocks_of("README.md")
+
+
+def typed(name: str) -> list[str]:
+    """The first command of a name, without `parallelmind`."""
+    commands = (command for block in BLOCKS if block.is_shell for command in commands_of(block))
+    return next(list(command.words[1:]) for command in commands if command.words[:2] == ("parallelmind", name))
+
+
+def test_the_record_and_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, answers = (block.text for block in BLOCKS if block.language == "json")
+    monkeypatch.chdir(tmp_path)
+    Path("records.jsonl").write_text(record, encoding="utf-8")
+    assert main([*typed("batch"), "--workers", "0"]) == 0
+    written = Path("answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in written] == [json.loads(line) for line in answers.splitlines()]
+
+
+def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:
+    text = next(block.text for block in BLOCKS if block.language == "python")
+    exec(compile(text, "README.md", "exec"), {"__name__": "__readme__"})
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "26" in first
+    assert "91" in first
+
+
+def test_the_generate_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(typed("generate")) == 0
+    assert capsys.readouterr().out.strip() == "26"
