@@ -274,7 +274,7 @@ def test_progress_counts_up_to_the_end(ten: Run) -> None:
     ten()
     updates = [values for name, values in ten.progress.calls if name == "update"]
     assert [values["done"] for values in updates] == sorted(values["done"] for values in updates)
-    assert updates[-1] == {"done": 10, "failed": 0, "generated_tokens": 12 * len(ten.rows)}
+    assert updates[-1] == {"done": 10, "failed": 0, "generated_tokens": 12 * len(ten.rows), "by_worker": {0: 10}}
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

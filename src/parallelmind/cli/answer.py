@@ -120,6 +120,14 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         default="bfloat16",
         help=documented_default("local: number format of the weights", "bfloat16"),
     )
+    group.add_argument("--load_in_8bit", action="store_true", help="local: 8-bit weights (bitsandbytes)")
+    group.add_argument("--load_in_4bit", action="store_true", help="local: 4-bit weights (bitsandbytes)")
+    add(
+        "--device_map",
+        str,
+        None,
+        "local: auto spreads the model over all GPUs; none is one device, or the worker's GPUs",
+    )
     add("--kv_cache_gb", float, None, "local: memory for keys and values; none is half of what is free")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -54,9 +55,9 @@ class _Terminated(KeyboardInterrupt):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 success, 1 error, 130 interrupted, 143 terminated.
+    """Run one command and return the exit code.
 
-    Wrong usage exits with 2.
+    0 success, 1 error, 2 wrong usage, 130 interrupted, 141 nobody reads the output any more, 143 terminated.
     """
     given = sys.argv[1:] if argv is None else list(argv)
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -65,9 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(_parser(given), given)
         configure_logging(current_rank(), debug=args.debug)
         code: int = args.run(args)
+        sys.stdout.flush()
         return code
     except ParallelMindError as error:
         caught, message, code = error, f"error: {error}", 1
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 141
     except KeyboardInterrupt as error:
         caught, message, code = error, "interrupted", 143 if isinstance(error, _Terminated) else 130
     finally:
@@ -92,6 +98,16 @@ def _parser(given: Sequence[str]) -> Parser:
         command.add_argument("--debug", action="store_true", help="more log lines, and tracebacks of errors")
         command.set_defaults(run=module.run)
     return parser
+
+
+def _reader_is_gone() -> bool:
+    """Whether the program that read our output has ended, as `head` does; what is left of it then goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(state & select.POLLERR for _, state in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -25,7 +25,7 @@ INFERENCE_TYPES = (*ENGINE_TYPES, "togetherai", "openai")
 
 # These change where, how fast and how often answers are made, but not which answers the job is for.
 _NOT_IDENTITY = {"contexts_file", "output_file", "batch_size", "device", "kv_cache_gb", "retry_failed", "overwrite"} | {
-    "api_key_env", "concurrency", "timeout", "rpm", "tpm", "max_attempts", "max_retry_seconds",
+    "device_map", "api_key_env", "concurrency", "timeout", "rpm", "tpm", "max_attempts", "max_retry_seconds",
 }  # fmt: skip
 
 
@@ -57,6 +57,9 @@ class AnswerOptions:
     """Branches that run at once in the engine."""
     device: str | None = None
     dtype: str = "bfloat16"
+    device_map: str | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
     kv_cache_gb: float | None = None
     base_url: str | None = None
     api_key_env: str | None = None
@@ -81,11 +84,12 @@ class AnswerOptions:
             raise SettingsError(
                 f"--base_url is for --inference_type openai, not {self.inference_type}; give that, or leave it out."
             )
-        engine_only = {"lora_path": self.lora_path, "device": self.device, "kv_cache_gb": self.kv_cache_gb}
-        if not self.uses_engine and (given := [name for name, value in engine_only.items() if value is not None]):
+        engine_only = "lora_path", "device", "device_map", "load_in_8bit", "load_in_4bit", "kv_cache_gb"
+        given = [name for name in engine_only if getattr(self, name) not in (None, False)]
+        if given and not self.uses_engine:
             raise SettingsError(f"--{given[0]} is for --inference_type {' and '.join(ENGINE_TYPES)}; leave it out.")
         if self.max_samples is not None and self.max_samples < 1:
-            raise SettingsError("--max_samples_per_worker must be 1 or more.")
+            raise SettingsError(f"--max_samples_per_worker gives {self.max_samples} rows; it must be 1 or more.")
         if self.batch_size < 1:
             raise SettingsError(f"--batch_size is {self.batch_size}; it must be 1 or more.")
         if self.kv_cache_gb is not None and not 0 < self.kv_cache_gb < math.inf:
@@ -96,6 +100,8 @@ class AnswerOptions:
             raise SettingsError(f"--{error}") from None
         if self.uses_http:
             self.http(world_size=1)
+        if self.uses_engine:
+            self.model()
 
     @property
     def uses_engine(self) -> bool:
@@ -108,7 +114,15 @@ class AnswerOptions:
     def model(self) -> ModelOptions:
         """The model to load, for answers of our engine."""
         assert self.model_path
-        return ModelOptions(base_model=self.model_path, lora_rank=self.lora_rank, device=self.device, dtype=self.dtype)
+        return ModelOptions(
+            base_model=self.model_path,
+            lora_rank=self.lora_rank,
+            device=self.device,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            load_in_8bit=self.load_in_8bit,
+            load_in_4bit=self.load_in_4bit,
+        )
 
     def sampling(self, **changed: Any) -> SamplingParams:
         """How answers are sampled.
