@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 demo: $(VENV)/.run
 	$(BIN)/parallelmind demo
 
-demo-train: $(VENV)/.dev
+demo-train: $(VENV)/.run
 	$(BIN)/parallelmind demo-train
 
-demo-rag: $(VENV)/.dev
+demo-rag: $(VENV)/.run
 	$(BIN)/parallelmind demo-rag
 
 test: $(VENV)/.dev
@@ -38,7 +38,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,rag,show]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -8,8 +8,7 @@ The engine alone gets the same requests in one call. All decode greedily to the 
 The models: the bundled one (1M parameters), and a random one of 387M parameters.
 
 Peers: `transformers serve` with and without continuous batching (pip install 'transformers[serving]'), and the server
-of llama-cpp-python where it is installed and --gguf names the same model in its format. A peer that cannot run is
-printed as such.
+of llama-cpp-python (pip install 'llama-cpp-python[server]' gguf). A peer that cannot run is printed as such.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all peers: see parall
 
 import torch
 from decoding import SHAPES, VOCABULARY
+from gguf_model import write_gguf
 from machine import describe, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -234,7 +234,7 @@ def measure(name: str, base_model: str, load: Load, rounds: int, port: int) -> l
     ]
 
 
-def compare(base_model: str, load: Load, port: int, gguf: str | None) -> list[str]:
+def compare(base_model: str, load: Load, port: int) -> list[str]:
     """Rows of the second table."""
     python = [sys.executable, "-m"]
     transformers = [str(Path(sys.executable).parent / "transformers"), "serve", base_model, "--device", "cpu"]
@@ -244,13 +244,16 @@ def compare(base_model: str, load: Load, port: int, gguf: str | None) -> list[st
         "parallelmind serve": ([*mine, "--port", str(port)], "/health"),
         "transformers serve": (transformers, "/health"),
         "transformers serve --continuous-batching": ([*transformers, "--continuous-batching"], "/health"),
-        "llama-cpp-python": "not run: llama-cpp-python is not installed",
+        "llama-cpp-python": "not run: llama-cpp-python or gguf is not installed",
     }
-    if find_spec("llama_cpp") is not None:
-        commands["llama-cpp-python"] = "not run: no --gguf given"
-        if gguf is not None:
-            llama = [*python, "llama_cpp.server", "--model", gguf, "--host", "127.0.0.1", "--port", str(port)]
-            commands["llama-cpp-python"] = (llama, "/v1/models")
+    if find_spec("llama_cpp") is not None and find_spec("gguf") is not None:
+        words = [f"w{number}" for number in range(VOCABULARY - 1)] + ["<unk>"]
+        file = Path(base_model) / "model.gguf"
+        write_gguf(Path(base_model), file, words=words, chat_template=CHAT_TEMPLATE)
+        llama = [*python, "llama_cpp.server", "--model", str(file), "--host", "127.0.0.1", "--port", str(port)]
+        # As many threads for prompts and for single tokens as the others have.
+        llama += ["--n_threads", str(torch.get_num_threads()), "--n_threads_batch", str(torch.get_num_threads())]
+        commands["llama-cpp-python"] = (llama, "/v1/models")
     rows, best = [], 0.0
     for name, command in commands.items():
         if isinstance(command, str):
@@ -284,7 +287,6 @@ def main() -> None:
     parser.add_argument("--peer_clients", type=int, default=4)
     parser.add_argument("--models", nargs="+", choices=["tiny", "387m"], default=["tiny", "387m"])
     parser.add_argument("--no_peers", action="store_true")
-    parser.add_argument("--gguf", metavar="PATH", help="the 387M model for llama-cpp-python")
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--save", action="store_true", help="write the result to benchmarks/results/")
     args = parser.parse_args()
@@ -312,7 +314,7 @@ def main() -> None:
                     "|---|---|---|",
                 ]
                 fewer = Load(args.peer_clients, args.branches, args.main, args.new_tokens)
-                lines += compare(folder, fewer, args.port, args.gguf)
+                lines += compare(folder, fewer, args.port)
     table = "\n".join(lines)
     print("\n" + table)
     if args.save:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from parallelmind.cli.progress import make_progress
+from parallelmind.cli.typed import typed_command, typed_path
 
 if TYPE_CHECKING:
     from parallelmind.engine.request import Event
@@ -44,14 +43,13 @@ def run(args: argparse.Namespace) -> int:
     )
 
     console = Console()
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     out_path = args.out_dir / "answers.jsonl"
     records = read_demo_records()
 
     console.rule("1. A file of records, all branches in parallel")
-    command = _typed(Path(sys.argv[0]))
+    command = typed_command()
     console.print(
-        f"{command} batch --base_model tiny --data_path {_typed(demo_records_path())} --out_path {out_path} "
+        f"{command} batch --base_model tiny --data_path {typed_path(demo_records_path())} --out_path {out_path} "
         "--temperature 0",
         style="cyan",
         highlight=False,
@@ -85,15 +83,6 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"  {line}", highlight=False, soft_wrap=True, style="cyan")
     console.print('YOUR.jsonl has rows like {"main": "a shared text", "branches": ["a question", "another one"]}.')
     return 0
-
-
-def _typed(path: Path) -> str:
-    """The path as one would type it here; the bare name of a command that is on the PATH."""
-    if path.name == "__main__.py":
-        return "python -m parallelmind"
-    if path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
-    return path.name if shutil.which(path.name) else str(path)
 
 
 def _show_stream(console: Console, record: DemoRecord, events: Iterator[Event]) -> None:

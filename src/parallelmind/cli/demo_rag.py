@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parallelmind.cli.progress import make_progress
+from parallelmind.cli.typed import typed_command, typed_path
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -32,10 +32,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the pipeline on the bundled queries and corpus, and show what the versions say."""
     from parallelmind.pipelines.demo_rag import ASSETS, run_demo_rag
 
-    console = Console()
+    console, command = Console(), typed_command()
     console.rule("1. Queries to contexts to answers")
     console.print(
-        f"{Path(sys.argv[0]).name} pipeline --queries_file {ASSETS / 'queries.json'} --corpus_path {ASSETS / 'corpus'} "
+        f"{command} pipeline --queries_file {typed_path(ASSETS / 'queries.json')} "
+        f"--corpus_path {typed_path(ASSETS / 'corpus')} "
         f"--output_dir {args.out_dir} --model_path tiny --max_tokens 300 --max_new_tokens 16 --temperature 0",
         style="cyan",
         highlight=False,
@@ -62,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         highlight=False,
     )
     console.print(
-        "  parallelmind corpus build numpy==1.26.4 --corpus_path corpora\n"
-        "  parallelmind pipeline --queries_file queries.json --corpus_path corpora --output_dir out "
-        "--model_path Qwen/Qwen2.5-0.5B-Instruct",
+        f"  {command} corpus build numpy==1.16.6 numpy==1.26.4 --corpus_path corpora\n"
+        f"  {command} pipeline --queries_file {typed_path(ASSETS / 'queries.json')} --corpus_path corpora "
+        "--output_dir out/numpy --model_path Qwen/Qwen2.5-0.5B-Instruct",
         style="cyan",
         highlight=False,
         soft_wrap=True,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parallelmind.cli.train_progress import make_train_progress
+from parallelmind.cli.typed import typed_command
 
 if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
@@ -53,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     gained = _cooperate(console, args)
     console.print(f"\n{time.monotonic() - began:.0f} seconds in all. Next:", highlight=False)
     for command in (
-        f"parallelmind show {args.out_dir}/cooperation.jsonl --visibility columnar",
-        f"parallelmind batch --base_model tiny --lora_path {args.out_dir}/lora/cooperation_columnar_final.pth "
+        f"{typed_command()} show {args.out_dir}/cooperation.jsonl --visibility columnar",
+        f"{typed_command()} batch --base_model tiny --lora_path {args.out_dir}/lora/cooperation_columnar_final.pth "
         f"--data_path {args.out_dir}/cooperation_held_out.jsonl --out_path {args.out_dir}/answers.jsonl "
         "--temperature 0",
-        "parallelmind train --help",
+        f"{typed_command()} train --help",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True, style="cyan")
     good = recalled >= _RECALLED_AT_LEAST and gained >= _COOPERATION_GAINS_AT_LEAST
