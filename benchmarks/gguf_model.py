@@ -26,7 +26,7 @@ _LAYER = {
 
 def write_gguf(folder: Path, path: Path, *, words: list[str], chat_template: str) -> None:
     """Write the float32 model in `folder`, whose token i is the word i and whose last word stands for all others."""
-    import gguf  # type: ignore[import-not-found]
+    import gguf
 
     model = LlamaForCausalLM.from_pretrained(folder)
     config = model.config

@@ -204,7 +204,7 @@ def large_rows(corpus_path: Path) -> Iterator[CorpusRow]:
 
 
 def peer(index: VersionIndex, texts: Sequence[str], ours: Timing) -> Iterator[tuple[str, str]]:
-    from rank_bm25 import BM25Okapi  # type: ignore[import-not-found]
+    from rank_bm25 import BM25Okapi
 
     started = time.perf_counter()
     ranking = BM25Okapi([search_terms(f"{row.path}\n{row.signature}\n{row.doc}") for row in index.all_rows()])

@@ -23,6 +23,7 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "UnsupportedModelError",
+    "first_line",
 ]
 
 
@@ -56,3 +57,9 @@ class JobError(ParallelMindError):
 
 class RequestError(ParallelMindError, ValueError):
     """The engine cannot run a request or one of its branches."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, for a message of ours: its first line, or its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -285,3 +285,5 @@ def test_evaluate_prints_and_writes_the_numbers(
     assert content["retrieval"]["methods"]["absent"]["precision"] == 1.0
     assert main([*flags, "--enable_str_match"]) == 0
     assert "4 labelled queries, 4 served right" in capsys.readouterr().out
+    assert main([*flags, "--json", str(path)]) == 1
+    assert "--json is the input itself" in capsys.readouterr().err

@@ -57,14 +57,6 @@ def test_all_three_masks(records, model, tmp_path, capsys):
     assert png.exists()
 
 
-def test_characters_where_the_bundled_tokenizer_is_missing(records, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("parallelmind.models.loader.bundled_model_path", lambda: tmp_path / "none")
-    assert main(["show", str(records)]) == 0
-    output = capsys.readouterr()
-    assert "every character is drawn as one token" in output.err
-    assert "<end> *" in output.out
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -138,10 +138,7 @@ def _log_of_shared_gpus() -> None:
     from parallelmind.jobs import run
     from parallelmind.jobs.ranks import Rank
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "5")
-        patch.setattr(run, "count_gpus", lambda: 8)
-        run._gpus(Rank(1, 2), run.RunOptions(workers=2))
+    run._gpus(Rank(1, 2), run.RunOptions(workers=2), visible_gpus({"CUDA_VISIBLE_DEVICES": "5"}, 8))
 
 
 @proves("workers", "slicing", "test_multi_worker_inference.py --skip-inference")

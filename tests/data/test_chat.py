@@ -73,6 +73,13 @@ def test_without_a_template_the_dialogue_is_written_out() -> None:
     assert learned == [" yes", " yes<eos>"]
 
 
+def test_what_a_template_writes_before_a_first_turn_is_not_learned() -> None:
+    opening = [{"role": "assistant", "content": "be kind"}, *TURNS[:2]]
+    template = "<|im_start|>system\nYou are to be kind.<|im_end|>\n" + CHATML
+    assert learned_text(template, opening)[1] == ["be kind<|im_end|>", "yes<|im_end|>"]
+    assert learned_text(None, opening)[1] == [" be kind", " yes<eos>"]
+
+
 def test_under_a_main_there_is_no_second_beginning() -> None:
     template = "{{ bos_token }}" + CHATML
     assert learned_text(template)[0].startswith("<bos><|im_start|>user")

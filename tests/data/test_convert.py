@@ -41,6 +41,7 @@ def converted(tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any)
         ({"conversations": SHAREGPT}, "", CHAT),
         ({"system": "s", "conversations": SHAREGPT}, "s", CHAT),
         ({"messages": ASKED}, "", CHAT),
+        ({"system": "s", "messages": SHAREGPT}, "s", CHAT),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, ASKED[1]]}, "", CHAT),
         ({"instruction": Q, "input": "", "output": A}, "", PAIR),
         ({"instruction": Q, "input": "水果摊", "output": A}, "水果摊", PAIR),
@@ -140,6 +141,12 @@ def test_csv_with_quotes_line_breaks_and_own_column_names(tmp_path):
         {"main": "水果", "branches": [PAIR, {"prompt": 'say "hi", twice', "completion": "x"}]}
     ]
     assert [(row.line, row.reason) for row in report.skipped] == [(5, "has 1 cells, the header has 3")]
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(tmp_path):
+    records, report = converted(tmp_path, 'prompt,answer\na,b\nc,"d\ne,f\ng,h\n', name="in.csv")
+    assert [record["branches"] for record in records] == [[{"prompt": "a", "completion": "b"}]]
+    assert [(row.line, row.reason) for row in report.skipped] == [(3, "is not valid CSV (unexpected end of data)")]
 
 
 def test_csv_rows_that_are_not_utf8_are_skipped(tmp_path):
@@ -263,5 +270,11 @@ def test_wrong_files(tmp_path):
         converted(tmp_path, "prompt,prompt\na,b\n", name="in.csv")
     with pytest.raises(SettingsError, match="is the input itself"):
         ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "in.csv")
+    with pytest.raises(SettingsError, match="--skipped_path is the input itself"):
+        ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "o", skipped_path=tmp_path / "in.csv")
+    with pytest.raises(SettingsError, match="--skipped_path is --output"):
+        ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "o", skipped_path=tmp_path / "x" / ".." / "o")
+    with pytest.raises(DataError, match="its first line is not valid CSV"):
+        converted(tmp_path, 'prompt,"answer\na,b\n', name="in.csv")
     with pytest.raises(SettingsError, match="branches_per_record"):
         ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "o", branches_per_record=0)

@@ -98,7 +98,7 @@ REFUSED_BY_THE_ENGINE = {
     "logprobs": True,
     "logit_bias": {"3": 1},
     "frequency_penalty": 0.5,
-    "presence_penalty": 1,
+    "presence_penalty": False,
     "reasoning_effort": "low",
     "web_search_options": {},
     "temperature": "hot",
@@ -146,6 +146,8 @@ def test_what_the_engine_reads_of_a_body() -> None:
         "metadata": {"k": "v"},
         "logprobs": None,
         "response_format": {"type": "text"},
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0,
     }
     sampling = engine_sampling({**asked, "model": "m", "messages": []})
     assert sampling == {"max_new_tokens": 5, "temperature": 0, "top_p": 0.5, "stop": ("END",), "seed": 3}
@@ -159,6 +161,12 @@ def test_what_the_engine_reads_of_a_body() -> None:
     assert completion_prompt({"prompt": ["one"]}) == "one"
     with pytest.raises(DataError, match='"prompt" is a list'):
         completion_prompt({"prompt": ["one", "two"]})
+
+
+def test_what_is_said_of_half_characters_can_be_written(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {**request("a"), "\ud83d": 1})
+    assert import_batch(source, tmp_path / "rows").refused == 1
+    assert 'has "?"; a batch line has' in read(tmp_path / "rows")[0]["error"]
 
 
 def test_every_line_is_accounted_for(tmp_path: Path) -> None:
@@ -197,6 +205,8 @@ def test_an_empty_file_and_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(SettingsError, match="cannot be written"):
         import_batch(tmp_path / "in", tmp_path / "folder")
+    with pytest.raises(SettingsError, match="the output is the input itself"):
+        import_batch(tmp_path / "in", tmp_path / "folder" / ".." / "in")
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -260,4 +270,13 @@ def test_an_output_that_cannot_be_exported(tmp_path: Path) -> None:
         export_batch(write(tmp_path / "a", good, {**good, "id": 2}, {**good, "id": "1"}), tmp_path / "out")
     with pytest.raises(DataError, match='line 1: "success" is null and "answer" null; expected the output of'):
         export_batch(write(tmp_path / "a", {"id": 1, "query": "q"}), tmp_path / "out")
+    with pytest.raises(SettingsError, match="the output is the input itself"):
+        export_batch(tmp_path / "a", tmp_path / "a")
     assert [row["custom_id"] for row in read(tmp_path / "out")] == ["1"]  # the former file stays
+    half = {**good, "id": "\ud83d", "answer": "cut \ud83d"}
+    assert export_batch(write(tmp_path / "a", good, half), tmp_path / "half").answered == 2
+    exported = read(tmp_path / "half")[1]
+    assert exported["custom_id"] == "\ud83d"
+    assert exported["response"]["body"]["choices"][0]["message"]["content"] == "cut \ud83d"
+    report = export_batch(write(tmp_path / "a", {**good, "id": None}, {**good, "id": None}), tmp_path / "none")
+    assert (report.answered, report.left_out) == (0, 2)

@@ -1,7 +1,7 @@
 import pytest
 
 from parallelmind.data.jsonl import JsonLine
-from parallelmind.data.records import parse_record, salvage_fields
+from parallelmind.data.records import parse_record, quoted, salvage_fields
 from parallelmind.errors import DataError
 
 
@@ -77,6 +77,29 @@ def test_a_bad_row_names_line_field_value_and_what_is_expected(content: str) -> 
 def test_bytes_that_are_not_utf8_are_named() -> None:
     with pytest.raises(DataError, match=r"line 7 is not UTF-8 at byte 11 \(ff 22 7d\)"):
         parse_record(line(b'{"text": "\xff"}'))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        r'"\ud83d"',
+        r'{"main": ["\ud83d"], "branches": ["b"]}',
+        r'{"main": "m", "branches": {"\ud83d": 1}}',
+        r'{"main": "m", "branches": ["b", ["\ud83d"]]}',
+        r'{"\ud83d": 1}',
+    ],
+)
+def test_what_is_said_of_half_characters_can_be_written_to_a_file(content: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_record(line(content))
+    assert str(caught.value).startswith("line 7")
+    str(caught.value).encode("utf-8")
+    quoted(["\ud83d"]).encode("utf-8")
+
+
+def test_names_of_fields_are_shown_as_they_are() -> None:
+    with pytest.raises(DataError, match=r'found: "问题", "答案"'):
+        parse_record(line('{"问题": "a", "答案": "b"}'))
 
 
 def test_a_line_over_the_limit_is_refused_unparsed() -> None:

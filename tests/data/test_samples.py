@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -73,3 +74,18 @@ def test_a_bad_row_names_place_and_field(row: dict[str, Any], message: str) -> N
         parse_sample(row, "f line 7")
     assert str(caught.value).startswith("f line 7")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (datetime.date(2026, 1, 2), 'is a date ("2026-01-02"); expected a text'),
+        (b"text", "is a bytes ("),
+        ([datetime.date(2026, 1, 2)], 'is a list (["2026-01-02"]); expected a text'),
+    ],
+)
+def test_columns_that_json_does_not_know(value: Any, shown: str) -> None:
+    """As Hugging Face datasets may have them."""
+    with pytest.raises(DataError) as caught:
+        parse_sample({"text": value}, "set row 3")
+    assert f'set row 3: "text" {shown}' in str(caught.value)

@@ -229,3 +229,25 @@ def test_an_unknown_adapter_is_refused(tmp_path: Path) -> None:
     engine = together("qwen2", {"first": save_adapter(tmp_path / "first", "qwen2", 0)})
     with pytest.raises(RequestError, match=r"'third' is not loaded; the loaded ones: 'first'"):
         engine.add_request(Request(main=MAIN, adapter="third"))
+
+
+def test_the_weights_served_are_no_view_of_the_file(tmp_path: Path) -> None:
+    path = save_adapter(tmp_path / "first.pth", "qwen2", 0)
+    engine = together("qwen2", {"plain": path})
+    request = Request(main=MAIN, branches=["abc"], adapter="plain")
+    expected = engine.generate([request], GREEDY)[0].branches[0].token_ids
+    with path.open("rb+") as file:  # as cp does, other than a rename
+        file.write(bytes(path.stat().st_size))
+    engine.reset_prefix_cache()
+    assert engine.generate([request], GREEDY)[0].branches[0].token_ids == expected
+
+
+def test_a_request_with_two_adapters_is_one_request(tmp_path: Path) -> None:
+    paths = {name: save_adapter(tmp_path / name, "qwen2", seed) for seed, name in enumerate(("first", "second"))}
+    engine = together("qwen2", paths, max_running_requests=1)
+    branches = [Branch(prompt="a", adapter="first"), Branch(prompt="b", adapter="second")]
+    engine.add_request(Request(main=MAIN, branches=branches), GREEDY)
+    engine.add_request(Request(main=MAIN, branches=["c"], adapter="first"), GREEDY)
+    for _ in range(3):
+        engine.step()
+    assert (engine.num_running_branches, engine.num_waiting_branches) == (2, 1)

@@ -80,3 +80,15 @@ def test_an_unfinished_character_at_the_end_is_shown_as_such() -> None:
     assert detokenizer.push(byte_tokenizer()("你", add_special_tokens=False)["input_ids"][0]) == ""
     whole, rest = detokenizer.finish()
     assert whole == rest == "\ufffd"
+
+
+def test_bytes_that_change_how_those_before_are_read() -> None:
+    """SentencePiece: a line end is a byte token; with a stray byte behind it the two no longer are text."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"x": 256, "y": 257}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    detokenizer = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), ("y!",))
+    pieces = [detokenizer.push(token) for token in (0x0A, 0xE4, 256, 257, 257)]
+    whole, rest = detokenizer.finish()
+    assert pieces == ["\n", "", "\ufffdx", "", "y"]
+    assert "".join(pieces) + rest == whole == "\n\ufffdxyy"

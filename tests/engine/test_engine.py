@@ -132,6 +132,40 @@ def test_a_bad_branch_fails_alone(engine: Engine) -> None:
     assert "both empty" in str(branches[2].branches[0].error)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "falcon"])
+def test_a_bad_branch_of_a_columnar_request_is_seen_by_no_other(family: str) -> None:
+    engine = Engine(tiny_model(family), char_tokenizer(), visibility="columnar")
+    alone = Request(main=MAIN, branches=[Branch(prompt="abcd", branch_id=1), Branch(prompt="d", branch_id=3)])
+    expected = [branch.token_ids for branch in engine.generate([alone], GREEDY)[0].branches]
+    bad = Request(main=MAIN, branches=["abcd", [5, 6, 7, 10**6], "d"])
+    first, second, third = engine.generate([bad], GREEDY)[0].branches
+    assert (second.finish_reason, second.error_kind) == ("error", "vocabulary")
+    assert [first.token_ids, third.token_ids] == expected
+
+
+def test_a_stream_may_run_inside_another(engine: Engine) -> None:
+    outer = [Request(main=MAIN, branches=["a", "b"]), Request(main="other", branches=["c"])]
+    expected = [[branch.token_ids for branch in result.branches] for result in engine.generate(outer, GREEDY)]
+    alone = answer(engine).token_ids
+    found: dict[tuple[int, int], list[int]] = {}
+    for event in engine.stream(outer, GREEDY):
+        assert answer(engine).token_ids == alone
+        if event.result is not None:
+            found[event.request_index, event.branch_index] = event.result.token_ids
+    assert found == {(i, k): ids for i, request in enumerate(expected) for k, ids in enumerate(request)}
+
+
+def test_a_stream_whose_requests_another_one_ended_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = engine.stream([Request(main=MAIN, branches=["a"])], GREEDY)
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "forward", _broken)
+        with pytest.raises(RuntimeError, match="lost the device"):
+            answer(engine)
+    with pytest.raises(RequestError, match="another use of the engine"):
+        list(stream)
+
+
 def test_generation_ends_where_the_models_length_ends(model: Any) -> None:
     engine = Engine(model, char_tokenizer())
     engine.max_model_len = 20
@@ -141,10 +175,30 @@ def test_generation_ends_where_the_models_length_ends(model: Any) -> None:
 
 
 def test_wrong_parameters_are_refused(model: Any) -> None:
-    for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_new_tokens": 0}, {"stop": [""]}):
+    for wrong in (
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": 2.5},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": None},
+        {"seed": 2**64},
+        {"stop": [""]},
+    ):
         with pytest.raises(RequestError, match=next(iter(wrong))):
             SamplingParams(**wrong)  # type: ignore[arg-type]
-    for wrong in ({"visibility": "all"}, {"branch_stride": -1}, {"max_running_branches": 0}):
+    for branches in ("one text", Branch(prompt="a")):
+        with pytest.raises(RequestError, match="must be a list"):
+            Request(main="x", branches=branches)  # type: ignore[arg-type]
+    for wrong in (
+        {"visibility": "all"},
+        {"branch_stride": -1},
+        {"max_running_branches": 0},
+        {"kv_cache_bytes": -1},
+        {"prefix_cache_bytes": -1},
+    ):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             Engine(model, char_tokenizer(), **wrong)  # type: ignore[arg-type]
     engine = Engine(model, char_tokenizer())
@@ -230,6 +284,21 @@ def test_memory_of_main_does_not_grow_with_the_branches(model: Any) -> None:
     assert slots_of_one < slots_of_many < 64 * one, "slots hold the branches' own tokens only"
 
 
+def test_a_long_branch_does_not_make_the_slots_of_former_ones_long(model: Any) -> None:
+    engine = Engine(model, char_tokenizer(), max_running_branches=None)
+    short, long = (SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True) for n in (2, 200))
+    first = Branch(prompt="a", sampling=long)
+    engine.add_request(Request(main=MAIN, branches=[first, *["b"] * 63]), short)
+    while engine.num_running_branches != 1:
+        engine.step()
+    for _ in range(150):
+        engine.step()
+    per_token = engine._runner.bytes_per_token
+    assert engine._scheduler.slots.nbytes() <= 2 * 256 * per_token
+    (last,) = [event.result for _ in range(50) for event in engine.step() if event.result is not None]
+    assert last.token_ids == answer(engine, "a", max_new_tokens=200).token_ids
+
+
 def test_equal_mains_are_computed_once(engine: Engine) -> None:
     requests = [Request(main=MAIN, branches=["a"]), Request(main=MAIN, branches=["b", "c"])]
     engine.generate(requests, GREEDY)
@@ -285,6 +354,24 @@ def test_join_goes_on_with_the_branches_as_part_of_main(engine: Engine) -> None:
         answers[0].token_ids
         == fresh.generate([Request(main=texts, branches=["third"])], GREEDY)[0].branches[0].token_ids
     )
+
+
+def test_join_leaves_stop_texts_out(engine: Engine) -> None:
+    stop = answer(engine).text[4:6]
+    request = Request(main=MAIN, branches=["abc"])
+    result = engine.generate([request], SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True, stop=stop))[0]
+    shown = MAIN + "abc" + result.branches[0].text
+    assert list(engine.join(request, result).main) == char_tokenizer()(shown)["input_ids"]
+
+
+def test_a_strict_branch_does_not_depend_on_main(model: Any) -> None:
+    """Not even by the penalty on what was written before."""
+    engine = Engine(model, char_tokenizer(), visibility="strict", branch_stride=0)
+    expected = answer(engine, repetition_penalty=3).token_ids
+    likely = answer(engine).token_ids
+    params = SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True, repetition_penalty=3)
+    result = engine.generate([Request(main=likely + expected, branches=["abc"])], params)[0].branches[0]
+    assert result.token_ids == expected
 
 
 def test_the_model_is_as_before_outside_the_engine(model: Any, engine: Engine) -> None:

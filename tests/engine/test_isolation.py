@@ -92,6 +92,31 @@ def test_a_device_that_is_lost_ends_everything_in_order(engine: Engine, monkeypa
     assert tokens(engine.generate(REQUESTS, GREEDY)) == expected
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error_and_no_answer(engine: Engine, value: float) -> None:
+    expected = tokens(engine.generate(REQUESTS, GREEDY))
+    forward = engine._runner.forward
+
+    def overflowing(context: Any, logits_at: Tensor) -> Tensor:
+        logits = forward(context, logits_at)
+        ids = context.input_ids()
+        for row, at in enumerate(logits_at.tolist()):
+            if ids[at] == expected[0][0][4]:
+                logits[row, 11] = value
+        return logits
+
+    engine._runner.forward = overflowing  # type: ignore[method-assign]
+    results = engine.generate(REQUESTS, GREEDY)
+    assert results[0].branches[0].error_kind == "engine"
+    assert "float16" in str(results[0].branches[0].error)
+    assert results[0].branches[0].token_ids == expected[0][0][:5]
+    for before, after in zip(expected, results, strict=True):
+        for ids, branch in zip(before, after.branches, strict=True):
+            assert branch.error_kind == ("engine" if expected[0][0][4] in ids[:-1] else None)
+            if branch.error_kind is None:
+                assert branch.token_ids == ids
+
+
 def _broken(*_: Any) -> None:
     raise torch.OutOfMemoryError("no memory")
 

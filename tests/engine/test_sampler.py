@@ -72,6 +72,17 @@ def test_the_repetition_penalty_is_transformers_own() -> None:
     assert expected != likeliest, "the penalty must matter for this to test anything"
 
 
+def test_whole_numbers_are_numbers() -> None:
+    """transformers' processors take no temperature or penalty of type int."""
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(5))
+    for whole, real in (
+        (SamplingParams(temperature=2, top_p=1), SamplingParams(temperature=2.0, top_p=1.0)),
+        (SamplingParams(repetition_penalty=2), SamplingParams(repetition_penalty=2.0)),
+    ):
+        assert whole == real
+        assert sample(logits, [row(whole, 1, (3,))]) == sample(logits, [row(real, 1, (3,))])
+
+
 def test_a_draw_does_not_depend_on_its_company() -> None:
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(9, 4000, generator=generator) * 3

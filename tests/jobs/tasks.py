@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from parallelmind.jobs.task import WorkerInfo, Write
 
 @dataclass(frozen=True)
 class Records:
-    """Doubles "n"; a record may also say {"do": "die" | "hang" | "fail"}, or {"do": "wait", "until": records begun}."""
+    """Doubles "n"; a record may also say {"do": "die" | "end" | "leave" | "hang" | "fail"}, or {"do": "wait",
+    "until": records begun}."""
 
     seconds: float = 0.0
     ahead: int = 1
@@ -29,8 +31,13 @@ class Records:
     """Gets a line for each record that is begun, with the number of records at hand."""
     refuse: tuple[int, ...] = ()
     """Ranks that cannot start."""
+    crash_after: float | None = None
+    """Loading kills the process after so many seconds."""
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> Records:
+        if self.crash_after is not None:
+            time.sleep(self.crash_after)
+            os.kill(os.getpid(), signal.SIGKILL)
         if worker.rank in self.refuse:
             raise SettingsError(f"rank {worker.rank} has no model; get one.")
         return self
@@ -82,6 +89,10 @@ def outcome(row: dict[str, Any]) -> Outcome:
 def _do(what: str | None) -> None:
     if what == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif what == "end":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif what == "leave":
+        sys.exit(0)
     elif what == "hang":
         time.sleep(3600)
 

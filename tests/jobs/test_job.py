@@ -292,6 +292,12 @@ def test_a_damaged_job_file_is_named(data: Path, out: Path) -> None:
     assert complete(job(data, out, overwrite=True)) == list(range(10))
 
 
+def test_half_a_surrogate_pair_in_an_error_is_written_as_json_writes_it(data: Path, out: Path) -> None:
+    complete(job(data, out), lambda content: [{"error": "the server said \ud83d, ☃"}])
+    assert out.read_bytes().splitlines()[0] == '{"error": "the server said \\ud83d, ☃"}'.encode()
+    assert rows(out)[0] == {"error": "the server said \ud83d, ☃"}
+
+
 def test_finishing_early_is_refused(data: Path, out: Path) -> None:
     with job(data, out) as first, pytest.raises(JobError, match=r"10 records .* have no result"):
         first.finish()

@@ -13,6 +13,7 @@ from tests.jobs.tasks import Records, read_rows, write_input
 
 ray = pytest.importorskip("ray")
 
+from parallelmind.errors import JobError  # noqa: E402
 from parallelmind.jobs.job import Job  # noqa: E402
 from parallelmind.jobs.run import JobReport, RunOptions, run_job  # noqa: E402
 
@@ -69,3 +70,12 @@ def test_a_record_that_kills_actors_fails_and_the_rest_goes_on(tmp_path: Path, c
     assert [row["n"] for row in answers if "error" in row] == [5]
     assert report.statistics.errors_by_class == {"WorkerDied": 1}
     assert json.loads((out.with_name("out.jsonl.job") / "stats.json").read_text())["processed"] == 30
+
+
+@pytest.mark.slow
+def test_actors_that_die_as_they_start_fail_the_run_and_no_record(tmp_path: Path, cluster: Any) -> None:
+    data, out = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(4))), tmp_path / "out.jsonl"
+    with pytest.raises(JobError, match=r"worker 0 was lost 3 times before it could begin\. 4 records have no result"):
+        run(data, out, Records(crash_after=1.5), 1, cluster.address)
+    run(data, out, Records(), 1, cluster.address)
+    assert [row["twice"] for row in read_rows(out)] == [0, 2, 4, 6]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parallelmind.errors import JobError
+from parallelmind.jobs.job import Job
+from parallelmind.jobs.ranks import Rank
+from parallelmind.jobs.run import JobReport, RunOptions, run_job
+from parallelmind.jobs.worker_state import Death, record_death
 from tests.jobs.tasks import Records, read_rows, run, write_input
 
 
@@ -60,6 +66,65 @@ def test_a_record_that_kills_its_worker_fails_and_the_rest_goes_on(tmp_path: Pat
     assert report.statistics.errors_by_class == {"WorkerDied": 2}
     alone = [line for line in log.read_text().splitlines() if line.split()[0] == "5"][1:]
     assert alone == ["5 1", "5 1"]
+
+
+@pytest.mark.parametrize(("do", "reason"), [("end", "was killed by SIGTERM"), ("leave", "ended with exit code 0")])
+def test_a_worker_that_ends_while_there_is_work_is_replaced(tmp_path: Path, out: Path, do: str, reason: str) -> None:
+    rows = [{"n": n, "do": do if n == 2 else None} for n in range(6)]
+    data = write_input(tmp_path / "in.jsonl", rows)
+    report = run(data, out, Records(), 1)
+    answers = read_rows(out)
+    assert [row["n"] for row in answers] == list(range(6))
+    assert [row["error"] for row in answers if "error" in row] == [
+        f"line 3: the worker {reason} each time it ran this record, 2 times with no other."
+    ]
+    assert report.statistics.errors_by_class == {"WorkerDied": 1}
+
+
+def test_what_a_former_run_knew_of_a_death_is_not_taken_for_one_of_this_run(tmp_path: Path, out: Path) -> None:
+    data, log = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(3))), tmp_path / "log"
+    folder = out.with_name("out.jsonl.job")
+    folder.mkdir()
+    record_death(folder, 0, 0, Death("was killed while it was started", "WorkerDied"))
+    run(data, out, Records(seconds=0.3, log=log), 1)
+    assert read_rows(out) == doubled(3)
+    assert [line.split()[0] for line in log.read_text().splitlines()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("records", [0, 5])
+def test_all_ranks_end_when_nothing_is_left_to_do(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, records: int
+) -> None:
+    """As under torchrun: an empty input, and a job that is complete already."""
+    data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(records)))
+    if records:
+        run(data, out, Records(), 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    reports: dict[int, JobReport | None] = {}
+
+    def rank(number: int) -> None:
+        job = Job(kind="test", input_path=data, out_path=out, settings={})
+        reports[number] = run_job(job, Records(), options=RunOptions(), rank=Rank(number, 2))
+
+    other = threading.Thread(target=rank, args=(1,), daemon=True)
+    other.start()
+    rank(0)
+    other.join(30)
+    assert reports.keys() == {0, 1}, "rank 1 still waits"
+    assert reports[0] is not None
+    assert reports[0].completion.answered == records
+    assert reports[1] is None
+    assert read_rows(out) == doubled(records)
+
+
+def test_a_run_in_this_process_needs_no_system_calls_that_windows_lacks(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pread", "pwrite", "fork"):
+        monkeypatch.delattr(os, name)
+    data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(5)))
+    run(data, out, Records(), 0)
+    assert read_rows(out) == doubled(5)
 
 
 def test_a_record_that_hangs_is_ended_and_the_rest_goes_on(tmp_path: Path, out: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import dispatch_model
+from safetensors.torch import load_file, save_file
 
 from parallelmind import Engine, Request, SamplingParams
 from parallelmind.columnar import find_rope_patch
-from parallelmind.errors import AdapterError, SettingsError, UnsupportedModelError
+from parallelmind.errors import AdapterError, RequestError, SettingsError, UnsupportedModelError
+from parallelmind.models.generation import generate_text
 from parallelmind.models.loader import load_model_with_lora, resolve_device
 from parallelmind.models.lora import apply_lora, lora_layers, save_lora
 from parallelmind.models.sidecar import RopeSettings, Sidecar
@@ -119,6 +122,48 @@ def test_what_cannot_be_loaded_is_named(base: str, tmp_path: Path) -> None:
         load(base, dtype="int8")
     with pytest.raises(SettingsError, match="exclude each other"):
         load(base, load_in_8bit=True, load_in_4bit=True)
+
+
+def test_damaged_folders_are_errors_of_the_user(base: str, tmp_path: Path) -> None:
+    def damaged(name: str, content: bytes) -> str:
+        folder = tmp_path / name
+        shutil.copytree(base, folder)
+        (folder / name).write_bytes(content)
+        return str(folder)
+
+    for name, content in (
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"),
+        ("tokenizer.json", b'{"version": "1.0", "added_tokens": [], "model": {"type": "New"}}'),
+        ("config.json", b'{"model_type": "qwen2", "hidden_size": "wide"}'),
+    ):
+        with pytest.raises(SettingsError, match="does not hold a loadable model"):
+            load(damaged(name, content))
+    pickled = tmp_path / "pickled"
+    shutil.copytree(base, pickled)
+    (pickled / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": print}, pickled / "pytorch_model.bin")
+    with pytest.raises(SettingsError, match="Python objects besides tensors"):
+        load(str(pickled))
+
+
+def test_weights_that_are_missing_are_not_made_up(base: str, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        SettingsError, match=r"lack 1 of the model's weights \(model\.layers\.1\.mlp\.up_proj\.weight\)"
+    ):
+        load(str(tmp_path))
+
+
+def test_generate_text_takes_whole_numbers_and_refuses_nothing(base: str) -> None:
+    model, tokenizer, _ = load(base)
+    assert isinstance(generate_text(model, tokenizer, "ab", 3, temperature=2, repetition_penalty=2), str)
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        generate_text(model, tokenizer, "")
+    with pytest.raises(RequestError, match="temperature is -1"):
+        generate_text(model, tokenizer, "ab", temperature=-1)
 
 
 def test_a_model_without_rope_names_the_flag(tmp_path: Path) -> None:

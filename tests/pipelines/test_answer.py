@@ -248,7 +248,10 @@ def test_a_row_that_killed_its_worker_keeps_its_fields(tmp_path: Path) -> None:
         ({"inference_type": "openai", "concurrency": 0}, "--concurrency is 0"),
         ({"inference_type": "openai", "load_in_4bit": True}, "--load_in_4bit is for --inference_type local"),
         ({"inference_type": "openai", "device_map": "auto"}, "--device_map is for --inference_type local"),
+        ({"inference_type": "openai", "lora_rank": 4}, "--lora_rank is for --inference_type local and huggingface"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
+        ({"rpm": 60.0}, "--rpm is for --inference_type togetherai and openai; leave it out"),
+        ({"extra_body": {"top_k": 5}}, "--extra_body is for --inference_type togetherai and openai"),
     ],
 )
 def test_wrong_settings_name_the_flag(data: Path, out: Path, options: dict[str, Any], message: str) -> None:

@@ -86,6 +86,14 @@ def test_a_misbehaving_server(tmp_path: Path, out: Path, over_http: Any) -> None
         assert row["total_time"] == row["retrieval_time"] + row["inference_time"]
 
 
+def test_half_a_surrogate_pair_in_what_the_server_says_costs_one_row(tmp_path: Path, out: Path, over_http: Any) -> None:
+    with FakeOpenAI({"q1": [fake_openai.error(400, "bad \ud83d text")]}) as server:
+        answer(questions(tmp_path, 3), out, base_url=server.base_url, **over_http)
+    rows = read_rows(out)
+    assert [row["success"] for row in rows] == [True, False, True]
+    assert "bad \ud83d text" in rows[1]["error"]
+
+
 def test_what_failed_is_asked_again_and_nothing_else(tmp_path: Path, out: Path, over_http: Any) -> None:
     data = questions(tmp_path, 12)
     down = [fake_openai.error(500, "down")] * 2

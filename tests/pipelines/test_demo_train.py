@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 from random import Random
 
 import pytest
+from transformers import TrainingArguments
 
 from parallelmind.cli.main import main
+from parallelmind.errors import SettingsError
 from parallelmind.pipelines.demo_stories import HEADINGS, KINDS, PEOPLE, VALUES, private_facts, recall, write_records
-from parallelmind.pipelines.demo_train import COOPERATION, RECALL, measure, prepare, train_options
+from parallelmind.pipelines.demo_train import COOPERATION, RECALL, command, measure, prepare, train_options
 
 TINY_MODEL = Path(__file__).parents[2] / "examples" / "tiny_model"
 
@@ -104,14 +108,18 @@ def test_measuring_counts_exact_answers_only(tmp_path, monkeypatch):
     assert measure(held_out, patch_rope=False).right == 0
 
 
-def test_the_command_shown_is_one_that_train_takes(tmp_path):
-    from parallelmind.cli.args import Parser, parse
-    from parallelmind.cli.train import add_arguments
-    from parallelmind.pipelines.demo_train import command as command_line
+def test_the_command_shown_trains_the_same(tmp_path, monkeypatch):
+    taken = []
 
-    prepare(RECALL, tmp_path)
-    parser = Parser(prog="parallelmind train")
-    add_arguments(parser)
-    given = parse(parser, command_line(train_options(RECALL, tmp_path, "isolated")).split()[2:])
-    assert given.learning_rate == 5e-3
-    assert given.visibility == "isolated"
+    def take(options, progress):
+        taken.append(options)
+        raise SettingsError("taken")
+
+    monkeypatch.setattr("parallelmind.training.run.run_training", take)
+    folder = tmp_path / "a folder"
+    prepare(RECALL, folder)
+    options = train_options(RECALL, folder, "isolated")
+    assert main(shlex.split(command(options))[1:]) == 1
+    [found] = taken
+    assert dataclasses.replace(found, hf={}) == dataclasses.replace(options, hf={})
+    assert TrainingArguments(str(tmp_path), **found.hf) == TrainingArguments(str(tmp_path), **options.hf)

@@ -77,6 +77,7 @@ def test_the_scores_of_known_answers(store: CorpusStore, tmp_path: Path) -> None
         (label(EXACT), '"expected" is empty'),
         (label(EXACT, "x") | {"expected": "x"}, "expected a list of API names"),
         (label(EXACT, "x") | {"query": ""}, '"query" is empty'),
+        (label(EXACT, "x") | {"queries": [{"query": "a"}, {"query": "b"}]}, 'line 1 has "queries"'),
     ],
 )
 def test_wrong_labels_are_told(tmp_path: Path, row: dict[str, object], words: str) -> None:

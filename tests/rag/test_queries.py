@@ -171,6 +171,7 @@ def test_streaming_reads_what_json_load_reads(
         ('{"a": {"queries": []}, 5: {}}', "expected an id in quotes"),
         ('{"a": {"queries": []}} trailing', "expected the end of the file"),
         ('{"a": {"queries": ["unclosed}}', "Unterminated string"),
+        ('{"a": {"queries": []},\n "b": {"n": ' + "1" * 5000 + "}}", "at line 2: Exceeds the limit"),
         ('[{"query": "q"}]', "is a JSON list"),
     ],
 )

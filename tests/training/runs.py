@@ -22,6 +22,7 @@ class RecordedProgress:
         self.entries: list[dict[str, Any]] = []
         self.total: int | None = None
         self.done_before = 0
+        self.stopped = 0
         self._on_step = on_step
 
     def start(self, *, total: int | None, done: int) -> None:
@@ -34,7 +35,7 @@ class RecordedProgress:
         self.entries.append(entry)
 
     def stop(self) -> None:
-        pass
+        self.stopped += 1
 
 
 def save_model(folder: Path, family: str = "qwen2", **overrides: Any) -> Path:

@@ -180,6 +180,7 @@ def test_a_config_file_gives_flags_and_the_command_line_comes_first(model: Path,
     assert chosen.hf == {"warmup_steps": 10, "gradient_checkpointing": False}
     for text, message in (
         ("learning_rat: 1", "unknown entry 'learning_rat'; did you mean learning_rate"),
+        ("use_streaming: 1", "use_streaming is 1; it must be true or false"),
         ("xyzzy: 1", "unknown entry 'xyzzy'; entries are flags, without the dashes"),
         ("- 1", "expected lines such as `learning_rate: 1e-4`, found a list"),
         ("a: [", "not readable as YAML"),

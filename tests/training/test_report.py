@@ -8,6 +8,7 @@ import re
 import zlib
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -142,6 +143,16 @@ def test_the_mask_picture_is_the_mask_of_the_model(visibility):
     with Image.open(io.BytesIO(png)) as image:
         assert image.size == (7, 7)
         assert image.convert("RGBA").getpixel((6, 0))[3] == 0  # unseen: transparent
+
+
+def test_the_mask_of_a_long_row_is_a_picture_of_every_nth_token():
+    row = pack_row(range(2000), [range(500)] * 2)  # 3000 tokens: every third
+    grid = row_grid(row, ["t"] * 3000, stride=1, visibility="isolated")
+    png = base64.b64decode(mask_png(grid).partition(",")[2])
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.size == (1000, 1000)
+        seen = [[alpha > 0 for alpha in line] for line in np.asarray(image.convert("RGBA"))[::97, :, 3].tolist()]
+    assert seen == grid.seen[::3, ::3][::97].tolist()
 
 
 def test_points_stand_where_their_values_are():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -12,11 +13,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from parallelmind.cli.train_progress import LogTrainProgress
 from parallelmind.errors import AdapterError, DataError, SettingsError, TrainingError
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora import lora_layers
 from parallelmind.models.sidecar import read_sidecar
 from parallelmind.training.files import RunFiles
+from parallelmind.training.model import training_device
+from parallelmind.training.run import run_training
 from parallelmind.training.trainer import PackedTrainer
 from tests.training.runs import (
     Killed,
@@ -208,6 +212,42 @@ def test_a_finished_run_is_not_trained_again(model: Path, data: Path, tmp_path: 
         assert_equal(weights(again.written), written)
 
 
+def test_a_finished_run_is_evaluated_again_and_shown(
+    model: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = options(model, data, tmp_path, eval_ratio=0.25, log_interval=100, max_steps=2)
+    first = train(chosen)
+    with caplog.at_level("INFO", logger="parallelmind"):
+        again = run_training(chosen, progress=LogTrainProgress())
+    assert again.evaluation == pytest.approx(first.evaluation)
+    assert "step 2/2 held-out loss" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_more_passes_than_a_finished_run_had(streaming: bool, model: Path, data: Path, tmp_path: Path) -> None:
+    """The same weights as of one long run; its schedule must not depend on how long it is."""
+    common: dict[str, Any] = {"use_streaming": streaming, "hf": {"lr_scheduler_type": "constant"}}
+    expected = train(options(model, data, tmp_path / "whole", epochs=2, **common))
+    first = train(options(model, data, tmp_path / "parts", **common))
+    checkpoint = RunFiles(tmp_path / "parts", "hf_parallel_lora").last_checkpoint()
+    more = options(model, data, tmp_path / "parts", epochs=2, resume_from_checkpoint=checkpoint, **common)
+    actual = train(more)
+    assert (actual.resumed_from, actual.steps) == (first.steps, expected.steps)
+    assert expected.steps > first.steps
+    assert_equal(weights(actual.written), weights(expected.written))
+
+
+def test_the_progress_is_stopped_however_a_run_ends(model: Path, data: Path, tmp_path: Path) -> None:
+    def kill(step: int) -> None:
+        raise Killed
+
+    for on_step in (kill, lambda step: None):
+        progress = RecordedProgress(on_step)
+        with contextlib.suppress(Killed):
+            train(options(model, data, tmp_path, max_steps=1, overwrite=True), progress)
+        assert progress.stopped == 1
+
+
 def test_other_settings_do_not_continue_a_run(model: Path, data: Path, tmp_path: Path) -> None:
     first = train(options(model, data, tmp_path))
     with pytest.raises(SettingsError, match=r"learning_rate 0\.5 given, 0\.01 before") as caught:
@@ -343,6 +383,33 @@ def test_tensorboard_gets_what_the_log_gets(model: Path, data: Path, tmp_path: P
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "native", "launched", "message"),
+    [
+        ("cuda", True, None, None),
+        ("cuda:0", True, "3", None),
+        ("cuda:1", True, None, "--device cuda:1: Trainer takes the first GPU"),
+        ("cuda", False, None, "--dtype bfloat16 is not supported by this GPU"),
+    ],
+)
+def test_gpus(
+    given: str, native: bool, launched: str | None, message: str | None, model: Path, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What is decided before a GPU is needed, on a machine without one; GPUs that emulate bfloat16 do not have it."""
+    monkeypatch.setattr("parallelmind.training.model.resolve_device", lambda device: (device, None))
+    monkeypatch.setattr("torch.cuda.device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    if launched is not None:
+        monkeypatch.setenv("LOCAL_RANK", launched)
+    chosen = options(model, data, tmp_path, device=given, dtype="bfloat16")
+    if message is None:
+        assert training_device(chosen) == ("cuda" if launched is None else f"cuda:{launched}", None)
+        return
+    with pytest.raises(SettingsError, match=message):
+        training_device(chosen)
+
+
 def test_bad_input(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parallelmind.training.arguments.find_spec", lambda name: None)  # wherever they are installed
     bad = tmp_path / "bad.jsonl"
@@ -355,6 +422,9 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.
         ({"max_seq_len": 3, "strict": True}, DataError, r'line 1: "branches"\[0\] has \d+ tokens, cut to 3 .*--strict'),
         ({"max_total_tokens": 6}, DataError, "none of its 24 records leaves a token to learn"),
         ({"load_lora": str(tmp_path / "none.pth")}, AdapterError, "no such file"),
+        ({"eval_ratio": 1e-9}, SettingsError, r"--eval_ratio 1e-09 holds out none of the records of .*data\.jsonl"),
+        ({"eval_ratio": 1 - 1e-9}, SettingsError, "holds out all of the records"),
+        ({"model_config": tmp_path / "c.json"}, SettingsError, "--model_config describes a new model, and"),
         ({"batch_size": 2}, SettingsError, "--batch_size 2 counts branches and is below the 3"),
         ({"hf": {"report_to": "trackio"}}, SettingsError, r"pip install 'parallelmind\[trackio\]'"),
         ({"use_wandb": True}, SettingsError, r"pip install 'parallelmind\[wandb\]'"),

@@ -15,7 +15,7 @@ from parallelmind.visuals.fonts import Fonts
 from parallelmind.visuals.grid import branch_colour, row_grid
 from parallelmind.visuals.row_picture import draw_masks, draw_row
 from parallelmind.visuals.token_grid import mask_text, terminal_picture
-from parallelmind.visuals.tokens import CharacterTokenizer, readable, token_texts
+from parallelmind.visuals.tokens import readable, token_texts
 from tests.families import char_tokenizer
 from tests.random_model import save_random_model
 
@@ -115,6 +115,16 @@ def test_pngs_of_small_and_large_rows(tmp_path, branches):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.png", "new"]
 
 
+def test_a_short_branch_in_a_long_row(tmp_path):
+    """Its mark beside the mask is less than a pixel wide."""
+    row = pack_row(range(1500), [[1], range(3)])
+    drawn = grid(row=row, tokens=["token"] * len(row))
+    draw_row(drawn, tmp_path / "row.png", title="long")
+    assert (tmp_path / "row.png").stat().st_size > 10_000
+    few = drawn.pooled(500)
+    assert few.tolist() == [[True, False, False, False], [True, True, False, False], [True] * 3 + [False], [True] * 4]
+
+
 def test_no_main(tmp_path):
     row = pack_row([], [[1, 2], [3, 4]])
     drawn = grid(row=row, tokens=list("abcd"))
@@ -149,8 +159,6 @@ def test_token_texts_are_readable(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(save_random_model(tmp_path))
     ids = tokenizer("a 小")["input_ids"]
     assert token_texts(tokenizer, ids) == ["a", "·", "‹e5›", "‹b0›", "‹8f›"]
-    letters = CharacterTokenizer()
-    assert token_texts(letters, [*letters("小 ")["input_ids"], letters.eos_token_id]) == ["小", "·", "<end>"]
 
 
 def test_colours_repeat_but_main_has_its_own():

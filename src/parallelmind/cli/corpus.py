@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,11 +93,7 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, list or show."""
     commands = {"build": _build, "list": _list, "show": _show}
-    try:
-        return commands[args.corpus_command](args)
-    except BrokenPipeError:  # `corpus show … | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return commands[args.corpus_command](args)
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from parallelmind.cli.retrieval_flags import add_corpus_flags, retriever_options
-from parallelmind.data.replacing import replacing
+from parallelmind.data.replacing import refuse_same_file, replacing
 from parallelmind.rag.compat import CompatRetriever
 from parallelmind.rag.evaluation import Report, evaluate, read_labelled
 from parallelmind.rag.ranking import Ranker
@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables; 0 if everything could be measured."""
+    if args.json:
+        refuse_same_file(args.json, args.queries, flag="--json")
     settings = RetrieverSettings(
         max_documents=10,
         fixed_docs_per_query=10,

@@ -5,6 +5,7 @@ A subcommand module has `HELP`, `add_arguments(parser)` and `run(args) -> exit c
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import select
@@ -50,6 +51,9 @@ COMMANDS = {
 }
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, handled as Ctrl-C is."""
 
@@ -70,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except ParallelMindError as error:
         caught, message, code = error, f"error: {error}", 1
-    except BrokenPipeError:
-        if not _reader_is_gone():
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 141
+        if error.errno not in _NO_SPACE:
             raise
-        return 141
+        caught, code = error, 1
+        message = f"error: {error.filename or 'writing'}: {error.strerror}; make room and start the same command again"
     except KeyboardInterrupt as error:
         caught, message, code = error, "interrupted", 143 if isinstance(error, _Terminated) else 130
     finally:

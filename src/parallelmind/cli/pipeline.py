@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     local_model = args.backend is None and args.inference_type in ENGINE_TYPES
     args.tokenizer = args.tokenizer or (args.model_path if local_model else None) or "tiny"
     files = PipelineFiles(args.output_dir)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     args.retry_failed, retry_answers = False, args.retry_failed
     contexts = context_options(args, files.contexts)
     args.contexts_file, args.output_file, args.retry_failed = files.contexts, files.answers, retry_answers

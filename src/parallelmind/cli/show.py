@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallelmind.cli.args import documented_default
-from parallelmind.errors import DataError, SettingsError
+from parallelmind.errors import DataError, SettingsError, first_line
 
 if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
@@ -142,20 +142,12 @@ def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:
 def _tokenizer(base_model: str) -> Any:
     from transformers import AutoTokenizer
 
-    from parallelmind.models.loader import TINY_MODEL, bundled_model_path
-    from parallelmind.visuals.tokens import CharacterTokenizer
+    from parallelmind.models.loader import model_path
 
-    path = base_model
-    if base_model == TINY_MODEL:
-        path = str(bundled_model_path())
-        if not (bundled_model_path() / "tokenizer.json").is_file():
-            _LOGGER.warning("the bundled tokenizer is missing: every character is drawn as one token")
-            return CharacterTokenizer()
     try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return AutoTokenizer.from_pretrained(model_path(base_model))
+    except Exception as error:  # tokenizers has no type of its own
         raise SettingsError(
-            f"--base_model {base_model}: its tokenizer cannot be loaded ({reason}). Check the spelling and "
+            f"--base_model {base_model}: its tokenizer cannot be loaded ({first_line(error)}). Check the spelling and "
             "the network, or give a folder; --base_model tiny is the bundled one."
         ) from error

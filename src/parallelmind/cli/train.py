@@ -104,9 +104,9 @@ def run(args: argparse.Namespace) -> int:
         )
     for name, value in report.evaluation.items():
         _LOGGER.info("%s %.4f", name, value)
-    if report.report is not None:
+    if report.report is not None:  # the first process, which writes
         _LOGGER.info("the report is %s", report.report)
-    _LOGGER.info("%d steps done; written: %s", report.steps, report.written)
+        _LOGGER.info("%d steps done; written: %s", report.steps, report.written)
     return 0
 
 
@@ -284,13 +284,17 @@ def _read_config(path: Path) -> dict[str, Any]:
             close = difflib.get_close_matches(flag, known, n=1)
             hint = f"did you mean {close[0][2:]}?" if close else "entries are flags, without the dashes."
             raise SettingsError(f"--config {path}: unknown entry {key!r}; {hint}")
-        if value is None or (value is False and known[flag].nargs == 0 and flag != "--patch_rope"):
+        if value is None:
             continue
-        if flag == "--patch_rope" and value is False:
-            flag = "--no_patch_rope"
-        argv.append(flag)
         if known[flag].nargs == 0:
+            if not isinstance(value, bool):
+                raise SettingsError(f"--config {path}: {key} is {value!r}; it must be true or false.")
+            if flag == "--patch_rope" and not value:
+                argv.append("--no_patch_rope")
+            elif value:
+                argv.append(flag)
             continue
+        argv.append(flag)
         items = value if isinstance(value, list) else [value]
         argv += [json.dumps(item) if isinstance(item, dict | bool) else str(item) for item in items]
     return vars(parser.parse_args(argv))

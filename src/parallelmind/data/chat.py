@@ -12,7 +12,7 @@ from typing import Any
 
 from parallelmind.data.encode import encode_main
 from parallelmind.data.samples import Message
-from parallelmind.errors import DataError
+from parallelmind.errors import DataError, first_line
 
 __all__ = ["PLAIN_CHAT_TEMPLATE", "encode_chat", "render_chat"]
 
@@ -52,8 +52,9 @@ def encode_chat(
         text = render_chat(tokenizer, messages)
         spans = _assistant_spans(tokenizer, messages, text)
     except Exception as error:  # a template raises jinja's own errors, and whatever its expressions do
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{where}: the tokenizer's chat template refuses the conversation: {reason}") from error
+        raise DataError(
+            f"{where}: the tokenizer's chat template refuses the conversation: {first_line(error)}"
+        ) from error
     bos = getattr(tokenizer, "bos_token", None)
     if has_main and bos and text.startswith(bos):  # main has it already
         text = text[len(bos) :]
@@ -77,17 +78,26 @@ def _assistant_spans(tokenizer: Any, messages: Sequence[Message], text: str) -> 
             continue
         before = render_chat(tokenizer, messages[:place], reply=True) if place else ""
         after = render_chat(tokenizer, messages[: place + 1])
+        content = message["content"].strip()
         if text.startswith(after) and after.startswith(before):
-            spans.append((len(before), len(after.rstrip())))
+            start = len(before)
+            if not place and content and content in after:
+                # What a template writes before a first turn (BOS, a system message of its own) is not the assistant's.
+                start = _with_space(after, after.rindex(content))
+            spans.append((start, len(after.rstrip())))
             continue
         # Templates may render a turn otherwise when it is the last (Qwen3 adds an empty block of thoughts).
-        content = message["content"].strip()
         known = before if text.startswith(before) else ""
         start = text.find(content, max(len(known), spans[-1][1] if spans else 0))
         if content and start >= 0:
             end = _end_of_turn(tokenizer, text, start + len(content))
-            spans.append((len(known) or start, end))
+            spans.append((len(known) or _with_space(text, start), end))
     return spans
+
+
+def _with_space(text: str, start: int) -> int:
+    """The place of the space before a word: many tokenizers make both one token."""
+    return len(text[:start].rstrip(" "))
 
 
 def _end_of_turn(tokenizer: Any, text: str, end: int) -> int:

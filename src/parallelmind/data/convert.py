@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
 
-from parallelmind.data.replacing import replacing
+from parallelmind.data.replacing import refuse_same_file, replacing
 from parallelmind.data.sft_files import Container, RawRow, container_of, read_rows
 from parallelmind.data.sft_forms import (
     Branch,
@@ -66,8 +66,11 @@ class ConvertOptions:
             raise SettingsError(f"--branches_per_record is {self.branches_per_record}; it must be 1 or more.")
         if self.max_samples is not None and self.max_samples < 1:
             raise SettingsError(f"--max_samples is {self.max_samples}; it must be 1 or more.")
-        if self.output.exists() and self.input.exists() and self.output.samefile(self.input):
-            raise SettingsError(f"--output is the input itself ({self.input}); give another name.")
+        refuse_same_file(self.output, self.input, flag="--output")
+        if self.skipped_path is not None:
+            refuse_same_file(self.skipped_path, self.input, flag="--skipped_path")
+            if self.skipped_path.resolve() == self.output.resolve():
+                raise SettingsError(f"--skipped_path is --output ({self.output}); give another name.")
 
     def sample_settings(self) -> SampleSettings:
         fields = {

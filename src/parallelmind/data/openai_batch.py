@@ -25,10 +25,11 @@ from typing import Any, Literal
 from parallelmind.data.jsonl import JsonLine, read_lines
 from parallelmind.data.openai_body import CHAT, ENDPOINTS, chat_messages, completion_prompt, engine_sampling
 from parallelmind.data.records import field_names, load_object, quoted, show_value, text_field
-from parallelmind.data.replacing import replacing
+from parallelmind.data.replacing import refuse_same_file, replacing
 from parallelmind.errors import DataError
 
 __all__ = [
+    "PROBLEMS_KEPT",
     "REQUEST_FIELD",
     "BatchRequest",
     "FirstLines",
@@ -44,7 +45,8 @@ Target = Literal["http", "engine"]
 
 _ENVELOPE = ("custom_id", "method", "url", "body")
 _FORM = '{"custom_id": "...", "method": "POST", "url": "/v1/chat/completions", "body": {...}}'
-_PROBLEMS_KEPT = 20
+PROBLEMS_KEPT = 20
+"""How many problems a report lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,9 @@ def import_batch(source: Path, destination: Path, *, target: Target = "http") ->
 
     Raises:
         DataError: `source` cannot be read.
-        SettingsError: `destination` cannot be written.
+        SettingsError: `destination` cannot be written, or is `source`.
     """
+    refuse_same_file(destination, source, flag="the output")
     report = ImportReport()
     repeated = _repeated_ids(source)
     with replacing(destination) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -134,7 +137,7 @@ def _imported(
     line: JsonLine, target: Target, repeated: Mapping[int, int], report: ImportReport
 ) -> dict[str, Any] | None:
     def problem(text: str) -> str:
-        if len(report.problems) < _PROBLEMS_KEPT:
+        if len(report.problems) < PROBLEMS_KEPT:
             report.problems.append(text)
         return text
 
@@ -174,7 +177,8 @@ class FirstLines:
     def add(self, custom_id: str | None, number: int) -> None:
         # A line without one gets a digest of its own: it repeats nothing.
         key = f"id {custom_id}" if custom_id is not None else f"line {number}"
-        self._digests.append(int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big"))
+        digest = blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+        self._digests.append(int.from_bytes(digest, "big"))
         self._numbers.append(number)
 
     def repeated(self) -> dict[int, int]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.data.jsonl import JsonLine, read_lines
-from parallelmind.data.openai_batch import REQUEST_FIELD, FirstLines
+from parallelmind.data.openai_batch import PROBLEMS_KEPT, REQUEST_FIELD, FirstLines
 from parallelmind.data.openai_body import COMPLETIONS
 from parallelmind.data.records import load_object, show_value
-from parallelmind.data.replacing import replacing
+from parallelmind.data.replacing import refuse_same_file, replacing
 from parallelmind.errors import DataError
 
 __all__ = ["RESPONSE_FIELD", "ExportReport", "export_batch", "output_line"]
@@ -25,7 +25,6 @@ __all__ = ["RESPONSE_FIELD", "ExportReport", "export_batch", "output_line"]
 RESPONSE_FIELD = "openai_response"
 """Field of an answer row that holds the whole response of a server; without it a response is made from the answer."""
 
-_PROBLEMS_KEPT = 20
 _FORM = '{"id": "...", "answer": "...", "success": true}'
 
 
@@ -49,16 +48,21 @@ def export_batch(answers: Path, destination: Path, *, created: int | None = None
 
     Raises:
         DataError: `answers` cannot be read, a row is no answer row, or two rows have the same id.
-        SettingsError: `destination` cannot be written.
+        SettingsError: `destination` cannot be written, or is `answers`.
     """
+    refuse_same_file(destination, answers, flag="the output")
     _check_ids(answers)
     created = int(answers.stat().st_mtime) if created is None else created
     report = ExportReport()
-    with replacing(destination) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    # An answer may hold half a surrogate pair; then it stands there as JSON's own escape.
+    with (
+        replacing(destination) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
         for line, row in _rows(answers):
-            if "id" not in row:
+            if row.get("id") is None:
                 report.left_out += 1
-                if len(report.problems) < _PROBLEMS_KEPT:
+                if len(report.problems) < PROBLEMS_KEPT:
                     report.problems.append(f'line {line.number} has no "id"; left out.')
                 continue
             written = output_line(row, f"{answers} line {line.number}", created=created)
@@ -76,7 +80,7 @@ def output_line(row: Mapping[str, Any], where: str, *, created: int) -> dict[str
     """
     custom_id = str(row["id"])
     answer, success = row.get("answer"), row.get("success")
-    digest = blake2b(custom_id.encode(), digest_size=12).hexdigest()
+    digest = blake2b(custom_id.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
     line: dict[str, Any] = {"id": f"batch_req_{digest}", "custom_id": custom_id, "response": None, "error": None}
     if success is False:
         message = row.get("error") if isinstance(row.get("error"), str) else "the request has no answer"
@@ -119,7 +123,7 @@ def _check_ids(answers: Path) -> None:
     ids = FirstLines()
     numbers = array("Q")
     for line, row in _rows(answers):
-        ids.add(str(row["id"]) if "id" in row else None, line.number)
+        ids.add(None if row.get("id") is None else str(row["id"]), line.number)
         numbers.append(line.number)
     if repeated := ids.repeated():
         again, first = min((numbers[index], first) for index, first in repeated.items())

@@ -64,7 +64,7 @@ def engine_sampling(body: Mapping[str, Any], where: str = "the request") -> dict
             continue
         if name in _SAMPLING:
             sampling[_SAMPLING[name]] = _sampling_value(name, value, where)
-        elif not any(value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL.get(name, ())):
+        elif not any(_same(value, neutral) for neutral in _NEUTRAL.get(name, ())):
             raise DataError(
                 f'{where}."{shorten(name)}" is {show_value(value)}; the engine has no such option, so leave it out '
                 "or use a server that has it (--inference_type openai)."
@@ -104,6 +104,11 @@ def completion_prompt(body: Mapping[str, Any], where: str = "the request") -> st
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     return text_field(prompt, f'{where}."prompt"')
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal, where 0 and 0.0 are the same number, but false is none."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def _sampling_value(name: str, value: Any, where: str) -> Any:

@@ -162,12 +162,19 @@ def show_value(value: Any) -> str:
     }
     if value is None:
         return "null"
-    return f"{kinds[type(value)]} ({shorten(json.dumps(value, ensure_ascii=False))})"
+    # Columns of Hugging Face datasets may hold what JSON has no kind for, such as dates, bytes and pictures.
+    kind = kinds.get(type(value), f"a {type(value).__name__}")
+    return f"{kind} ({shorten(_as_json(value))})"
 
 
 def field_names(row: Mapping[str, Any]) -> str:
-    return shorten(", ".join(json.dumps(name) for name in row)) or "no fields"
+    return shorten(", ".join(_as_json(name) for name in row)) or "no fields"
 
 
 def quoted(names: Sequence[str]) -> str:
-    return " and ".join(f'"{name}"' for name in names)
+    return " and ".join(f'"{_encodable(name)}"' for name in names)
+
+
+def _as_json(value: Any) -> str:
+    """For messages, which are written to files: always valid Unicode."""
+    return _encodable(json.dumps(value, ensure_ascii=False, default=str))

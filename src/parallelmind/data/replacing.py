@@ -10,7 +10,7 @@ from pathlib import Path
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["replacing"]
+__all__ = ["refuse_same_file", "replacing"]
 
 
 @contextlib.contextmanager
@@ -36,3 +36,10 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def refuse_same_file(written: Path, read: Path, *, flag: str) -> None:
+    """Raises SettingsError if the file to write, which `flag` names, would take the place of the input `read`."""
+    same = written.samefile(read) if written.exists() and read.exists() else written.resolve() == read.resolve()
+    if same:
+        raise SettingsError(f"{flag} is the input itself ({read}); give another name.")

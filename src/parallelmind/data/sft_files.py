@@ -90,8 +90,12 @@ def _table(path: Path, delimiter: str) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_LINE_BYTES)
     # Bytes that are not UTF-8 become lone surrogates here, and one bad row later on.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = [name.strip() for name in next(reader, [])]
+        # Strict: otherwise a quote that is never closed takes the rest of the file into its cell, unnoticed.
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+        except csv.Error as error:
+            raise DataError(f"{path}: its first line is not valid CSV ({error}); correct its quotes.") from None
         if len(set(header)) != len(header) or not all(header):
             raise DataError(
                 f"{path}: its first line must name every column once, not {shorten(', '.join(header))!r}; "

@@ -3,7 +3,7 @@
 | form | rows |
 |---|---|
 | conversations | `{"conversations": [{"role": "user", "content": "…"}, …]}` |
-| sharegpt | `{"conversations": [{"from": "human", "value": "…"}, …], "system": "…"}` |
+| sharegpt | `{"conversations": [{"from": "human", "value": "…"}, …], "system": "…"}`, or such turns in `messages` |
 | messages | `{"messages": [{"role": "user", "content": "…"}, …]}` |
 | alpaca | `{"instruction", "input", "output"}`, also `system`, `history`, and the names in `FIELDS` |
 | text | `{"text": "…"}`, or a line of text |
@@ -89,7 +89,8 @@ def samples_of(row: Any, settings: SampleSettings) -> list[Sample]:
         return _of_record(fields)
     if form == "alpaca":
         return [_of_pair(fields, settings)]
-    name = "messages" if form == "messages" else "conversations"
+    in_messages = form == "messages" or (form == "sharegpt" and "messages" in fields and "conversations" not in fields)
+    name = "messages" if in_messages else "conversations"
     turns = _turns(fields, name, sharegpt=form == "sharegpt")
     if isinstance(system := fields.get("system", fields.get("system_prompt")), str) and system.strip():
         turns = [{"role": "system", "content": system}, *(t for t in turns if t["role"] != "system")]

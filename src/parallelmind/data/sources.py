@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from parallelmind.data.jsonl import read_lines
 from parallelmind.data.records import load_object
-from parallelmind.errors import DataError, SettingsError
+from parallelmind.errors import DataError, SettingsError, first_line
 
 __all__ = ["FilteredSource", "HubSource", "JsonlSource", "RecordSource", "SourceRow"]
 
@@ -99,10 +99,9 @@ def _load(name: str, subset: str | None, split: str, streaming: bool) -> Any:
             return dataset.to_iterable_dataset() if streaming else dataset
         return load_dataset(name, subset, split=split, streaming=streaming)
     except Exception as error:  # datasets raises many kinds: not found, network, wrong subset, unreadable files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SettingsError(
-            f"--hf_dataset {name}, subset {subset or 'default'}, split {split}: not loadable ({reason}). Check the "
-            "spelling, --hf_subset, --hf_split and the network, or give a folder."
+            f"--hf_dataset {name}, subset {subset or 'default'}, split {split}: not loadable ({first_line(error)}). "
+            "Check the spelling, --hf_subset, --hf_split and the network, or give a folder."
         ) from error
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from parallelmind.engine.forward_context import ForwardContext
+from parallelmind.models.attention_switch import attention_switched
 
 ATTENTION_NAME = "parallelmind_engine"
 _MAX_SCORES = 2**25
@@ -38,22 +39,12 @@ def engine_attention(configs: Sequence[Any], context: ForwardContext) -> Iterato
 
     Outside it the model is as it was, so that `generate`, training and other engines are not disturbed.
     """
-    former = [config._attn_implementation_internal for config in configs]
     token = _context.set(context)
     try:
-        for config in configs:
-            config._attn_implementation_internal = ATTENTION_NAME
-        yield
+        with attention_switched(configs, ATTENTION_NAME):
+            yield
     finally:
         _context.reset(token)
-        for config, name in zip(configs, former, strict=True):
-            config._attn_implementation_internal = name
-
-
-def model_configs(model: nn.Module) -> list[Any]:
-    """Every distinct config that the model's modules read their attention implementation from."""
-    configs = [module.config for module in model.modules() if hasattr(module, "config")]
-    return list({id(config): config for config in configs}.values())
 
 
 def engine_attention_forward(

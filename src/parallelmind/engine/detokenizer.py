@@ -54,7 +54,12 @@ class Detokenizer:
 
     def _decode_next(self) -> str:
         if self._stream is not None:
-            return self._stream.step(self._backend, self._token_ids[-1]) or ""
+            try:
+                return self._stream.step(self._backend, self._token_ids[-1]) or ""
+            except Exception:  # tokenizers raises no other type
+                # A stray byte can change how the bytes before it are read (SentencePiece's <0x0A>, <0xE4>, then a
+                # letter), which a stream does not take: from here on all tokens are decoded each time.
+                self._stream = None
         whole: str = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
         return "" if whole.endswith(_INCOMPLETE) else whole[len(self._decoded) :]
 

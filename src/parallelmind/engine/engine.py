@@ -13,7 +13,7 @@ from parallelmind.columnar import VISIBILITIES, Visibility
 from parallelmind.engine.forwarding import Forwarded, forward, forward_apart
 from parallelmind.engine.intake import Intake, default_visibilities
 from parallelmind.engine.memory import default_kv_cache_bytes
-from parallelmind.engine.model_runner import ModelRunner
+from parallelmind.engine.model_runner import ModelRunner, end_token_ids
 from parallelmind.engine.request import (
     BASE_MODEL,
     Branch,
@@ -26,14 +26,18 @@ from parallelmind.engine.request import (
     SamplingParams,
     TokenLogprob,
 )
-from parallelmind.engine.sampler import sample, token_logprobs
+from parallelmind.engine.sampler import NextToken, next_tokens
 from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.stats import EngineStats
-from parallelmind.errors import SettingsError
+from parallelmind.errors import RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
 
 _LOGGER = logging.getLogger(__name__)
+_OVERFLOW = (
+    "the model's logits are no finite numbers, which float16 often causes; load it with --dtype bfloat16 or float32, "
+    "or look for damaged weights"
+)
 
 
 class Engine:
@@ -80,13 +84,15 @@ class Engine:
             raise SettingsError(f"--visibility is {visibility!r}; it must be one of {', '.join(VISIBILITIES)}.")
         if branch_stride < 0:
             raise SettingsError(f"--branch_stride is {branch_stride}; it must be 0 or more.")
-        for name, value in (
-            ("max_running_branches", max_running_branches),
-            ("max_running_requests", max_running_requests),
-            ("max_batched_tokens", max_batched_tokens),
+        for name, value, least in (
+            ("max_running_branches", max_running_branches, 1),
+            ("max_running_requests", max_running_requests, 1),
+            ("max_batched_tokens", max_batched_tokens, 1),
+            ("kv_cache_bytes", kv_cache_bytes, 0),
+            ("prefix_cache_bytes", prefix_cache_bytes, 0),
         ):
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} is {value}; it must be at least 1.")
+            if value is not None and value < least:
+                raise SettingsError(f"{name} is {value}; it must be at least {least}.")
         self.tokenizer = tokenizer
         self.visibility: Visibility = visibility
         self.stats = EngineStats()
@@ -109,7 +115,7 @@ class Engine:
             num_embeddings=self._runner.num_embeddings,
             visibilities=default_visibilities(visibility, adapters),
         )
-        self._eos_token_ids = _eos_token_ids(model, tokenizer)
+        self._eos_token_ids = end_token_ids(model, tokenizer)
         self._groups: dict[int, list[RequestGroup]] = {}
         self._next_request_id = 0
         self._outbox: list[Event] = []
@@ -138,7 +144,10 @@ class Engine:
         """Yield the text of all branches as it is generated; the last event of a branch carries its result.
 
         Requests are taken from the iterable only as far as they can run, so it may be endless. Closing the iterator
-        cancels what is still running.
+        cancels what is still running. Another stream of the engine may run in between, also one inside the other.
+
+        Raises:
+            RequestError: a request makes no sense as a whole, or an error in another stream ended this one's.
         """
         source = enumerate(requests)
         exhausted = False
@@ -154,10 +163,14 @@ class Engine:
                     request_id = self.add_request(entry[1], sampling)
                     index_of[request_id] = entry[0]
                     unfinished[request_id] = max(1, len(entry[1].branches))
-                for event in self.step():
+                if exhausted and unfinished and not self.has_unfinished():
+                    raise RequestError("an error in another use of the engine ended these requests; run them again.")
+                events = self.step()
+                mine = [event for event in events if event.request_index in index_of]
+                # What another stream waits for; it gets it with its next step.
+                self._outbox += [event for event in events if event.request_index not in index_of]
+                for event in mine:
                     request_id = event.request_index
-                    if request_id not in index_of:
-                        continue
                     index = index_of[request_id]
                     if event.finish_reason is not None:
                         unfinished[request_id] -= 1
@@ -232,7 +245,10 @@ class Engine:
         for branch, answer in zip(request.branches or [""], result.branches, strict=True):
             prompt = branch.prompt if isinstance(branch, Branch) else branch
             main += self._intake.prompt_ids(prompt, has_main=bool(main))
-            main += [token for token in answer.token_ids if token not in self._eos_token_ids]
+            tokens = [token for token in answer.token_ids if token not in self._eos_token_ids]
+            if answer.finish_reason == "stop" and tokens == answer.token_ids:  # a stop text is among the tokens
+                tokens = self._intake.prompt_ids(answer.text, has_main=True)
+            main += tokens
         return replace(request, main=main, branches=branches)
 
     @property
@@ -287,17 +303,12 @@ class Engine:
             if branch.starts_from_main:
                 sampled.append(branch)
                 rows.append(main.last_logits)
-        tokens: list[int] = []
-        logprobs: dict[int, TokenLogprob] = {}
-        if sampled:
-            logits = torch.stack(rows)
-            tokens = sample(logits, [branch.sampler_row() for branch in sampled])
-            logprobs = token_logprobs(logits, tokens, [branch.params.logprobs for branch in sampled])
+        tokens = next_tokens(torch.stack(rows), [branch.sampler_row() for branch in sampled]) if sampled else []
         self._commit(schedule, done)
         events = self._fail_culprits(done)
-        for index, (branch, token) in enumerate(zip(sampled, tokens, strict=True)):
+        for branch, token in zip(sampled, tokens, strict=True):
             if not branch.finished:
-                events.append(self._advance(branch, token, logprobs.get(index)))
+                events.append(self._advance(branch, token) if token.sound else self._fail(branch, "engine", _OVERFLOW))
         return events
 
     def _commit(self, schedule: Schedule, done: Forwarded) -> None:
@@ -324,25 +335,24 @@ class Engine:
                     culprits |= dict.fromkeys(group.branches, error)
         return [self._fail(b, "engine", _broken(error)) for b, error in culprits.items() if not b.finished]
 
-    def _advance(self, branch: BranchSequence, token: int, logprob: TokenLogprob | None) -> Event:
+    def _advance(self, branch: BranchSequence, token: NextToken) -> Event:
         try:
-            text = branch.append(token, self._eos_token_ids)
+            text = branch.append(token.token_id, self._eos_token_ids)
         except Exception as error:
             if not self.isolate_failures:
                 raise
             _LOGGER.exception("a token could not be turned into text")
             return self._fail(branch, "engine", _broken(error))
         self.stats.generated_tokens += 1
-        if logprob is not None:
-            branch.logprobs.append(logprob)
-        found = () if logprob is None else (logprob,)
+        found = () if token.logprob is None else (token.logprob,)
+        branch.logprobs += found
         if branch.finished:
-            return self._finish(branch, text, (token,), found)
+            return self._finish(branch, text, (token.token_id,), found)
         return Event(
             request_index=branch.group.request_id,
             branch_index=branch.index,
             text=text,
-            token_ids=(token,),
+            token_ids=(token.token_id,),
             logprobs=found,
         )
 
@@ -386,11 +396,3 @@ class Engine:
 
 def _broken(error: Exception) -> str:
     return f"the model failed on this request ({type(error).__name__}); the log has the details"
-
-
-def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    found: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or ())
-    return frozenset(found)

@@ -99,5 +99,4 @@ def _forward_part(
 
 
 def _branches_of(schedule: Schedule, group: GroupSpan) -> list[BranchSequence]:
-    slots = {span.slot for span in group.branches}
-    return [branch for branch, _ in schedule.fed if branch.slot in slots]
+    return [schedule.branch_in[span.slot] for span in group.branches]

@@ -156,20 +156,18 @@ class BranchSlots:
     values: dict[int, Tensor] = field(default_factory=dict)
 
     def reserve(self, num_slots: int, capacity: int) -> None:
-        """Grow to hold `num_slots` branches of `capacity` tokens."""
-        grown_capacity = -(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP
-        if num_slots <= self.num_slots and grown_capacity <= self.capacity:
+        """Make room for the branches in the first `num_slots` slots, none longer than `capacity` tokens."""
+        if num_slots <= self.num_slots and capacity <= self.capacity:
             return
+        # Sized for what runs now: one long branch in a place where many short ones ran must not make all slots long.
         # An eighth on top: a step of decoding must not copy all slots each time a branch joins or grows.
-        if num_slots > self.num_slots:
-            num_slots += num_slots // 8
-        if grown_capacity > self.capacity:
-            grown_capacity += grown_capacity // 8 // _CAPACITY_STEP * _CAPACITY_STEP
-        slots, rows = max(num_slots, self.num_slots), max(grown_capacity, self.capacity)
+        slots = num_slots + num_slots // 8
+        rows = -(-(capacity + capacity // 8) // _CAPACITY_STEP) * _CAPACITY_STEP
+        kept_slots, kept_rows = min(num_slots, self.num_slots), min(capacity, self.capacity)
         for store in (self.keys, self.values):
             for layer, old in store.items():
                 new = old.new_zeros(slots, old.shape[1], rows, old.shape[3])
-                new[: old.shape[0], :, : old.shape[2]] = old
+                new[:kept_slots, :, :kept_rows] = old[:kept_slots, :, :kept_rows]
                 store[layer] = new
         self.num_slots, self.capacity = slots, rows
 

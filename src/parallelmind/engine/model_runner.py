@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from parallelmind.columnar import find_rope_patch, pos2d_ids
-from parallelmind.engine.attention import engine_attention, model_configs
+from parallelmind.engine.attention import engine_attention
 from parallelmind.engine.dense_cache import DenseCache
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
 from parallelmind.engine.kv_cache import BranchSlots, MainCache, kv_bytes
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.adapters import AdapterSet
+from parallelmind.models.attention_switch import model_configs
 
 _CACHEABLE_LAYERS = {"full_attention", "sliding_attention", "attention", "dense", "sparse", "moe"}
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -159,6 +160,15 @@ class ModelRunner:
             context = _plan(slots, [], [GroupSpan(main=main, branches=branches)])
             rows.append(self.forward(context, torch.arange(end - past, 2 * (end - past))))
         return torch.cat(rows), kv_bytes(main)
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text, by the model's generation config, its config or its tokenizer."""
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    return frozenset(found)
 
 
 class _AttentionNotReachedError(Exception):

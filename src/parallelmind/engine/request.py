@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from parallelmind.errors import RequestError
 
@@ -53,21 +55,35 @@ class SamplingParams:
     """Report each token's log-probability, and those of this many of the likeliest tokens at its place."""
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            self._convert(name, float, "a number")  # transformers' processors refuse the integers 1 and 2
+        for name in ("max_new_tokens", "top_k"):
+            self._convert(name, operator.index, "a whole number")
+        for name in ("seed", "logprobs"):
+            if getattr(self, name) is not None:
+                self._convert(name, operator.index, "a whole number")
         checks = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "temperature": (0 <= self.temperature < math.inf, "0 (greedy) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 (keep all) or more"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is no penalty)"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0 (1 is no penalty)"),
+            "seed": (self.seed is None or -(2**63) <= self.seed < 2**64, "a number of 64 bits"),
             "logprobs": (self.logprobs is None or self.logprobs >= 0, "0 (the chosen token only) or more"),
             "stop": (all(isinstance(text, str) and text for text in stop), "non-empty texts"),
         }
         for name, (valid, expected) in checks.items():
             if not valid:
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be {expected}.")
+
+    def _convert(self, name: str, kind: Callable[[Any], float], expected: str) -> None:
+        try:
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"{name} is {getattr(self, name)!r}; it must be {expected}.") from error
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -91,7 +107,11 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A main and its branches; without branches, one continuation of main itself (branch id 0)."""
+    """A main and its branches; without branches, one continuation of main itself (branch id 0).
+
+    Raises:
+        RequestError: `branches` is one text, whose characters would each become a branch, or one Branch.
+    """
 
     main: Prompt = ""
     branches: Sequence[Prompt | Branch] = ()
@@ -99,6 +119,10 @@ class Request:
     """None: what the adapter was trained with, else the engine's."""
     adapter: str = BASE_MODEL
     """Name of a loaded adapter."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.branches, str | Branch):
+            raise RequestError(f"branches is {self.branches!r}; it must be a list of texts or of Branch.")
 
 
 @dataclass(frozen=True, slots=True)

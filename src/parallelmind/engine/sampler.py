@@ -36,6 +36,25 @@ class SamplerRow:
     """Main, prompt and answer so far; read with a repetition penalty only."""
 
 
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """What was drawn for a branch."""
+
+    token_id: int
+    logprob: TokenLogprob | None
+    """Where asked for."""
+    sound: bool
+    """False: the logits hold NaN or infinity, so that the token means nothing."""
+
+
+def next_tokens(logits: Tensor, rows: Sequence[SamplerRow]) -> list[NextToken]:
+    """Draw one token per branch from logits [n, V] in float32 (see `sample`) and say how likely it was."""
+    tokens = sample(logits, rows)
+    logprobs = token_logprobs(logits, tokens, [row.params.logprobs for row in rows])
+    sound = logits.amax(-1).isfinite().tolist()
+    return [NextToken(token, logprobs.get(row), sound[row]) for row, token in enumerate(tokens)]
+
+
 def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     """Draw one token per branch from logits [n, V] in float32.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
 from parallelmind.engine.kv_cache import BranchSlots, PrefixCache
@@ -20,6 +21,11 @@ class Schedule:
     """Branches in the plan's order with the number of tokens they feed."""
     rejected: list[tuple[BranchSequence, str]]
     """Branches that can never run, and why."""
+
+    @cached_property
+    def branch_in(self) -> dict[int, BranchSequence]:
+        """The branches it feeds, by their slot at the time."""
+        return {branch.slot: branch for branch, _ in self.fed}
 
 
 @dataclass
@@ -76,18 +82,19 @@ class Scheduler:
         plan = _Plan(budget=self.max_batched_tokens)
         self._continue_running(plan)
         self._admit(plan)
-        groups, fed = [], []
+        groups: list[GroupSpan] = []
+        fed: list[tuple[BranchSequence, int]] = []
         for group, feeds in plan.feeds.items():
-            spans = [_span(branch, count) for branch, count in feeds if count]
-            if not spans:
+            feeding = {branch: count for branch, count in feeds if count}
+            if not feeding:
                 continue
-            fed += [(branch, count) for branch, count in feeds if count]
-            still = [_span(b, 0) for b in group.branches if b.slot >= 0 and b not in {f for f, n in feeds if n}]
+            fed += feeding.items()
+            still = [b for b in group.branches if b.slot >= 0 and b not in feeding] if group.in_step else []
             groups.append(
                 GroupSpan(
                     main=group.main,
-                    branches=spans,
-                    finished=still if group.in_step else (),
+                    branches=[_span(branch, count) for branch, count in feeding.items()],
+                    finished=[_span(branch, 0) for branch in still],
                     visibility=group.visibility,
                     adapter=group.adapter,
                 )
@@ -154,7 +161,7 @@ class Scheduler:
         for branch in group.branches:
             if not branch.finished:
                 plan.feed(branch, columns)
-            elif branch.pending and branch.finish_reason != "cancelled":
+            elif branch.slot >= 0 and branch.pending and branch.finish_reason != "cancelled":
                 # The last token of a finished branch was not run yet; later columns see it.
                 plan.feed(branch, 1)
 
@@ -171,10 +178,9 @@ class Scheduler:
 
     def _admit_main(self, group: RequestGroup, plan: _Plan) -> bool:
         """Get the group's main into the cache; False while it is not there or may not start yet."""
-        started = any(branch.slot >= 0 for branch in group.branches)
-        if not started and self.max_running_requests is not None:
-            requests = {branch.group for branch in self.running}
-            if len(requests) >= self.max_running_requests:
+        if self.max_running_requests is not None:
+            requests = {branch.group.request_id for branch in self.running}
+            if group.request_id not in requests and len(requests) >= self.max_running_requests:
                 return False
         if not group.reads_main:
             return True

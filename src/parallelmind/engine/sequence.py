@@ -65,7 +65,8 @@ class BranchSequence:
     def sampler_row(self) -> SamplerRow:
         context: list[int] = []
         if self.params.repetition_penalty != 1.0:
-            context = [*self.group.main_ids, *self.prompt_ids, *self.output_ids]
+            main = self.group.main_ids if self.group.reads_main else ()
+            context = [*main, *self.prompt_ids, *self.output_ids]
         return SamplerRow(params=self.params, generator=self._generator, context_ids=context)
 
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:

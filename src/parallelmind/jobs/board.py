@@ -66,10 +66,13 @@ class Board:
         self._lists: dict[int, NDArray[Any]] = {}
         self._groups: dict[int, NDArray[np.int64] | None] = {}
 
-    def begin(self, run: str, digest: bytes, records: int) -> None:
-        """Clear the board for a new run; workers of other runs see that they are not meant."""
+    def begin(self, run: str, digest: bytes, records: int, *, state: str = "working") -> None:
+        """Clear the board for a new run; workers of other runs see that they are not meant.
+
+        `state` is "complete" for a run that has nothing to give out.
+        """
         job = {"digest": digest.hex(), "records": records}
-        self._file.write({"run": run, "state": "working", "round": 0, "slices": [], "alone": [0, 0], **job})
+        self._file.write({"run": run, "state": state, "round": 0, "slices": [], "alone": [0, 0], **job})
 
     def open_round(
         self,

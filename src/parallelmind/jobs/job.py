@@ -308,7 +308,9 @@ class Job:
                 content = file.read(int(self.index.size[place]))
             errors = (json.loads(row).get("error") for row in content.splitlines())
             reason = next((str(error) for error in errors if error is not None), "")
-            yield int(self._plan.numbers[place]), reason[:_ERROR_KEPT]
+            # For logs and terminals, which take no half of a surrogate pair.
+            shown = reason[:_ERROR_KEPT].encode("utf-8", "replace").decode("utf-8")
+            yield int(self._plan.numbers[place]), shown
 
     def _close_writers(self) -> None:
         while self._writers:

@@ -63,12 +63,12 @@ def _runs(index: ResultIndex) -> Iterator[tuple[int, int, int]]:
 
 
 def _copy(source: BinaryIO, output: BinaryIO, offset: int, size: int) -> bool:
+    source.seek(offset)
     while size:
-        content = os.pread(source.fileno(), min(size, _CHUNK), offset)
+        content = source.read(min(size, _CHUNK))
         if not content:
             return False
         output.write(content)
-        offset += len(content)
         size -= len(content)
     return True
 

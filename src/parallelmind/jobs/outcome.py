@@ -48,8 +48,9 @@ class Outcome(NamedTuple):
         failed = 0
         for row in rows:
             failed += row.get("error") is not None
+        # What a server or an exception said may hold half a surrogate pair; then it stands there as JSON's own escape.
         return cls(
-            payload="".join([_encode(row) + "\n" for row in rows]).encode("utf-8"),
+            payload="".join([_encode(row) + "\n" for row in rows]).encode("utf-8", "backslashreplace"),
             rows=len(rows),
             failed_rows=failed,
             final=final,

@@ -24,6 +24,8 @@ class Exchange:
 
     finished: list[tuple[int, Outcome]]
     """(record, outcome)"""
+    ready: bool
+    """It has loaded what it needs."""
     starved: bool
     """It could have used more records."""
     silent_for: float
@@ -43,6 +45,7 @@ class RayWorker:
         self._finished: list[tuple[int, Outcome]] = []
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self._ready = False
         self._waiting = False
         self._unfinished = 0
         self._last = 0.0
@@ -67,11 +70,12 @@ class RayWorker:
             finished, self._finished = self._finished, []
             self._unfinished -= len(finished)
             silent = time.monotonic() - self._last if self._last and self._unfinished else 0.0
-            return Exchange(finished, self._waiting, silent, self._error)
+            return Exchange(finished, self._ready, self._waiting, silent, self._error)
 
     def _work(self) -> None:
         try:
             worker = self._task.start(self._info, self._alive)
+            self._ready = True
             while True:
                 worker.run(self._items(), self._write)
         except BaseException as error:  # handed to the head of the run, which decides

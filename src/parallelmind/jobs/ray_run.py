@@ -53,9 +53,10 @@ class _Actor:
     alone: bool = False
     ended: bool = True
     """It was told that nothing follows."""
-    deaths_without_result: int = 0
-    reachable: bool = True
-    """It answered since it was last lost. Until then it gets no records: they cannot be to blame."""
+    failed_starts: int = 0
+    """How often in a row it was lost before it was ready."""
+    ready: bool = False
+    """It has loaded what it needs. Until then it gets no records: they cannot be to blame."""
 
 
 def run_on_ray(
@@ -162,7 +163,7 @@ class _RayRun:
         return actor.handle.exchange.remote(lines, last)
 
     def _next_lines(self, actor: _Actor) -> list[JsonLine]:
-        if not actor.reachable or (actor.held and (actor.alone or actor.ended)):
+        if not actor.ready or (actor.held and (actor.alone or actor.ended)):
             return []  # what it was told to bring to an end comes first
         actor.alone = False
         lines: list[JsonLine] = []
@@ -185,14 +186,12 @@ class _RayRun:
         except self._ray.exceptions.RayActorError as error:
             self._lost(actor, "was lost", str(error).splitlines()[0])
             return
-        actor.reachable = True
+        actor.ready = exchange.ready
         for record, outcome in exchange.finished:
             line = actor.held.pop(record, None)
             if line is None:
                 continue  # it was out of reach for a while, and others have its records
             self._job.write(WorkItem(line=line), outcome, part=actor.rank + 1)
-        if exchange.finished:
-            actor.deaths_without_result = 0
         if exchange.error is not None:
             self._failed(actor, exchange.error)
         elif exchange.starved:
@@ -211,9 +210,10 @@ class _RayRun:
         self._ray.kill(actor.handle)
 
     def _lost(self, actor: _Actor, reason: str, detail: str, error_class: str = "WorkerDied") -> None:
-        if actor.reachable:
+        if actor.ready:
             told = f" ({detail})" if detail else ""
             _LOGGER.warning("worker %d %s%s; Ray starts a new one", actor.rank, reason, told)
+        actor.failed_starts = 0 if actor.ready else actor.failed_starts + 1
         held, actor.held = list(actor.held.values()), {}
         if actor.alone and held:
             [line] = held
@@ -224,7 +224,6 @@ class _RayRun:
                 self._job.write(item, self._task.failure(item, text, error_class), part=HEAD_PART)
                 held = []
         self._suspects.extend(held)
-        actor.alone, actor.ended, actor.feed, actor.reachable = False, True, _FIRST_FEED, False
-        actor.deaths_without_result += 1
-        if not held and actor.deaths_without_result >= _FAILED_STARTS and not self._deaths_alone:
+        actor.alone, actor.ended, actor.feed, actor.ready = False, True, _FIRST_FEED, False
+        if actor.failed_starts >= _FAILED_STARTS:
             self._failures[actor.rank] = f"worker {actor.rank} {reason} {_FAILED_STARTS} times before it could begin"

@@ -114,11 +114,13 @@ def run_job(
         on_open(job)
         follower = _Follower(job, progress or Silent(), max(rank.world_size, options.workers, 1))
         if job.completion is not None:
+            _release(job, rank, token)
             return follower.report(job.completion)
         with _Metrics(options.prometheus_port, follower):
             if not job.todo().size:
                 with follower:
                     completion = job.finish()
+                _release(job, rank, token)
             elif options.ray is not None:
                 with follower:
                     completion = run_on_ray(job, task, _ray_options(options), set_up=options.set_up, on_poll=follower)
@@ -127,6 +129,12 @@ def run_job(
             else:
                 completion = _run_processes(job, task, options, rank, token, follower)
         return follower.report(completion)
+
+
+def _release(job: Job, rank: Rank, token: str) -> None:
+    """Tell the other ranks of a run that there is nothing to do."""
+    if rank.world_size > 1:
+        Board(job.folder).begin(token, job.digest, job.input.records, state="complete")
 
 
 def _ray_options(options: RunOptions) -> RayOptions:
@@ -155,8 +163,9 @@ def _run_processes(
     ranks = [rank.rank] if rank.world_size > 1 else list(range(world_size))
     head = Head(job, task, run=token, world_size=world_size)
     head.prepare()
+    gpus = visible_gpus(os.environ, count_gpus())
     assignments = [
-        _assignment(job, task, options, Rank(number, world_size), token, job.digest, job.input.records)
+        _assignment(job, task, options, Rank(number, world_size), gpus, token, job.digest, job.input.records)
         for number in ranks
     ]
     supervisor = Supervisor(assignments, record_timeout=options.record_timeout)
@@ -178,8 +187,11 @@ def _follow(job: Job, task: Task, options: RunOptions, rank: Rank, token: str) -
         if time.monotonic() > until or os.getppid() != launcher:
             raise JobError(f"rank 0 did not begin the job of {job.out_path}; its log says why.")
         time.sleep(_POLL_SECONDS)
+    if view.state == "complete":
+        return
+    gpus = visible_gpus(os.environ, count_gpus())
     supervisor = Supervisor(
-        [_assignment(job, task, options, rank, token, view.digest, view.records)],
+        [_assignment(job, task, options, rank, gpus, token, view.digest, view.records)],
         record_timeout=options.record_timeout,
     )
     try:
@@ -198,9 +210,16 @@ def _follow(job: Job, task: Task, options: RunOptions, rank: Rank, token: str) -
 
 
 def _assignment(
-    job: Job, task: Task, options: RunOptions, rank: Rank, token: str, digest: bytes, records: int
+    job: Job,
+    task: Task,
+    options: RunOptions,
+    rank: Rank,
+    visible: list[str],
+    token: str,
+    digest: bytes,
+    records: int,
 ) -> Assignment:
-    gpus = _gpus(rank, options)
+    gpus = _gpus(rank, options, visible)
     return Assignment(
         task=task,
         input_path=job.input_path,
@@ -224,8 +243,7 @@ def _environment(rank: Rank, gpus: GpuShare | None) -> dict[str, str]:
     return variables
 
 
-def _gpus(rank: Rank, options: RunOptions) -> GpuShare | None:
-    names = visible_gpus(os.environ, count_gpus())
+def _gpus(rank: Rank, options: RunOptions, names: list[str]) -> GpuShare | None:
     if not names and options.gpus_per_worker is None:
         return None
     place, workers = local_place(rank)

@@ -64,18 +64,18 @@ class Supervisor:
             self._watched[assignment.info.rank] = self._spawn(assignment)
 
     def poll(self) -> None:
-        """Replace what died, end what hangs."""
+        """Replace what ended, end what hangs. While the run goes on, no worker has reason to end."""
         for rank, watched in list(self._watched.items()):
             if watched.process.exitcode is None:
                 self._end_if_hung(watched)
                 continue
             del self._watched[rank]
-            if watched.process.exitcode != 0:
-                self._replace(watched)
+            self._replace(watched)
 
     def stop(self) -> None:
         """End all workers: ask first, then make sure."""
         for watched in self._watched.values():
+            watched.alive.dismiss()
             watched.process.terminate()
         self.wait(_STOP_SECONDS)
         for watched in self._watched.values():
@@ -89,13 +89,13 @@ class Supervisor:
             watched.process.join(max(0.0, until - time.monotonic()))
 
     def _spawn(self, assignment: Assignment, before: _Watched | None = None) -> _Watched:
-        value = self._context.RawValue("d", 0.0)
+        shared = self._context.RawArray("d", 2)
         process = self._context.Process(
-            target=work, args=(assignment, value), daemon=True, name=f"worker {assignment.info.rank}"
+            target=work, args=(assignment, shared), daemon=True, name=f"worker {assignment.info.rank}"
         )
         with _environment(assignment.environment):
             process.start()
-        watched = _Watched(assignment=assignment, process=process, alive=LifeSign(value))
+        watched = _Watched(assignment=assignment, process=process, alive=LifeSign(shared))
         if before:
             watched.failed_starts, watched.fruitless_deaths = before.failed_starts, before.fruitless_deaths
         return watched

@@ -42,7 +42,7 @@ class Suspects:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             self._of = {int(record): _Suspicion(**suspicion) for record, suspicion in stored.items()}
         except (OSError, ValueError, TypeError, AttributeError):
-            self._of = {}
+            pass  # none so far, or not readable any more: then all records are trusted again
 
     def collect(self, board: Board, index: ResultIndex, *, earlier_runs: bool = False) -> None:
         """Take up what dead workers left, and remove their state files.

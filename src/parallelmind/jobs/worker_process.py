@@ -55,38 +55,54 @@ class Assignment:
 
 
 class LifeSign:
-    """Shared with the watching process: when the worker last made progress; 0 while it need not."""
+    """Shared with the watching process: when the worker last made progress, and whether it was told to end.
 
-    def __init__(self, value: Any) -> None:
-        self._value = value
+    Args:
+        shared: two numbers in shared memory; the first is 0 while no progress need be made.
+    """
+
+    def __init__(self, shared: Any) -> None:
+        self._shared = shared
 
     def __call__(self) -> None:
-        self._value.value = time.monotonic()
+        self._shared[0] = time.monotonic()
 
     def rest(self) -> None:
-        self._value.value = 0.0
+        self._shared[0] = 0.0
+
+    def dismiss(self) -> None:
+        """Called by the watching process before it asks the worker to end."""
+        self._shared[1] = 1.0
+
+    @property
+    def dismissed(self) -> bool:
+        return bool(self._shared[1])
 
     @property
     def silent_for(self) -> float:
         """Seconds without progress; 0 while the worker need not make any."""
-        last: float = self._value.value
+        last: float = self._shared[0]
         return time.monotonic() - last if last else 0.0
 
 
 class Stopped(KeyboardInterrupt):
-    """The watching process asked the worker to end."""
+    """The worker was asked to end, as a rule by the watching process."""
 
 
-def work(assignment: Assignment, value: Any) -> None:
+def work(assignment: Assignment, shared: Any) -> None:
     """The worker process: ends with exit code 0 when the run is over."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the watching process decides
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     assignment.set_up(assignment.info.rank)
-    worker = _Worker(assignment, LifeSign(value))
+    alive = LifeSign(shared)
+    worker = _Worker(assignment, alive)
     try:
         worker.run()
     except Stopped:
+        if not alive.dismissed:  # somebody else asked: the watching process is to see a death, and what it cost
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         worker.end()
         code = 0
     except ParallelMindError as error:
@@ -135,6 +151,7 @@ class _Worker:
             self._phase("working")
             if self._held_back is None and not self._board.read().left:
                 self._phase("idle")
+                self._alive.rest()  # loading may have called it
                 continue
             # From here on the head waits for this worker; before, it may be clearing the job's files away.
             writer = self._writer = self._writer or self._open_part()

@@ -57,6 +57,8 @@ class StateFile:
     def __init__(self, folder: Path, state: WorkerState) -> None:
         self._path = _state_path(folder, state.rank, state.incarnation)
         self._path.unlink(missing_ok=True)
+        # Of a process of an earlier run that died before it had a state file; it would be taken for our own death.
+        _death_path(self._path).unlink(missing_ok=True)
         self._file = LockedFile(self._path)
         self.state = state
         self.save()
@@ -75,10 +77,14 @@ def states(folder: Path) -> Iterator[tuple[Path, WorkerState]]:
     for path in sorted(folder.glob("worker-*-*.json")):
         try:
             file = LockedFile(path)
+        except OSError:
+            continue  # it was removed
+        try:
             content = file.read()
+        except ValueError:
+            continue  # its process died before the first write
+        finally:
             file.close()
-        except (OSError, ValueError):
-            continue  # it was removed, or its process died before the first write
         if content:
             leases = [(round_, start, stop, alone) for round_, start, stop, alone in content.pop("leases")]
             yield path, WorkerState(leases=leases, **content)
@@ -99,16 +105,20 @@ def worker_lock(folder: Path, rank: int) -> ProcessLock:
 
 
 def record_death(folder: Path, rank: int, incarnation: int, death: Death) -> None:
-    path = _state_path(folder, rank, incarnation).with_suffix(".death")
+    path = _death_path(_state_path(folder, rank, incarnation))
     path.write_text(json.dumps(asdict(death)), encoding="utf-8")
 
 
 def recorded_death(state_path: Path) -> Death | None:
     """How the process of a state file ended; None if nobody saw it end."""
     try:
-        return Death(**json.loads(state_path.with_suffix(".death").read_text(encoding="utf-8")))
+        return Death(**json.loads(_death_path(state_path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _death_path(state_path: Path) -> Path:
+    return state_path.with_suffix(".death")
 
 
 def _state_path(folder: Path, rank: int, incarnation: int) -> Path:

@@ -162,7 +162,8 @@ def _factors(
     """A, B with the scaling folded in, and DoRA's magnitude share (Liu et al., 2024, https://arxiv.org/abs/2402.09353)."""
     device = linear.weight.device
     scaling = layer.alpha / (math.sqrt(layer.rank) if adapter.use_rslora else layer.rank)
-    a, b = layer.A.to(device), (layer.B.to(device).float() * scaling).to(layer.B.dtype)
+    # A copy: what was read may be a view of the file, which somebody may overwrite while it is served.
+    a, b = layer.A.to(device, copy=True), (layer.B.to(device).float() * scaling).to(layer.B.dtype)
     if layer.magnitude is None:
         return a, b, None
     if not linear.weight.dtype.is_floating_point:

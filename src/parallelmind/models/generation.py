@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from parallelmind.errors import RequestError
+
 
 @torch.inference_mode()
 def generate_text(
@@ -23,17 +25,24 @@ def generate_text(
     """The model's continuation of a prompt (without the prompt), by transformers' own `generate`.
 
     Temperature 0 is greedy. `streamer` is a transformers streamer that receives the tokens as they come.
+
+    Raises:
+        RequestError: the prompt is empty, or the temperature negative.
     """
+    if temperature < 0:
+        raise RequestError(f"temperature is {temperature!r}; it must be 0 (greedy) or more.")
     inputs = tokenizer(prompt, return_tensors="pt").to(model.get_input_embeddings().weight.device)
+    if not inputs["input_ids"].numel():
+        raise RequestError("nothing to continue: the prompt is empty")
     inputs.pop("token_type_ids", None)
     sampling: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:
-        sampling |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        sampling |= {"temperature": float(temperature), "top_p": top_p, "top_k": top_k}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     output = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
+        repetition_penalty=float(repetition_penalty),
         pad_token_id=pad,
         streamer=streamer,
         **sampling,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
-from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.errors import AdapterError, SettingsError, first_line
 from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, read_sidecar, resolve_settings
 
 TINY_MODEL = "tiny"
@@ -111,26 +112,24 @@ def load_model_with_lora(
     patched = _resolve_patch(patch_rope, lora_path, stored, owner, notes)
     if dtype not in DTYPES:
         raise SettingsError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
-    placement: dict[str, Any] = {}
+    how: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if device_map is None:
         device, note = resolve_device(device)
         if note:
             notes.append(note)
     else:
-        placement["device_map"] = device_map
+        how["device_map"] = device_map
     if load_in_8bit or load_in_4bit:
-        placement["quantization_config"] = _quantization(load_in_8bit, load_in_4bit, DTYPES[dtype])
-        placement.setdefault("device_map", {"": device} if device_map is None else device_map)
+        how["quantization_config"] = _quantization(load_in_8bit, load_in_4bit, DTYPES[dtype])
+        how.setdefault("device_map", {"": device})
     if attn_implementation is not None:
-        placement["attn_implementation"] = attn_implementation
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+        how["attn_implementation"] = attn_implementation
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement)
-    except (OSError, ValueError, ImportError) as error:
-        raise SettingsError(_not_loaded(base_model, path, error)) from error
-    if not placement.get("device_map"):
+    except Exception as error:  # tokenizers has no type of its own
+        raise SettingsError(_not_loaded(base_model, error)) from error
+    model = pretrained_model(base_model, **how)
+    if "device_map" not in how:
         model.to(device)
     if patched:
         pairs = auto_pair_indices(model, settings.ratio, settings.pairs)
@@ -148,6 +147,35 @@ def load_model_with_lora(
     loaded.settings = settings
     loaded.notes = notes
     return loaded
+
+
+def pretrained_model(base_model: str, **how: Any) -> Any:
+    """A model by transformers, with further arguments of its `from_pretrained`.
+
+    Raises:
+        SettingsError: it cannot be found or read, or some of its weights are missing, which transformers would
+            replace by random ones.
+    """
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(model_path(base_model), output_loading_info=True, **how)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise SettingsError(
+            f"--base_model {base_model}: its weights hold Python objects besides tensors, which can run any code; take "
+            "a model with .safetensors files."
+        ) from error
+    except Exception as error:  # for damaged files safetensors, pickle, torch and huggingface_hub have their own types
+        raise SettingsError(_not_loaded(base_model, error)) from error
+    # A quantized model's layers name their weights otherwise than its files.
+    if (missing := sorted(report["missing_keys"])) and not getattr(model, "is_quantized", False):
+        raise SettingsError(
+            f"--base_model {base_model}: its files lack {len(missing)} of the model's weights "
+            f"({', '.join(missing[:3])}); copy or download it again."
+        )
+    return model
 
 
 def bundled_model_path() -> Path:
@@ -234,14 +262,14 @@ def _quantization(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) ->
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
 
 
-def _not_loaded(base_model: str, path: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, ImportError) or "attn_implementation" in first_line:
-        return f"--base_model {base_model} cannot be loaded as asked: {first_line}"
-    if os.path.isdir(path):
-        return f"--base_model {base_model}: the folder does not hold a loadable model ({first_line})."
+def _not_loaded(base_model: str, error: Exception) -> str:
+    reason = first_line(error)
+    if isinstance(error, ImportError) or "attn_implementation" in reason:
+        return f"--base_model {base_model} cannot be loaded as asked: {reason}"
+    if os.path.isdir(model_path(base_model)):
+        return f"--base_model {base_model}: the folder does not hold a loadable model ({reason})."
     return (
-        f"--base_model {base_model}: not a local folder, and not loadable from the Hugging Face Hub ({first_line}). "
+        f"--base_model {base_model}: not a local folder, and not loadable from the Hugging Face Hub ({reason}). "
         "Check the spelling and the network, or give a folder; --base_model tiny is the bundled model."
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.loader import DTYPES, TINY_MODEL, bundled_model_path, load_model_with_lora
+from parallelmind.models.loader import DTYPES, load_model_with_lora, model_path
 from parallelmind.models.lora import adapter_rank, merge_lora
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
 
@@ -97,9 +97,8 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
 
 def _own_dtype(base_model: str) -> str:
     """The dtype that the model's config.json names, float32 where it names none of ours."""
-    path = str(bundled_model_path()) if base_model == TINY_MODEL else base_model
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(model_path(base_model))
     except (OSError, ValueError, ImportError):
         return "float32"  # loading the model says what is wrong with it
     name = str(getattr(config, "dtype", None)).removeprefix("torch.")

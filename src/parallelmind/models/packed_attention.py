@@ -23,8 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from parallelmind.columnar import VISIBILITIES, Visibility, additive_mask, visible
+from parallelmind.models.attention_switch import attention_switched, model_configs
 
-__all__ = ["attention_name", "dense_mask", "is_packed_ids", "model_configs", "packed_attention"]
+__all__ = ["attention_name", "dense_mask", "is_packed_ids", "packed_attention"]
 
 _masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """By ids: the masks built from them, so that the layers of a forward and of its backward share them."""
@@ -41,21 +42,8 @@ def packed_attention(model: nn.Module, visibility: Visibility) -> Iterator[None]
 
     With an ordinary mask, or none, the model computes what it computes outside.
     """
-    configs = model_configs(model)
-    former = [config._attn_implementation_internal for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = attention_name(visibility)
+    with attention_switched(model_configs(model), attention_name(visibility)):
         yield
-    finally:
-        for config, name in zip(configs, former, strict=True):
-            config._attn_implementation_internal = name
-
-
-def model_configs(model: nn.Module) -> list[Any]:
-    """Every distinct config that the model's modules read their attention implementation from."""
-    configs = [module.config for module in model.modules() if hasattr(module, "config")]
-    return list({id(config): config for config in configs}.values())
 
 
 def is_packed_ids(mask: Tensor | None) -> bool:

@@ -21,7 +21,8 @@ __all__ = ["ENGINE_TYPES", "INFERENCE_TYPES", "AnswerOptions"]
 
 InferenceType = Literal["local", "huggingface", "togetherai", "openai"]
 ENGINE_TYPES = ("local", "huggingface")
-INFERENCE_TYPES = (*ENGINE_TYPES, "togetherai", "openai")
+HTTP_TYPES = ("togetherai", "openai")
+INFERENCE_TYPES = (*ENGINE_TYPES, *HTTP_TYPES)
 
 # These change where, how fast and how often answers are made, but not which answers the job is for.
 _NOT_IDENTITY = {"contexts_file", "output_file", "batch_size", "device", "kv_cache_gb", "retry_failed", "overwrite"} | {
@@ -84,10 +85,15 @@ class AnswerOptions:
             raise SettingsError(
                 f"--base_url is for --inference_type openai, not {self.inference_type}; give that, or leave it out."
             )
-        engine_only = "lora_path", "device", "device_map", "load_in_8bit", "load_in_4bit", "kv_cache_gb"
-        given = [name for name in engine_only if getattr(self, name) not in (None, False)]
-        if given and not self.uses_engine:
-            raise SettingsError(f"--{given[0]} is for --inference_type {' and '.join(ENGINE_TYPES)}; leave it out.")
+        engine_only = "lora_path", "lora_rank", "device", "device_map", "load_in_8bit", "load_in_4bit", "kv_cache_gb"
+        http_only = "api_key_env", "rpm", "tpm", "extra_body"
+        for names, types, fits in (
+            (engine_only, ENGINE_TYPES, self.uses_engine),
+            (http_only, HTTP_TYPES, self.uses_http),
+        ):
+            given = [name for name in names if getattr(self, name) not in (None, False, {})]
+            if given and not fits:
+                raise SettingsError(f"--{given[0]} is for --inference_type {' and '.join(types)}; leave it out.")
         if self.max_samples is not None and self.max_samples < 1:
             raise SettingsError(f"--max_samples_per_worker gives {self.max_samples} rows; it must be 1 or more.")
         if self.batch_size < 1:

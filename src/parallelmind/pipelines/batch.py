@@ -45,7 +45,7 @@ class BatchReport:
     """Of the records in the parts, as the next."""
     prompt_tokens: int
     seconds: float
-    """Of this run, with loading the model in worker processes."""
+    """Of this run, without loading the model (on Ray with it)."""
     records_in_this_run: int
 
 
@@ -70,7 +70,6 @@ class BatchTask:
                 on_step=alive,
             ),
             backend,
-            worker,
         )
 
     def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
@@ -78,10 +77,9 @@ class BatchTask:
 
 
 class _BatchRecords:
-    def __init__(self, worker: BatchWorker, backend: Backend, info: WorkerInfo) -> None:
+    def __init__(self, worker: BatchWorker, backend: Backend) -> None:
         self._worker = worker
         self._backend = backend
-        self._info = info
 
     def run(self, items: Iterable[WorkItem], write: Write) -> None:
         self._worker.run(items, write)

@@ -19,7 +19,15 @@ from parallelmind.pipelines.batch import BatchReport, load_backend, run_batch
 from parallelmind.pipelines.batch_worker import Backend
 from parallelmind.pipelines.options import BatchOptions
 
-__all__ = ["DemoRecord", "DemoResult", "OneByOne", "ParallelDemo", "demo_records_path"]
+__all__ = [
+    "DemoRecord",
+    "DemoResult",
+    "OneByOne",
+    "ParallelDemo",
+    "compare",
+    "demo_records_path",
+    "read_demo_records",
+]
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,6 @@ class OneByOne:
         loaded = load_model_with_lora(options.base_model, patch_rope=False, device=options.device, dtype=options.dtype)
         self._model, self._tokenizer, _ = loaded
         self._max_new_tokens = options.max_new_tokens
-        self.tokens = 0
         self.seconds = 0.0
 
     @torch.inference_mode()
@@ -116,7 +123,6 @@ class OneByOne:
             pad_token_id=self._tokenizer.pad_token_id,
         )[0, len(ids) :]
         self.seconds += time.perf_counter() - started
-        self.tokens += len(output)
         text: str = self._tokenizer.decode(output, skip_special_tokens=True)
         return text
 

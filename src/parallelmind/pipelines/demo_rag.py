@@ -33,7 +33,6 @@ class RagDemo:
 def run_demo_rag(folder: Path, progress: Callable[[], Progress]) -> RagDemo:
     """Run the pipeline from the beginning."""
     files = PipelineFiles(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     contexts = ContextOptions(
         queries_file=ASSETS / "queries.json",
         output_file=files.contexts,

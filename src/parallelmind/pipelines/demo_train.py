@@ -6,7 +6,10 @@ anew from what training left on disk.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,7 +111,6 @@ def train_options(task: Task, folder: Path, visibility: Visibility, steps: int |
         eval_interval=max(1, steps // 4),
         branches_per_sample=task.branches,
         batch_size=128,
-        epochs=1000,
         max_steps=steps,
         learning_rate=5e-3,
         dtype="float32",
@@ -127,21 +129,18 @@ def train_options(task: Task, folder: Path, visibility: Visibility, steps: int |
 
 
 def command(options: TrainOptions) -> str:
-    """The command line that does the same."""
-    flags = {
-        "base_model": options.base_model,
-        "data_path": options.data_path,
-        "eval_data_path": options.eval_data_path,
-        "visibility": options.visibility,
-        "lora_rank": options.lora_rank,
-        "branches_per_sample": options.branches_per_sample,
-        "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
-        "max_steps": options.max_steps,
-        "dtype": options.dtype,
-        **{name: options.hf[name] for name in ("warmup_steps", "adam_beta2")},
-    }
-    return "parallelmind train " + " ".join(f"--{name} {value}" for name, value in flags.items())
+    """The command line that does the same, for a shell."""
+    plain = TrainOptions(base_model=options.base_model, data_path=options.data_path)
+    flags: dict[str, Any] = {"base_model": options.base_model, "data_path": options.data_path}
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        if item.name != "hf" and value != getattr(plain, item.name):
+            flags[item.name] = value
+    words = ["parallelmind", "train"]
+    for name, value in (flags | options.hf).items():
+        shown = json.dumps(value) if isinstance(value, dict) else str(value)
+        words += [f"--{name}"] if value is True else [f"--{name}", shown]
+    return shlex.join(words)
 
 
 def train(options: TrainOptions, progress: Progress) -> Trained:

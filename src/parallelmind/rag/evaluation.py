@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from parallelmind.data.jsonl import read_lines
 from parallelmind.data.records import load_object, show_value
 from parallelmind.errors import DataError
-from parallelmind.rag.queries import Query, expand_item
+from parallelmind.rag.queries import Query, expand_item, is_nested
 from parallelmind.rag.retriever import ABSENT, FALLBACK, METHODS, Retrieval
 from parallelmind.rag.store import CorpusStore
 
@@ -186,6 +186,8 @@ def _labelled(path: Path) -> Iterator[LabelledQuery]:
     for line in read_lines(path):
         where = f"{path}: line {line.number}"
         row = load_object(line.content, where)
+        if is_nested(row):
+            raise DataError(f'{where} has "queries"; a labelled row is one query, so write one a line.')
         (query,) = expand_item(row, line.index, where)
         if query.error:
             raise DataError(query.error)

@@ -168,6 +168,8 @@ class _Window:
                     self._position = error.pos
                     raise self.error(error.msg) from None
                 self._read_on(max(_CHUNK, len(self._text) - self._position))
+            except ValueError as error:  # a whole number of thousands of digits
+                raise self.error(str(error).partition(":")[0]) from None
             else:
                 if end < len(self._text) or self._ended:
                     self._position = end

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
 import shutil
 import sqlite3
 import weakref
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallelmind.data.jsonl import MAX_LINE_BYTES, JsonLine
+from parallelmind.data.line_table import UTF8_BOM
 from parallelmind.errors import DataError
 from parallelmind.rag.cached_folder import cached_folder
 from parallelmind.rag.corpus_rows import CorpusRow, parse_row
@@ -26,7 +26,6 @@ __all__ = ["VersionIndex", "public_name"]
 
 _FORMAT = 1
 _ROWS_KEPT = 256
-_UTF8_BOM = b"\xef\xbb\xbf"
 _SCHEMA = """
 CREATE TABLE rows (id INTEGER PRIMARY KEY, offset INTEGER, size INTEGER, public TEXT);
 CREATE TABLE names (name TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
@@ -126,7 +125,8 @@ class VersionIndex:
 
 def _read_row(file: BinaryIO, database: sqlite3.Connection, corpus_file: Path, row: int) -> CorpusRow:
     offset, size = database.execute("SELECT offset, size FROM rows WHERE id = ?", (row,)).fetchone()
-    content = os.pread(file.fileno(), size, offset)
+    file.seek(offset)
+    content = file.read(size)
     try:
         return parse_row(JsonLine(index=row, number=row + 1, content=content, size=len(content)), corpus_file)
     except DataError:
@@ -153,7 +153,7 @@ def _lines_with_offsets(file: BinaryIO) -> Iterator[tuple[int, JsonLine]]:
     offset = number = index = 0
     while content := file.readline(MAX_LINE_BYTES):
         number += 1
-        skipped = len(_UTF8_BOM) if number == 1 and content.startswith(_UTF8_BOM) else 0
+        skipped = len(UTF8_BOM) if number == 1 and content.startswith(UTF8_BOM) else 0
         stripped = content[skipped:].rstrip()
         if stripped:
             yield offset + skipped, JsonLine(index=index, number=number, content=stripped, size=len(stripped))

@@ -37,7 +37,7 @@ class EngineThread:
     """Runs an engine for many event loops at once.
 
     Args:
-        on_events: called in the engine's thread with the mailbox and event of everything the engine gains.
+        on_event: called in the engine's thread with the mailbox and event of everything the engine gains.
     """
 
     def __init__(self, engine: Engine, on_event: Callable[[Mailbox, Event], None]):

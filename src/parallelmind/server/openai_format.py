@@ -180,5 +180,5 @@ def _usage(results: Mapping[int, BranchResult]) -> dict[str, Any]:
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI's own number for "impossible" is this one."""
-    return max(logprob, -9999.0)
+    """JSON has no infinity and no NaN; OpenAI's own number for "impossible" is this one."""
+    return max(-9999.0, logprob)

@@ -35,7 +35,8 @@ def chat_ids(
 ) -> PromptIds:
     """A conversation as main, and for each branch the user's next message and where the answer begins.
 
-    An empty prompt adds no message: the branch answers the conversation as it is.
+    An empty prompt adds no message: the branch answers the conversation as it is. A template that refuses a system
+    message gets its text at the beginning of the first one of the user, as in `parallelmind chat`.
 
     Raises:
         ApiError: the model's chat template refuses the conversation.
@@ -45,9 +46,9 @@ def chat_ids(
         for message in messages
     ]
     try:
-        shared = "" if not any(prompts) else render_chat(tokenizer, said)
+        shared = "" if not any(prompts) else _rendered(tokenizer, said)
         whole = [
-            render_chat(tokenizer, [*said, {"role": "user", "content": prompt}] if prompt else said, reply=True)
+            _rendered(tokenizer, [*said, {"role": "user", "content": prompt}] if prompt else said, reply=True)
             for prompt in prompts
         ]
     except Exception as error:  # a template raises jinja's own errors, and whatever its expressions do
@@ -77,12 +78,28 @@ def completion_ids(tokenizer: Any, prompt: str | Sequence[str] | Sequence[int] |
     return PromptIds(several[0][:length], [one[length:] for one in several])
 
 
+def _rendered(tokenizer: Any, messages: Sequence[Message], *, reply: bool = False) -> str:
+    try:
+        return render_chat(tokenizer, messages, reply=reply)
+    except Exception:  # as above; gemma's template refuses system messages
+        first, *rest = messages
+        if first["role"] != "system":
+            raise
+        text = first["content"]
+        if rest and rest[0]["role"] == "user":
+            text, rest = f"{text}\n\n{rest[0]['content']}", rest[1:]
+        return render_chat(tokenizer, [{"role": "user", "content": text}, *rest], reply=reply)
+
+
 def _shared_length(several: Sequence[str] | Sequence[list[int]]) -> int:
     """How much all of them begin with in common."""
-    for length, items in enumerate(zip(*several, strict=False)):
-        if any(item != items[0] for item in items):
+    # What the first and the last in sorted order share, all between them share; comparing all, item by item, took
+    # minutes for a long main under many branches.
+    first, last = min(several), max(several)
+    for length, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
             return length
-    return min(map(len, several))
+    return len(first)
 
 
 def _ids(tokenizer: Any, text: str, add_start: bool) -> list[int]:

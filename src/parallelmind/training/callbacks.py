@@ -20,7 +20,7 @@ __all__ = ["EndOfData", "Interruption", "Progress", "Reporting"]
 
 
 class Progress(Protocol):
-    """Shows how far a run is."""
+    """Shows how far a run is: `start`, then `step` and `log`, and `stop` at the end, also of a run that failed."""
 
     def start(self, *, total: int | None, done: int) -> None: ...
 
@@ -61,10 +61,6 @@ class Reporting(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
             entry = {"step": state.global_step, **logs}
             self._metrics.append(entry)
             self._progress.log(entry)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._progress.stop()
 
 
 class EndOfData(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here

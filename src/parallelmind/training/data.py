@@ -9,6 +9,7 @@ from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Shar
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource, RecordSource
+from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.model import Trainee
 from parallelmind.training.options import TrainOptions
@@ -22,7 +23,7 @@ def load_data(
     """The training data, the number of steps (None: unknown), and the held-out data.
 
     Raises:
-        SettingsError: a dataset is not found, or a row is larger than a batch.
+        SettingsError: a dataset is not found, a row is larger than a batch, or nothing is held out.
         DataError: a bad row, or nothing to learn.
     """
     rank = current_rank()
@@ -59,6 +60,7 @@ def load_data(
     elif options.eval_ratio:
         held_out = FilteredSource(source, lambda index: _is_held_out(options, index))
         source = FilteredSource(source, lambda index: not _is_held_out(options, index))
+        _check_split(options.eval_ratio, source, held_out)
     dataset = ParallelPretrainDataset(
         source,
         encoder,
@@ -83,6 +85,13 @@ def load_data(
     )
     evaluation.samples()
     return dataset, total, evaluation
+
+
+def _check_split(ratio: float, kept: RecordSource, held_out: RecordSource) -> None:
+    first_kept, first_held_out = next(kept.read(), None), next(held_out.read(), None)
+    if (first_kept is None) != (first_held_out is None):  # both: no records at all, which is said elsewhere
+        count = "none" if first_held_out is None else "all"
+        raise SettingsError(f"--eval_ratio {ratio} holds out {count} of the records of {kept.name}; change it.")
 
 
 def _is_held_out(options: TrainOptions, index: int) -> bool:

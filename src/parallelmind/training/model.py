@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
-from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.errors import AdapterError, SettingsError, first_line
 from parallelmind.models.loader import (
     DTYPES,
-    TINY_MODEL,
-    bundled_model_path,
     check_agreement,
+    model_path,
+    pretrained_model,
     resolve_device,
     sidecar_of_model,
 )
@@ -77,15 +77,24 @@ class Trainee:
 def training_device(options: TrainOptions) -> tuple[str, str | None]:
     """The device of this process, and a note. Raises SettingsError if it cannot train in the dtype asked for."""
     device, note = resolve_device(options.device)
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        resolve_device(device)
+    if torch.device(device).type == "cuda":
+        if torch.device(device).index:
+            raise SettingsError(
+                f"--device {options.device}: Trainer takes the first GPU that it sees; set CUDA_VISIBLE_DEVICES to the "
+                "one wanted, and give --device cuda."
+            )
+        if "LOCAL_RANK" in os.environ:
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            resolve_device(device)
     if options.dtype not in DTYPES:
         raise SettingsError(f"--dtype is {options.dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if options.dtype == "float16" and not device.startswith("cuda"):
         raise SettingsError("--dtype float16 cannot be trained in on a CPU; use --dtype bfloat16 or float32.")
-    if options.dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
-        raise SettingsError("--dtype bfloat16 is not supported by this GPU; use --dtype float16 or float32.")
+    if options.dtype == "bfloat16" and device.startswith("cuda"):
+        with torch.cuda.device(device):
+            supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not supported:
+            raise SettingsError("--dtype bfloat16 is not supported by this GPU; use --dtype float16 or float32.")
     return device, note
 
 
@@ -146,16 +155,12 @@ def _stored(options: TrainOptions) -> tuple[Sidecar | None, str]:
                 f"--load_lora {options.load_lora}: no such file or folder; give a .pth or a PEFT folder."
             )
         adapter = read_sidecar(options.load_lora)
-    of_model = None if options.base_model is None else sidecar_of_model(_path(options.base_model))
+    of_model = None if options.base_model is None else sidecar_of_model(model_path(options.base_model))
     if of_model is None:
         return adapter, f"--load_lora {options.load_lora}"
     assert options.base_model is not None
     check_agreement(adapter, of_model, options.base_model)
     return of_model, f"the model {options.base_model}"
-
-
-def _path(name: str) -> str:
-    return str(bundled_model_path()) if name == TINY_MODEL else name
 
 
 def _put_lora(model: Any, options: TrainOptions) -> int:
@@ -202,9 +207,9 @@ def _tokenizer(options: TrainOptions) -> Any:
     assert name is not None
     flag = "--tokenizer_path" if options.tokenizer_path else "--base_model"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_path(name))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise SettingsError(f"{flag} {name}: no tokenizer can be loaded from it ({_first_line(error)}).") from error
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+    except Exception as error:  # tokenizers has no type of its own
+        raise SettingsError(f"{flag} {name}: no tokenizer can be loaded from it ({first_line(error)}).") from error
     return tokenizer
 
 
@@ -216,13 +221,7 @@ def _base_model(options: TrainOptions, device: str) -> nn.Module:
     placement: dict[str, Any] = {}
     if options.load_in_4bit or options.load_in_8bit:
         placement = {"quantization_config": _quantization(options), "device_map": {"": device}}
-    try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(_path(name), dtype=dtype, **placement)
-    except (OSError, ValueError, ImportError) as error:
-        raise SettingsError(
-            f"--base_model {name}: not loadable as a local folder or from the Hugging Face Hub ({_first_line(error)}). "
-            "Check the spelling and the network; --base_model tiny is the bundled model."
-        ) from error
+    model: nn.Module = pretrained_model(name, dtype=dtype, **placement)
     if placement:
         model._hf_peft_config_loaded = True  # type: ignore[assignment]  # else Trainer refuses a quantized model
     return model
@@ -269,11 +268,6 @@ def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:
             model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:  # a config of impossible sizes fails in as many ways as there are models
         raise SettingsError(
-            f"no {family} model can be made of --model_config and the flags of the new model: {_first_line(error)}."
+            f"no {family} model can be made of --model_config and the flags of the new model: {first_line(error)}."
         ) from error
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

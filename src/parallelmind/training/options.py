@@ -114,6 +114,12 @@ class TrainOptions:
                 raise SettingsError("--tokenizer_path is required: the tokenizer the new model is made for.")
         elif self.base_model is None:
             raise SettingsError("--base_model is required: a hub name, a local folder, or tiny.")
+        describing = [*(["model_config"] if self.model_config is not None else []), *self.model_overrides]
+        if describing and self.base_model is not None:
+            raise SettingsError(
+                f"--{describing[0]} describes a new model, and --base_model {self.base_model} is a finished one; "
+                "leave one out."
+            )
         given = [name for name in _OF_THE_ADAPTER if getattr(self, name) != _default(name)]
         if self.load_lora is not None and given:
             raise SettingsError(

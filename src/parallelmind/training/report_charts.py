@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import torch
+
 from parallelmind.visuals.grid import RowGrid, branch_colour
 
 __all__ = ["Series", "line_chart", "mask_png"]
@@ -17,6 +19,7 @@ __all__ = ["Series", "line_chart", "mask_png"]
 _WIDTH, _HEIGHT = 480, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 34
 _MOST_POINTS = 300
+_MOST_PIXELS = 1024
 _TICKS = 4
 _NEAR_ZERO = 0.4
 
@@ -83,14 +86,19 @@ def line_chart(
 
 
 def mask_png(grid: RowGrid) -> str:
-    """The mask as the address of an inline PNG: a pixel a pair of tokens, transparent where nothing is seen."""
-    size = len(grid)
-    branches = sorted(set(grid.branch_of))[:255]
+    """The mask as the address of an inline PNG: a pixel a pair of tokens, transparent where nothing is seen.
+
+    Of a row too long for that, a pixel for every second token, or every third, and so on.
+    """
+    each = -(-len(grid) // _MOST_PIXELS)
+    branch_of = grid.branch_of[::each]
+    size = len(branch_of)
+    branches = sorted(set(branch_of))[:255]
     index = {branch: place + 1 for place, branch in enumerate(branches)}
-    keys = bytes(index.get(branch, len(branches)) for branch in grid.branch_of)
-    lines = b"".join(
-        b"\0" + bytes(key if sees else 0 for key, sees in zip(keys, line, strict=True)) for line in grid.seen.tolist()
-    )
+    keys = torch.tensor([index.get(branch, len(branches)) for branch in branch_of], dtype=torch.uint8)
+    pixels = torch.zeros(size, size + 1, dtype=torch.uint8)  # the first of a line says how it is filtered: not
+    pixels[:, 1:] = grid.seen[::each, ::each] * keys
+    lines = pixels.numpy().tobytes()
     palette = bytes(3) + b"".join(bytes.fromhex(branch_colour(branch)[1:]) for branch in branches)
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 3, 0, 0, 0)),

@@ -16,6 +16,7 @@ import torch
 from transformers.integrations import TensorBoardCallback
 
 from parallelmind.data.collator import ParallelPretrainCollator
+from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
@@ -66,7 +67,7 @@ class TrainReport:
     evaluation: dict[str, float]
     """Of the end; empty without held-out data."""
     written: Path
-    """The final adapter, or the folder of the pretrained model."""
+    """The final adapter, or the folder of the pretrained model; the first process writes it."""
     report: Path | None
     """None on all processes but the first."""
 
@@ -105,12 +106,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         two_axes=forward.patched,
         pad_to_multiple_of=_FLEX_BLOCK if device.startswith("cuda") else 1,
     )
-    evaluation = None
-    if evaluation_data is not None:
-        samples = evaluation_data.samples()[: options.eval_samples]
-        evaluation = Evaluation(
-            list(evaluation_data), samples, tokenizer=trainee.tokenizer, collator=collator, forward=forward
-        )
+    evaluation = _evaluation(options, evaluation_data, trainee.tokenizer, collator, forward)
     metrics, interruption, end = MetricsLog(files.metrics), Interruption(), EndOfData()
 
     def save(step: int | None) -> Path:
@@ -148,11 +144,13 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         resumed_from, ended = trainer.load_data_state(checkpoint)
         ended = ended or (total is not None and resumed_from >= total)
         _LOGGER.info("continuing from %s", checkpoint)
-    with forward.installed(trainee.model), interruption.caught(), _explained(options):
+    with forward.installed(trainee.model), interruption.caught(), _explained(options), _stopped(progress):
         if ended:
             assert checkpoint is not None
             trainer.finish_from(checkpoint)
-            metrics.open(resumed_from)
+            if arguments.should_save:
+                metrics.open(resumed_from)
+                progress.start(total=total, done=resumed_from)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         steps = trainer.state.global_step
@@ -167,7 +165,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     counts = dataset.counts.as_dict()
     if not counts["records"]:  # streamed in a process of its own
         counts = trainer.data_state.get("counts_with_block") or counts
-    written, report = files.adapter(None), None
+    written, report = files.model if options.task == "pretrain" else files.adapter(None), None
     if arguments.should_save:
         written = save_model(trainee, files) if options.task == "pretrain" else save(None)
         report = _write_report(options, files, settings, trainee, trainer, metrics, counts)
@@ -179,6 +177,19 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         written=written,
         report=report,
     )
+
+
+def _evaluation(
+    options: TrainOptions,
+    data: ParallelPretrainDataset | None,
+    tokenizer: Any,
+    collator: ParallelPretrainCollator,
+    forward: PackedForward,
+) -> Evaluation | None:
+    if data is None:
+        return None
+    asked = data.samples()[: options.eval_samples]
+    return Evaluation(list(data), asked, tokenizer=tokenizer, collator=collator, forward=forward)
 
 
 def _trainer(files: RunFiles, **parts: Any) -> PackedTrainer:
@@ -230,6 +241,15 @@ def _checkpoint_to_resume(options: TrainOptions, files: RunFiles, settings: dict
     if checkpoint is not None:
         files.check_settings(settings)
     return checkpoint
+
+
+@contextmanager
+def _stopped(progress: Progress) -> Iterator[None]:
+    """However the block ends, the terminal is as it was."""
+    try:
+        yield
+    finally:
+        progress.stop()
 
 
 @contextmanager

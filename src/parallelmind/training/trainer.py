@@ -239,7 +239,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         """Let the data go on where it was when a checkpoint was written.
 
         Returns:
-            The step of the checkpoint, and whether the data had ended.
+            The step of the checkpoint, and whether the data had ended with it.
         """
         path = checkpoint / _DATA_STATE
         try:
@@ -247,7 +247,10 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         except (OSError, ValueError) as error:
             raise TrainingError(f"{path}: not readable ({error}); give another checkpoint, or --overwrite.") from error
         self.train_dataset.load_state_dict(self.data_state)
-        return int(self.data_state["step"]), bool(self.data_state["ended"])
+        epochs = self.train_dataset.epochs
+        # The run that wrote it may have been told of fewer passes than this one.
+        ended = self.data_state["ended"] and epochs is not None and self.data_state["epoch"] + 1 >= epochs
+        return int(self.data_state["step"]), bool(ended)
 
     def finish_from(self, checkpoint: Path) -> None:
         """Take over a checkpoint after whose step nothing is left to train."""

@@ -44,7 +44,8 @@ class Canvas:
     ) -> None:
         s = self.scale
         self.height = max(self.height, y + height)
-        corners = (x * s, y * s, (x + width) * s - 1, (y + height) * s - 1)
+        # At least a pixel: Pillow refuses less, as the mark of a short branch in a long row may be.
+        corners = (x * s, y * s, max(x, x + width - 1 / s) * s, max(y, y + height - 1 / s) * s)
         outline = edge or None
 
         def paint(image: Image.Image, draw: Any) -> None:

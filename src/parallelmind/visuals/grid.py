@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from parallelmind.columnar import PAD_BRANCH, PackedRow, Visibility, visible
@@ -66,6 +67,13 @@ class RowGrid:
 
     def __len__(self) -> int:
         return len(self.branch_of)
+
+    def pooled(self, step: int) -> Tensor:
+        """bool [⌈S / step⌉, ⌈S / step⌉]: whether any token of a square of step x step tokens is seen."""
+        side = -(-len(self) // step)
+        padding = side * step - len(self)
+        squares = torch.nn.functional.pad(self.seen, (0, padding, 0, padding)).view(side, step, side, step)
+        return squares.any(3).any(1)
 
     @property
     def summary(self) -> str:

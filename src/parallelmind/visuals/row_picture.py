@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from parallelmind.visuals.canvas import INK, LINE, MUTED, Canvas, tint
@@ -25,6 +26,8 @@ _MOST_TIMES = 32
 _HIDDEN = (243, 246, 250)
 _STRIP = 7
 _LABELS = 42
+_LINES = 256
+"""Of the mask, painted at once."""
 
 
 def draw_row(grid: RowGrid, path: Path, *, title: str, font: str | None = None) -> str | None:
@@ -183,12 +186,12 @@ def _mask_image(grid: RowGrid, pixels: int) -> Image.Image:
     size = len(grid)
     # Main is a large area: lighter, so that the branches stand out.
     rgb = {branch: _rgb(tint(branch_colour(branch), 0.9 if branch else 0.7)) for branch in set(grid.branch_of)}
-    image = Image.new("RGB", (size, size), _HIDDEN)
-    image.putdata([
-        rgb[branch] if sees else _HIDDEN
-        for line in grid.seen.tolist()
-        for sees, branch in zip(line, grid.branch_of, strict=True)
-    ])  # fmt: skip
+    colours = torch.tensor([rgb[branch] for branch in grid.branch_of], dtype=torch.uint8)
+    hidden = torch.tensor(_HIDDEN, dtype=torch.uint8)
+    image = Image.new("RGB", (size, size))
+    for top in range(0, size, _LINES):
+        lines = torch.where(grid.seen[top : top + _LINES, :, None], colours, hidden)
+        image.paste(Image.frombytes("RGB", (size, len(lines)), lines.numpy().tobytes()), (0, top))
     cell = max(1, pixels // size)
     if size * cell <= pixels:
         return _with_lines(image.resize((size * cell, size * cell), Image.Resampling.NEAREST), grid, cell)

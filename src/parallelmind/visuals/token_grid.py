@@ -49,9 +49,7 @@ def mask_text(grid: RowGrid, *, width: int = 100) -> RenderableType:
     text = Text(" " * (_LABEL_WIDTH + 1), no_wrap=True)
     for branch in grid.branch_of[::across]:
         text.append("m" if branch == 0 else str(branch % 10), style=branch_colour(branch))
-    seen = [[False] * (-(-size // step)) for _ in range(-(-size // step))]
-    for query, key in grid.seen.nonzero().tolist():
-        seen[query // step][key // step] = True
+    seen = grid.pooled(step).tolist()
     before = -1
     for top in range(0, size, down):
         branch = grid.branch_of[top]

@@ -7,39 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["CharacterTokenizer", "readable", "token_bytes", "token_texts"]
+__all__ = ["readable", "token_bytes", "token_texts"]
 
 _SHOWN = {" ": "·", "\n": "⏎", "\r": "↵", "\t": "⇥", "\u3000": "□"}
 _BROKEN = "\ufffd"
-
-
-class CharacterTokenizer:
-    """One token a character: what `show` falls back to where there is no tokenizer."""
-
-    eos_token_id = 0x110000  # no character
-    all_special_ids: tuple[int, ...] = (eos_token_id,)
-    all_special_tokens: tuple[str, ...] = ("<end>",)
-    bos_token = None
-    bos_token_id = None
-    chat_template = None
-    is_fast = False
-
-    def __call__(self, text: str | list[str], **options: Any) -> dict[str, list[Any]]:
-        del options  # it puts no special tokens anywhere
-        if isinstance(text, str):
-            return {"input_ids": [ord(character) for character in text]}
-        return {"input_ids": [[ord(character) for character in part] for part in text]}
-
-    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        """User: …, Assistant: …, a turn a line."""
-        lines = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in messages]
-        return "".join(lines) + ("Assistant: " if options.get("add_generation_prompt") else "")
-
-    def convert_ids_to_tokens(self, token: int) -> str:
-        return "<end>" if token == self.eos_token_id else chr(token)
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(self.convert_ids_to_tokens, ids))
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:

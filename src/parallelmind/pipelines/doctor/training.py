@@ -160,7 +160,7 @@ def _train_options(options: DoctorOptions, folder: Path) -> TrainOptions:
         data_path=data,
         out_dir=folder,
         lora_rank=options.lora_rank or 8,
-        device=options.device,
+        device=options.device and options.device.partition(":")[0],  # training takes the first GPU
         dtype="float32",
         max_steps=_STEPS,
         log_interval=1,

@@ -53,8 +53,8 @@ export class BranchCard {
     remove.addEventListener("click", () => on.remove(this));
     tune.addEventListener("click", () => this.tune(overrides.hidden));
     copy.addEventListener("click", async () => {
-      await navigator.clipboard?.writeText(this.output.text);
-      copy.textContent = navigator.clipboard ? "Copied" : "No clipboard";
+      const copied = await navigator.clipboard?.writeText(this.output.text).then(() => true, () => false);
+      copy.textContent = copied ? "Copied" : "No clipboard";
       setTimeout(() => (copy.textContent = "Copy"), 1500);
     });
   }

@@ -7,8 +7,10 @@ const COLOURS = ["#2f6fde", "#e0701b", "#1f9d6b", "#b4459f", "#7a5af0", "#c8901a
 const MASK_SIZE = 400;
 const MIN_CELL = 2;
 const MAX_CELL = 14;
+const EDGE = 8;
 
 const byId = (id) => document.getElementById(id);
+const cellSize = (tokens) => Math.max(MIN_CELL, Math.min(MAX_CELL, Math.floor(MASK_SIZE / tokens)));
 const colourOf = (branch) => (branch === 0 ? MAIN_COLOUR : COLOURS[(branch - 1) % COLOURS.length]);
 
 export class TokenGrid {
@@ -106,27 +108,26 @@ export class TokenGrid {
     if (!this.#grid?.tokens.length) return;
     const { tokens, visible } = this.#grid;
     const size = tokens.length;
-    const cell = Math.max(MIN_CELL, Math.min(MAX_CELL, Math.floor(MASK_SIZE / size)));
-    const edge = 8;
+    const cell = cellSize(size);
     const scale = devicePixelRatio || 1;
-    const side = edge + cell * size;
+    const side = EDGE + cell * size;
     this.#canvas.width = this.#canvas.height = Math.round(side * scale);
     this.#canvas.style.width = `${side}px`;
     const context = this.#canvas.getContext("2d");
     context.scale(scale, scale);
     const style = getComputedStyle(document.documentElement);
     context.fillStyle = style.getPropertyValue("--mask-empty");
-    context.fillRect(edge, edge, cell * size, cell * size);
+    context.fillRect(EDGE, EDGE, cell * size, cell * size);
     const gap = cell > 4 ? 1 : 0;
     visible.forEach((line, query) => {
       context.fillStyle = colourOf(tokens[query].branch);
-      context.fillRect(0, edge + query * cell, edge - 3, cell);
-      context.fillRect(edge + query * cell, 0, cell, edge - 3);
+      context.fillRect(0, EDGE + query * cell, EDGE - 3, cell);
+      context.fillRect(EDGE + query * cell, 0, cell, EDGE - 3);
       line.forEach((seen, key) => {
         if (!seen) return;
         context.fillStyle = colourOf(tokens[key].branch);
         context.globalAlpha = this.#chosen < 0 || this.#chosen === query ? 0.9 : 0.3;
-        context.fillRect(edge + key * cell, edge + query * cell, cell - gap, cell - gap);
+        context.fillRect(EDGE + key * cell, EDGE + query * cell, cell - gap, cell - gap);
         context.globalAlpha = 1;
       });
     });
@@ -172,9 +173,9 @@ export class TokenGrid {
   #placeAt(event) {
     const box = this.#canvas.getBoundingClientRect();
     const size = this.#grid.tokens.length;
-    const cell = Math.max(MIN_CELL, Math.min(MAX_CELL, Math.floor(MASK_SIZE / size)));
-    const drawn = 8 + cell * size;
-    const place = Math.floor((((event.clientY - box.top) / box.height) * drawn - 8) / cell);
+    const cell = cellSize(size);
+    const drawn = EDGE + cell * size;
+    const place = Math.floor((((event.clientY - box.top) / box.height) * drawn - EDGE) / cell);
     return place >= 0 && place < size ? place : -1;
   }
 
