@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+DEVICE = os.environ.get("PARALLELMIND_TEST_DEVICE", "cpu")
+"""Where the tiny models of tests/engine and tests/columnar run: `PARALLELMIND_TEST_DEVICE=cuda` tries them on a GPU."""
 VOCAB_SIZE = 97
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -79,7 +82,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, **overrides: Any
     torch.manual_seed(0)
     settings = _COMMON | FAMILIES.get(family, {}) | MORE_FAMILIES.get(family, {}) | overrides
     config = AutoConfig.for_model(family, **settings)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).to(DEVICE).eval()
 
 
 def char_tokenizer() -> Any:

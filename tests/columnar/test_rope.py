@@ -18,7 +18,7 @@ from parallelmind.columnar import (
 )
 from parallelmind.columnar.rope import probe_pairs
 from parallelmind.errors import SettingsError, UnsupportedModelError
-from tests.families import FAMILIES, MORE_FAMILIES, WITHOUT_ROPE, tiny_model
+from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, WITHOUT_ROPE, tiny_model
 
 THETA = 10000.0
 
@@ -35,8 +35,8 @@ def test_angles_follow_the_equations(mode: Any, pairs: Any) -> None:
     num_pairs = model.config.head_dim // 2
     chosen = auto_pair_indices(model, 0.5, pairs)
     patch_model_with_interleaved_2d_rope(model, chosen, mode)
-    positions = torch.tensor([[[0, 0], [0, 9], [128, 4], [256, 70], [896, 11]]])
-    cos, sin = model.model.rotary_emb(torch.zeros(1), positions)
+    positions = torch.tensor([[[0, 0], [0, 9], [128, 4], [256, 70], [896, 11]]], device=DEVICE)
+    cos, sin = model.model.rotary_emb(torch.zeros(1, device=DEVICE), positions)
     for token, (branch, time) in enumerate(positions[0].tolist()):
         for entry in range(2 * num_pairs):
             pair = entry % num_pairs
@@ -75,8 +75,8 @@ def test_the_layout_of_pairs_is_found_by_probing(family: str) -> None:
     pair_of_entry, num_pairs = probe_pairs(rotary, layer_type)
     assert num_pairs == len(inv_freq)
     arguments = (layer_type,) if layer_type else ()
-    cos, _ = rotary(torch.zeros(1), torch.tensor([[3]]), *arguments)
-    scaling = rotary(torch.zeros(1), torch.tensor([[0]]), *arguments)[0][0, 0, 0]
+    cos, _ = rotary(torch.zeros(1, device=DEVICE), torch.tensor([[3]], device=DEVICE), *arguments)
+    scaling = rotary(torch.zeros(1, device=DEVICE), torch.tensor([[0]], device=DEVICE), *arguments)[0][0, 0, 0]
     expected = torch.cos(3 * inv_freq[pair_of_entry]) * scaling
     torch.testing.assert_close(cos[0, 0], expected, atol=1e-5, rtol=0)
     assert torch.equal(inv_freq, inv_freq.sort(descending=True).values)
@@ -102,14 +102,14 @@ def test_scaling_stays_the_models_own(rope_parameters: dict[str, Any]) -> None:
     """Each axis turns as the model itself turns that position; far branch positions do not rescale time."""
     model = tiny_model("llama", rope_parameters=rope_parameters | {"rope_theta": THETA}, max_position_embeddings=256)
     rotary = model.model.rotary_emb
-    time = torch.tensor([[0, 5, 77]])
-    expected_time = rotary(torch.zeros(1), time)[0]
-    expected_branch = rotary(torch.zeros(1), torch.tensor([[0, 128, 250]]))[0]
+    time = torch.tensor([[0, 5, 77]], device=DEVICE)
+    expected_time = rotary(torch.zeros(1, device=DEVICE), time)[0]
+    expected_branch = rotary(torch.zeros(1, device=DEVICE), torch.tensor([[0, 128, 250]], device=DEVICE))[0]
     num_pairs = expected_time.shape[-1] // 2
     patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.5))
     for branch, expected in (([0, 128, 250], expected_branch), ([0, 128, 4000], None)):
-        positions = torch.stack((torch.tensor([branch]), time), dim=-1)
-        cos, _ = model.model.rotary_emb(torch.zeros(1), positions)
+        positions = torch.stack((torch.tensor([branch], device=DEVICE), time), dim=-1)
+        cos, _ = model.model.rotary_emb(torch.zeros(1, device=DEVICE), positions)
         half = num_pairs // 2
         torch.testing.assert_close(cos[..., :half], expected_time[..., :half])
         if expected is not None:
@@ -119,8 +119,8 @@ def test_scaling_stays_the_models_own(rope_parameters: dict[str, Any]) -> None:
 def test_plain_positions_and_generate_mean_branch_0() -> None:
     model = tiny_model("qwen2")
     patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.5))
-    ids = torch.tensor([[5, 6, 7, 8]])
-    positions = torch.stack((torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None]), dim=-1)
+    ids = torch.tensor([[5, 6, 7, 8]], device=DEVICE)
+    positions = torch.stack((torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None]), dim=-1).to(DEVICE)
     ones = torch.ones_like(ids)
     explicit = model(ids, position_ids=positions, attention_mask=ones).logits
     assert torch.equal(model(ids).logits, explicit)
@@ -131,8 +131,8 @@ def test_plain_positions_and_generate_mean_branch_0() -> None:
 def test_set_rope_pos2d_acts_like_position_ids_and_never_silently_on_another_length() -> None:
     model = tiny_model("qwen2")
     patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.5))
-    ids = torch.tensor([[5, 6, 7, 8]])
-    positions = torch.tensor([[[0, 0], [0, 1], [128, 2], [128, 3]]])
+    ids = torch.tensor([[5, 6, 7, 8]], device=DEVICE)
+    positions = torch.tensor([[[0, 0], [0, 1], [128, 2], [128, 3]]], device=DEVICE)
     expected = model(ids, position_ids=positions, attention_mask=torch.ones_like(ids)).logits
     before = model(ids).logits
     set_rope_pos2d(model, positions)

@@ -16,7 +16,7 @@ from parallelmind.models.adapters_load import attach_adapters, load_model_with_a
 from parallelmind.models.lora import apply_lora, load_lora, lora_layers, save_lora
 from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.sidecar import RopeSettings, Sidecar
-from tests.families import char_tokenizer, tiny_model
+from tests.families import DEVICE, char_tokenizer, tiny_model
 from tests.random_model import save_random_model
 
 GREEDY = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=0)
@@ -149,7 +149,7 @@ def test_the_kinds_of_lora(settings: dict[str, Any], tmp_path: Path) -> None:
 def test_an_adapter_on_the_output_head(tmp_path: Path) -> None:
     model = apply_lora(tiny_model("qwen2"), rank=4, seed=0, target_modules=["lm_head", "q_proj"])
     for layer in lora_layers(model).values():
-        torch.nn.init.normal_(layer.lora.B.weight, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(layer.lora.B.weight, generator=torch.Generator(DEVICE).manual_seed(0))
     path = save_lora(model, tmp_path / "head")
     engine = together("qwen2", {"plain": path})
     requests = [Request(main=MAIN, branches=PROMPTS, adapter=name) for name in ("plain", "")]

@@ -16,7 +16,7 @@ from parallelmind.columnar import (
     patch_model_with_interleaved_2d_rope,
 )
 from parallelmind.errors import RequestError
-from tests.families import char_tokenizer, tiny_model
+from tests.families import DEVICE, char_tokenizer, tiny_model
 
 MAIN = "the-shared-text"
 
@@ -80,7 +80,7 @@ def test_logprobs_are_those_of_a_full_forward() -> None:
     assert other.logprobs == []
     ids = char_tokenizer()(MAIN + "abc")["input_ids"] + answer.token_ids
     with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = model(torch.tensor([ids], device=DEVICE)).logits[0].log_softmax(-1)
     start = len(ids) - len(answer.token_ids) - 1
     assert [found.token_id for found in answer.logprobs] == answer.token_ids
     for place, found in enumerate(answer.logprobs):

@@ -11,7 +11,7 @@ import torch
 import parallelmind
 from parallelmind import Branch, Engine, Event, Request, SamplingParams
 from parallelmind.errors import RequestError, SettingsError, UnsupportedModelError
-from tests.families import WITHOUT_ROPE, char_tokenizer, tiny_model
+from tests.families import DEVICE, WITHOUT_ROPE, char_tokenizer, tiny_model
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True)
 MAIN = "some-shared-text"
@@ -375,7 +375,7 @@ def test_a_strict_branch_does_not_depend_on_main(model: Any) -> None:
 
 
 def test_the_model_is_as_before_outside_the_engine(model: Any, engine: Engine) -> None:
-    ids = torch.tensor([[5, 6, 7]])
+    ids = torch.tensor([[5, 6, 7]], device=DEVICE)
     before = model(ids).logits
     implementation = model.config._attn_implementation
     answer(engine)
@@ -410,7 +410,7 @@ def test_a_wrong_model_is_caught_by_the_parity_check() -> None:
     original = model.model.rotary_emb.forward
 
     def forward(x: Any, position_ids: Any) -> Any:
-        return original(x, torch.arange(position_ids.shape[1])[None])
+        return original(x, torch.arange(position_ids.shape[1], device=DEVICE)[None])
 
     model.model.rotary_emb.forward = forward
     with pytest.raises(UnsupportedModelError, match="logits differ"):

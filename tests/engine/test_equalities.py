@@ -22,7 +22,7 @@ from parallelmind.columnar import (
     patch_model_with_interleaved_2d_rope,
 )
 from parallelmind.engine import attention
-from tests.families import FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
+from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
 
 STRIDE = 16
 GREEDY = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True)
@@ -58,7 +58,7 @@ def test_each_branch_equals_generate_alone(family: str, patch: str | None) -> No
     results = engine.generate(requests, GREEDY)
     for request, result in zip(requests, results, strict=True):
         for prompt, branch in zip(request.branches or [""], result.branches, strict=True):
-            sequence = torch.tensor([ids(str(request.main)) + ids(str(prompt))])
+            sequence = torch.tensor([ids(str(request.main)) + ids(str(prompt))], device=DEVICE)
             alone = model.generate(
                 sequence,
                 attention_mask=torch.ones_like(sequence),
@@ -108,7 +108,7 @@ def assert_equals_full_forward(engine: Engine, main: str, branches: Sequence[str
         result = engine.generate([Request(main=main, branches=branches)], GREEDY)[0]
     tokens = [ids(p) + b.token_ids for p, b in zip(branches, result.branches, strict=True)]
     row = pack_row(ids(main), tokens)
-    full = full_forward(engine._runner.model, row.input_ids, row.pos2d(STRIDE), engine.visibility)
+    full = full_forward(engine._runner.model, row.input_ids.to(DEVICE), row.pos2d(STRIDE).to(DEVICE), engine.visibility)
     place = {
         (number, int(row.time_ids[i]) - len(main) * (number > 0)): i for i, number in enumerate(row.branch_ids.tolist())
     }
@@ -201,11 +201,11 @@ def test_columnar_branches_influence_later_columns_only(family: str) -> None:
 def test_additive_branch_0_is_the_unpatched_model() -> None:
     for family in FAMILIES:
         model = tiny_model(family)
-        sequence = torch.tensor([ids(MAIN)])
+        sequence = torch.tensor([ids(MAIN)], device=DEVICE)
         before = model(sequence).logits
         patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.5), "additive")
         assert torch.equal(model(sequence).logits, before), family
-        positions = torch.stack((torch.zeros_like(sequence), torch.arange(len(MAIN))[None]), dim=-1)
+        positions = torch.stack((torch.zeros_like(sequence), torch.arange(len(MAIN), device=DEVICE)[None]), dim=-1)
         two_axes = model(sequence, position_ids=positions, attention_mask=torch.ones_like(sequence)).logits
         torch.testing.assert_close(two_axes, before, atol=1e-6, rtol=0)
         patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.0), "split")

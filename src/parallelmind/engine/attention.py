@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -275,6 +276,8 @@ def attend(
             q, k, v, 0.0, False, attn_mask=mask, scale=scale
         )
         return (out, lse) if batched else (out[0], lse[0])
+    if softcap is None and _fused_on_cuda(query, value):
+        return _attend_on_cuda(query, key, value, mask, scale)
     rows = max(1, _MAX_SCORES // max(1, query[..., 0, 0].numel() * key.shape[-2]))
     if query.shape[-2] > rows:
         chunks = [
@@ -297,3 +300,44 @@ def attend(
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - lse[..., None]).to(value.dtype)
     return torch.matmul(weights, value), lse
+
+
+_FUSED_TYPES = (torch.float16, torch.bfloat16)
+_CUDA_HEAD_LIMIT = 256
+_CUDA_ALIGNMENT = 8
+"""Elements: rows of half precision that begin at multiples of 16 bytes, which the kernels ask for."""
+
+
+def _fused_on_cuda(query: Tensor, value: Tensor) -> bool:
+    """Whether CUDA's kernels take these shapes: half precision, one head size for keys and values, Ampere or newer."""
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in _FUSED_TYPES
+        and size == value.shape[-1]
+        and size <= _CUDA_HEAD_LIMIT
+        and size % _CUDA_ALIGNMENT == 0
+        and _compute_capability(query.device) >= (8, 0)
+    )
+
+
+@lru_cache
+def _compute_capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _attend_on_cuda(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`attend` by FlashAttention where nothing is masked, else by the kernel that takes an additive mask."""
+    batched = query.dim() == 4
+    q, k, v = (query, key, value) if batched else (query[None], key[None], value[None])
+    if mask is None:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)[:2]
+    else:
+        keys = k.shape[2]
+        padded = F.pad(mask, (0, -keys % _CUDA_ALIGNMENT))
+        bias = padded.expand(*q.shape[:3], padded.shape[-1])[..., :keys]
+        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, scale=scale)[:2]
+        lse = lse[..., : q.shape[2]]
+    return (out, lse) if batched else (out[0], lse[0])

@@ -21,7 +21,9 @@ def default_kv_cache_bytes(device: torch.device) -> int:
     """Half of the memory that is free now on the device that holds the embeddings."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free) // 2
+        # What torch keeps for reuse is free for us, though not for other processes.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (int(free) + kept) // 2
     return int(min(psutil.virtual_memory().available, free_in_container())) // 2
 
 
