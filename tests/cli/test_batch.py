@@ -45,9 +45,39 @@ def test_the_same_start_again_says_complete(
     assert main(arguments(data, out)) == 0
     assert "is complete already" in capsys.readouterr().err
     assert len(engine.requests) == requests
-    assert main(arguments(data, out, "--seed", 1)) == 1
-    assert "seed was 0, is now 1" in capsys.readouterr().err
+    assert main(arguments(data, out, "--seed", 1)) == 0
+    said = capsys.readouterr().err
+    assert "seed was 0, is now 1" in said
+    assert f"answers are in {out.with_name('out_2.jsonl')}" in said
     assert main(arguments(data, out, "--seed", 1, "--overwrite")) == 0
+    assert f"answers are in {out}\n" in capsys.readouterr().err
+
+
+def test_what_only_spells_out_a_default_continues_the_job(
+    data: Path, out: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter.pth"
+    adapter.write_bytes(b"weights")
+    equal: list[list[list[str]]] = [
+        [[], ["--no_patch_rope"], ["--rope_2d_ratio", "0.3"], ["--branch_stride", "9"], ["--visibility", "isolated"]],
+        [
+            ["--lora_path", str(adapter)],
+            ["--lora_path", str(adapter), "--patch_rope", "--rope_2d_ratio", "0.5", "--lora_rank", "8"],
+            ["--lora_path", str(adapter), "--branch_stride", "128", "--rope_2d_mode", "split"],
+        ],
+        [
+            ["--max_branches_per_sample", "8", "--min_branches_per_sample", "1"],
+            ["--max_branches_per_sample", "8", "--branches_per_sample", "3"],
+            ["--max_branches_per_sample", "8", "--max_samples", "1000000"],
+        ],
+    ]
+    for number, spelled in enumerate(equal, start=1):
+        for place, flags in enumerate(spelled):
+            capsys.readouterr()
+            assert main(arguments(data, out, *flags)) == 0
+            said = capsys.readouterr().err
+            assert ("is complete already" in said) == (place > 0), flags
+            assert f"answers are in {out if number == 1 else out.with_name(f'out_{number}.jsonl')}\n" in said
 
 
 def test_an_error_is_one_line_and_a_traceback_only_with_debug(
@@ -208,7 +238,7 @@ def test_defaults_leave_the_adapter_its_say(
 @pytest.mark.parametrize(
     ("given", "part", "expected"),
     [
-        (["--lora_path", "a.pth"], "model", {"lora_path": "a.pth"}),
+        (["--lora_path", __file__], "model", {"lora_path": __file__}),  # read by nobody here
         (["--lora_rank", "4"], "model", {"lora_rank": 4}),
         (["--patch_rope"], "model", {"patch_rope": True}),
         (["--no_patch_rope"], "model", {"patch_rope": False}),

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from parallelmind.jobs.board import slice_bounds
 from parallelmind.jobs.gpus import assign_gpus, visible_gpus
+from parallelmind.jobs.sharing import slice_bounds
 from parallelmind.pipelines.demo_rag import ASSETS
 from tests.compatibility.command_lines import link_checkout, run_line
 from tests.compatibility.contract import proves

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from parallelmind.engine.request import Branch
-from parallelmind.errors import JobError
 from parallelmind.pipelines.batch import BatchReport, run_batch
 from parallelmind.pipelines.batch_worker import Backend, branch_seed
 from parallelmind.pipelines.options import BatchOptions
@@ -257,12 +256,12 @@ def test_a_complete_run_loads_no_model(ten: Run) -> None:
     assert (report.answered, report.resumed, report.seconds) == (10, 10, 0.0)
 
 
-def test_other_settings_are_refused(ten: Run) -> None:
-    ten()
-    with pytest.raises(JobError, match=r"temperature was 0\.7, is now 0"):
-        ten(temperature=0.0)
-    with pytest.raises(JobError, match="max_samples was not given, is now 3"):
-        ten(max_samples=3)
+def test_other_settings_take_a_new_name(ten: Run, caplog: pytest.LogCaptureFixture) -> None:
+    first = ten().out_path
+    assert ten(temperature=0.0).out_path == first.with_name(f"{first.stem}_2.jsonl")
+    assert "temperature was 0.7, is now 0.0" in caplog.text
+    assert ten(max_samples=3).out_path == first.with_name(f"{first.stem}_3.jsonl")
+    assert ten(max_samples=10).out_path == ten().out_path == first
 
 
 def test_the_first_records_only(ten: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.cli.args import documented_default
-from parallelmind.cli.job_flags import add_job_flags, file_or_url, local_files, run_options
+from parallelmind.cli.job_flags import JobFiles, add_job_flags, file_or_url, run_options
 from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
@@ -55,11 +55,12 @@ def run(args: argparse.Namespace) -> int:
     args.debug = args.debug or args.verbose
     configure_logging(rank, debug=args.debug)
     args.max_samples = samples_in_all(args, rank)
-    options, out = run_options(args), args.output_file
-    with local_files(args, args.contexts_file, out, rank) as (args.contexts_file, args.output_file):
-        report = run_answer(answer_options(args), progress=make_progress(args.log_interval), rank=rank, run=options)
+    options = run_options(args, most_per_worker=args.max_samples_per_worker)
+    files = JobFiles(args, args.contexts_file, args.output_file, rank)
+    args.contexts_file, args.output_file = files.data, files.out
+    report = run_answer(answer_options(args), progress=make_progress(args.log_interval), rank=rank, run=options)
     if report is not None:
-        print_statistics(report, "INFERENCE", out)
+        print_statistics(report, "INFERENCE", files.finish(report.out_path))
     return 0
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+from pathlib import Path
 
 from parallelmind.cli.args import add_model_flags, add_sampling_flags, documented_default
-from parallelmind.cli.job_flags import add_job_flags, file_or_url, local_files, run_options
+from parallelmind.cli.job_flags import JobFiles, add_job_flags, file_or_url, run_options
 from parallelmind.cli.progress import make_progress
 from parallelmind.errors import JobError
 from parallelmind.jobs.ranks import current_rank
@@ -69,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
     args.stop = tuple(args.stop)
     rank, run = current_rank(), run_options(args)
     try:
-        with local_files(args, args.data_path, args.out_path, rank) as (args.data_path, args.out_path):
-            options = BatchOptions(**{name: getattr(args, name) for name in _FIELDS})
-            report = run_batch(options, progress=make_progress(args.log_interval), rank=rank, run=run)
+        files = JobFiles(args, args.data_path, args.out_path, rank)
+        args.data_path, args.out_path = files.data, files.out
+        options = BatchOptions(**{name: getattr(args, name) for name in _FIELDS})
+        report = run_batch(options, progress=make_progress(args.log_interval), rank=rank, run=run)
+        out_path = None if report is None else files.finish(report.out_path)
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
         raise
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             ) from error
         raise
     if report is not None:
-        _log_summary(report)
+        _log_summary(report, out_path)
     return 0
 
 
@@ -92,7 +95,7 @@ def _add_count(group: argparse._ArgumentGroup, name: str, default: int | None, t
     group.add_argument(name, type=int, default=default, metavar="N", help=documented_default(text, shown))
 
 
-def _log_summary(report: BatchReport) -> None:
+def _log_summary(report: BatchReport, out_path: str | Path | None) -> None:
     _LOGGER.info(
         "%d records loaded = %d answered + %d failed; %d generations finished, %d error rows",
         report.records, report.answered, report.failed, report.generations, report.failed_rows,
@@ -108,4 +111,4 @@ def _log_summary(report: BatchReport) -> None:
             "%d tokens generated in %.1f s: %.1f tokens/s; %d prompt tokens",
             report.generated_tokens, report.seconds, report.generated_tokens / report.seconds, report.prompt_tokens,
         )  # fmt: skip
-    _LOGGER.info("answers are in %s", report.out_path)
+    _LOGGER.info("answers are in %s", out_path)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_slices(records: int, workers: int) -> int:
-    from parallelmind.jobs.board import slice_bounds
+    from parallelmind.jobs.sharing import slice_bounds
 
     bounds = slice_bounds(records, workers)
     for worker, (start, stop) in enumerate(bounds):
@@ -63,8 +63,10 @@ def _check_leases(records: int, workers: int) -> int:
         board.begin("check", b"", records)
         board.open_round(1, np.arange(records), np.ones(records), workers=workers)
         # Workers of very different speed: who comes next is drawn, not taken in turn.
-        while lease := board.take("check", min(chance.randrange(workers), chance.randrange(workers)), 5):
-            given.update(board.listed(lease)["record"].tolist())
+        while board.read().left:
+            lease = board.take("check", min(chance.randrange(workers), chance.randrange(workers)), 5)
+            if lease is not None:
+                given.update(board.listed(lease)["record"].tolist())
     return _report("leases give every record exactly once", given == Counter(range(records)))
 
 

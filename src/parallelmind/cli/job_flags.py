@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from parallelmind.cli.args import documented_default
@@ -16,7 +14,7 @@ from parallelmind.jobs.ranks import Rank
 from parallelmind.jobs.remote_files import LocalCopies, is_remote
 from parallelmind.jobs.run import RunOptions
 
-__all__ = ["add_job_flags", "file_or_url", "local_files", "run_options"]
+__all__ = ["JobFiles", "add_job_flags", "file_or_url", "run_options"]
 
 
 def add_job_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,18 +52,26 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     add("--log_interval", float, 10.0, "SECONDS", "seconds between progress lines when stderr is no terminal")
 
 
-@contextmanager
-def local_files(args: argparse.Namespace, data: str | Path, out: str | Path, rank: Rank) -> Iterator[tuple[Path, Path]]:
-    """Local stand-ins of input and output; a remote output is copied to its place at the end, by the first rank.
+class JobFiles:
+    """Local stand-ins of the input and the output of a job, each of which may be a remote file.
 
     Raises:
-        ParallelMindError: a remote file cannot be read or written.
+        ParallelMindError: a remote file cannot be read.
     """
-    copies = LocalCopies(args.work_dir)
-    first = rank.rank == 0
-    yield (copies.input(data) if first else copies.local(data)), copies.local(out)
-    if first:
-        copies.upload(out)
+
+    def __init__(self, args: argparse.Namespace, data: str | Path, out: str | Path, rank: Rank) -> None:
+        self._copies = LocalCopies(args.work_dir)
+        self._out = out
+        self.data = self._copies.input(data) if rank.rank == 0 else self._copies.local(data)
+        self.out = self._copies.local(out)
+
+    def finish(self, written: Path) -> str | Path:
+        """Copy a remote output to its place, and return where the output is; only the first rank does this.
+
+        Raises:
+            JobError: it cannot be written; the local copy stays.
+        """
+        return self._copies.upload(self._out, written)
 
 
 def file_or_url(text: str) -> str | Path:
@@ -73,8 +79,8 @@ def file_or_url(text: str) -> str | Path:
     return text if is_remote(text) else Path(text)
 
 
-def run_options(args: argparse.Namespace) -> RunOptions:
-    """The options that `add_job_flags` parsed.
+def run_options(args: argparse.Namespace, *, most_per_worker: int | None = None) -> RunOptions:
+    """The options that `add_job_flags` parsed, and how many records each worker may work on.
 
     Raises:
         SettingsError: a value is out of range.
@@ -87,6 +93,7 @@ def run_options(args: argparse.Namespace) -> RunOptions:
         ray=(args.ray_address or "") if args.launcher == "ray" else None,
         workers=args.workers,
         gpus_per_worker=args.gpus_per_worker,
+        most_per_worker=most_per_worker,
         record_timeout=args.record_timeout,
         prometheus_port=args.prometheus_port,
         set_up=functools.partial(_set_up, debug=args.debug),

@@ -68,13 +68,13 @@ def run(args: argparse.Namespace) -> int:
             files,
             progress=lambda: make_progress(args.log_interval),
             rank=rank,
-            run=run_options(args),
+            run=run_options(args, most_per_worker=args.max_samples_per_worker),
         )
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
         raise
     if found is not None:
         log_summary(found.contexts, verbose=args.verbose)
-        print_statistics(found.answers, "INFERENCE", files.answers)
+        print_statistics(found.answers, "INFERENCE", found.answers.out_path)
         print(f"Statistics of both stages: {files.statistics}")
     return 0

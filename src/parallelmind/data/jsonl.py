@@ -16,7 +16,7 @@ from typing import BinaryIO
 from parallelmind.data.line_table import UTF8_BOM, InputSummary, LineTable, scan_blocks
 from parallelmind.errors import DataError
 
-__all__ = ["MAX_LINE_BYTES", "InputSummary", "JsonLine", "LineReader", "LineTable", "read_lines", "scan"]
+__all__ = ["MAX_LINE_BYTES", "InputSummary", "JsonLine", "LineReader", "LineTable", "begins_with", "read_lines", "scan"]
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are not read into memory; each becomes one bad record."""
@@ -121,6 +121,23 @@ def scan(
         if max_records is None and on_line is None:
             return scan_blocks(file, max_line_bytes, table)
         return _scan_lines(file, max_line_bytes, max_records, table, on_line)
+
+
+def begins_with(path: Path, earlier: InputSummary) -> bool:
+    """Whether the first records of a file are those that `scan` summed up earlier, to the byte.
+
+    Raises:
+        DataError: as `read_lines`.
+    """
+    hasher, left, last = hashlib.blake2b(digest_size=16), earlier.size, b"\n"
+    with _open(path) as file:
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            hasher.update(chunk)
+            left -= len(chunk)
+            last = chunk[-1:]
+        if left or hasher.hexdigest() != earlier.digest:
+            return False
+        return last == b"\n" or file.read(1) in (b"", b"\n", b"\r")
 
 
 def _scan_lines(

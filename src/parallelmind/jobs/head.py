@@ -36,7 +36,9 @@ _END_SECONDS = 30.0
 class Head:
     """Runs an open job with the workers of a supervisor, which may be part of a larger world."""
 
-    def __init__(self, job: Job, task: Task, *, run: str, world_size: int) -> None:
+    def __init__(self, job: Job, task: Task, *, run: str, world_size: int, keep_apart: bool = False) -> None:
+        self._keep_apart = keep_apart
+        self._given_up: set[int] = set()
         self._job = job
         self._task = task
         self._run = run
@@ -56,7 +58,7 @@ class Head:
         for path in self._job.folder.glob("gave-up-*.json"):
             path.unlink()
         self._job.plan.save(self._job.folder)
-        self._board.begin(self._run, self._job.digest, self._job.input.records)
+        self._board.begin(self._run, self._job.digest, self._job.input.records, keep_apart=self._keep_apart)
         self._open_round()
 
     def run(self, supervisor: Supervisor, on_poll: Callable[[], None]) -> Completion:
@@ -139,6 +141,9 @@ class Head:
     def _check_workers(self, supervisor: Supervisor) -> None:
         gave_up = supervisor.gave_up | _given_up_elsewhere(self._job.folder, self._run)
         if len(gave_up) < self._world_size:
+            if gave_up.keys() - self._given_up:
+                self._given_up |= gave_up.keys()
+                self._board.give_up(self._given_up)
             return
         missing = len(self._job.todo())
         reasons = "; ".join(dict.fromkeys(reason.rstrip(".") for _, reason in sorted(gave_up.items())))

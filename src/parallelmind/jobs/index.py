@@ -1,9 +1,11 @@
-"""Where the result of each record is, and what it took: 47 bytes a record, and no rows, in memory."""
+"""Where the result of each record is, and what it took: 49 bytes a record, and no rows, in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,10 @@ from parallelmind.jobs.parts import Entries, is_final
 __all__ = ["ResultIndex"]
 
 _ABSENT = -1
+_KEPT = (
+    "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds", "retries", "error_class", "worker",
+    "_final",
+)  # fmt: skip
 
 
 class ResultIndex:
@@ -20,6 +26,9 @@ class ResultIndex:
 
     def __init__(self, records: int) -> None:
         self.part = np.full(records, _ABSENT, np.int32)
+        """Which file has the rows."""
+        self.worker = np.zeros(records, np.uint16)
+        """Number of the part that the result was first written to: rank + 1, or 0 of the head."""
         self.offset = np.zeros(records, np.int64)
         self.size = np.zeros(records, np.int64)
         self.attempt = np.zeros(records, np.uint16)
@@ -43,13 +52,41 @@ class ResultIndex:
         entries = entries[entries["attempt"] >= self.attempt[entries["record"]]]
         # NumPy keeps the last of several values for one place: the latest entry.
         place = entries["record"].astype(np.int64)
-        self.part[place] = entries["worker"]
+        self.part[place] = self.worker[place] = entries["worker"]
         for name in ("offset", "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds"):
             getattr(self, name)[place] = entries[name]
         self.retries[place] = entries["retries"]
         self.error_class[place] = self._numbers(entries["error_class"])
         self._final[place] = is_final(entries)
         self._reopened[place] = False
+
+    def save(self, path: Path, output_bytes: int) -> None:
+        """Store what is known of an output of that size, in which the rows of all records stand in input order."""
+        columns = {name.lstrip("_"): getattr(self, name) for name in _KEPT}
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file, output_bytes=np.int64(output_bytes), error_classes=np.array(self.error_classes), **columns
+            )
+
+    def adopt(self, path: Path, output: Path, part: int) -> bool:
+        """Take over what `save` stored of an output, whose rows are from now on those of `part`; whether it fits."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if int(stored["output_bytes"]) != output.stat().st_size or len(stored["size"]) > len(self):
+                    return False
+                count = len(stored["size"])
+                for name in _KEPT:
+                    getattr(self, name)[:count] = stored[name.lstrip("_")]
+                self.error_classes = stored["error_classes"].tolist()
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return False
+        self.settle(part, count)
+        return True
+
+    def settle(self, part: int, count: int | None = None) -> None:
+        """The rows of the first records (all of them) now stand in `part`, one record after the other."""
+        self.part[:count] = part
+        self.offset[:count] = np.cumsum(self.size[:count]) - self.size[:count]
 
     def todo(self) -> NDArray[np.int64]:
         """The records without a result, or to be tried again, in input order."""
@@ -79,7 +116,7 @@ class ResultIndex:
 
     def records_by_worker(self) -> dict[int, int]:
         """Records whose result is in the part of each worker process."""
-        counts = np.bincount(self.part[self.part > 0]).tolist()
+        counts = np.bincount(self.worker[self.has_results & (self.worker > 0)]).tolist()
         return {part - 1: count for part, count in enumerate(counts) if count}
 
     @property

@@ -1,12 +1,16 @@
 """A job turns an input JSONL into an output JSONL by a function of one record, and survives any interruption.
 
 State lives in the folder `<output>.job` beside the output: the job file, the lock, the plan and the part files.
-When a job is finished the parts are removed, unless records failed: those can still be tried again. The job file
-stays, so that the same start again finds the job complete.
+When a job is finished the parts are removed. The job file stays, so that the same start again finds the job complete,
+and so does an index of the output, so that failed records can be tried again and a longer input goes on from it.
+
+A job whose settings differ from those of the job that stands under its output's name takes the next name that is free
+(`out.jsonl`, `out_2.jsonl`, …) or has equal settings: no command destroys or mixes what another one made.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -20,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallelmind.data.jsonl import InputSummary, JsonLine, read_lines
+from parallelmind.data.run_names import numbered
 from parallelmind.errors import DataError, JobError, SettingsError
 from parallelmind.jobs.index import ResultIndex
 from parallelmind.jobs.lock import lock_output
@@ -27,7 +32,7 @@ from parallelmind.jobs.merge import merge_parts
 from parallelmind.jobs.outcome import Outcome
 from parallelmind.jobs.parts import Part, PartWriter, storage_error
 from parallelmind.jobs.plan import GroupOf, Plan, PlanReader, make_plan
-from parallelmind.jobs.spec import Completion, JobSpec, load_job_file, save_job_file
+from parallelmind.jobs.spec import Completion, JobSpec, load_job_file, other_input, save_job_file
 
 __all__ = ["HEAD_PART", "Job", "WorkItem", "job_folder"]
 
@@ -36,7 +41,11 @@ _FAILURES_LISTED = 20
 _ERROR_KEPT = 500
 HEAD_PART = 0
 """The part of the process that leads a run; rank r writes part r + 1."""
+_INDEX_NAME = "output-index.npz"
+_OUTPUT_PART = -2
+"""Stands for the output of an earlier run, where its rows are read from."""
 _BLOCK = 4096
+_DIFFERENCES_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,34 +87,95 @@ class Job:
         retry_failed: bool = False,
         overwrite: bool = False,
         group_of: GroupOf | None = None,
+        keep_larger: bool = False,
     ) -> None:
+        """Args:
+        keep_larger: where a job on more records of the input stands already, `max_records` is enough with it.
+        """
         self._kind = kind
         self.input_path = input_path
-        self.out_path = Path(os.path.realpath(out_path))
+        self._asked_path = out_path
         self._settings = settings
         self._files = files or {}
         self._max_records = max_records
         self._retry_failed = retry_failed
         self._overwrite = overwrite
         self._group_of = group_of
-        self.folder = job_folder(out_path)
-        self._job_file = self.folder / "job.json"
+        self._keep_larger = keep_larger
         self._parts: dict[int, Part] = {}
         self._writers: dict[int, PartWriter] = {}
+        self.move_to(next(self.names()))
+
+    def names(self) -> Iterator[Path]:
+        """The outputs that the job may take, in this order; real paths, since two names of one output must meet."""
+        asked = Path(os.path.realpath(self._asked_path))
+        for stem in numbered(asked.stem):
+            yield asked.with_name(stem + asked.suffix)
+
+    def move_to(self, out_path: Path) -> None:
+        """Write this one of the `names`."""
+        self.out_path = out_path
+        self.folder = job_folder(out_path)
+        self._job_file = self.folder / "job.json"
+        self._parts.clear()
+
+    @property
+    def shown_path(self) -> Path:
+        """The output as the user would spell it."""
+        asked = self._asked_path
+        if self.out_path == Path(os.path.realpath(asked)):
+            return asked
+        beside = asked.with_name(self.out_path.name)
+        return beside if os.path.realpath(beside) == str(self.out_path) else self.out_path
 
     def __enter__(self) -> Job:
+        self._check_input()
+        self._stamp_when_opened = self._input_stamp()
+        self.input, self._plan = self._read_plan(self._max_records)
+        first, differences = True, list[str]()
+        for out_path in self.names():
+            self.move_to(out_path)
+            if not first and self._is_foreign():
+                continue
+            if not (found := self._try_to_open()):
+                break
+            differences = differences or found
+            first = False
+        if differences:
+            more = f" and {len(differences) - _DIFFERENCES_TOLD} more" if len(differences) > _DIFFERENCES_TOLD else ""
+            _LOGGER.warning(
+                "%s belongs to a run with another input or other settings (%s%s): this run writes %s "
+                "(--overwrite would replace the other)",
+                self._asked_path, "; ".join(differences[:_DIFFERENCES_TOLD]), more, self.shown_path,
+            )  # fmt: skip
+        return self
+
+    def _try_to_open(self) -> list[str]:
+        """Open the job under the present name; or say how the job that stands there differs.
+
+        Raises:
+            JobError: another run is writing the output.
+        """
         try:
-            self._check_paths()
+            self._check_output()
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(self.folder, error) from error
-        self._lock = lock_output(self.folder / "lock", self.out_path)
+        self._spec = JobSpec(kind=self._kind, input=self.input, settings=self._settings, files=self._files)
         try:
-            self._open()
+            self._lock = lock_output(self.folder / "lock", self.out_path)
+        except JobError:
+            stored = None if self._overwrite else load_job_file(self._job_file)
+            if stored is not None and (differences := self._differences(stored[0])):
+                return differences
+            raise
+        try:
+            if differences := self._open():
+                self._lock.release()
+            return differences
         except BaseException:
             self._lock.release()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -195,8 +265,10 @@ class Job:
         if missing := self.input.records - self.index.done:
             raise JobError(f"{missing} records of {self.input_path} have no result; start the same command again.")
         self.check_input()
-        rows_files = {number: part.rows_path for number, part in self._parts.items()}
+        rows_files = {number: part.rows_path for number, part in self._parts.items()} | {_OUTPUT_PART: self.out_path}
         output_bytes = merge_parts(self.index, rows_files, self.folder / "output.tmp", self.out_path)
+        self.index.settle(_OUTPUT_PART)
+        self._save_index(output_bytes)
         failed = self.index.failed_records
         self.completion = Completion(
             answered=self.input.records - failed,
@@ -208,76 +280,116 @@ class Job:
             failures=list(self._failures()),
         )
         self._save()
-        if not failed:
-            self._remove_parts()
+        self._remove_parts()
         return self.completion
 
-    def _check_paths(self) -> None:
+    def _check_input(self) -> None:
         if not self.input_path.exists():
             raise DataError(f"the input {self.input_path} does not exist.")
         if not self.input_path.is_file():
             raise DataError(f"the input {self.input_path} is not a regular file; save the records to a file first.")
+        if self.out_path.exists() and self.out_path.samefile(self.input_path):
+            raise SettingsError(f"the output {self.out_path} is the input itself; choose another file.")
+        next(read_lines(self.input_path, max_records=1), None)  # a file of another kind is refused before we write
+
+    def _check_output(self) -> None:
         if self.out_path.exists():
             if not self.out_path.is_file():
                 raise SettingsError(f"the output {self.out_path} is not a regular file; choose a file name.")
-            if self.out_path.samefile(self.input_path):
-                raise SettingsError(f"the output {self.out_path} is the input itself; choose another file.")
-            if not self._overwrite and not self._job_file.exists() and self.out_path.stat().st_size:
+            if not self._overwrite and self._is_foreign():
                 raise JobError(
                     f"{self.out_path} exists and was not made by this job; choose another output, "
                     "or replace it with --overwrite."
                 )
-        next(read_lines(self.input_path, max_records=1), None)  # a file of another kind is refused before we write
 
-    def _open(self) -> None:
-        self._stamp_when_opened = self._input_stamp()
-        self.input, self._plan = make_plan(self.input_path, max_records=self._max_records, group_of=self._group_of)
-        self._spec = JobSpec(kind=self._kind, input=self.input, settings=self._settings, files=self._files)
+    def _is_foreign(self) -> bool:
+        """Whether something stands there that no job made."""
+        return self.out_path.exists() and not self._job_file.exists() and bool(self.out_path.stat().st_size)
+
+    def _read_plan(self, max_records: int | None) -> tuple[InputSummary, Plan]:
+        return make_plan(self.input_path, max_records=max_records, group_of=self._group_of)
+
+    def _open(self) -> list[str]:
+        """Take up the job where it is; or say how the job that stands there differs, and leave it as it is."""
+        self.completion, differences = self._adopt_stored()
+        if differences:
+            return differences
         self.index = ResultIndex(self.input.records)
-        self.completion = self._adopt_stored()
         (self.folder / "output.tmp").unlink(missing_ok=True)
         if self.completion and not (self._retry_failed and self.completion.retryable):
             self.resumed = self.input.records
-            if not self.completion.failed:
-                self._remove_parts()
-            return
-        self._read_parts()
+            self._remove_parts()
+            return []
+        self._read_results()
         self.completion = None
         self._save()
         if self._retry_failed:
             self.index.reopen_failed()
         self.resumed = self.index.done - self.index.reopened
+        return []
 
-    def _adopt_stored(self) -> Completion | None:
-        """Check the stored job against this one; return what it came to if it is complete."""
+    def _adopt_stored(self) -> tuple[Completion | None, list[str]]:
+        """Check the stored job against this one: what it came to if it is complete, and how it differs."""
         stored = None if self._overwrite else load_job_file(self._job_file)
         if stored is None:
-            self._remove_parts()
-            return None
+            self._forget_results()
+            return None, []
         spec, completion = stored
-        if differences := self._spec.differences(spec):
+        if differences := self._differences(spec):
             if completion is None and not any(path.stat().st_size for path in self.folder.glob("part-*.rows")):
-                self._remove_parts()  # nothing was done yet: nothing to mix up
-                return None
-            raise JobError(
-                f"{self.out_path} belongs to a job with another input or other settings: "
-                f"{'; '.join(differences)}. Start with what it was begun with, choose another output, "
-                "or begin anew with --overwrite."
-            )
-        self._spec = (
-            spec  # equal settings may be spelled differently (1 and 1.0), and the parts carry the first spelling
-        )
+                self._forget_results()  # nothing was done yet: nothing to mix up
+                return None, []
+            return None, differences
+        # Equal settings may be spelled differently (1 and 1.0), and the parts carry the first spelling.
+        self._spec = dataclasses.replace(spec, input=self.input)
         if completion is None:
-            return None
+            return None, []
         if not self.out_path.exists():
             _LOGGER.warning("%s was complete but its output is gone: making it again", self.out_path)
-            return None
+            return None, []
         if self.out_path.stat().st_size != completion.output_bytes:
             raise JobError(
                 f"{self.out_path} was edited after its job was complete; choose another output, "
                 "or begin anew with --overwrite."
             )
-        return completion
+        if spec.input.records < self.input.records:
+            new = self.input.records - spec.input.records
+            _LOGGER.info("%s is complete for %d records: %d more to do", self.out_path, spec.input.records, new)
+            return None, []
+        return completion, []
+
+    def _differences(self, stored: JobSpec) -> list[str]:
+        """How a stored job differs from this one, in words; none if this one is the same or goes on from it."""
+        if found := self._spec.differences(stored):
+            return found
+        if self._keep_larger and stored.input.records > self.input.records:
+            larger, plan = self._read_plan(stored.input.records)
+            if larger == stored.input:
+                self.input, self._plan = larger, plan
+                self._spec = dataclasses.replace(self._spec, input=larger)
+        if not self._spec.extends(stored, self.input_path):
+            return [other_input(stored.input, self.input)]
+        return []
+
+    def _read_results(self) -> None:
+        """What is in the output of an earlier run, then what the parts hold."""
+        kept = self.folder / _INDEX_NAME
+        if self.index.adopt(kept, self.out_path, _OUTPUT_PART):
+            _LOGGER.debug("%d results stand in %s", self.index.done, self.out_path)
+        self._read_parts()
+
+    def _save_index(self, output_bytes: int) -> None:
+        kept = self.folder / _INDEX_NAME
+        temporary = kept.with_suffix(".tmp")
+        try:
+            self.index.save(temporary, output_bytes)
+            temporary.replace(kept)
+        except OSError as error:
+            raise storage_error(kept, error) from error
+
+    def _forget_results(self) -> None:
+        (self.folder / _INDEX_NAME).unlink(missing_ok=True)
+        self._remove_parts()
 
     def _read_parts(self) -> None:
         numbers = {_part_number(path) for path in self.folder.glob("part-*.*")}
@@ -301,9 +413,9 @@ class Job:
         self._parts.clear()
 
     def _failures(self) -> Iterator[tuple[int, str]]:
+        """(line, reason) of the first failed records of a finished output."""
         for place, _ in zip(self.index.failed_places(), range(_FAILURES_LISTED), strict=False):
-            part = self.part(int(self.index.part[place]))
-            with part.rows_path.open("rb") as file:
+            with self.out_path.open("rb") as file:
                 file.seek(int(self.index.offset[place]))
                 content = file.read(int(self.index.size[place]))
             errors = (json.loads(row).get("error") for row in content.splitlines())

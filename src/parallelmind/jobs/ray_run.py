@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from parallelmind.errors import JobError, ParallelMindError, SettingsError
 from parallelmind.jobs.job import HEAD_PART, Job, WorkItem
 from parallelmind.jobs.plan import PlanReader
 from parallelmind.jobs.ray_actor import Exchange, RayWorker
+from parallelmind.jobs.sharing import Share, slice_bounds, whose_next
 from parallelmind.jobs.spec import Completion
 from parallelmind.jobs.task import Task, WorkerInfo
 
@@ -40,6 +42,8 @@ class RayOptions:
     gpus_per_worker: float | None = None
     """None: one if the cluster has GPUs."""
     record_timeout: float = 600.0
+    keep_apart: bool = False
+    """Each worker does no more than its own slice, see `sharing`."""
 
 
 @dataclass
@@ -55,6 +59,9 @@ class _Actor:
     """It was told that nothing follows."""
     failed_starts: int = 0
     """How often in a row it was lost before it was ready."""
+    todo: deque[int] = field(default_factory=deque)
+    """Its slice of the records."""
+    taken_at: float | None = None
     ready: bool = False
     """It has loaded what it needs. Until then it gets no records: they cannot be to blame."""
 
@@ -112,7 +119,6 @@ class _RayRun:
         self._options = options
         self._set_up = set_up
         self._on_poll = on_poll
-        self._todo = deque(job.todo().tolist())
         self._again: deque[JsonLine] = deque()
         """Records of lost actors that were not to blame, for any actor."""
         self._suspects: deque[JsonLine] = deque()
@@ -128,6 +134,10 @@ class _RayRun:
             _Actor(rank, remote.remote(task, WorkerInfo(rank, options.workers), set_up))
             for rank in range(options.workers)
         ]
+        todo = job.todo().tolist()
+        for actor, (start, stop) in zip(self._actors, slice_bounds(len(todo), options.workers), strict=True):
+            actor.todo.extend(todo[start:stop])
+        self._begun = time.monotonic()
         self._failures: dict[int, str] = {}
 
     def work(self) -> None:
@@ -151,14 +161,25 @@ class _RayRun:
 
     def _left(self) -> int:
         held = sum(len(actor.held) for actor in self._actors)
-        return len(self._todo) + len(self._again) + len(self._suspects) + held
+        return self._unread() + len(self._again) + len(self._suspects) + held
+
+    def _unread(self) -> int:
+        return sum(len(actor.todo) for actor in self._actors)
+
+    def _whose(self, actor: _Actor) -> deque[int] | None:
+        """The slice that the actor takes from."""
+        shares = [Share(len(one.todo), one.taken_at, one.rank in self._failures) for one in self._actors]
+        number = whose_next(
+            shares, actor.rank, now=time.monotonic(), begun=self._begun, keep_apart=self._options.keep_apart
+        )
+        return None if number is None else self._actors[number].todo
 
     def _call(self, actor: _Actor) -> Any:
         lines = self._next_lines(actor)
         actor.held.update((line.index, line) for line in lines)
         if lines:
             actor.ended = False
-        last = not actor.ended and (actor.alone or not (self._todo or self._again))
+        last = not actor.ended and (actor.alone or not (self._again or self._whose(actor)))
         actor.ended = actor.ended or last
         return actor.handle.exchange.remote(lines, last)
 
@@ -167,9 +188,18 @@ class _RayRun:
             return []  # what it was told to bring to an end comes first
         actor.alone = False
         lines: list[JsonLine] = []
-        fair = max(1, (len(self._todo) + len(self._again)) // (2 * len(self._actors)))
-        while len(actor.held) + len(lines) < min(actor.feed, len(actor.held) + fair) and (self._again or self._todo):
-            lines.append(self._again.popleft() if self._again else self._read(self._todo.popleft()))
+        fair = max(1, (self._unread() + len(self._again)) // (2 * len(self._actors)))
+        while len(actor.held) + len(lines) < min(actor.feed, len(actor.held) + fair):
+            if self._again:
+                lines.append(self._again.popleft())
+            elif todo := self._whose(actor):
+                lines.append(self._read(todo.popleft()))
+                now = time.monotonic()
+                if all(one.taken_at is None for one in self._actors):
+                    self._begun = now
+                actor.taken_at = now
+            else:
+                break
         if not lines and not actor.held and self._suspects:
             actor.alone = True
             lines.append(self._suspects.popleft())

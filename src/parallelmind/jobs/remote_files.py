@@ -70,16 +70,24 @@ class LocalCopies:
         """The local stand-in of a file: where `input` puts a copy, and from where `upload` takes it."""
         return self._local(str(path)) if is_remote(path) else Path(path)
 
-    def upload(self, path: str | Path) -> None:
+    def upload(self, path: str | Path, written: Path | None = None) -> str | Path:
         """Bring the finished output to its place: under another name first, so that no half file is ever seen there.
+
+        `written` is the local output, if its job gave it another name than `local` has; the place is then beside
+        `path`, under that name. Returns where the output is now.
 
         Raises:
             JobError: it cannot be written; the local copy stays.
         """
         if not is_remote(path):
-            return
+            return path if written is None else written
         url = str(path)
-        local, (system, name) = self._local(url), _file_system(url)
+        local = self._local(url)
+        if written is not None and written.name != local.name:
+            prefix = local.name.removesuffix(posixpath.basename(url))
+            url = posixpath.join(posixpath.dirname(url), written.name.removeprefix(prefix))
+            local = written
+        system, name = _file_system(url)
         try:
             system.makedirs(posixpath.dirname(name), exist_ok=True)
             partial = f"{name}.partial"
@@ -91,6 +99,7 @@ class LocalCopies:
                 "start the same command again to copy it."
             ) from error
         _LOGGER.info("copied %s to %s", local, url)
+        return url
 
     def _local(self, url: str) -> Path:
         digest = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()

@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from parallelmind.data.jsonl import InputSummary
 from parallelmind.errors import JobError, SettingsError
-from parallelmind.jobs.board import Board
+from parallelmind.jobs.board import BOARD_NAME, Board
 from parallelmind.jobs.gpus import GpuShare, assign_gpus, visible_gpus
 from parallelmind.jobs.head import Head, note_given_up
 from parallelmind.jobs.job import Job
@@ -52,6 +53,8 @@ class RunOptions:
     """Worker processes on this machine; 0: none, the work is done in this process."""
     gpus_per_worker: int | None = None
     """None: all GPUs, divided evenly."""
+    most_per_worker: int | None = None
+    """Records that each worker works on at most, however fast it is; the job must hold no more than that for all."""
     record_timeout: float = 600.0
     """Seconds without progress after which a worker process is replaced and its records are tried alone; 0: never."""
     prometheus_port: int | None = None
@@ -75,6 +78,8 @@ class JobReport:
 
     input: InputSummary
     completion: Completion
+    out_path: Path
+    """The output, which has another name than was asked for if another job stands under that."""
     resumed: int
     """Records that had their result from an earlier run."""
     statistics: JobStatistics
@@ -143,6 +148,7 @@ def _ray_options(options: RunOptions) -> RayOptions:
         workers=max(options.workers, 1),
         gpus_per_worker=options.gpus_per_worker,
         record_timeout=options.record_timeout,
+        keep_apart=options.most_per_worker is not None,
     )
 
 
@@ -161,7 +167,7 @@ def _run_processes(
 ) -> Completion:
     world_size = rank.world_size if rank.world_size > 1 else options.workers
     ranks = [rank.rank] if rank.world_size > 1 else list(range(world_size))
-    head = Head(job, task, run=token, world_size=world_size)
+    head = Head(job, task, run=token, world_size=world_size, keep_apart=options.most_per_worker is not None)
     head.prepare()
     gpus = visible_gpus(os.environ, count_gpus())
     assignments = [
@@ -180,13 +186,12 @@ def _run_processes(
 def _follow(job: Job, task: Task, options: RunOptions, rank: Rank, token: str) -> None:
     """One rank that is not the first: a worker process and whoever watches it."""
     launcher = os.getppid()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    board = Board(job.folder)
     until = time.monotonic() + _HEAD_SECONDS
-    while (view := board.read()).run != token:
+    while (board := _board_of(job, token)) is None:
         if time.monotonic() > until or os.getppid() != launcher:
             raise JobError(f"rank 0 did not begin the job of {job.out_path}; its log says why.")
         time.sleep(_POLL_SECONDS)
+    view = board.read()
     if view.state == "complete":
         return
     gpus = visible_gpus(os.environ, count_gpus())
@@ -207,6 +212,19 @@ def _follow(job: Job, task: Task, options: RunOptions, rank: Rank, token: str) -
         supervisor.stop()
     if view.run != token or view.state != "complete":
         raise JobError(f"the job of {job.out_path} ended early: {view.message or 'rank 0 is gone'}")
+
+
+def _board_of(job: Job, token: str) -> Board | None:
+    """The board that the first rank of this run has set up, under whichever name the job got."""
+    for out_path in job.names():
+        job.move_to(out_path)
+        if (job.folder / BOARD_NAME).exists():
+            board = Board(job.folder)
+            if board.read().run == token:
+                return board
+        elif not (job.folder.exists() or out_path.exists()):
+            return None
+    return None
 
 
 def _assignment(
@@ -310,6 +328,7 @@ class _Follower:
         return JobReport(
             input=self._job.input,
             completion=completion,
+            out_path=self._job.shown_path,
             resumed=self._job.resumed,
             statistics=self.statistics,
             world_size=self._world_size,

@@ -1,7 +1,7 @@
 """What a job is: its input and its settings, as stored in the job file.
 
-A job is resumed only by a start with the same input and the same settings; otherwise answers made in two ways
-would end in one file.
+A job is resumed only by a start with the same settings, on the same input or one that goes on behind it; otherwise
+answers made in two ways would end in one file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parallelmind.data.jsonl import InputSummary
+from parallelmind.data.jsonl import InputSummary, begins_with
 from parallelmind.errors import JobError
 
-__all__ = ["Completion", "JobSpec", "load_job_file", "save_job_file"]
+__all__ = ["Completion", "JobSpec", "load_job_file", "other_input", "save_job_file"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,16 @@ class JobSpec:
 
     @property
     def digest(self) -> bytes:
-        """16 bytes that stand for the job; every part begins with them."""
-        identity = [self.kind, dataclasses.asdict(self.input), dict(self.settings), dict(self.files)]
+        """16 bytes that stand for kind, settings and files; every part begins with them.
+
+        Not for the input, so that the parts stay good when it grows.
+        """
+        identity = [self.kind, dict(self.settings), dict(self.files)]
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
     def differences(self, stored: JobSpec) -> list[str]:
-        """What differs from the job as it was stored, in words."""
+        """What differs from the job as it was stored but for the input, in words."""
         found = []
         if self.kind != stored.kind:
             found.append(f"it was a {stored.kind!r} job and is now a {self.kind!r} job")
@@ -54,9 +57,17 @@ class JobSpec:
         for name in sorted({*self.files, *stored.files}):
             if self.files.get(name) != stored.files.get(name):
                 found.append(f"the files of {name} were edited")
-        if self.input != stored.input and self.settings.get("max_samples") == stored.settings.get("max_samples"):
-            found.append(f"the input was {_described(stored.input, self.input)}")
         return found
+
+    def extends(self, stored: JobSpec, input_path: Path) -> bool:
+        """Whether the input is the stored one, or begins with all of its records, byte for byte.
+
+        Raises:
+            DataError: the input cannot be read.
+        """
+        return self.input == stored.input or (
+            self.input.records >= stored.input.records and begins_with(input_path, stored.input)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +135,11 @@ def load_job_file(path: Path) -> tuple[JobSpec, Completion | None] | None:
 
 def _shown(value: Any) -> str:
     return "not given" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def other_input(before: InputSummary, now: InputSummary) -> str:
+    """How the input of a job differs from what it was, in words."""
+    return f"the input was {_described(before, now)}"
 
 
 def _described(before: InputSummary, now: InputSummary) -> str:

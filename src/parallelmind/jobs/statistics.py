@@ -77,8 +77,8 @@ def collect_statistics(index: ResultIndex, *, seconds: float, resumed: int) -> J
     percentiles = np.percentile(chosen, _PERCENTILES).tolist() if len(chosen) else [0.0] * len(_PERCENTILES)
     classes, counts = np.unique(index.error_class[done], return_counts=True)
     workers = {
-        int(part) - 1: WorkerStatistics(**_counts(index, index.part == part))
-        for part in np.unique(index.part[done]).tolist()
+        int(part) - 1: WorkerStatistics(**_counts(index, done & (index.worker == part)))
+        for part in np.unique(index.worker[done]).tolist()
         if part > 0
     }
     return JobStatistics(

@@ -142,14 +142,14 @@ class _Worker:
             view = self._board.read()
             if view.run != self._told.run or view.state != "working":
                 return
-            if not view.left and self._held_back is None:
+            if self._held_back is None and not self._board.has_for(self._told.info.rank):
                 time.sleep(_POLL_SECONDS)
                 continue
             if self._worker is None:
                 self._worker = self._told.task.start(self._told.info, self._sign_of_life)
                 self._started = time.monotonic()
             self._phase("working")
-            if self._held_back is None and not self._board.read().left:
+            if self._held_back is None and not self._board.has_for(self._told.info.rank):
                 self._phase("idle")
                 self._alive.rest()  # loading may have called it
                 continue

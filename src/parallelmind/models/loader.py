@@ -93,23 +93,17 @@ def load_model_with_lora(
     """
     notes: list[str] = []
     path = model_path(base_model)
-    sidecar = None if lora_path is None else read_sidecar(existing_adapter(lora_path))
-    model_sidecar = sidecar_of_model(path)
-    stored, owner = sidecar, f"the adapter {lora_path}"
-    if model_sidecar is not None:
-        check_agreement(sidecar, model_sidecar, base_model)
-        stored, owner = model_sidecar, f"the model {base_model}"
-        notes.append(f"{owner} says itself which 2D RoPE it needs (parallelmind.json)")
-    settings = resolve_settings(
-        stored,
-        ratio=rope_2d_ratio,
-        mode=rope_2d_mode,
-        pairs=rope_2d_pairs,
+    settings, patched, sidecar = settings_in_force(
+        base_model,
+        lora_path,
+        patch_rope,
+        rope_2d_ratio=rope_2d_ratio,
+        rope_2d_mode=rope_2d_mode,
+        rope_2d_pairs=rope_2d_pairs,
         branch_stride=branch_stride,
         visibility=visibility,
-        owner=owner,
+        notes=notes,
     )
-    patched = _resolve_patch(patch_rope, lora_path, stored, owner, notes)
     if dtype not in DTYPES:
         raise SettingsError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     how: dict[str, Any] = {"dtype": DTYPES[dtype]}
@@ -147,6 +141,46 @@ def load_model_with_lora(
     loaded.settings = settings
     loaded.notes = notes
     return loaded
+
+
+def settings_in_force(
+    base_model: str,
+    lora_path: str | None,
+    patch_rope: bool | None,
+    *,
+    rope_2d_ratio: float | None = None,
+    rope_2d_mode: str | None = None,
+    rope_2d_pairs: str | None = None,
+    branch_stride: int | None = None,
+    visibility: str | None = None,
+    notes: list[str] | None = None,
+) -> tuple[RopeSettings, bool, Sidecar | None]:
+    """The settings of a row, whether 2D RoPE is on, and the adapter's sidecar; without loading the model.
+
+    None means "not given", as for `load_model_with_lora`. What a user should know is added to `notes`.
+
+    Raises:
+        SettingsError: a value is wrong or contradicts what the adapter or the model was trained with.
+        AdapterError: the adapter is not there, or its sidecar is damaged.
+    """
+    notes = [] if notes is None else notes
+    sidecar = None if lora_path is None else read_sidecar(existing_adapter(lora_path))
+    model_sidecar = sidecar_of_model(model_path(base_model))
+    stored, owner = sidecar, f"the adapter {lora_path}"
+    if model_sidecar is not None:
+        check_agreement(sidecar, model_sidecar, base_model)
+        stored, owner = model_sidecar, f"the model {base_model}"
+        notes.append(f"{owner} says itself which 2D RoPE it needs (parallelmind.json)")
+    settings = resolve_settings(
+        stored,
+        ratio=rope_2d_ratio,
+        mode=rope_2d_mode,
+        pairs=rope_2d_pairs,
+        branch_stride=branch_stride,
+        visibility=visibility,
+        owner=owner,
+    )
+    return settings, _resolve_patch(patch_rope, lora_path, stored, owner, notes), sidecar
 
 
 def pretrained_model(base_model: str, **how: Any) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["ModelOptions"]
+__all__ = ["ROPE_FLAGS", "ModelOptions", "rope_in_effect"]
+
+ROPE_FLAGS = ("rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs", "branch_stride", "visibility")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +56,22 @@ class ModelOptions:
     def loading(self) -> dict[str, Any]:
         """The arguments of `load_model_with_lora`, but for the adapter."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
+
+
+def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, Any]:
+    """What the flags of 2D RoPE come to with this model and adapter: the same however much of it was spelled out.
+
+    Raises:
+        ParallelMindError: the flags contradict each other or what the adapter was trained with.
+    """
+    given = [name for name in ("patch_rope", *ROPE_FLAGS) if getattr(options, name) is not None]
+    if lora_path is None and not given and not os.path.isdir(options.base_model):
+        return {"patch_rope": False, "visibility": "isolated"}  # without torch, which the rest needs
+    from parallelmind.models.loader import settings_in_force
+
+    settings, patched, _ = settings_in_force(
+        options.base_model, lora_path, options.patch_rope, **{name: getattr(options, name) for name in ROPE_FLAGS}
+    )
+    if not patched:
+        return {"patch_rope": False, "visibility": settings.visibility}
+    return {"patch_rope": True, **dataclasses.asdict(settings)}

@@ -98,6 +98,7 @@ def run_answer(
         retry_failed=options.retry_failed,
         overwrite=options.overwrite,
         group_of=context_of if options.uses_engine else None,
+        keep_larger=True,
     )
     return run_job(
         job,
@@ -147,7 +148,7 @@ def _log_input(job: Job, options: AnswerOptions) -> None:
     blank = f" (blank lines skipped: {job.input.blank_lines})" if job.input.blank_lines else ""
     _LOGGER.info("loaded %d contexts from %s%s", job.input.records, options.contexts_file, blank)
     if job.completion:
-        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", options.output_file)
+        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", job.shown_path)
     elif job.resumed:
         left = job.input.records - job.resumed
         _LOGGER.info("continuing: %d of %d contexts have answers, %d to do", job.resumed, job.input.records, left)

@@ -26,6 +26,7 @@ INFERENCE_TYPES = (*ENGINE_TYPES, *HTTP_TYPES)
 
 # These change where, how fast and how often answers are made, but not which answers the job is for.
 _NOT_IDENTITY = {"contexts_file", "output_file", "batch_size", "device", "kv_cache_gb", "retry_failed", "overwrite"} | {
+    "max_samples", "lora_rank",  # a rank that is not the file's is refused
     "device_map", "api_key_env", "concurrency", "timeout", "rpm", "tpm", "max_attempts", "max_retry_seconds",
 }  # fmt: skip
 

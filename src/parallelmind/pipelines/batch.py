@@ -123,7 +123,7 @@ def run_batch(
         progress=progress,
         on_open=lambda opened: _log_input(opened, options),
     )
-    return None if report is None else _report(report, options)
+    return None if report is None else _report(report)
 
 
 def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Backend:
@@ -157,16 +157,16 @@ def _log_input(job: Job, options: BatchOptions) -> None:
     if not job.input.records:
         _LOGGER.warning("%s has no records: the output will be empty", options.data_path)
     if job.completion:
-        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", options.out_path)
+        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", job.shown_path)
     elif job.resumed:
         left = job.input.records - job.resumed
         _LOGGER.info("continuing: %d of %d records have results, %d to do", job.resumed, job.input.records, left)
 
 
-def _report(report: JobReport, options: BatchOptions) -> BatchReport:
+def _report(report: JobReport) -> BatchReport:
     completion, statistics = report.completion, report.statistics
     return BatchReport(
-        out_path=options.out_path,
+        out_path=report.out_path,
         records=report.input.records,
         blank_lines=report.input.blank_lines,
         resumed=report.resumed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class ContextOptions:
 
     def identity(self) -> dict[str, Any]:
         """The settings that make this another job when they differ."""
-        return self.retriever.identity() | {"start_index": self.start_index, "max_queries": self.max_samples}
+        return self.retriever.identity() | {"start_index": self.start_index}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class ContextReport:
     """What a run came to."""
 
     options: ContextOptions
+    """Those of the run, with the output that was written."""
     statistics: ContextStatistics
     resumed: int
     """Rows that earlier runs made."""
@@ -87,11 +89,16 @@ class ContextTask:
 
 
 def run_contexts(
-    options: ContextOptions, *, progress: Progress, rank: Rank = SINGLE, run: RunOptions | None = None
+    options: ContextOptions,
+    *,
+    progress: Progress,
+    rank: Rank = SINGLE,
+    run: RunOptions | None = None,
+    placed: Callable[[Path], None] = lambda path: None,
 ) -> ContextReport | None:
     """Find the context of every query that has none yet, and put the output in place.
 
-    Of several ranks only the first one has a report.
+    Of several ranks only the first one has a report; all of them tell `placed` where the output is.
 
     Raises:
         ParallelMindError: the queries, a setting, the corpus or the output is wrong; what was done is kept.
@@ -120,8 +127,10 @@ def run_contexts(
         progress=progress,
         on_open=lambda opened: _log_input(opened, expansion, options),
     )
+    placed(job.shown_path)
     if report is None:
         return None
+    options = dataclasses.replace(options, output_file=report.out_path)
     remove_other_expansions(expansion)
     statistics = collect_context_statistics(job.out_path, queries=expansion.queries, duplicates=expansion.duplicates)
     with replacing(options.statistics_file) as temporary:
@@ -143,7 +152,7 @@ def _log_input(job: Job, expansion: Expansion, options: ContextOptions) -> None:
     if not expansion.queries:
         _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
     if job.completion:
-        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", options.output_file)
+        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", job.shown_path)
     elif job.resumed:
         left = job.input.records - job.resumed
         _LOGGER.info("continuing: %d of %d rows are done, %d to do", job.resumed, job.input.records, left)

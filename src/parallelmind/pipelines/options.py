@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,24 @@ from typing import Any
 from parallelmind.data.rows import RowLimits
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import SettingsError
-from parallelmind.models.options import ModelOptions
+from parallelmind.models.options import ROPE_FLAGS, ModelOptions, rope_in_effect
 from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 
 __all__ = ["BatchOptions"]
 
-# These change where, how fast and how often answers are made, but not which answers the job is for.
+# These change where, how fast, how often and how many answers are made, but not which answers the job is for.
 _NOT_IDENTITY = {"data_path", "out_path", "batch_size", "batch_by_samples", "device", "device_map", "num_workers"} | {
     "kv_cache_gb",
+    "max_samples",
     "retry_failed",
     "overwrite",
 }
+_IN_EFFECT = {"branches_per_sample", "max_branches_per_sample", "min_branches_per_sample", "max_total_tokens"} | {
+    "lora_rank",
+    "patch_rope",
+    *ROPE_FLAGS,
+}
+"""What these come to together is in the identity, not how they were spelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +128,9 @@ class BatchOptions(ModelOptions):
 
     def identity(self) -> dict[str, Any]:
         """The settings that make this another job when they differ."""
-        settings = {name: value for name, value in vars(self).items() if name not in _NOT_IDENTITY}
-        return settings | {"stop": list(self.stop)}
+        settings = {name: value for name, value in vars(self).items() if name not in _NOT_IDENTITY | _IN_EFFECT}
+        rows = dataclasses.asdict(self.row_limits)
+        return settings | {"stop": list(self.stop), "rows": rows} | rope_in_effect(self, self.lora_path)
 
     def file_prints(self) -> dict[str, str]:
         """Hashes of the local files of model and adapter; edited, they make this another job."""

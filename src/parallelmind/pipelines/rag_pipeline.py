@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -63,14 +64,18 @@ def run_pipeline(
 ) -> PipelineReport | None:
     """Find the contexts that are missing, then give the answers that are missing.
 
-    `progress` makes what shows one stage. Of several ranks only the first one has a report.
+    `progress` makes what shows one stage. Of several ranks only the first one has a report. `most_per_worker` is about
+    the answers.
 
     Raises:
         ParallelMindError: something is wrong; what was done in either stage is kept.
     """
-    found = run_contexts(contexts, progress=progress(), rank=rank, run=run)
+    written = [files.contexts]
+    everywhere = None if run is None else dataclasses.replace(run, most_per_worker=None)
+    found = run_contexts(contexts, progress=progress(), rank=rank, run=everywhere, placed=written.append)
     if rank.rank:
-        _wait_for_contexts(files)
+        _wait_for_contexts(written[-1])
+    answers = dataclasses.replace(answers, contexts_file=written[-1])
     answered = run_answer(answers, progress=progress(), rank=rank, run=run)
     if found is None or answered is None:
         return None
@@ -80,13 +85,13 @@ def run_pipeline(
     return PipelineReport(found, answered)
 
 
-def _wait_for_contexts(files: PipelineFiles) -> None:
+def _wait_for_contexts(contexts: Path) -> None:
     """The other ranks leave the first stage a moment before its output is in place."""
     until = time.monotonic() + _FIRST_STAGE_SECONDS
     while True:
-        stored = load_job_file(job_folder(files.contexts) / "job.json")
-        if stored is not None and stored[1] is not None and files.contexts.exists():
+        stored = load_job_file(job_folder(contexts) / "job.json")
+        if stored is not None and stored[1] is not None and contexts.exists():
             return
         if time.monotonic() > until:
-            raise JobError(f"{files.contexts} did not appear; the log of rank 0 says why.")
+            raise JobError(f"{contexts} did not appear; the log of rank 0 says why.")
         time.sleep(_POLL_SECONDS)
