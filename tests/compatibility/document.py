@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tests.compatibility
 from tests.compatibility.contract import SECTIONS, Section, proofs_of
+from tests.conformance import documents
 
 __all__ = ["DOCUMENT", "proofs", "render"]
 
@@ -20,7 +21,7 @@ _HEAD = """\
 Every documented command, flag, import and file format, and the tests that show its effect, on small models. The last
 column numbers the tests below each table. This page is generated from `tests/compatibility` by
 `python -m tests.compatibility.document`. A test fails when it is out of date, and when something documented has no
-proof. Flags may be spelled with hyphens as well.
+proof. Flags may be spelled with hyphens as well. At the end stand the documents of the request, block by block.
 """
 
 
@@ -42,7 +43,7 @@ def proofs() -> dict[tuple[str, str], list[str]]:
 def render() -> str:
     """The document."""
     shown = proofs()
-    return "\n".join([_HEAD, *(_table(section, shown) for section in SECTIONS.values())])
+    return "\n".join([_HEAD, *(_table(section, shown) for section in SECTIONS.values()), documents.render()])
 
 
 def _table(section: Section, shown: dict[tuple[str, str], list[str]]) -> str:
