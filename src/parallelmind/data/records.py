@@ -119,9 +119,12 @@ def _branches(value: Any, where: str, main: str) -> tuple[str, ...]:
         if isinstance(item, dict):
             if "prompt" not in item:
                 raise DataError(f'{name} has no "prompt"; expected a text or {{"prompt": text}}.')
+            own = text_field(item.get("main") or "", name + '."main"', may_be_empty=True)
             name, item = name + '."prompt"', item["prompt"]
+        else:
+            own = ""
         # With a main, an empty branch just continues it.
-        texts.append(text_field(item, name, may_be_empty=bool(main)))
+        texts.append(own + text_field(item, name, may_be_empty=bool(main or own)))
     return tuple(texts)
 
 
