@@ -248,6 +248,7 @@ BAD = [
     ({"instruction": "q", "output": 5}, '"output" is a number'),
     ({"text": ""}, "no text"),
     ({"main": "m", "branches": [{"prompt": "p"}]}, r'"branches"\[0\] is neither'),
+    ({"main": "", "branches": [{"main": 1, **PAIR}]}, 'the "main" of a branch is a number'),
     ({"id": 1}, "none of the fields"),
     ([1], "expected an object"),
 ]
