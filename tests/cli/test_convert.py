@@ -43,11 +43,13 @@ def test_the_documented_script(source, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "4 rows read = 3 converted + 1 skipped; 1 records with 3 branches (at most 3 in one)" in done.stderr
+    counts = "4 rows read = 3 converted + 1 skipped; 1 records with 3 branches, 3.0 on average (at most 3 in one)"
+    assert counts in done.stderr
+    assert "0 records of one main (0 branches) + 1 of unrelated rows (3 branches) + 0 of one branch" in done.stderr
     assert "skipped: line 4 has none of the fields" in done.stderr
     text = output.read_text(encoding="utf-8")
     assert "你是厨师。" in text
-    asked = [branch["messages"][0]["content"] for branch in json.loads(text)["branches"]]
+    asked = [branch["messages"][1]["content"] for branch in json.loads(text)["branches"]]
     assert asked == ["第0道菜？", "第1道菜？", "第2道菜？"]
 
 

@@ -54,6 +54,22 @@ def test_alpaca(tmp_path: Path) -> None:
     assert converted(tmp_path, row | {"input": ""}) == [{"main": "", "branches": [branch]}]
 
 
+@proves("convert", "--branches_per_sample")
+def test_rows_share_records(tmp_path: Path) -> None:
+    """Twelve conversations become two records of 8 and 4 branches, and with 1 a record each."""
+    source, output = write_jsonl(tmp_path / "in.jsonl", [{"messages": MESSAGES}] * 12), tmp_path / "out.jsonl"
+    line = ["convert", "--input", str(source), "--output", str(output)]
+    for flags, sizes in (
+        ([], [8, 4]),
+        (["--branches_per_sample", "5"], [5, 5, 2]),
+        (["--branches-per-sample=1"], [1] * 12),
+    ):
+        assert main([*line, *flags]) == 0
+        records = [json.loads(text) for text in output.read_text(encoding="utf-8").splitlines()]
+        assert [len(record["branches"]) for record in records] == sizes
+        assert all(branch == {"messages": MESSAGES} for record in records for branch in record["branches"])
+
+
 @proves("convert", "--input", "--output")
 def test_both_files_are_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line without one of the two files is wrong usage, and a missing input an error that names it."""
@@ -65,15 +81,14 @@ def test_both_files_are_required(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @proves("convert", LINE, "--input", "--output")
 def test_the_line(tmp_path: Path) -> None:
-    """A file of all four forms becomes records beside it, and the log counts its rows."""
+    """A file of all four forms becomes one record beside it, and the log counts its rows."""
     link_checkout(tmp_path)
     rows: list[dict[str, Any]] = [{"conversations": MESSAGES}, {"conversations": SHAREGPT}, {"messages": MESSAGES}]
     rows.append({"instruction": "Translate.", "input": "水", "output": "water"})
     write_jsonl(tmp_path / "dataset" / "sft_data.jsonl", rows)
     done = run_line(LINE, cwd=tmp_path)
-    assert "4 rows read = 4 converted + 0 skipped" in done.stderr
+    assert "4 rows read = 4 converted + 0 skipped; 1 records with 4 branches, 4.0 on average" in done.stderr
     written = (tmp_path / "dataset" / "sft_data_parallel.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in written]
-    assert all(record.keys() == {"main", "branches"} for record in records)
-    assert sum(len(record["branches"]) for record in records) == 4
+    assert [(record.keys(), len(record["branches"])) for record in records] == [({"main", "branches"}, 4)]
     assert "发烧怎么办？" in "".join(written)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from parallelmind.data import convert as convert_module
 from parallelmind.data import sft_files
 from parallelmind.data.convert import ConvertOptions, ConvertReport, convert
 from parallelmind.errors import DataError, SettingsError
@@ -20,6 +19,7 @@ Q, A = "苹果多少钱一斤？", "五块。\n不讲价 🍎"
 ASKED = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
 PAIR = {"prompt": Q, "completion": A}
 CHAT = {"messages": ASKED}
+SYSTEM = {"role": "system", "content": "简短。"}
 SHAREGPT = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
 
 
@@ -37,21 +37,26 @@ def converted(tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any)
     ("row", "main", "branch"),
     [
         ({"conversations": ASKED}, "", CHAT),
-        ({"conversations": [{"role": "system", "content": "简短。"}, *ASKED]}, "简短。", CHAT),
+        ({"conversations": [SYSTEM, *ASKED]}, "", {"messages": [SYSTEM, *ASKED]}),
         ({"conversations": SHAREGPT}, "", CHAT),
-        ({"system": "s", "conversations": SHAREGPT}, "s", CHAT),
+        ({"system": "简短。", "conversations": SHAREGPT}, "", {"messages": [SYSTEM, *ASKED]}),
         ({"messages": ASKED}, "", CHAT),
-        ({"system": "s", "messages": SHAREGPT}, "s", CHAT),
+        ({"system": "简短。", "messages": SHAREGPT}, "", {"messages": [SYSTEM, *ASKED]}),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, ASKED[1]]}, "", CHAT),
         ({"instruction": Q, "input": "", "output": A}, "", PAIR),
         ({"instruction": Q, "input": "水果摊", "output": A}, "水果摊", PAIR),
         ({"instruction": Q, "input": "水果摊", "output": A, "system": "s"}, "s\n\n水果摊", PAIR),
         ({"instruction": "b", "output": "c", "history": [[Q, A]]}, "",
          {"messages": [*ASKED, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}),
+        ({"instruction": "b", "input": "水果摊", "output": "c", "history": [[Q, A]], "system": "简短。"}, "",
+         {"messages": [
+             SYSTEM, *ASKED, {"role": "user", "content": "b\n水果摊"}, {"role": "assistant", "content": "c"}
+         ]}),
         ({"question": Q, "answer": A, "context": "水果摊"}, "水果摊", PAIR),
         ({"text": "一行字"}, "", "一行字"),
         ({"main": "m", "branches": [PAIR]}, "m", PAIR),
         ({"main": "m", "branches": [Q], "answers": [A]}, "m", PAIR),
+        ({"main": "", "branches": [{"main": "m", **PAIR}]}, "m", PAIR),
     ],
 )  # fmt: skip
 def test_forms_of_rows(tmp_path, row, main, branch):
@@ -60,28 +65,44 @@ def test_forms_of_rows(tmp_path, row, main, branch):
     assert (report.rows, report.converted, report.skipped_rows) == (1, 1, 0)
 
 
-def test_what_stays_in_the_branch_when_it_is_not_main(tmp_path):
-    system = {"role": "system", "content": "s"}
-    rows = [{"messages": [system, *ASKED]}, {"instruction": Q, "input": "i", "output": A, "system": "s"}]
-    assert converted(tmp_path, rows, main_from="none")[0] == [
-        {"main": "", "branches": [{"messages": [system, *ASKED]}]},
-        {"main": "", "branches": [{"messages": [system, {"role": "user", "content": f"{Q}\ni"}, ASKED[1]]}]},
-    ]
-    assert converted(tmp_path, rows[1:], main_from="system")[0] == [
-        {"main": "s", "branches": [{"prompt": f"{Q}\ni", "completion": A}]}
+@pytest.mark.parametrize(
+    ("options", "chat", "pair"),
+    [
+        ({}, ("", [SYSTEM, *ASKED]), ("简短。\n\ni", PAIR)),
+        ({"main_from": "none"}, ("", [SYSTEM, *ASKED]),
+         ("", {"messages": [SYSTEM, {"role": "user", "content": f"{Q}\ni"}, ASKED[1]]})),
+        ({"main_from": "system"}, ("简短。", ASKED), ("简短。", {"prompt": f"{Q}\ni", "completion": A})),
+        ({"main_from": "context"}, ("", [SYSTEM, *ASKED]), ("i", {"messages": [SYSTEM, *ASKED]})),
+        ({"branch_form": "messages"}, ("", [SYSTEM, *ASKED]),
+         ("", {"messages": [SYSTEM, {"role": "user", "content": f"{Q}\ni"}, ASKED[1]]})),
+    ],
+)  # fmt: skip
+def test_what_becomes_main(tmp_path, options, chat, pair):
+    rows = [{"messages": [SYSTEM, *ASKED]}, {"instruction": Q, "input": "i", "output": A, "system": "简短。"}]
+    assert converted(tmp_path, rows, branches_per_sample=1, **options)[0] == [
+        {"main": chat[0], "branches": [{"messages": chat[1]}]},
+        {"main": pair[0], "branches": [pair[1]]},
     ]
 
 
 def test_branch_forms(tmp_path):
     rows = [{"messages": ASKED}, {"messages": [*ASKED, {"role": "user", "content": "b"}, ASKED[1]]}]
-    assert converted(tmp_path, rows, branch_form="prompt")[0] == [
-        {"main": "", "branches": [PAIR]},
-        {"main": "", "branches": [
-            {"prompt": f"User: {Q}\nAssistant: {A}\nUser: b\nAssistant:", "completion": f" {A}"}
-        ]},
-    ]  # fmt: skip
+    written = {"prompt": f"User: {Q}\nAssistant: {A}\nUser: b\nAssistant:", "completion": f" {A}"}
+    assert converted(tmp_path, rows, branch_form="prompt")[0] == [{"main": "", "branches": [PAIR, written]}]
+    rows = [{"messages": [SYSTEM, *ASKED]}, {"instruction": "b", "output": A, "history": [[Q, A]], "system": "简短。"}]
+    assert converted(tmp_path, rows, branch_form="prompt")[0] == [{"main": "简短。", "branches": [PAIR, written]}]
     alpaca = [{"instruction": Q, "output": A}]
     assert converted(tmp_path, alpaca, branch_form="messages")[0] == [{"main": "", "branches": [CHAT]}]
+
+
+def test_system_turns_that_a_field_replaces_are_counted(tmp_path):
+    rows = [
+        {"system": "简短。", "messages": [{"role": "system", "content": "long"}, *ASKED]},
+        {"system": "简短。", "messages": [SYSTEM, *ASKED]},
+    ]
+    records, report = converted(tmp_path, rows)
+    assert records == [{"main": "", "branches": [{"messages": [SYSTEM, *ASKED]}] * 2}]
+    assert report.replaced_turns == 1
 
 
 def test_turns_of_tools_are_kept_and_turns_without_an_answer_are_counted(tmp_path):
@@ -97,30 +118,40 @@ def test_turns_of_tools_are_kept_and_turns_without_an_answer_are_counted(tmp_pat
         converted(tmp_path, [row], branch_form="prompt")
 
 
-def test_rows_with_one_main_share_records_until_they_are_full(tmp_path):
-    rows = [{"instruction": str(i), "input": "ab"[i % 2], "output": "x"} for i in range(10)]
-    rows.insert(3, {"instruction": "alone", "output": "x"})
+def test_rows_with_one_main_share_records_and_the_others_fill_records_together(tmp_path):
+    rows = [{"instruction": str(i), "input": "ab"[i % 2], "output": "x"} for i in range(8)]
+    rows[3:3] = [{"instruction": "alone", "output": "x"}, {"instruction": "own", "input": "c", "output": "x"}]
+    records, report = converted(tmp_path, rows, branches_per_sample=3)
     asked = [
-        (record["main"], [branch["prompt"] for branch in record["branches"]])
-        for record in converted(tmp_path, rows, branches_per_record=3)[0]
+        (record["main"], [branch.get("main", "") + branch["prompt"] for branch in record["branches"]])
+        for record in records
     ]
-    assert asked == [
-        ("", ["alone"]), ("a", ["0", "2", "4"]), ("b", ["1", "3", "5"]), ("a", ["6", "8"]), ("b", ["7", "9"])
-    ]  # fmt: skip
-    assert len(converted(tmp_path, rows, group_by="none")[0]) == len(rows)
-    texts = [{"text": str(i)} for i in range(5)]
-    grouped = converted(tmp_path, texts, group_by="all", branches_per_record=4)[0]
-    assert [record["branches"] for record in grouped] == [["0", "1", "2", "3"], ["4"]]
+    assert asked == [("a", ["0", "2", "4"]), ("b", ["1", "3", "5"]), ("", ["alone", "cown", "a6"]), ("b", ["7"])]
+    assert records[2]["branches"][1] == {"main": "c", "prompt": "own", "completion": "x"}
+    assert (report.rows, report.branches, report.records, report.largest_record) == (10, 10, 4, 3)
+    assert (report.shared_records, report.shared_branches) == (2, 6)
+    assert (report.mixed_records, report.mixed_branches) == (1, 3)
 
 
-@pytest.mark.parametrize("limit", ["_WAITING_SAMPLES", "_WAITING_CHARACTERS"])
-def test_what_waits_for_its_group_is_limited(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(convert_module, limit, 5 if limit == "_WAITING_SAMPLES" else 5 * 40)
-    rows = [{"instruction": "q", "input": f"main {i % 50}", "output": "a"} for i in range(100)]
-    records, report = converted(tmp_path, rows)
-    assert report.branches == 100
-    assert len(records) == 100  # every main is closed before it comes again
-    assert [record["main"] for record in records] == [row["input"] for row in rows]
+def test_grouping_by_main_only_and_not_at_all(tmp_path):
+    rows = [{"instruction": str(i), "input": ["a", "", "b", "a"][i], "output": "x"} for i in range(4)]
+    one_each = [{"main": row["input"], "branches": [{"prompt": row["instruction"], "completion": "x"}]} for row in rows]
+    shared = {"main": "a", "branches": [*one_each[0]["branches"], *one_each[3]["branches"]]}
+    assert converted(tmp_path, rows, group_by="main")[0] == [one_each[1], shared, one_each[2]]
+    assert converted(tmp_path, rows, group_by="none")[0] == one_each
+    assert converted(tmp_path, rows, branches_per_sample=1)[0] == one_each
+
+
+def test_a_converted_file_can_be_grouped_anew(tmp_path):
+    rows = [{"instruction": str(i), "input": f"{i // 2}", "output": "x"} for i in range(11)]
+    rows += [{"text": "t"}, {"messages": ASKED}, {"main": "m", "branches": ["text"]}]
+    packed = converted(tmp_path, rows, branches_per_sample=4)[0]
+    apart = converted(tmp_path, packed, branches_per_sample=1)[0]
+    expected = converted(tmp_path, rows, branches_per_sample=1)[0]
+    key = json.dumps
+    assert {"main": "m", "prompt": "", "completion": "text"} in [b for r in packed for b in r["branches"]]
+    expected[-1]["branches"] = [{"prompt": "", "completion": "text"}]  # learned as the text is
+    assert sorted(apart, key=key) == sorted(expected, key=key)
 
 
 def test_csv_with_quotes_line_breaks_and_own_column_names(tmp_path):
@@ -158,7 +189,7 @@ def test_csv_rows_that_are_not_utf8_are_skipped(tmp_path):
 
 def test_plain_text_lines(tmp_path):
     records, _ = converted(tmp_path, "第一行\n\n{second}\r\n", name="in.txt")
-    assert [record["branches"] for record in records] == [["第一行"], ["{second}"]]
+    assert records == [{"main": "", "branches": ["第一行", "{second}"]}]
     assert converted(tmp_path, "第一行\n", name="corpus")[0][0]["branches"] == ["第一行"]
 
 
@@ -168,9 +199,7 @@ def test_json_lists_are_streamed_whatever_the_buffer(tmp_path, monkeypatch, inde
     monkeypatch.setattr(sft_files, "_CHUNK", chunk)
     rows = [{"conversations": ASKED}, {"instruction": 'a "}],{" b', "output": A}, 12, {"text": "é"}]
     records, report = converted(tmp_path, json.dumps(rows, ensure_ascii=False, indent=indent), name="in.json")
-    assert [record["branches"][0] for record in records] == [
-        CHAT, {"prompt": 'a "}],{" b', "completion": A}, "é"
-    ]  # fmt: skip
+    assert [record["branches"] for record in records] == [[CHAT, {"prompt": 'a "}],{" b', "completion": A}, "é"]]
     assert [row.reason for row in report.skipped] == ["is a number (12); expected an object"]
     if indent:
         lines = json.dumps(rows, ensure_ascii=False, indent=indent).splitlines()
@@ -201,7 +230,7 @@ def test_memory_does_not_grow_with_a_json_list(tmp_path):
     report = convert(ConvertOptions(input=tmp_path / "in.json", output=tmp_path / "out.jsonl"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert report.records == 400
+    assert report.branches == 400
     assert peak < 12 * 2**20
 
 
@@ -219,6 +248,7 @@ BAD = [
     ({"instruction": "q", "output": 5}, '"output" is a number'),
     ({"text": ""}, "no text"),
     ({"main": "m", "branches": [{"prompt": "p"}]}, r'"branches"\[0\] is neither'),
+    ({"main": "", "branches": [{"main": 1, **PAIR}]}, 'the "main" of a branch is a number'),
     ({"id": 1}, "none of the fields"),
     ([1], "expected an object"),
 ]
@@ -250,7 +280,7 @@ def test_a_forced_format_is_required_of_every_row(tmp_path):
     records, report = converted(tmp_path, rows, format="alpaca")
     assert len(records) == 1
     assert "has no instruction" in report.skipped[0].reason
-    assert converted(tmp_path, rows, format="text", name="x.jsonl")[0][1]["branches"] == ['{"text": "t"}']
+    assert converted(tmp_path, rows, format="text", name="x.jsonl")[0][0]["branches"][1] == '{"text": "t"}'
 
 
 def test_nothing_converted_is_an_error_and_leaves_a_former_output_alone(tmp_path):
@@ -276,5 +306,5 @@ def test_wrong_files(tmp_path):
         ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "o", skipped_path=tmp_path / "x" / ".." / "o")
     with pytest.raises(DataError, match="its first line is not valid CSV"):
         converted(tmp_path, 'prompt,"answer\na,b\n', name="in.csv")
-    with pytest.raises(SettingsError, match="branches_per_record"):
-        ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "o", branches_per_record=0)
+    with pytest.raises(SettingsError, match="branches_per_sample"):
+        ConvertOptions(input=tmp_path / "in.csv", output=tmp_path / "o", branches_per_sample=0)

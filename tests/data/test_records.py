@@ -16,6 +16,11 @@ def test_main_and_branches() -> None:
     assert record.inputs == ("a", "b", "")
 
 
+def test_a_main_of_one_branch_stands_before_its_prompt() -> None:
+    branches = '[{"main": "own ", "prompt": "a"}, {"main": "own", "prompt": ""}, {"main": null, "prompt": "b"}]'
+    assert parse_record(line(f'{{"main": "", "branches": {branches}}}')).branches == ("own a", "own", "b")
+
+
 def test_text_is_main_with_one_continuation() -> None:
     record = parse_record(line('{"text": "早上好", "id": 0}'))
     assert (record.main, record.branches, record.inputs) == ("早上好", (), ("早上好",))
@@ -54,6 +59,7 @@ BAD = {
     '{"main": "m", "branches": [true]}': r'"branches"\[0\] is a boolean \(true\)',
     '{"main": "m", "branches": [null]}': r'"branches"\[0\] is null',
     '{"main": "m", "branches": [{"text": "b"}]}': r'"branches"\[0\] has no "prompt"',
+    '{"main": "m", "branches": [{"main": 4, "prompt": "a"}]}': r'"branches"\[0\]\."main" is a number \(4\)',
     '{"main": "m", "branches": [{"prompt": 4}]}': r'"branches"\[0\]\."prompt" is a number \(4\)',
     '{"main": "", "branches": ["a", ""]}': r'"branches"\[1\] is empty',
     '{"text": "a \\ud83d"}': '"text" has half of a surrogate pair',

@@ -34,6 +34,15 @@ TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "he
             [SampleBranch(prompt="p"), SampleBranch(messages=tuple(TURNS)), SampleBranch(completion="t")],
             False,
         ),
+        (
+            {
+                "main": "",
+                "branches": [{"main": "o", "prompt": "p", "completion": "c"}, {"main": "o", "messages": TURNS}],
+            },
+            "",
+            [SampleBranch(main="o", prompt="p", completion="c"), SampleBranch(main="o", messages=tuple(TURNS))],
+            False,
+        ),
         ({"text": "t"}, "", [SampleBranch(completion="t")], True),
         ({"prompt": "p", "completion": "c"}, "", [SampleBranch(prompt="p", completion="c")], True),
         ({"messages": TURNS, "source": "x"}, "", [SampleBranch(messages=tuple(TURNS))], True),
@@ -58,6 +67,7 @@ def test_forms(row: dict[str, Any], main: str, branches: list[SampleBranch], loo
         ({"text": "t", "main": "m"}, 'has "main" and "text"'),
         ({"main": "m", "branches": []}, '"branches" is a list ([]); expected a list of at least one'),
         ({"main": "m", "branches": [3]}, '"branches"[0] is a number (3)'),
+        ({"main": "", "branches": [{"main": 3, "messages": TURNS}]}, '"branches"[0]."main" is a number (3)'),
         ({"main": "m", "branches": ["a"], "answers": []}, '"answers" is a list of 0; expected a list of 1'),
         ({"main": "m", "branches": ["a"], "answers": [1]}, '"answers"[0] is a number (1)'),
         ({"main": "m", "branches": [{"prompt": "p"}]}, '"branches"[0]."completion" is missing'),

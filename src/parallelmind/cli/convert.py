@@ -26,15 +26,22 @@ What is read (each row by its own fields, unless --format says otherwise):
   records        {"main", "branches"}, to group them anew
 as JSONL, one big JSON list, CSV, TSV or text, always UTF-8. Files of any size: they are streamed.
 
-What is written: {"main": "...", "branches": [...]}, one JSON line a record. main is the system prompt and the
-context (alpaca's "input"); every branch is one of
+What is written: {"main": "...", "branches": [...]}, one JSON line a record; every branch is one of
   {"messages": [...]}            conversations; training learns the assistant's turns
   {"prompt", "completion"}       alpaca, question and answer; training learns the completion
   "..."                          plain text; training learns all of it
-Rows with the same main become branches of one record, also when other rows lie between them, as long as
-fewer than 10,000 branches or 64 million characters wait. Under --visibility isolated the branches of a record
-do not see each other; before you train with columnar, which lets them, convert with --group_by none or make
-sure that they belong together.
+main is the context (alpaca's "input") and the system prompt of rows that become prompt and completion. In
+messages both stay where they are: only there does the model's chat template write them as it writes them for
+the conversation alone.
+
+How rows become records:
+  Rows with the same main share a record, also when other rows lie between them, as long as fewer than 10,000
+  branches or 64 million characters wait for more. All others fill records together; a main that only one row
+  has stands in its branch then: {"main", "prompt", "completion"}. The same file always gives the same records.
+  To share a long instruction of many inputs: --main_field instruction --prompt_field input.
+  In the default visibility, isolated, the branches of a record do not see each other, so each is learned as it
+  would be alone. columnar lets them: before you train with it, convert with --group_by main or
+  --branches_per_sample 1, and make sure that rows with the same main belong together.
 
 Rows that cannot be converted are skipped, counted and listed with line and reason.
 Exit codes: 0 converted (some rows may have been skipped), 1 nothing converted or an error, 2 wrong usage.
@@ -66,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=documented_default(
             "what becomes main; the rest stays in the branch: the system prompt as its first message, "
             "the context behind the question",
-            "auto: both",
+            "auto: both, and nothing of messages",
         ),
     )
     rows.add_argument(
@@ -83,17 +90,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups.add_argument(
         "--group_by",
         choices=["main", "all", "none"],
-        default="main",
+        default="all",
         help=documented_default(
-            "main: rows with the same main; all: those without a main as well; none: one record a row", "main"
+            "all: rows with the same main, and the others together; main: rows with the same main, and one record "
+            "for each other row; none: one record a row",
+            "all",
         ),
     )
     groups.add_argument(
+        "--branches_per_sample",
         "--branches_per_record",
         type=int,
         default=8,
         metavar="N",
-        help=documented_default("branches of a record at most", 8),
+        help=documented_default("branches of a record at most; 1: one record a row", 8),
     )
 
 
@@ -102,18 +112,36 @@ def run(args: argparse.Namespace) -> int:
     options = ConvertOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ConvertOptions)})
     report = convert(options, on_row=_Progress())
     _LOGGER.info(
-        "%d rows read = %d converted + %d skipped; %d records with %d branches (at most %d in one)",
+        "%d rows read = %d converted + %d skipped; %d records with %d branches, %.1f on average (at most %d in one)",
         report.rows,
         report.converted,
         report.skipped_rows,
         report.records,
         report.branches,
+        report.branches / report.records,
         report.largest_record,
     )
+    _LOGGER.info(
+        "%d records of one main (%d branches) + %d of unrelated rows (%d branches) + %d of one branch",
+        report.shared_records,
+        report.shared_branches,
+        report.mixed_records,
+        report.mixed_branches,
+        report.records - report.shared_records - report.mixed_records,
+    )
+    if report.mixed_records:
+        _LOGGER.info(
+            "unrelated rows are learned as if alone with --visibility isolated, the default; for columnar convert "
+            "with --group_by main"
+        )
     if report.cut_turns:
         _LOGGER.warning(
             "%d turns at the end of conversations were left out: no answer of the assistant follows them",
             report.cut_turns,
+        )
+    if report.replaced_turns:
+        _LOGGER.warning(
+            '%d system turns were left out: the field "system" of their row took their place', report.replaced_turns
         )
     for row in report.skipped:
         _LOGGER.warning("skipped: line %d %s", row.line, row.reason)

@@ -1,8 +1,6 @@
 """Turn fine-tuning data into records: `{"main": text, "branches": [branch, …]}`, one JSON line each.
 
-Rows with the same main become branches of one record, also when other rows lie between them: records stay
-open until they are full, the file ends, or too much waits, and then the oldest is closed. So memory has a
-limit, whatever the size of the file.
+Rows are read, grouped (`grouping`) and written one after the other; memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -16,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
 
+from parallelmind.data.grouping import Group, GroupBy, Grouping
 from parallelmind.data.replacing import refuse_same_file, replacing
 from parallelmind.data.sft_files import Container, RawRow, container_of, read_rows
 from parallelmind.data.sft_forms import (
-    Branch,
     BranchForm,
     MainFrom,
     Sample,
@@ -32,10 +30,7 @@ __all__ = ["FORMATS", "ConvertOptions", "ConvertReport", "Format", "GroupBy", "S
 
 Format = Literal["auto", "conversations", "sharegpt", "messages", "alpaca", "text", "csv", "records"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-GroupBy = Literal["main", "all", "none"]
 
-_WAITING_SAMPLES = 10_000
-_WAITING_CHARACTERS = 64 * 2**20
 _KEPT_SKIPPED = 20
 
 
@@ -46,9 +41,11 @@ class ConvertOptions:
     input: Path
     output: Path
     format: Format = "auto"
-    group_by: GroupBy = "main"
-    """main: rows with the same main that is not empty share a record; all: those with an empty main too."""
-    branches_per_record: int = 8
+    group_by: GroupBy = "all"
+    """all: rows with the same main share a record, the others fill records together; main: the others have a record
+    each; none: every row has."""
+    branches_per_sample: int = 8
+    """Branches of a record at most."""
     branch_form: BranchForm = "auto"
     main_from: MainFrom = "auto"
     prompt_field: str | None = None
@@ -62,8 +59,8 @@ class ConvertOptions:
     """A row that cannot be converted ends the conversion."""
 
     def __post_init__(self) -> None:
-        if self.branches_per_record < 1:
-            raise SettingsError(f"--branches_per_record is {self.branches_per_record}; it must be 1 or more.")
+        if self.branches_per_sample < 1:
+            raise SettingsError(f"--branches_per_sample is {self.branches_per_sample}; it must be 1 or more.")
         if self.max_samples is not None and self.max_samples < 1:
             raise SettingsError(f"--max_samples is {self.max_samples}; it must be 1 or more.")
         refuse_same_file(self.output, self.input, flag="--output")
@@ -104,7 +101,7 @@ class Skipped:
 
 @dataclass(kw_only=True)
 class ConvertReport:
-    """Every row read is either converted or skipped."""
+    """Every row read is either converted or skipped; every branch stands in one record."""
 
     rows: int = 0
     converted: int = 0
@@ -112,48 +109,19 @@ class ConvertReport:
     branches: int = 0
     largest_record: int = 0
     """Branches of the record that has most."""
+    shared_records: int = 0
+    """Records of several branches under one main."""
+    shared_branches: int = 0
+    mixed_records: int = 0
+    """Records of several branches without a main in common."""
+    mixed_branches: int = 0
     cut_turns: int = 0
     """Turns left out since no turn of the assistant followed them."""
+    replaced_turns: int = 0
+    """System turns left out since their row has a field "system", which took their place."""
     skipped_rows: int = 0
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     """The first of them."""
-
-
-class _Groups:
-    """Records that still wait for branches, oldest first."""
-
-    def __init__(self, options: ConvertOptions) -> None:
-        self._options = options
-        self._open: dict[str, tuple[list[Branch], int]] = {}
-        self._samples = self._characters = 0
-
-    def add(self, sample: Sample) -> Iterator[tuple[str, list[Branch]]]:
-        """Yield the records that are complete now."""
-        group_by = self._options.group_by
-        if group_by == "none" or (group_by == "main" and not sample.main):
-            yield sample.main, [sample.branch]
-            return
-        branches, characters = self._open.get(sample.main, ([], len(sample.main)))
-        before = characters if branches else 0
-        characters += len(str(sample.branch))
-        branches.append(sample.branch)
-        self._open[sample.main] = branches, characters
-        self._samples += 1
-        self._characters += characters - before
-        if len(branches) == self._options.branches_per_record:
-            yield self._close(sample.main)
-        while self._samples > _WAITING_SAMPLES or self._characters > _WAITING_CHARACTERS:
-            yield self._close(next(iter(self._open)))
-
-    def rest(self) -> Iterator[tuple[str, list[Branch]]]:
-        while self._open:
-            yield self._close(next(iter(self._open)))
-
-    def _close(self, main: str) -> tuple[str, list[Branch]]:
-        branches, characters = self._open.pop(main)
-        self._samples -= len(branches)
-        self._characters -= characters
-        return main, branches
 
 
 def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | None = None) -> ConvertReport:
@@ -168,12 +136,12 @@ def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | N
     report = ConvertReport()
     rows = itertools.islice(read_rows(options.input, options.container()), options.max_samples)
     with _written(options.output) as output, _written(options.skipped_path) as skipped:
-        groups = _Groups(options)
+        grouping = Grouping(options.group_by, options.branches_per_sample)
         for sample in _samples(rows, options, report, skipped, on_row):
-            for record in groups.add(sample):
-                _write_record(output, record, report)
-        for record in groups.rest():
-            _write_record(output, record, report)
+            for group in grouping.add(sample):
+                _write_record(output, group, report)
+        for group in grouping.rest():
+            _write_record(output, group, report)
         if not report.records:
             first = "".join(f", the first at line {row.line}: {row.reason}" for row in report.skipped[:1])
             raise DataError(
@@ -204,6 +172,7 @@ def _samples(
         else:
             report.converted += 1
             report.cut_turns += sum(sample.cut_turns for sample in samples)
+            report.replaced_turns += sum(sample.replaced_turns for sample in samples)
             yield from samples
         if on_row is not None:
             on_row(report)
@@ -219,13 +188,19 @@ def _note_skipped(row: Skipped, report: ConvertReport, file: IO[str] | None) -> 
         file.write(json.dumps({"line": row.line, "reason": reason}, ensure_ascii=False) + "\n")
 
 
-def _write_record(file: IO[str] | None, record: tuple[str, list[Branch]], report: ConvertReport) -> None:
+def _write_record(file: IO[str] | None, group: Group, report: ConvertReport) -> None:
     assert file is not None
-    main, branches = record
-    file.write(json.dumps({"main": main, "branches": branches}, ensure_ascii=False) + "\n")
+    file.write(json.dumps({"main": group.main, "branches": group.branches}, ensure_ascii=False) + "\n")
+    count = len(group.branches)
     report.records += 1
-    report.branches += len(branches)
-    report.largest_record = max(report.largest_record, len(branches))
+    report.branches += count
+    report.largest_record = max(report.largest_record, count)
+    if count > 1 and group.main:
+        report.shared_records += 1
+        report.shared_branches += count
+    elif count > 1:
+        report.mixed_records += 1
+        report.mixed_branches += count
 
 
 @contextmanager

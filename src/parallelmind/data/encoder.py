@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from parallelmind.data.chat import encode_chat
-from parallelmind.data.encode import closed, encode_main, encode_parts
+from parallelmind.data.encode import closed, encode_branch, encode_main, encode_parts
 from parallelmind.data.samples import Sample, SampleBranch
 from parallelmind.errors import DataError
 
@@ -80,10 +80,12 @@ class SampleEncoder:
     """Encodes samples with one tokenizer and one set of limits.
 
     Args:
-        max_seq_len: tokens of one branch at most (main not counted); a longer one is cut at its end.
+        max_seq_len: tokens of one branch at most (no main counted); a longer one is cut at its end.
         max_model_len: positions of the model; main and each branch fit into it. 0: unknown.
         vocab_size: tokens of the model. 0: unknown.
-        sees_main: branches see their main, so that their first token can be learned without a prompt.
+        sees_main: branches see their main, so that their first token can be learned without a prompt. If not, a main
+            of one branch is left out.
+        learn_main: the main of one branch is learned, as its dataset learns the main of a record.
         strict: whatever would be cut or dropped is an error instead.
     """
 
@@ -95,6 +97,7 @@ class SampleEncoder:
         max_model_len: int = 0,
         vocab_size: int = 0,
         sees_main: bool = True,
+        learn_main: bool = False,
         strict: bool = False,
     ):
         self.tokenizer = tokenizer
@@ -102,6 +105,7 @@ class SampleEncoder:
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.sees_main = sees_main
+        self.learn_main = learn_main
         self.strict = strict
 
     def encode(self, sample: Sample, counts: DataCounts) -> EncodedSample | None:
@@ -112,48 +116,56 @@ class SampleEncoder:
         """
         counts.records += 1
         main = encode_main(self.tokenizer, sample.main)
-        room = self.max_model_len - len(main) if self.max_model_len else self.max_seq_len
-        if room < 2:
-            self._lost(
-                f"{sample.where}: main has {len(main)} tokens, the model has {self.max_model_len} positions",
-                counts,
-            )
+        if not self._has_room(len(main)):
+            self._lost(self._too_long(sample.where, len(main)), counts)
             counts.dropped_records += 1
             return None
-        under_main = bool(main) and self.sees_main
         # All in one call, which takes a fraction of the time of one call each.
         parts = encode_parts(
             self.tokenizer, [text for branch in sample.branches for text in (branch.prompt, branch.completion)]
         )
-        branches = []
-        for place, branch in enumerate(sample.branches):
-            where = sample.where if sample.loose else f'{sample.where}: "branches"[{place}]'
-            ids, learned = self._branch(branch, parts, under_main, where)
-            if self.vocab_size and (largest := max(max(ids, default=0), max(main, default=0))) >= self.vocab_size:
-                raise DataError(
-                    f"{where}: the tokenizer gives token {largest}, the model has {self.vocab_size} tokens: they do "
-                    "not belong together; check --tokenizer_path."
-                )
-            limit = min(self.max_seq_len, room)
-            if len(ids) > limit:
-                kind = "--max_seq_len" if limit == self.max_seq_len else "the positions of the model"
-                self._lost(f"{where} has {len(ids)} tokens, cut to {limit} ({kind})", counts)
-                counts.cut_branches += 1
-                counts.cut_tokens += len(ids) - limit
-                ids, learned = ids[:limit], learned[:limit]
-            unpredicted = learned[0] and not under_main
-            if unpredicted:
-                learned[0] = False
-            if not any(learned):
-                self._lost(f"{where} has no token to learn, dropped", counts)
-                counts.dropped_branches += 1
-                continue
-            counts.unpredicted_tokens += unpredicted
-            branches.append(EncodedBranch(array("i", ids), bytes(learned), place + 1, branch))
+        encoded = [
+            self._encode_branch(sample, place, main if self.sees_main else [], len(main), parts, counts)
+            for place in range(len(sample.branches))
+        ]
+        branches = tuple(branch for branch in encoded if branch is not None)
         if not branches:
             counts.dropped_records += 1
             return None
-        return EncodedSample(array("i", main), tuple(branches), sample.where, sample.loose, sample.main)
+        return EncodedSample(array("i", main), branches, sample.where, sample.loose, sample.main)
+
+    def _encode_branch(
+        self,
+        sample: Sample,
+        place: int,
+        seen: Sequence[int],
+        main_tokens: int,
+        parts: Mapping[str, list[int]],
+        counts: DataCounts,
+    ) -> EncodedBranch | None:
+        branch = sample.branches[place]
+        where = sample.where if sample.loose else f'{sample.where}: "branches"[{place}]'
+        own = encode_branch(self.tokenizer, branch.main, has_main=bool(seen)) if self.sees_main else []
+        before = main_tokens + len(own)
+        if not self._has_room(before):
+            self._lost(self._too_long(where, before), counts)
+            counts.dropped_branches += 1
+            return None
+        ids, learned = self._branch(branch, parts, bool(seen or own), where)
+        self._check_vocabulary([*seen, *own, *ids], where)
+        ids, learned = self._cut(ids, learned, before, where, counts)
+        unpredicted = learned[0] and not (seen or own)
+        if unpredicted:
+            learned[0] = False
+        if not any(learned):
+            self._lost(f"{where} has no token to learn, dropped", counts)
+            counts.dropped_branches += 1
+            return None
+        counts.unpredicted_tokens += unpredicted
+        own_learned = [self.learn_main] * len(own)
+        if own and not seen:
+            own_learned[0] = False  # nothing is before it
+        return EncodedBranch(array("i", own + ids), bytes(own_learned + learned), place + 1, branch)
 
     def lost_rows(self, sample: EncodedSample, places: list[int], limit: int, counts: DataCounts) -> None:
         """Count the branches at these places, which do not fit a row beside their main."""
@@ -167,6 +179,31 @@ class SampleEncoder:
             counts.dropped_branches += 1
         if len(places) == len(sample.branches):
             counts.dropped_records += 1
+
+    def _has_room(self, main_tokens: int) -> bool:
+        return not self.max_model_len or self.max_model_len - main_tokens >= 2
+
+    def _too_long(self, where: str, main_tokens: int) -> str:
+        return f"{where}: main has {main_tokens} tokens, the model has {self.max_model_len} positions"
+
+    def _check_vocabulary(self, ids: list[int], where: str) -> None:
+        if self.vocab_size and (largest := max(ids, default=0)) >= self.vocab_size:
+            raise DataError(
+                f"{where}: the tokenizer gives token {largest}, the model has {self.vocab_size} tokens: they do "
+                "not belong together; check --tokenizer_path."
+            )
+
+    def _cut(
+        self, ids: list[int], learned: list[bool], main_tokens: int, where: str, counts: DataCounts
+    ) -> tuple[list[int], list[bool]]:
+        room = self.max_model_len - main_tokens if self.max_model_len else self.max_seq_len
+        limit = min(self.max_seq_len, room)
+        if len(ids) > limit:
+            kind = "--max_seq_len" if limit == self.max_seq_len else "the positions of the model"
+            self._lost(f"{where} has {len(ids)} tokens, cut to {limit} ({kind})", counts)
+            counts.cut_branches += 1
+            counts.cut_tokens += len(ids) - limit
+        return ids[:limit], learned[:limit]
 
     def _branch(
         self, branch: SampleBranch, parts: Mapping[str, list[int]], has_main: bool, where: str

@@ -116,12 +116,15 @@ def _branches(value: Any, where: str, main: str) -> tuple[str, ...]:
     texts = []
     for place, item in enumerate(value):
         name = f'{where}: "branches"[{place}]'
+        own = ""  # a main of this branch only, as training rows may have it
         if isinstance(item, dict):
             if "prompt" not in item:
                 raise DataError(f'{name} has no "prompt"; expected a text or {{"prompt": text}}.')
+            if item.get("main") is not None:
+                own = text_field(item["main"], name + '."main"', may_be_empty=True)
             name, item = name + '."prompt"', item["prompt"]
         # With a main, an empty branch just continues it.
-        texts.append(text_field(item, name, may_be_empty=bool(main)))
+        texts.append(own + text_field(item, name, may_be_empty=bool(main or own)))
     return tuple(texts)
 
 

@@ -10,14 +10,15 @@
 | `{"prompt", "completion"}` | the completion |
 | `{"conversations": […]}`, `{"messages": […]}` | the assistant's turns |
 
-The forms of one branch may be mixed. The last three rows have no main: they are *loose*, several of them become the
-branches of one packed row. Other fields are ignored.
+The forms of one branch may be mixed. A branch that is an object may have a `main` of its own, which it alone sees: it
+stands before the branch, in the same tokens as the main of a record. The last three rows have no main: they are
+*loose*, several of them become the branches of one packed row. Other fields are ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parallelmind.data.records import field_names, quoted, show_value, text_field
@@ -51,6 +52,8 @@ class SampleBranch:
     """Learned, and closed with the end-of-text token."""
     messages: tuple[Message, ...] = ()
     """Instead of both: turns, of which the assistant's are learned."""
+    main: str = ""
+    """Before all of it, of this branch only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,11 @@ def _with_main(row: Mapping[str, Any], where: str) -> Sample:
 
 def _branch_object(item: Mapping[str, Any], name: str) -> SampleBranch:
     if "messages" in item:
-        return SampleBranch(messages=_messages(item["messages"], f'{name}."messages"'))
-    return _completion(item, name + ".")
+        branch = SampleBranch(messages=_messages(item["messages"], f'{name}."messages"'))
+    else:
+        branch = _completion(item, name + ".")
+    own = item.get("main")
+    return branch if own is None else replace(branch, main=text_field(own, f'{name}."main"', may_be_empty=True))
 
 
 def _completion(item: Mapping[str, Any], name: str) -> SampleBranch:

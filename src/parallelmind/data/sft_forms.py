@@ -52,6 +52,8 @@ class Sample:
     branch: Branch
     cut_turns: int = 0
     """Turns after the last one of the assistant, which were left out: nothing could be learned from them."""
+    replaced_turns: int = 0
+    """System turns that the row's own field "system" took the place of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,8 @@ class SampleSettings:
     branch_form: BranchForm = "auto"
     """auto: conversations become messages, the others prompt and completion."""
     main_from: MainFrom = "auto"
-    """auto: the system prompt, then the context."""
+    """auto: the system prompt, then the context, but nothing of a branch of messages: there the chat template writes
+    the system prompt, and the context is part of the question."""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The user's own names for prompt, completion and context."""
 
@@ -92,9 +95,12 @@ def samples_of(row: Any, settings: SampleSettings) -> list[Sample]:
     in_messages = form == "messages" or (form == "sharegpt" and "messages" in fields and "conversations" not in fields)
     name = "messages" if in_messages else "conversations"
     turns = _turns(fields, name, sharegpt=form == "sharegpt")
+    replaced = 0
     if isinstance(system := fields.get("system", fields.get("system_prompt")), str) and system.strip():
-        turns = [{"role": "system", "content": system}, *(t for t in turns if t["role"] != "system")]
-    return [_of_turns(turns, name, settings)]
+        own = {"role": "system", "content": system}
+        replaced = sum(turn["role"] == "system" and turn != own for turn in turns)
+        turns = [own, *(turn for turn in turns if turn["role"] != "system")]
+    return [dataclasses.replace(_of_turns(turns, name, settings), replaced_turns=replaced)]
 
 
 def _form_of(row: Any, settings: SampleSettings) -> RowForm:
@@ -145,7 +151,16 @@ def _of_record(row: Mapping[str, Any]) -> list[Sample]:
                 f'"branches"[{place}] is neither a text nor {{"prompt", "completion"}} nor {{"messages"}}: '
                 f"{show_value(branch)}"
             )
-    return [Sample(_whole(main, '"main"'), _whole_branch(branch)) for branch in branches]
+    return [_under(_whole(main, '"main"'), _whole_branch(branch)) for branch in branches]
+
+
+def _under(main: str, branch: Branch) -> Sample:
+    """A branch's own main, which `grouping` gave it, becomes main again, so that it can be grouped anew."""
+    if isinstance(branch, dict) and "main" in branch:
+        own = _text(branch["main"], 'the "main" of a branch')
+        if not main:
+            return Sample(own, {key: value for key, value in branch.items() if key != "main"})
+    return Sample(main, branch)
 
 
 def _of_pair(row: Mapping[str, Any], settings: SampleSettings) -> Sample:
@@ -154,17 +169,23 @@ def _of_pair(row: Mapping[str, Any], settings: SampleSettings) -> Sample:
     context = _named(row, "context", settings)
     system = _text(row.get("system") or row.get("system_prompt") or "", '"system"')
     past = _history(row.get("history") or [])
-    mains = [system] if settings.main_from in ("auto", "system") else []
-    if settings.main_from in ("auto", "context"):
-        mains.append(context)
-    elif context:
+    is_chat = settings.branch_form == "messages" or (settings.branch_form == "auto" and bool(past))
+    in_main = _in_main(settings, as_messages=is_chat)
+    mains = [text for kind, text in (("system", system), ("context", context)) if text and kind in in_main]
+    if context and "context" not in in_main:
         prompt = f"{prompt}\n{context}"
     turns = [*past, {"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-    if system and settings.main_from not in ("auto", "system"):
+    if system and "system" not in in_main:
         turns.insert(0, {"role": "system", "content": system})
-    main = "\n\n".join(part for part in mains if part)
+    main = "\n\n".join(mains)
     as_messages = len(turns) > 2 if settings.branch_form == "auto" else settings.branch_form == "messages"
     return Sample(_whole(main, "main"), _whole_branch(_branch(turns, as_messages=as_messages)))
+
+
+def _in_main(settings: SampleSettings, *, as_messages: bool) -> tuple[str, ...]:
+    if settings.main_from == "auto":
+        return () if as_messages else ("system", "context")
+    return (settings.main_from,)
 
 
 def _named(row: Mapping[str, Any], part: str, settings: SampleSettings, *, required: bool = False) -> str:
@@ -235,10 +256,11 @@ def _of_turns(turns: Sequence[dict[str, Any]], name: str, settings: SampleSettin
     if last < 0:
         raise DataError(f'"{name}" has no turn of the assistant: nothing could be learned from it')
     kept = list(turns[: last + 1])
+    as_messages = settings.branch_form != "prompt"
     main = ""
-    if kept[0]["role"] == "system" and settings.main_from in ("auto", "system"):
+    if kept[0]["role"] == "system" and "system" in _in_main(settings, as_messages=as_messages):
         main = str(kept.pop(0)["content"])
-    branch = _branch(kept, as_messages=settings.branch_form != "prompt")
+    branch = _branch(kept, as_messages=as_messages)
     return Sample(_whole(main, "main"), _whole_branch(branch), cut_turns=len(turns) - last - 1)
 
 

@@ -85,6 +85,7 @@ section(
     ),
     Promise("--input", "fine-tuning data", "required"),
     Promise("--output", "records, JSONL", "required"),
+    Promise("--branches_per_sample", "rows that share a record, so that it trains packed; 1: one record a row", "8"),
     Promise('{"conversations": [{"role", "content"}]}', "conversations"),
     Promise('{"conversations": [{"from", "value"}]}', "ShareGPT"),
     Promise('{"instruction", "input", "output"}', "Alpaca"),

@@ -1,0 +1,133 @@
+"""Which samples stand together in one record.
+
+Samples with the same main become branches of one record, also when others lie between them. What has no main, or a main
+that no other sample had, has nothing in common with its neighbours: such samples fill records together, each with its
+main in its own branch, so that it is read as it would be alone.
+
+Records stay open until they are full, the data ends, or too much waits, and then the oldest is closed. So memory has
+a limit, whatever the size of the data, and the order follows from the data alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from parallelmind.data.sft_forms import Branch, Sample
+
+__all__ = ["Group", "GroupBy", "Grouping"]
+
+GroupBy = Literal["all", "main", "none"]
+
+_WAITING_SAMPLES = 10_000
+_WAITING_CHARACTERS = 64 * 2**20
+_RECORD_CHARACTERS = 8 * 2**20
+"""A character has up to six bytes in JSON: a record of more than one branch stays a line that can be read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The content of one record."""
+
+    main: str
+    branches: list[Branch]
+
+
+@dataclass(slots=True)
+class _Open:
+    samples: list[Sample]
+    characters: int
+
+
+class Grouping:
+    """Takes samples one by one and gives records back as soon as they are complete.
+
+    Args:
+        group_by: all: samples with the same main share a record, the others fill records together; main: only samples
+            with the same main share a record; none: every sample is a record.
+        most: branches of a record at most; 1 is the same as `none`.
+    """
+
+    def __init__(self, group_by: GroupBy, most: int) -> None:
+        self._group_by = "none" if most == 1 else group_by
+        self._most = min(most, _WAITING_SAMPLES)
+        self._open: dict[str, _Open] = {}
+        self._samples = self._characters = 0
+        self._filler = _Open([], 0)
+
+    def add(self, sample: Sample) -> Iterator[Group]:
+        """Yield the records that are complete now."""
+        if self._group_by == "none":
+            yield Group(sample.main, [sample.branch])
+        elif not sample.main:
+            yield from self._fill(sample)
+        else:
+            yield from self._join(sample)
+            while self._samples > _WAITING_SAMPLES or self._characters > _WAITING_CHARACTERS:
+                yield from self._close(next(iter(self._open)))
+
+    def rest(self) -> Iterator[Group]:
+        """Yield the records that still wait for branches."""
+        while self._open:
+            yield from self._close(next(iter(self._open)))
+        yield from self._flush()
+
+    def _join(self, sample: Sample) -> Iterator[Group]:
+        """Put a sample to the others with its main."""
+        size = len(str(sample.branch))
+        group = self._open.get(sample.main)
+        if group is not None and group.characters + size > _RECORD_CHARACTERS:
+            yield from self._close(sample.main)
+            group = None
+        if group is None:
+            group = self._open[sample.main] = _Open([], len(sample.main))
+            self._characters += len(sample.main)
+        group.samples.append(sample)
+        group.characters += size
+        self._samples += 1
+        self._characters += size
+        if len(group.samples) == self._most:
+            yield from self._close(sample.main)
+
+    def _close(self, main: str) -> Iterator[Group]:
+        group = self._open.pop(main)
+        self._samples -= len(group.samples)
+        self._characters -= group.characters
+        if len(group.samples) == 1:
+            yield from self._fill(group.samples[0])
+        else:
+            yield Group(main, [sample.branch for sample in group.samples])
+
+    def _fill(self, sample: Sample) -> Iterator[Group]:
+        """Put a sample to others that it has nothing in common with."""
+        if self._group_by != "all" or (sample.main and _has_main(sample.branch)):
+            yield Group(sample.main, [sample.branch])
+            return
+        size = len(sample.main) + len(str(sample.branch))
+        if self._filler.characters + size > _RECORD_CHARACTERS:
+            yield from self._flush()
+        self._filler.samples.append(sample)
+        self._filler.characters += size
+        if len(self._filler.samples) == self._most:
+            yield from self._flush()
+
+    def _flush(self) -> Iterator[Group]:
+        samples, self._filler = self._filler.samples, _Open([], 0)
+        if len(samples) == 1:
+            yield Group(samples[0].main, [samples[0].branch])
+        elif samples:
+            yield Group("", [_with_main(sample) for sample in samples])
+
+
+def _has_main(branch: Branch) -> bool:
+    return isinstance(branch, dict) and "main" in branch
+
+
+def _with_main(sample: Sample) -> Branch:
+    if not sample.main:
+        return sample.branch
+    branch: dict[str, Any] = (
+        {"prompt": "", "completion": sample.branch} if isinstance(sample.branch, str) else sample.branch
+    )
+    return {"main": sample.main, **branch}
