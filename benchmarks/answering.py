@@ -34,6 +34,8 @@ from parallelmind.models.cpu import optimize_for_cpu
 from parallelmind.pipelines.answer import context_of
 from parallelmind.pipelines.answer_options import AnswerOptions
 from parallelmind.pipelines.answer_workers import EngineAnswers
+from parallelmind.rag.budget import TokenBudget, load_tokenizer
+from parallelmind.rag.window import ContextWindow
 
 
 def write_rows(path: Path, rows: int, documents: int) -> None:
@@ -70,10 +72,14 @@ def answer(model: Any, data: Path, args: argparse.Namespace, *, grouped: bool, p
         max_running_branches=args.batch_size,
         prefix_cache_bytes=2**29 if prefix_cache else 0,
     )
+    window = ContextWindow(
+        lambda row: (token_ids(row.context, args.document_tokens), token_ids(row.query, 8)),
+        TokenBudget(load_tokenizer("tiny")),  # nothing is cut
+        tokens=engine.max_model_len,
+    )
     worker = EngineAnswers(
         engine,
-        lambda row: row,  # type: ignore[arg-type, return-value]
-        lambda row: (token_ids(row.context, args.document_tokens), token_ids(row.query, 8)),  # type: ignore[attr-defined]
+        window,
         options,
         WorkerInfo(),
         one_each=not grouped,

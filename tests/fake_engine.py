@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, ErrorKind, Event, Request, SamplingParams
 from parallelmind.pipelines.batch_worker import Backend
 
 
@@ -27,6 +27,8 @@ class FakeEngine:
     seconds_per_request: float = 0.0
     fails: Callable[[list[int]], bool] = lambda prompt: False
     """Which branches fail, by their prompt."""
+    error_kind: ErrorKind | None = None
+    """Of those that fail."""
     on_request: Callable[[int], None] = lambda number: None
     requests: list[Request] = field(default_factory=list)
     sampling: SamplingParams | None = None
@@ -62,7 +64,7 @@ class FakeEngine:
     def _answer(self, request: Request, branch: Branch) -> BranchResult:
         prompt = list(branch.prompt)
         if self.fails(prompt):
-            return BranchResult(finish_reason="error", error="it broke; mend it")
+            return BranchResult(finish_reason="error", error="it broke; mend it", error_kind=self.error_kind)
         assert branch.sampling is not None
         said = (tuple(request.main), prompt, branch.branch_id, branch.sampling.seed)
         text = hashlib.sha256(repr(said).encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from parallelmind.cli.main import main
+from parallelmind.cli.statistics import _rate
+from parallelmind.jobs.statistics import WorkerStatistics
 from tests import fake_openai
 from tests.fake_openai import KEY, FakeOpenAI
 from tests.pipelines.answering import PLAIN, context_row, everything_written, read_rows, story_rows, write_rows
@@ -64,24 +67,34 @@ def start(*command: object, cwd: Path, **variables: str) -> subprocess.Completed
     )
 
 
+LABELS = [
+    "Total contexts processed", "Successful inferences", "Errors", "Success rate", "Average inference time",
+    "Results saved to",
+]  # fmt: skip
+
+
 def blocks(stdout: str) -> dict[str, dict[str, str]]:
     """The statistics blocks, by title."""
     found: dict[str, dict[str, str]] = {}
-    for title, body in re.findall(r"^=+\n(.* STATISTICS.*)\n=+\n((?:.+:.*\n)*)", stdout, re.M):
-        found[title] = dict(re.split(r":\s+", line, maxsplit=1) for line in body.splitlines())
+    for title, body in re.findall(r"^(.* STATISTICS.*)\n={60}\n((?:.+: .*\n)*)", stdout, re.M):
+        found[title] = dict(line.split(": ", maxsplit=1) for line in body.splitlines()[: len(LABELS)])
+        assert list(found[title]) == LABELS
     return found
 
 
 def check_blocks(stdout: str, *, workers: int, records: int, out: Path) -> None:
+    """Each worker's block counts the rows of its own file; together they are the total."""
     found = blocks(stdout)
     titles = [f"Worker {rank} INFERENCE STATISTICS" for rank in range(workers)]
     assert list(found) == [*titles, f"TOTAL INFERENCE STATISTICS ({workers} workers)"]
-    for block in found.values():
-        assert {"Successful", "Errors", "Success rate", "Average inference time"} < set(block)
-        assert block["Results saved to"] == str(out)
-    assert sum(int(found[title]["Contexts processed"]) for title in titles) == records
-    total = list(found.values())[-1]
-    assert (total["Contexts processed"], total["Errors"], total["Success rate"]) == (str(records), "0", "100.00%")
+    total = found.pop(f"TOTAL INFERENCE STATISTICS ({workers} workers)")
+    assert (total["Total contexts processed"], total["Errors"]) == (str(records), "0")
+    assert (total["Success rate"], total["Results saved to"]) == ("100.0%", str(out))
+    for rank, block in enumerate(found.values()):
+        count, own = int(block["Total contexts processed"]), out.with_name(f"{out.stem}_rank{rank}.jsonl")
+        assert (block["Success rate"], block["Results saved to"]) == (("100.0%", str(own)) if count else ("none",) * 2)
+        assert count == (len(read_rows(own)) if own.exists() else 0)
+    assert sum(int(block["Total contexts processed"]) for block in found.values()) == records
 
 
 def test_the_shell_script_answers_with_two_workers(data: Path, out: Path, on_tiny: list[str], tmp_path: Path) -> None:
@@ -156,8 +169,14 @@ def test_what_a_run_prints(data: Path, out: Path, on_upper: list[str], capsys: p
     assert main(command) == 0
     printed = capsys.readouterr().out
     found = blocks(printed)["Worker 0 INFERENCE STATISTICS"]
-    counts = {name: found[name] for name in ("Contexts processed", "Successful", "Errors", "Success rate")}
-    assert counts == {"Contexts processed": "5", "Successful": "3", "Errors": "2", "Success rate": "60.00%"}
+    assert re.fullmatch(r"\d+\.\d\d+s", found.pop("Average inference time"))
+    assert found == {
+        "Total contexts processed": "5",
+        "Successful inferences": "3",
+        "Errors": "2",
+        "Success rate": "60.0%",
+        "Results saved to": str(out),
+    }
     assert "Errors of class DataError: 1" in printed
     assert "5 records = 3 successful + 2 errors" in printed
     assert "failed: line 3: not found" in printed
@@ -167,6 +186,17 @@ def test_what_a_run_prints(data: Path, out: Path, on_upper: list[str], capsys: p
     again = capsys.readouterr()
     assert "5 records = 3 successful + 2 errors" in again.out
     assert "nothing to do" in again.err
+
+
+@pytest.mark.parametrize(
+    ("successful", "processed", "shown"),
+    [(245, 250, "98.0%"), (5, 6, "83.3%"), (0, 3, "0.0%"), (9999, 10000, "99.9%"), (1, 10000, "0.1%"), (0, 0, "none")],
+)
+def test_the_success_rate_says_all_and_none_only_where_it_is(successful: int, processed: int, shown: str) -> None:
+    worker = dataclasses.replace(
+        WorkerStatistics.none(), processed=processed, successful=successful, errors=processed - successful
+    )
+    assert _rate(worker) == shown
 
 
 def test_the_first_rows_for_each_worker(data: Path, out: Path, on_upper: list[str]) -> None:

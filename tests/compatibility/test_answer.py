@@ -99,10 +99,10 @@ def test_rows_and_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     lines = dict(re.split(r":\s+", line, maxsplit=1) for line in block[1].splitlines())
     assert float(lines.pop("Average inference time").removesuffix("s")) > 0
     assert lines == {
-        "Contexts processed": "6",
-        "Successful": "5",
+        "Total contexts processed": "6",
+        "Successful inferences": "5",
         "Errors": "1",
-        "Success rate": "83.33%",
+        "Success rate": "83.3%",
         "Results saved to": str(told.out),
     }
     assert told.printed.index("Worker 0") < told.printed.index("TOTAL INFERENCE STATISTICS (1 workers)")

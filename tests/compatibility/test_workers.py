@@ -95,22 +95,62 @@ def test_four_workers_on_eight_gpus(checkout: Path) -> None:
 @proves("workers", "TOTAL_GPUS", "GPUS_PER_WORKER", "NUM_WORKERS", "MAX_SAMPLES_PER_WORKER", "CUDA_VISIBLE_DEVICES")
 @proves("workers", "no GPU")
 def test_the_variables(checkout: Path) -> None:
-    """What the script starts for given variables: the first TOTAL_GPUS of those allowed, none for 0, and the flags."""
+    """The flags that the script gives for variables, and that it leaves CUDA_VISIBLE_DEVICES as it is."""
     show = fake_program(checkout / "bin", "show", 'echo "${CUDA_VISIBLE_DEVICES-all}|$*"')
+    (checkout / "in").touch()
     common = {"CONTEXTS_FILE": "in", "OUTPUT_FILE": "out", "MODEL_PATH": "m", "PYTHON": str(show)}
 
     def started(**variables: str) -> tuple[str, list[str]]:
         gpus, _, words = run_line(WORKERS, cwd=checkout, **common, **variables).stdout.strip().partition("|")
-        return gpus, words.split()[7:]  # after the script and the three files
+        return gpus, words.split()[5:]  # after the script and the two files
 
-    local = ["--inference_type", "local", "--workers"]
-    assert started() == ("all", [*local, "1"])
-    assert started(NUM_WORKERS="4", TOTAL_GPUS="8") == ("0,1,2,3,4,5,6,7", [*local, "4"])
-    assert started(TOTAL_GPUS="2", CUDA_VISIBLE_DEVICES="4,5,6,7") == ("4,5", [*local, "1"])
-    assert started(TOTAL_GPUS="0") == ("", [*local, "1"])
+    def local(workers: str) -> list[str]:
+        return ["--inference_type", "local", "--workers", workers, "--model_path", "m"]
+
+    assert started() == ("all", local("1"))
+    assert started(NUM_WORKERS="4", TOTAL_GPUS="8") == ("all", [*local("4"), "--total_gpus", "8"])
+    assert started(TOTAL_GPUS="2", CUDA_VISIBLE_DEVICES="4,5,6,7") == ("4,5,6,7", [*local("1"), "--total_gpus", "2"])
+    assert started(TOTAL_GPUS="0") == ("all", [*local("1"), "--total_gpus", "0"])
     assert started(GPUS_PER_WORKER="3", MAX_SAMPLES_PER_WORKER="5") == (
-        "all", [*local, "1", "--gpus_per_worker", "3", "--max_samples_per_worker", "5"]
+        "all", [*local("1"), "--gpus_per_worker", "3", "--max_samples_per_worker", "5"]
     )  # fmt: skip
+
+
+@proves("workers", f"bash {FOLDER}/run_multi_worker_inference.sh")
+def test_a_bare_script(checkout: Path) -> None:
+    """Without a context file it says so, and how to make one; with the file at its documented place it runs."""
+    (checkout / "upper.py").write_text(UPPER)
+    with pytest.raises(AssertionError, match=r"batch_contexts\.jsonl does not exist: set CONTEXTS_FILE"):
+        run_line(WORKERS, cwd=checkout)
+    data, out = (checkout / "data" / "temp" / name for name in ("contexts", "inference"))
+    data.mkdir(parents=True)
+    write_rows(data / "batch_contexts.jsonl", [context_row(0, "q", "c")])
+    run_line(f"{WORKERS} --backend upper.py:Upper", cwd=checkout)
+    assert [row["answer"] for row in read_rows(out / "results.jsonl")] == ["Q | c | exact_api_match"]
+
+
+@proves("workers", "TOTAL_GPUS", "GPUS_PER_WORKER", "CUDA_VISIBLE_DEVICES", "fewer GPUs than workers", "no GPU")
+def test_too_few_gpus_are_shared_and_none_is_the_cpu(checkout: Path) -> None:
+    """Two of eight GPUs may be used and four workers want two each: all have both. Without a GPU: the CPU."""
+    fake_program(checkout / "eight", "nvidia-smi", 'for n in {0..7}; do echo "GPU $n: A"; done')
+    fake_program(checkout / "none", "nvidia-smi", "exit 9")
+    (checkout / "upper.py").write_text(UPPER)
+    write_rows(checkout / "contexts.jsonl", [context_row(n, f"q{n}", "c") for n in range(8)])
+    variables = {"CUDA_VISIBLE_DEVICES": "0,1", "NUM_WORKERS": "4", "TOTAL_GPUS": "8", "GPUS_PER_WORKER": "2"}
+    variables |= {"CONTEXTS_FILE": "contexts.jsonl", "OUTPUT_FILE": "answers.jsonl"}
+    for programs, share, reason in (
+        ("eight", "GPU 0, 1 (shared)", "4 workers with --gpus_per_worker 2 need 8 GPUs, 2 are there: they share them"),
+        (
+            "none",
+            "CPU",
+            "no GPU is visible: the workers run on the CPU in spite of --gpus_per_worker 2 and --total_gpus",
+        ),
+    ):
+        path = {"PATH": str(checkout / programs)}
+        done = run_line(f"{WORKERS} --backend upper.py:Upper --overwrite", cwd=checkout, **variables, **path)
+        assert all(f"worker {worker}: {share}\n" in done.stderr for worker in range(4))
+        assert done.stderr.count(reason) == 1
+        assert len(read_rows(checkout / "answers.jsonl")) == 8
 
 
 @proves("workers", "gpus_per_worker = total_gpus // num_workers", "GPUS_PER_WORKER", "CUDA_VISIBLE_DEVICES", "no GPU")
@@ -157,9 +197,11 @@ def test_slices(checkout: Path) -> None:
 
 
 @proves("answer", f"torchrun --nproc_per_node=4 {FOLDER}/multi_worker_inference.py", "Worker N INFERENCE STATISTICS")
+@proves("answer", "Results saved to: output_rank0.jsonl")
 @proves("backends", "from multi_worker_inference import QueryBasedInference")
 def test_torchrun_and_a_class_of_the_user(checkout: Path) -> None:
-    """Two ranks answer with a class that overrides `generate_answer`: every row once, a block for each, the total."""
+    """Two ranks answer with a class that overrides `generate_answer`: every row once, a block and a file for each rank
+    that had rows, the total."""
     (checkout / "upper.py").write_text(UPPER)
     write_rows(checkout / "contexts.jsonl", [context_row(n, f"问q{n}", "c") for n in range(30)])
     flags = "--contexts_file contexts.jsonl --output_file answers.jsonl --backend upper.py:Upper"
@@ -170,6 +212,12 @@ def test_torchrun_and_a_class_of_the_user(checkout: Path) -> None:
     titles = [line for line in done.stdout.splitlines() if "STATISTICS" in line]
     each = [f"Worker {rank} INFERENCE STATISTICS" for rank in range(2)]
     assert titles == [*each, "TOTAL INFERENCE STATISTICS (2 workers)"]
+    for rank in {row["worker_rank"] for row in rows}:
+        own = read_rows(checkout / f"answers_rank{rank}.jsonl")
+        assert own == [row for row in rows if row["worker_rank"] == rank]
+        block = f"Worker {rank} INFERENCE STATISTICS\n{'=' * 60}\nTotal contexts processed: {len(own)}\n"
+        assert f"{block}Successful inferences: {len(own)}\nErrors: 0\nSuccess rate: 100.0%\n" in done.stdout
+        assert f"Results saved to: answers_rank{rank}.jsonl\n" in done.stdout
 
 
 @proves("workers", "run_complete_pipeline.sh", "NUM_WORKERS", "TOTAL_GPUS", "no GPU")
@@ -177,11 +225,12 @@ def test_the_whole_pipeline(checkout: Path) -> None:
     """Queries of the bundled corpus to contexts to answers of the bundled model, with two workers on the CPU."""
     variables = {"QUERIES_FILE": str(ASSETS / "queries.json"), "CORPUS_PATH": str(ASSETS / "corpus")}
     variables |= {"MODEL_PATH": "tiny", "NUM_WORKERS": "2", "TOTAL_GPUS": "0", "MAX_SAMPLES_PER_WORKER": "2"}
-    variables["CONTEXT_FLAGS"] = "--max_tokens 100 --index_path index"
-    done = run_line(f"{PIPELINE} --max_new_tokens 4", cwd=checkout, **variables)
-    contexts, answers = (read_rows(checkout / "out" / f"{name}.jsonl") for name in ("contexts", "answers"))
+    variables |= {"CONTEXT_FLAGS": "--max_tokens 100 --index_path index", "MAX_NEW_TOKENS": "4"}
+    done = run_line(PIPELINE, cwd=checkout, **variables)
+    out = checkout / "data" / "temp"
+    contexts, answers = (read_rows(out / name) for name in ("contexts/batch_contexts.jsonl", "inference/results.jsonl"))
     assert len(contexts) == 28
     assert [row["id"] for row in answers] == [row["id"] for row in contexts[:4]]
     assert all(row["success"] and isinstance(row["answer"], str) for row in answers)
     assert all(f"Worker {rank} INFERENCE STATISTICS" in done.stdout for rank in range(2))
-    assert json.loads((checkout / "out" / "answers.jsonl.job" / "stats.json").read_text())["successful"] == 4
+    assert json.loads((out / "inference" / "results.jsonl.job" / "stats.json").read_text())["successful"] == 4

@@ -103,7 +103,7 @@ def test_errors_that_are_raised_are_found_by_their_text(tmp_path: Path) -> None:
         lambda: list(read_lines(tmp_path / "packed.jsonl")),
         lambda: read_adapter(tmp_path / "adapter.pth"),
         lambda: RopeSettings(ratio=3.0),
-        lambda: assign_gpus(0, 2, [], gpus_per_worker=1),
+        lambda: assign_gpus(2, 2, []),
         lambda: ServeOptions.from_environment({}),
     ):
         with pytest.raises(ParallelMindError) as caught:

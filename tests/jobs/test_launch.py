@@ -6,12 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from parallelmind.errors import SettingsError
-from parallelmind.jobs.launch import count_gpus, local_place, run_token
+from parallelmind.jobs.launch import local_place, run_token
 from parallelmind.jobs.ranks import SINGLE, Rank
 
 PRINT_TOKEN = """
@@ -71,25 +70,3 @@ def test_ranks_without_a_launcher_are_told_what_to_use() -> None:
 )
 def test_the_place_on_the_machine(rank: Rank, environ: dict[str, str], place: tuple[int, int]) -> None:
     assert local_place(rank, environ) == place
-
-
-@pytest.mark.parametrize(
-    ("script", "count"),
-    [
-        ("echo 'GPU 0: H100 (UUID: GPU-1)'; echo '  MIG 1g.10gb Device 0: (UUID: MIG-2)'; echo 'GPU 1: H100'", 2),
-        ("echo 'NVIDIA-SMI has failed'; exit 9", 0),
-    ],
-)
-def test_gpus_are_counted_without_torch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, count: int
-) -> None:
-    command = tmp_path / "nvidia-smi"
-    command.write_text(f"#!/bin/sh\n{script}\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert count_gpus() == count
-
-
-def test_no_nvidia_smi_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert count_gpus() == 0

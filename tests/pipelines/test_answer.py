@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from parallelmind.jobs.run import JobReport, RunOptions
 from parallelmind.pipelines.answer import AnswerTask, run_answer
 from parallelmind.pipelines.answer_options import AnswerOptions
 from parallelmind.pipelines.answer_workers import EngineAnswers
+from parallelmind.rag.budget import TokenBudget
 from parallelmind.rag.context_rows import ContextRow
-from parallelmind.rag.prompts import SplitPrompt
+from parallelmind.rag.context_text import SEPARATOR
+from parallelmind.rag.window import ContextWindow
 from tests.fake_engine import FakeEngine, encode
 from tests.pipelines.answering import NAMES, PLAIN, answer, context_row, read_rows, story_rows, write_rows
 
@@ -77,23 +80,33 @@ class TestOnTheBundledModel:
         assert answers[0] == answers[1] != answers[2]
 
 
+class CharacterTokenizer:
+    """As the fake engine counts: one token a character."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> Any:
+        places = [(n, n + 1) for n in range(len(text))]
+        return SimpleNamespace(ids=encode(text), offsets=places)
+
+
 class Recorded:
     """The answer stage with a fake engine in place of a model."""
 
     def __init__(self, data: Path, out: Path, fake: FakeEngine, **options: Any) -> None:
         self.data, self.out, self.fake = data, out, fake
-        self.options = AnswerOptions(contexts_file=data, output_file=out, model_path="fake", **options)
+        given = {"model_path": "fake", "max_new_tokens": 100} | options
+        self.options = AnswerOptions(contexts_file=data, output_file=out, **given)
 
     def start(self, worker: Any, alive: Callable[[], None]) -> EngineAnswers:
-        def split(row: ContextRow) -> SplitPrompt:
+        def encode_row(row: ContextRow) -> tuple[list[int], list[int]]:
             if "untemplatable" in row.query:
                 raise DataError("no template takes this; ask something else.")
-            return row  # type: ignore[return-value]
-
-        def encode_row(row: Any) -> tuple[list[int], list[int]]:
+            if "breaks the tokenizer" in row.query:
+                raise RuntimeError("it broke")
             return encode(row.context), encode(row.query)
 
-        return EngineAnswers(self.fake, split, encode_row, self.options, worker, one_each=False, alive=alive)
+        budget = TokenBudget(CharacterTokenizer())  # type: ignore[arg-type]
+        window = ContextWindow(encode_row, budget, tokens=self.fake.max_model_len)
+        return EngineAnswers(self.fake, window, self.options, worker, one_each=False, alive=alive)
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> JobReport:
         monkeypatch.setattr(AnswerTask, "start", lambda task, worker, alive: self.start(worker, alive))
@@ -149,12 +162,13 @@ def test_every_line_has_its_row(out: Path, tmp_path: Path, monkeypatch: pytest.M
         json.dumps({"id": 8, "query": 3, "context": "c"}),
         json.dumps({"id": 9, "query": "untemplatable", "context": "c"}),
         json.dumps({"id": 10, "query": "enough", "context": ""}),
+        json.dumps({"id": 11, "query": "breaks the tokenizer", "context": "c"}),
     ]
     fake = FakeEngine()
     report = Recorded(write_rows(tmp_path / "in.jsonl", lines), out, fake).run(monkeypatch)
     rows = read_rows(out)
-    assert [row.get("id") for row in rows] == [0, "0", 0, "lost", "absent", None, None, 7, True, 8, 9, 10]
-    assert [row["success"] for row in rows] == [True] * 3 + [False] * 8 + [True]
+    assert [row.get("id") for row in rows] == [0, "0", 0, "lost", "absent", None, None, 7, True, 8, 9, 10, 11]
+    assert [row["success"] for row in rows] == [True] * 3 + [False] * 8 + [True, False]
     assert all((row["answer"] is None) == ("error" in row) == (not row["success"]) for row in rows)
     assert rows[2]["more"] == {"kept": [1, "字"]}
     assert rows[3]["error"] == "numpy 9.9 has no documentation here"
@@ -167,8 +181,9 @@ def test_every_line_has_its_row(out: Path, tmp_path: Path, monkeypatch: pytest.M
     assert sorted(prompt for _, prompts in asked(fake) for prompt in prompts) == [
         "enough", "text zero", "the same id", "zero"
     ]  # fmt: skip
-    assert (report.completion.answered, report.completion.failed, report.completion.retryable) == (4, 8, 1)
-    assert report.statistics.errors_by_class == {"DataError": 6, "NoContext": 2}
+    # Only what cannot be explained may go well the next time.
+    assert (report.completion.answered, report.completion.failed, report.completion.retryable) == (4, 9, 1)
+    assert report.statistics.errors_by_class == {"DataError": 6, "NoContext": 2, "RuntimeError": 1}
 
 
 def test_a_failed_answer_is_tried_again_and_only_that(
@@ -194,6 +209,40 @@ def test_a_failed_answer_is_tried_again_and_only_that(
     whole, fresh = tmp_path / "whole.jsonl", FakeEngine()
     Recorded(data, whole, fresh).run(monkeypatch)
     assert [row["answer"] for row in after] == [row["answer"] for row in read_rows(whole)]
+
+
+def test_contexts_are_cut_to_the_window_and_the_row_says_so(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The window takes 1000 characters, 100 of them for the answer; questions of about one length share their main."""
+    parts = ["a" * 500, "b" * 300, "c" * 200]
+    long, short = SEPARATOR.join(parts), "short"
+    rows = [context_row(n, "q" * (n + 1), long if n < 3 else short) for n in range(4)]
+    rows.append(context_row("hopeless", "q" * 1001, short))
+    fake = FakeEngine()
+    report = Recorded(write_rows(tmp_path / "in.jsonl", rows), out, fake).run(monkeypatch)
+    assert asked(fake) == [(SEPARATOR.join(parts[:2]), ["q", "qq", "qqq"]), (short, ["qqqq"])]
+    answers = read_rows(out)
+    assert [row.get("context_cut") for row in answers] == [True, True, True, False, None]
+    assert "worker 0: 3 of 4 contexts were too long and are cut to the model's window of 1000 tokens" in caplog.messages
+    assert "too long for the model even without its context" in answers[4]["error"]
+    assert (report.completion.answered, report.completion.failed, report.completion.retryable) == (4, 1, 0)
+    again = FakeEngine()
+    Recorded(tmp_path / "in.jsonl", out, again).run(monkeypatch)
+    assert again.requests == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "retryable"),
+    [("too_long", False), ("empty", False), ("vocabulary", False), ("memory", True), ("engine", True)],
+)
+def test_errors_of_the_engine_that_would_come_again_are_final(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, retryable: bool
+) -> None:
+    data = write_rows(tmp_path / "in.jsonl", [context_row(0, "q", "c")])
+    fake = FakeEngine(fails=lambda prompt: True, error_kind=kind)
+    report = Recorded(data, out, fake).run(monkeypatch)
+    assert (report.completion.failed, report.completion.retryable) == (1, int(retryable))
 
 
 def test_failed_answers_can_be_left_as_they_are(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

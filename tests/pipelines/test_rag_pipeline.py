@@ -60,6 +60,25 @@ def test_the_command_resumes_in_each_stage(tmp_path: Path, capsys: pytest.Captur
     assert "contexts.jsonl is complete already" in capsys.readouterr().err
 
 
+def test_contexts_are_cut_to_the_window_of_the_model_that_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the default --max_tokens, of which the bundled model's window takes half: every question is answered."""
+    command = [
+        "pipeline", "--queries_file", str(ASSETS / "queries.json"), "--corpus_path", str(ASSETS / "corpus"),
+        "--index_path", str(tmp_path / "index"), "--output_dir", str(tmp_path / "out"), "--model_path", "tiny",
+        "--max_new_tokens", "2", "--temperature", "0", "--workers", "0",
+    ]  # fmt: skip
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "28 records = 28 successful + 0 errors" in told.out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text("utf-8").splitlines()]
+    cut = sum(row["context_cut"] for row in rows)
+    assert 10 < cut < 20
+    assert f"worker 0: {cut} of 28 contexts were too long and are cut to the model's window of 2048 tokens" in told.err
+    assert all(row["tokens_in"] + 2 <= 2048 for row in rows)
+
+
 @pytest.mark.slow
 def test_the_shell_script_with_two_workers(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]

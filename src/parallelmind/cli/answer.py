@@ -15,8 +15,10 @@ from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import Rank, current_rank
+from parallelmind.jobs.remote_files import is_remote
 from parallelmind.pipelines.answer import run_answer
 from parallelmind.pipelines.answer_options import INFERENCE_TYPES, AnswerOptions
+from parallelmind.pipelines.rank_files import rank_files
 
 __all__ = ["HELP", "add_answer_flags", "add_arguments", "answer_options", "run", "samples_in_all"]
 
@@ -26,7 +28,9 @@ EPILOG = """\
 Input rows: {"id", "query", "context", "retrieval_method", ...} as `parallelmind contexts` writes them.
 Output: one row each, in input order, without the context and with "answer", "inference_time", "total_time",
 "worker_rank" and "success". A row whose context failed keeps its error and costs no call; an answer that failed has
-"success": false and an "error", and is tried again by the next run.
+"success": false and an "error", and is tried again by the next run if that can help. Contexts that are too long for
+the model are cut to its window ("context_cut": true). Of several workers each has its answers also in a file of its
+own: OUTPUT_rank0.jsonl, OUTPUT_rank1.jsonl and so on, beside OUTPUT.jsonl, which has them all.
 
 Keys come from the environment: TOGETHER_API_KEY, OPENAI_API_KEY, or the variable that --api_key_env names.
 """
@@ -57,10 +61,18 @@ def run(args: argparse.Namespace) -> int:
     args.max_samples = samples_in_all(args, rank)
     options = run_options(args, most_per_worker=args.max_samples_per_worker)
     files = JobFiles(args, args.contexts_file, args.output_file, rank)
+    remote = is_remote(args.output_file)
     args.contexts_file, args.output_file = files.data, files.out
-    report = run_answer(answer_options(args), progress=make_progress(args.log_interval), rank=rank, run=options)
+    report = run_answer(
+        answer_options(args),
+        progress=make_progress(args.log_interval),
+        rank=rank,
+        run=options,
+        rank_files=not remote,
+    )
     if report is not None:
-        print_statistics(report, "INFERENCE", files.finish(report.out_path))
+        out_path = files.finish(report.out_path)
+        print_statistics(report, "INFERENCE", out_path, {} if remote else rank_files(report.out_path))
     return 0
 
 

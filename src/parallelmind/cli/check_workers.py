@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from parallelmind.errors import SettingsError
-from parallelmind.jobs.gpus import assign_gpus, visible_gpus
-from parallelmind.jobs.launch import count_gpus
+from parallelmind.jobs.gpus import assign_gpus, count_gpus, visible_gpus
 
 __all__ = ["HELP", "add_arguments", "run"]
 

@@ -125,8 +125,8 @@ def add_context_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     return context
 
 
-def log_summary(report: ContextReport, *, verbose: bool) -> None:
-    """What the run came to, in the log."""
+def log_summary(report: ContextReport, *, verbose: bool, answered_by: str | None = None) -> None:
+    """What the run came to, in the log; `answered_by` is the model that answers, if it is known."""
     statistics = report.statistics
     found = ", ".join(f"{statistics.methods[method]} {method}" for method in METHODS)
     _LOGGER.info(
@@ -135,7 +135,8 @@ def log_summary(report: ContextReport, *, verbose: bool) -> None:
     )  # fmt: skip
     if statistics.truncated:
         tokenizer, limit = report.options.retriever.tokenizer, report.options.retriever.settings.max_tokens
-        hint = " (the bundled one; --tokenizer takes that of the answering model)" if tokenizer == "tiny" else ""
+        bundled = tokenizer == "tiny" != answered_by
+        hint = " (the bundled one; --tokenizer takes that of the answering model)" if bundled else ""
         _LOGGER.info("%d contexts were cut at %d tokens of %s%s", statistics.truncated, limit, tokenizer, hint)
     for reason, count in statistics.error_reasons.items():
         _LOGGER.warning("error: %d times: %s", count, reason)

@@ -33,7 +33,14 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--ray_address", str, None, "ADDRESS", "of a running cluster, such as auto; none starts one on this machine")
     add("--workers", int, 1, "N", "worker processes on this machine; 0 works in this process; not for torchrun")
-    add("--gpus_per_worker", int, None, "N", "GPUs of each worker; none divides all of them evenly")
+    add(
+        "--gpus_per_worker",
+        int,
+        None,
+        "N",
+        "GPUs of each worker, shared if there are too few; none divides all of them evenly",
+    )
+    add("--total_gpus", int, None, "N", "use the first N of the visible GPUs, 0 the CPU; none uses all of them")
     add(
         "--record_timeout",
         float,
@@ -94,6 +101,7 @@ def run_options(args: argparse.Namespace, *, most_per_worker: int | None = None)
         workers=args.workers,
         gpus_per_worker=args.gpus_per_worker,
         most_per_worker=most_per_worker,
+        total_gpus=args.total_gpus,
         record_timeout=args.record_timeout,
         prometheus_port=args.prometheus_port,
         set_up=functools.partial(_set_up, debug=args.debug),

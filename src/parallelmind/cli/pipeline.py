@@ -15,6 +15,7 @@ from parallelmind.cli.statistics import print_statistics
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.pipelines.answer_options import ENGINE_TYPES
 from parallelmind.pipelines.rag_pipeline import PipelineFiles, run_pipeline
+from parallelmind.pipelines.rank_files import rank_files
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -74,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
         raise
     if found is not None:
-        log_summary(found.contexts, verbose=args.verbose)
-        print_statistics(found.answers, "INFERENCE", found.answers.out_path)
+        log_summary(found.contexts, verbose=args.verbose, answered_by=args.model_path if local_model else None)
+        out_path = found.answers.out_path
+        print_statistics(found.answers, "INFERENCE", out_path, rank_files(out_path))
         print(f"Statistics of both stages: {files.statistics}")
     return 0

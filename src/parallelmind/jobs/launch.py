@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import Rank
 
-__all__ = ["count_gpus", "local_place", "run_token"]
+__all__ = ["local_place", "run_token"]
 
 _TOKEN_KEY = "parallelmind/run"
 _TOKEN_SECONDS = 600
@@ -39,18 +37,6 @@ def local_place(rank: Rank, environ: Mapping[str, str] = os.environ) -> tuple[in
     if local[0] is None or local[1] is None:
         return rank.rank, rank.world_size
     return int(local[0]), int(local[1])
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs of this machine; torch is not imported for this."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return 0
-    try:
-        listed = subprocess.run([command, "--list-gpus"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def _shared_token(rank: Rank, environ: Mapping[str, str], key: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from parallelmind.data.jsonl import JsonLine
 from parallelmind.errors import JobError, ParallelMindError, SettingsError
+from parallelmind.jobs.gpus import gpus_of_actor
 from parallelmind.jobs.job import HEAD_PART, Job, WorkItem
 from parallelmind.jobs.plan import PlanReader
 from parallelmind.jobs.ray_actor import Exchange, RayWorker
@@ -103,6 +104,22 @@ def _connect(ray: Any, options: RayOptions) -> None:
         ) from error
 
 
+def _gpus_of_each(ray: Any, options: RayOptions) -> float:
+    """GPUs that each actor asks for. Nothing is added to a cluster of this run's own; a larger one may still grow."""
+    there, wanted = float(ray.cluster_resources().get("GPU", 0.0)), options.gpus_per_worker
+    if options.address is not None:
+        if wanted and wanted * options.workers > there:
+            _LOGGER.warning(
+                "%d workers with --gpus_per_worker %g need %g GPUs, the cluster has %g: some wait until it has more",
+                options.workers, wanted, wanted * options.workers, there,
+            )  # fmt: skip
+        return wanted or min(1.0, there)
+    each = gpus_of_actor(options.workers, there, gpus_per_worker=wanted)
+    if wanted and each != wanted:
+        _LOGGER.warning("--gpus_per_worker is %g, but %g GPUs are there: each worker gets %.2g", wanted, there, each)
+    return each
+
+
 class _RayRun:
     def __init__(
         self,
@@ -125,9 +142,7 @@ class _RayRun:
         """Records to run alone."""
         self._deaths_alone: Counter[int] = Counter()
         self._reader = PlanReader(job.input_path, job.plan.offsets, job.plan.numbers)
-        gpus = options.gpus_per_worker
-        if gpus is None:
-            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        gpus = _gpus_of_each(ray, options)
         # A call that was under way when its actor died must fail and not be repeated: its records are ours to give.
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(RayWorker)
         self._actors = [

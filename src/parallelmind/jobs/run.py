@@ -13,10 +13,10 @@ from types import TracebackType
 from parallelmind.data.jsonl import InputSummary
 from parallelmind.errors import JobError, SettingsError
 from parallelmind.jobs.board import BOARD_NAME, Board
-from parallelmind.jobs.gpus import GpuShare, assign_gpus, visible_gpus
+from parallelmind.jobs.gpus import GpuShare, assign_gpus, count_gpus, shortage, visible_gpus
 from parallelmind.jobs.head import Head, note_given_up
 from parallelmind.jobs.job import Job
-from parallelmind.jobs.launch import count_gpus, local_place, run_token
+from parallelmind.jobs.launch import local_place, run_token
 from parallelmind.jobs.metrics import serve_metrics
 from parallelmind.jobs.progress import Progress, Silent
 from parallelmind.jobs.ranks import SINGLE, Rank
@@ -55,6 +55,8 @@ class RunOptions:
     """None: all GPUs, divided evenly."""
     most_per_worker: int | None = None
     """Records that each worker works on at most, however fast it is; the job must hold no more than that for all."""
+    total_gpus: int | None = None
+    """The first so many of the visible GPUs are used; None: all of them. Of worker processes on this machine."""
     record_timeout: float = 600.0
     """Seconds without progress after which a worker process is replaced and its records are tried alone; 0: never."""
     prometheus_port: int | None = None
@@ -70,6 +72,10 @@ class RunOptions:
             raise SettingsError(f"--record_timeout is {self.record_timeout}; it must be 0 (never) or more seconds.")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 1:
             raise SettingsError(f"--gpus_per_worker is {self.gpus_per_worker}; it must be 1 or more.")
+        if self.total_gpus is not None and self.total_gpus < 0:
+            raise SettingsError(f"--total_gpus is {self.total_gpus}; it must be 0 (none: the CPU) or more.")
+        if self.total_gpus is not None and self.ray is not None:
+            raise SettingsError("--total_gpus is not for --launcher ray: Ray knows its GPUs; give --gpus_per_worker.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,8 @@ def run_job(
             _follow(job, task, options, rank, token)
             return None
     else:
+        if options.total_gpus is not None and options.workers == 0:
+            raise SettingsError("--total_gpus is for worker processes; give --workers 1 or more, or leave it out.")
         token = run_token(rank)
     with job:
         on_open(job)
@@ -169,7 +177,7 @@ def _run_processes(
     ranks = [rank.rank] if rank.world_size > 1 else list(range(world_size))
     head = Head(job, task, run=token, world_size=world_size, keep_apart=options.most_per_worker is not None)
     head.prepare()
-    gpus = visible_gpus(os.environ, count_gpus())
+    gpus = visible_gpus(os.environ, count_gpus(), total=options.total_gpus)
     assignments = [
         _assignment(job, task, options, Rank(number, world_size), gpus, token, job.digest, job.input.records)
         for number in ranks
@@ -194,7 +202,7 @@ def _follow(job: Job, task: Task, options: RunOptions, rank: Rank, token: str) -
     view = board.read()
     if view.state == "complete":
         return
-    gpus = visible_gpus(os.environ, count_gpus())
+    gpus = visible_gpus(os.environ, count_gpus(), total=options.total_gpus)
     supervisor = Supervisor(
         [_assignment(job, task, options, rank, gpus, token, view.digest, view.records)],
         record_timeout=options.record_timeout,
@@ -262,10 +270,15 @@ def _environment(rank: Rank, gpus: GpuShare | None) -> dict[str, str]:
 
 
 def _gpus(rank: Rank, options: RunOptions, names: list[str]) -> GpuShare | None:
-    if not names and options.gpus_per_worker is None:
+    """The worker's share of the GPUs, which the log tells; None: there are none, and nobody asked for any."""
+    if not names and options.gpus_per_worker is None and options.total_gpus is None:
         return None
     place, workers = local_place(rank)
     share = assign_gpus(place, workers, names, gpus_per_worker=options.gpus_per_worker)
+    if place == 0 and (
+        lacking := shortage(workers, len(names), gpus_per_worker=options.gpus_per_worker, total_gpus=options.total_gpus)
+    ):
+        _LOGGER.warning("%s", lacking)
     _LOGGER.info("worker %d: %s", rank.rank, share)
     return share
 

@@ -18,13 +18,16 @@ from parallelmind.jobs.task import RecordWorker, WorkerInfo
 from parallelmind.pipelines.answer_options import AnswerOptions
 from parallelmind.pipelines.answer_workers import BackendAnswers, EngineAnswers, unreadable
 from parallelmind.pipelines.job_engine import PREFIX_CACHE_BYTES, spread_over
+from parallelmind.pipelines.rank_files import check_rank_files, write_rank_files
 from parallelmind.rag.backends.adapter import UserBackend
 from parallelmind.rag.backends.base import AnswerBackend, InferenceSettings
 from parallelmind.rag.backends.endpoint import find_endpoint
 from parallelmind.rag.backends.loading import load_backend_class
 from parallelmind.rag.backends.openai_compatible import OpenAICompatibleBackend
+from parallelmind.rag.budget import TokenBudget, load_tokenizer
 from parallelmind.rag.context_rows import answer_row, parse_context_row
 from parallelmind.rag.prompts import ChatFormat, PieceEncoder, Prompts, PromptTemplate
+from parallelmind.rag.window import ContextWindow
 
 __all__ = ["AnswerTask", "context_of", "run_answer"]
 
@@ -49,8 +52,8 @@ class AnswerTask:
         try:
             row = parse_context_row(item.line)
         except ParallelMindError:
-            return unreadable(item, reason, error_class, rank=0, final=False)
-        failed = answer_row(row, error=reason, inference_time=0.0, worker_rank=0)
+            return unreadable(item, reason, error_class, rank=None, final=False)
+        failed = answer_row(row, error=reason, inference_time=0.0, worker_rank=None)
         return Outcome.of([failed], error_class=error_class)
 
     def _backend(self, worker: WorkerInfo) -> AnswerBackend:
@@ -68,10 +71,16 @@ class AnswerTask:
 
 
 def run_answer(
-    options: AnswerOptions, *, progress: Progress, rank: Rank = SINGLE, run: RunOptions | None = None
+    options: AnswerOptions,
+    *,
+    progress: Progress,
+    rank: Rank = SINGLE,
+    run: RunOptions | None = None,
+    rank_files: bool = True,
 ) -> JobReport | None:
     """Answer every row that has no answer yet, those that failed before included, and put the output in place.
 
+    With `rank_files` the answers of each of several workers are also in a file of its own (`pipelines/rank_files.py`).
     Of several ranks only the first one has a report.
 
     Raises:
@@ -88,6 +97,13 @@ def run_answer(
             if options.rpm:
                 longest += 60 * max(1, run.workers, rank.world_size) / options.rpm
             run = dataclasses.replace(run, record_timeout=max(run.record_timeout, longest))
+    world_size = max(1, run.workers, rank.world_size)
+
+    def on_open(opened: Job) -> None:
+        if rank_files:
+            check_rank_files(opened.shown_path, world_size=world_size, overwrite=options.overwrite)
+        _log_input(opened, options)
+
     job = Job(
         kind="answer",
         input_path=options.contexts_file,
@@ -100,14 +116,17 @@ def run_answer(
         group_of=context_of if options.uses_engine else None,
         keep_larger=True,
     )
-    return run_job(
+    report = run_job(
         job,
         AnswerTask(options),
         options=run,
         rank=rank,
         progress=progress,
-        on_open=lambda opened: _log_input(opened, options),
+        on_open=on_open,
     )
+    if rank_files and report is not None:
+        write_rank_files(report.out_path, report)
+    return report
 
 
 def context_of(line: bytes) -> bytes:
@@ -132,11 +151,15 @@ def _engine_answers(
         prefix_cache_bytes=PREFIX_CACHE_BYTES,
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
-    chat = ChatFormat(loaded.tokenizer)
+    chat, encode = ChatFormat(loaded.tokenizer), PieceEncoder(loaded.tokenizer)
+    # The few tokenizers that are not of the tokenizers library cannot tell where tokens end: then another one's tell.
+    tokenizer = getattr(loaded.tokenizer, "backend_tokenizer", None) or load_tokenizer("tiny")
+    window = ContextWindow(
+        lambda row: encode(prompts.split(row, chat)), TokenBudget(tokenizer), tokens=engine.max_model_len
+    )
     return EngineAnswers(
         engine,
-        lambda row: prompts.split(row, chat),
-        PieceEncoder(loaded.tokenizer),
+        window,
         options,
         worker,
         one_each=loaded.patch_rope,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parallelmind.engine.request import Branch, BranchResult, Request
+from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
 from parallelmind.errors import ParallelMindError
 from parallelmind.jobs.job import WorkItem
 from parallelmind.jobs.outcome import Outcome
@@ -18,14 +18,17 @@ from parallelmind.pipelines.batch_worker import EngineLike, branch_seed
 from parallelmind.rag.backends.base import AnswerBackend
 from parallelmind.rag.backends.base import Outcome as BackendOutcome
 from parallelmind.rag.context_rows import ContextRow, answer_row, parse_context_row, unreadable_row
-from parallelmind.rag.prompts import Prompts, SplitPrompt
+from parallelmind.rag.prompts import Prompts
+from parallelmind.rag.window import ContextWindow
 
 __all__ = ["BackendAnswers", "EngineAnswers", "parse_rows", "unreadable"]
 
 _LOGGER = logging.getLogger(__name__)
+_LASTING = ("empty", "too_long", "vocabulary")
+"""Errors of the engine that the same request meets again; memory may be larger the next time."""
 
 
-def unreadable(item: WorkItem, reason: str, error_class: str, *, rank: int, final: bool) -> Outcome:
+def unreadable(item: WorkItem, reason: str, error_class: str, *, rank: int | None, final: bool) -> Outcome:
     """The outcome of a row that never became a question."""
     return Outcome.of([unreadable_row(item.line, reason, worker_rank=rank)], error_class=error_class, final=final)
 
@@ -49,6 +52,7 @@ def parse_rows(items: Iterable[WorkItem], write: Write, rank: int) -> Iterator[t
 class _Asked:
     item: WorkItem
     row: ContextRow
+    context_cut: bool
     began: float
 
 
@@ -62,8 +66,7 @@ class EngineAnswers:
     def __init__(
         self,
         engine: EngineLike,
-        split: Callable[[ContextRow], SplitPrompt],
-        encode: Callable[[SplitPrompt], tuple[list[int], list[int]]],
+        window: ContextWindow,
         options: AnswerOptions,
         worker: WorkerInfo,
         *,
@@ -71,12 +74,12 @@ class EngineAnswers:
         alive: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._split = split
-        self._encode = encode
+        self._window = window
         self._options = options
         self._rank = worker.rank
         self._most = 1 if one_each else options.batch_size
         self._alive = alive
+        self._contexts = self._cut = 0
 
     def run(self, items: Iterable[WorkItem], write: Write) -> None:
         asked: dict[int, dict[int, _Asked]] = {}
@@ -92,9 +95,18 @@ class EngineAnswers:
                     write(question.item, self._outcome(question, event.result))
         finally:
             requests.close()
+            self._tell_cut()
 
     def close(self) -> None:
         _LOGGER.debug("%d tokens of contexts from the cache", self._engine.stats.cached_main_tokens)
+
+    def _tell_cut(self) -> None:
+        if self._cut:
+            _LOGGER.warning(
+                "worker %d: %d of %d contexts were too long and are cut to the model's window of %d tokens",
+                self._rank, self._cut, self._contexts, self._window.tokens,
+            )  # fmt: skip
+        self._contexts = self._cut = 0
 
     def _requests(
         self, items: Iterable[WorkItem], asked: dict[int, dict[int, _Asked]], write: Write
@@ -111,31 +123,34 @@ class EngineAnswers:
 
         for item, row in parse_rows(items, write, self._rank):
             try:
-                own_main, prompt, sampling = self._prepare(item, row)
+                sampling = self._sampling(item, row)
+                prompt = self._window.fit(row, max_new_tokens=sampling.max_new_tokens)
             except Exception as error:  # a tokenizer or template may raise anything; one row must not stop the job
                 self._fail(item, row, error, write)
                 continue
-            if group and (own_main != main_ids or len(group) >= self._most):
+            self._contexts += 1
+            self._cut += prompt.cut
+            if group and (prompt.main_ids != main_ids or len(group) >= self._most):
                 yield request()
-            main_ids = own_main
-            question = _Asked(item=item, row=row, began=time.perf_counter())
-            group.append((question, Branch(prompt=prompt, sampling=sampling)))
+            main_ids = prompt.main_ids
+            question = _Asked(item=item, row=row, context_cut=prompt.cut, began=time.perf_counter())
+            group.append((question, Branch(prompt=prompt.prompt_ids, sampling=sampling)))
         if group:
             yield request()
 
-    def _prepare(self, item: WorkItem, row: ContextRow) -> tuple[list[int], list[int], Any]:
+    def _sampling(self, item: WorkItem, row: ContextRow) -> SamplingParams:
         from parallelmind.data.openai_body import engine_sampling
 
         changed = engine_sampling(row.body) if row.body is not None else {}
         seed = branch_seed(self._options.seed, item.line.index, 1)
-        sampling = self._options.sampling(**({"seed": seed} | changed))
-        main_ids, prompt_ids = self._encode(self._split(row))
-        return main_ids, prompt_ids, sampling
+        return self._options.sampling(**({"seed": seed} | changed))
 
     def _fail(self, item: WorkItem, row: ContextRow, error: Exception, write: Write) -> None:
-        reason = str(error) if isinstance(error, ParallelMindError) else f"{type(error).__name__}: {error}"
+        explained = isinstance(error, ParallelMindError)
+        reason = str(error) if explained else f"{type(error).__name__}: {error}"
         failed = answer_row(row, error=reason, inference_time=0.0, worker_rank=self._rank)
-        write(item, Outcome.of([failed], error_class=type(error).__name__))
+        # What we can explain lies in the row, the template or the model, which are the same the next time.
+        write(item, Outcome.of([failed], error_class=type(error).__name__, final=explained))
 
     def _outcome(self, question: _Asked, result: BranchResult) -> Outcome:
         seconds = time.perf_counter() - question.began
@@ -143,7 +158,8 @@ class EngineAnswers:
         if result.finish_reason in ("error", "cancelled"):
             reason = result.error or f"the engine ended this answer: {result.finish_reason}"
             row = answer_row(question.row, error=reason, inference_time=seconds, worker_rank=self._rank)
-            return Outcome.of([row], error_class="RequestError", seconds=seconds)
+            final = result.error_kind in _LASTING
+            return Outcome.of([row], error_class="RequestError", seconds=seconds, final=final)
         row = answer_row(
             question.row,
             answer=result.text,
@@ -152,6 +168,7 @@ class EngineAnswers:
             tokens_in=tokens_in,
             tokens_out=tokens_out,
             finish_reason=result.finish_reason,
+            context_cut=question.context_cut,
         )
         return Outcome.of([row], tokens_in=tokens_in, tokens_out=tokens_out, seconds=seconds)
 
@@ -194,6 +211,7 @@ class BackendAnswers:
         return Outcome.of(
             [stored],
             error_class=outcome.error_class or "",
+            final=outcome.final,
             tokens_in=outcome.tokens_in or 0,
             tokens_out=outcome.tokens_out or 0,
             seconds=outcome.seconds,

@@ -100,13 +100,14 @@ def answer_row(
     answer: str | None = None,
     error: str | None = None,
     inference_time: float,
-    worker_rank: int,
+    worker_rank: int | None,
     **extra: Any,
 ) -> dict[str, Any]:
     """The output row: the fields of the context row less the context, and what came of it.
 
     Exactly one of `answer` and `error` is given, so that an error text is never stored as an answer. `extra` are more
-    fields (`tokens_in`, `tokens_out`, `finish_reason` …); those that are None are left out.
+    fields (`tokens_in`, `tokens_out`, `finish_reason` …); those that are None are left out. `worker_rank` is None if no
+    worker lived to write the row.
     """
     assert (answer is None) != (error is None), "an answer or an error"
     outcome: dict[str, Any] = {
@@ -123,7 +124,7 @@ def answer_row(
     return fields | outcome | {name: value for name, value in extra.items() if value is not None}
 
 
-def unreadable_row(line: JsonLine, error: str, *, worker_rank: int) -> dict[str, Any]:
+def unreadable_row(line: JsonLine, error: str, *, worker_rank: int | None) -> dict[str, Any]:
     """The output row of a line that is no context row: its `id` and `query` where they can be saved, and its number."""
     fields: dict[str, Any] = {}
     if not line.too_long:

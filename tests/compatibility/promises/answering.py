@@ -33,10 +33,11 @@ section(
     Promise('"success": false in a context row', "a row with its error, and no model call"),
     Promise(
         'a failed answer: "success": false, "error"',
-        "is tried again on the next run; an error text is never stored as an answer",
+        "is tried again on the next run if that can help; an error text is never stored as an answer",
     ),
     Promise("ids", "strings or integers, 0 included"),
     Promise("Worker N INFERENCE STATISTICS", "a block for each worker at the end, then the total over all workers"),
+    Promise("Results saved to: output_rank0.jsonl", "the answers of each of several workers in a file of its own, too"),
     Promise("live progress", "records done and failed, rate and time left, of all workers"),
     Promise("streaming", "memory does not grow with the file"),
 )
@@ -58,10 +59,14 @@ section(
     "workers",
     "Many workers: `run_multi_worker_inference.sh`, `run_complete_pipeline.sh`",
     Promise("run_multi_worker_inference.sh", "NUM_WORKERS workers on one context file"),
+    Promise(
+        "bash utils/RAGutils/queryResultByInfer/run_multi_worker_inference.sh",
+        "runs on the variables at its top, or says what is missing and a command that works",
+    ),
     Promise("run_complete_pipeline.sh", "queries to contexts to answers"),
     Promise("NUM_WORKERS", "worker processes", "1"),
-    Promise("TOTAL_GPUS", "the first so many GPUs", "all"),
-    Promise("GPUS_PER_WORKER", "GPUs of each worker", "total_gpus // num_workers"),
+    Promise("TOTAL_GPUS", "the first so many of the GPUs that are there", "all"),
+    Promise("GPUS_PER_WORKER", "GPUs of each worker, shared if there are too few", "total_gpus // num_workers"),
     Promise("MAX_SAMPLES_PER_WORKER", "the first rows only, as many for each worker", "all"),
     Promise("test_multi_worker_inference.py --skip-inference", "checks the slicing, starts no worker"),
     Promise("slicing", "every record exactly once; sizes differ by at most one, remainders included"),
@@ -72,7 +77,7 @@ section(
     ),
     Promise("CUDA_VISIBLE_DEVICES", "a set that is restricted already is divided"),
     Promise("fewer GPUs than workers", "shared mode, said in the log"),
-    Promise("no GPU", "the CPU"),
+    Promise("no GPU", "the CPU, said in the log where GPUs were asked for"),
 )
 
 section(

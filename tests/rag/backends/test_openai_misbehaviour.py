@@ -55,6 +55,28 @@ def test_an_echoed_key_is_in_no_traceback(status: int, caplog: pytest.LogCapture
     assert chain == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        (400, "no", "context_length_exceeded"),
+        (400, "This model's maximum context length is 2048 tokens. However, you requested 3000 tokens.", None),
+        (400, "The decoder prompt (length 9000) is longer than the maximum model length of 4096.", None),
+        (400, "The input (9000 tokens) is longer than the model's context length (4096 tokens).", None),
+        (400, "the request exceeds the available context size", None),
+        (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193.", None),
+    ],
+)
+def test_a_prompt_beyond_the_window_is_not_asked_again(status: int, said: str, code: str | None) -> None:
+    with FakeOpenAI(
+        {"q": [fake.error(status, said, code=code)] * 3, "other": [fake.error(400, "a tool is missing")]}
+    ) as s:
+        outcomes = answer(s, ["q", "other"])
+        assert Counter(request.question for request in s.requests) == {"q": 1, "other": 1}
+    assert (outcomes["q"].final, outcomes["q"].error_class) == (True, "too_long")
+    assert "parallelmind contexts --max_tokens" in str(outcomes["q"].error)
+    assert (outcomes["other"].final, outcomes["other"].error_class) == (False, "http_400")
+
+
 MISBEHAVIOUR = {
     "429": fake.too_many_requests(1),
     "500": fake.error(500),

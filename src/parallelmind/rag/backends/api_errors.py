@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,12 @@ _SHOWN = 300
 _RETRIED = (408, 409, 425, 429)
 _UNREACHABLE = ("ConnectError", "ConnectTimeout")
 _NO_CREDIT = "insufficient_quota"
+_TOO_LONG = (400, 413, 422)
+_TOO_LONG_CODE = "context_length_exceeded"
+_TOO_LONG_WORDS = re.compile(
+    r"context.(length|window|size)|maximum model length|max_new_tokens\W+must be|exceed_context_size", re.IGNORECASE
+)
+"""Of OpenAI, Together AI and ours; vLLM, SGLang, llama.cpp and TGI say it in words."""
 
 
 class ErrorReader:
@@ -85,6 +92,12 @@ class ErrorReader:
         if status == 404:
             message = f"{answered}: {said} Check the model name {self._model!r} and the address (--base_url)."
             return AttemptError(kind=kind, message=message, fatal=not own_model)
+        if error.code == _TOO_LONG_CODE or (status in _TOO_LONG and _TOO_LONG_WORDS.search(said)):
+            message = (
+                f"{answered}: {said} Make shorter contexts (parallelmind contexts --max_tokens N), or lower "
+                "--max_new_tokens."
+            )
+            return AttemptError(kind="too_long", message=message, final=True)
         retry = status in _RETRIED or status >= 500
         pause = status == 429 or (status == 503 and after is not None)
         return AttemptError(kind=kind, message=f"{answered}: {said}", retry=retry, pause=pause, retry_after=after)

@@ -70,6 +70,8 @@ class Outcome:
     """What went wrong and the remedy; never holds a key."""
     error_class: str | None = None
     """A short name to count errors by: "http_500", "timeout", or the class of a user's exception."""
+    final: bool = False
+    """An error that the same question would meet again, whenever it is asked."""
     retries: int = 0
     """Attempts after the first."""
     seconds: float = 0.0

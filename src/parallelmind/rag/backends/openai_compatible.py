@@ -148,7 +148,9 @@ class OpenAICompatibleBackend:
         # Outside of the handler: a chained exception of the SDK would carry what the server said, keys included.
         if failure.fatal:
             raise SettingsError(failure.message)
-        return Outcome(error=failure.message, error_class=failure.kind, retries=retries, seconds=seconds)
+        return Outcome(
+            error=failure.message, error_class=failure.kind, final=failure.final, retries=retries, seconds=seconds
+        )
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         settings = self._settings

@@ -34,6 +34,8 @@ class AttemptError(Exception):
     """Seconds the server asks to wait."""
     fatal: bool = False
     """No request will succeed before the user changes something."""
+    final: bool = False
+    """This request will not succeed, whenever it is made."""
 
     def __str__(self) -> str:
         return self.message
