@@ -35,7 +35,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> JsonlSource:
 def dataset(source: Any, *, most: int = 2, size: int = 4, **more: Any) -> ParallelPretrainDataset:
     encoder = SampleEncoder(TOKENIZER, max_seq_len=more.pop("max_seq_len", 64), **more.pop("encoder", {}))
     limits = RowLimits(most=most, **more.pop("limits", {}))
-    return ParallelPretrainDataset(source, encoder, limits=limits, batch=BatchLimits(size=size), **more)
+    batch = BatchLimits(size=size, whole_rows=more.pop("whole_rows", False))
+    return ParallelPretrainDataset(source, encoder, limits=limits, batch=batch, **more)
 
 
 def contents(batches: list[MicroBatch]) -> list[list[list[int]]]:
@@ -125,20 +126,78 @@ def test_any_state_continues_exactly(block: int | None, world_size: int, tmp_pat
             assert rest.counts == whole.counts
 
 
-def test_processes_share_the_stream_and_stay_in_step(tmp_path: Path) -> None:
+def of_step(batches: list[MicroBatch]) -> Counter[tuple[Any, ...]]:
+    """The branches of micro-batches, each with its number, times, main and what is learned of it; and learned mains."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for row in (row for batch in batches for row in batch.rows):
+        parts = {
+            number: tuple(
+                tuple(values[row.row.branch_ids == number].tolist())
+                for values in (row.row.input_ids, row.row.time_ids, row.loss_mask)
+            )
+            for number in row.row.branch_ids.unique().tolist()
+        }
+        main = parts.pop(0, ((), (), ()))
+        found.update((number, main[:2], *part) for number, part in parts.items() if any(part[2]))
+        found.update([("main", *main)] if any(main[2]) else [])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "world_size", "most"),
+    [(2, 6, 1, 4), (1, 4, 3, 4), (4, 1, 3, 2), (1, 3, 1, 5), (3, 1, 2, 4), (2, 2, 1, 5), (5, 2, 2, 3)],
+)
+@pytest.mark.parametrize("more", [{}, {"block_records": 6}, {"shuffle": False}])
+def test_a_step_is_the_same_however_it_is_divided(
+    size: int, accumulation: int, world_size: int, most: int, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """In small batches and several processes, rows cut where they are larger than a batch, or than a step."""
+    source = write(tmp_path / "d", RECORDS + LOOSE)
+    whole = dataset(source, most=most, size=size * accumulation * world_size, learn_main=True, epochs=2, **more)
+    expected = list(whole)
+    steps: list[list[MicroBatch]] = [[] for _ in expected]
+    for rank in range(world_size):
+        share = Share(rank=rank, world_size=world_size, accumulation=accumulation)
+        part = dataset(source, most=most, size=size, learn_main=True, epochs=2, share=share, **more)
+        batches = list(part)
+        assert len(batches) == accumulation * len(expected)
+        for place, batch in enumerate(batches):
+            steps[place // accumulation].append(batch)
+            assert sum(len(set(row.row.branch_ids.tolist()) - {0}) for row in batch.rows) <= size
+        assert part.counts == whole.counts
+        if "block_records" not in more:
+            assert part.steps(2) == len(expected)
+    for step, batch in zip(steps, expected, strict=True):
+        assert of_step(step) == of_step([batch])
+        assert {name: step[-1].state[name] for name in ("epoch", "block", "steps")} == {
+            name: batch.state[name] for name in ("epoch", "block", "steps")
+        }
+
+
+def test_rows_whose_branches_see_one_another_stay_whole(tmp_path: Path) -> None:
+    """A row that is larger than a batch is a batch; a step has no more branches than so many batches."""
     source = write(tmp_path / "d", RECORDS)
-    alone = list(dataset(source))
-    shares = [list(dataset(source, share=Share(rank=r, world_size=3, accumulation=2))) for r in range(3)]
-    assert len({len(share) for share in shares}) == 1
-    assert len(shares[0]) % 2 == 0
-    learned = [
-        [row.row.input_ids.tolist() for row in batch.rows]
-        for step in zip(*shares, strict=True)
-        for batch in step
-        if any(bool(row.loss_mask.any()) for row in batch.rows)
-    ]
-    assert learned == contents(alone)
-    assert dataset(source, share=Share(rank=0, world_size=3, accumulation=2)).steps(1) == len(shares[0]) // 2
+    share = Share(accumulation=4)
+    batches = list(dataset(source, most=5, size=3, share=share, whole_rows=True))
+    rows = [row for batch in batches for row in batch.rows if bool(row.loss_mask.any())]
+    alone = [row for batch in dataset(source, most=5, size=100) for row in batch.rows]
+    assert Counter(str(row.row.input_ids.tolist()) for row in rows) == Counter(
+        str(row.row.input_ids.tolist()) for row in alone
+    )
+    for start in range(0, len(batches), 4):
+        sizes = [len(row.row.branch_ids.unique()) - 1 for b in batches[start : start + 4] for row in b.rows]
+        assert 1 <= sum(size for size in sizes if size > 0) <= 12
+        for batch in batches[start : start + 4]:
+            branches = sum(len(row.row.branch_ids.unique()) - 1 for row in batch.rows)
+            assert branches <= 3 or len(batch.rows) == 1
+
+
+def test_the_place_in_the_data_is_not_taken_for_steps_of_another_size(tmp_path: Path) -> None:
+    source = write(tmp_path / "d", RECORDS)
+    state = next(iter(dataset(source, size=4))).state
+    dataset(source, size=2, share=Share(accumulation=2)).load_state_dict(state)
+    with pytest.raises(SettingsError, match="with steps of 4 branches, and this one has steps of 8 branches"):
+        dataset(source, size=4, share=Share(accumulation=2)).load_state_dict(state)
 
 
 def test_what_is_cut_or_dropped_is_counted_and_strict_makes_it_an_error(tmp_path: Path) -> None:
@@ -206,12 +265,6 @@ def test_a_bad_row_names_file_line_and_field(tmp_path: Path) -> None:
         path.write_text('{"text": "ab"}\n\n' + bad + "\n")
         with pytest.raises(DataError, match=f"data.jsonl {message}"):
             list(dataset(JsonlSource(path), encoder={"vocab_size": 90}))
-
-
-def test_a_batch_smaller_than_a_row_is_refused(tmp_path: Path) -> None:
-    source = write(tmp_path / "d", RECORDS)
-    with pytest.raises(SettingsError, match="--batch_size 1 counts branches and is below the 2"):
-        dataset(source, size=1)
 
 
 def test_hugging_face_datasets(tmp_path: Path) -> None:

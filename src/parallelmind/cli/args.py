@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from parallelmind.cli.failures import say_failed
 from parallelmind.models.options import ModelOptions
 
 __all__ = ["Parser", "add_model_flags", "add_sampling_flags", "documented_default", "model_options"]
@@ -42,7 +43,8 @@ class Parser(argparse.ArgumentParser):
         return known, rest
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"error: {message} (see {self.prog} --help)\n")
+        say_failed(f"error: {message} (see {self.prog} --help)")
+        self.exit(USAGE_ERROR)
 
     def _learn_more_flags(self, args: Iterable[str]) -> None:
         names = (self._spelled(arg).partition("=")[0] for arg in args if arg.startswith("--"))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from parallelmind.cli.args import Parser, parse
+from parallelmind.cli.failures import say_failed
 from parallelmind.cli.logs import configure_logging
 from parallelmind.errors import ParallelMindError
 from parallelmind.jobs.ranks import current_rank
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
     if "--debug" in given:
         traceback.print_exception(caught)
-    print(message, file=sys.stderr)
+    say_failed(message, interrupted=isinstance(caught, KeyboardInterrupt))
     return code
 
 

@@ -27,8 +27,10 @@ assistant's turns, and texts as a whole.
 Any field of transformers' TrainingArguments is a flag too, by its own name: --warmup_steps 10,
 --weight_decay 0.01, --lr_scheduler_type cosine, --gradient_checkpointing true, --report_to tensorboard ...
 
-Writes OUT_DIR/lora/NAME_stepN.pth and NAME_final.pth, and beside each the same adapter as a PEFT folder.
+Writes OUT_DIR/lora/NAME_stepN.pth and NAME_final.pth, and beside each the same adapter as a PEFT folder; with
+--task lora NAME ends in _hf, and NAME.pth is always the newest adapter.
 Interrupted at any moment, the same command continues where it was; its state is in OUT_DIR/checkpoints/NAME.
+Where a run with other settings has the name, the new one is called NAME_2, NAME_3 ..., and says so.
 """
 
 _LOGGER = logging.getLogger(__name__)
@@ -62,9 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the last one of the same run",
         metavar="DIR",
     )
-    running("--overwrite", None, "begin anew where a run of this name exists")
+    running(
+        "--overwrite",
+        None,
+        "begin a run of this name anew, whether it could be continued or not",
+    )
     running("--use_wandb", None, "report to Weights & Biases; others: --report_to tensorboard, trackio")
-    running("--ddp", None, "train in all processes of torchrun --nproc_per_node N ... --ddp")
+    running("--ddp", None, "train in all processes of torchrun, which is done without this flag as well")
     running("--device", str, "such as cuda, cpu", "cuda, or cpu without a GPU")
     running("--dtype", str, "number format to compute in", choices=["float32", "float16", "bfloat16"])
     _add_model(_group(parser, "model"))
@@ -75,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps("--epochs", int, "passes over the data", also="--num_train_epochs")
     steps("--max_steps", int, "steps, however many passes that takes; -1: as many as --epochs takes")
     steps("--learning_rate", float, "peak of the learning rate")
-    steps("--accumulation_steps", int, "batches to one step", also="--gradient_accumulation_steps")
+    steps("--accumulation_steps", int, "batches to one step of a process", also="--gradient_accumulation_steps")
     steps("--grad_clip", float, "largest norm of the gradient; 0 does not clip", also="--max_grad_norm")
 
 
@@ -106,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
         _LOGGER.info("%s %.4f", name, value)
     if report.report is not None:  # the first process, which writes
         _LOGGER.info("the report is %s", report.report)
-        _LOGGER.info("%d steps done; written: %s", report.steps, report.written)
+        flag = "--base_model" if options.task == "pretrain" else "--lora_path"
+        _LOGGER.info("%d steps done; written: %s, to be loaded with %s", report.steps, report.written, flag)
     return 0
 
 
@@ -133,7 +140,7 @@ def _add_lora(add: _Add) -> None:
         "--lora_name",
         str,
         "stem of the files written",
-        "hf_parallel_lora, or hf_lora with --task lora",
+        "hf_parallel_lora; with --task lora MODELTYPE_parallel_lora, such as qwen2_parallel_lora",
         metavar="NAME",
     )
     add("--load_lora", str, "adapter to continue from: a .pth file or a PEFT folder", metavar="PATH")
@@ -202,7 +209,7 @@ def _add_data(add: _Add) -> None:
     add("--max_branches_per_sample", int, "dynamic mode: branches in a row at most; 0 is fixed mode")
     add("--min_branches_per_sample", int, "dynamic mode: branches in a row at least, where avoidable")
     add("--max_total_tokens", int, "tokens in a row at most; 0 is no limit")
-    add("--batch_size", int, "branches in a batch of one process")
+    add("--batch_size", int, "branches in a batch of one process; a row that is larger is computed in parts")
     add("--batch_by_samples", None, "batch_size counts rows instead of branches")
     add("--loss_on_main", _boolean, "learn main too, true or false", "in pretraining only", metavar="BOOL")
     add("--strict", None, "what would be cut or dropped is an error")

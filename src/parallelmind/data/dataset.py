@@ -1,8 +1,8 @@
 """The stream of micro-batches that training runs on: packed rows, in an order that a saved state continues exactly.
 
 Data is read in blocks (all of it at once, or `block_records` records when streaming). A block is planned as a whole:
-samples are shuffled, laid out in rows, and the rows grouped into micro-batches, all from the seed, the epoch and the
-place of the block. So the state of the stream is three numbers, and any rank can tell every rank's share.
+samples are shuffled, laid out in rows, and the rows grouped into steps, all from the seed, the epoch and the place of
+the block. So the state of the stream is three numbers, and any rank can tell every rank's share.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from parallelmind.columnar import pack_row
+from parallelmind.columnar import PackedRow, pack_row
+from parallelmind.data.batches import BatchLimits, RowPlan, StepPlanner
 from parallelmind.data.collator import MicroBatch, TrainingRow
-from parallelmind.data.encoder import DataCounts, EncodedBranch, EncodedSample, SampleEncoder
+from parallelmind.data.encoder import DataCounts, EncodedSample, SampleEncoder
 from parallelmind.data.rows import RowLimits, split_rows
 from parallelmind.data.samples import parse_sample
 from parallelmind.data.sources import RecordSource, SourceRow
@@ -27,19 +28,7 @@ from parallelmind.errors import DataError, SettingsError
 __all__ = ["BatchLimits", "ParallelPretrainDataset", "Share"]
 
 _SIMILAR_LENGTHS = 32
-"""Micro-batches among which rows are sorted by length, so that a batch has little padding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchLimits:
-    """How large a micro-batch may be."""
-
-    size: int
-    """Branches of a micro-batch at most, or its rows with `by_samples`."""
-    by_samples: bool = False
-
-    def __post_init__(self) -> None:
-        assert self.size >= 1
+"""Steps among which rows are sorted by length, so that a batch has little padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +38,7 @@ class Share:
     rank: int = 0
     world_size: int = 1
     accumulation: int = 1
-    """Micro-batches of a step; the stream is filled up to whole steps with micro-batches that teach nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class _RowPlan:
-    main: Sequence[int]
-    branches: Sequence[EncodedBranch]
-    numbers: Sequence[int]
-    learn_main: bool
-    sources: tuple[str, ...]
-
-    @property
-    def tokens(self) -> int:
-        return len(self.main) + sum(len(branch) for branch in self.branches)
-
-    def count(self, counts: DataCounts) -> None:
-        counts.rows += 1
-        counts.branches += len(self.branches)
-        counts.tokens += self.tokens
-        counts.supervised_tokens += sum(sum(branch.learned) for branch in self.branches)
-        counts.supervised_tokens += max(0, len(self.main) - 1) if self.learn_main else 0
+    """Micro-batches of a step of this process; a step that needs fewer has some that teach nothing."""
 
 
 class ParallelPretrainDataset(IterableDataset[MicroBatch]):
@@ -102,24 +71,19 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         share: Share | None = None,
     ):
         super().__init__()
-        if not batch.by_samples and batch.size < limits.most:
-            raise SettingsError(
-                f"--batch_size {batch.size} counts branches and is below the {limits.most} branches of a row; raise "
-                "it, lower --branches_per_sample (--max_branches_per_sample), or pass --batch_by_samples."
-            )
         self.source = source
         self.encoder = encoder
         self.limits = limits
-        self.batch = batch
         self.epochs = epochs
         self.block_records = block_records
         self.shuffle = shuffle
         self.seed = seed
         self.learn_main = learn_main
         self.share = share or Share()
+        self.planner = StepPlanner(batch, self.share.world_size * self.share.accumulation)
         self.counts = DataCounts()
         """What the first pass held; complete at its end."""
-        self._start = {"epoch": 0, "block": 0, "batch": 0}
+        self._start = {"epoch": 0, "block": 0, "steps": 0}
         self._memory: list[EncodedSample] | None = None
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -133,7 +97,16 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             yield replace(held, last=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin after the micro-batch that carried this state."""
+        """Begin after the step whose micro-batches carried this state.
+
+        Raises SettingsError if the state is of a stream with steps of another size.
+        """
+        if (former := state.get("layout")) != self.planner.layout:
+            raise SettingsError(
+                f"the checkpoint is of a run with steps of {former}, and this one has steps of {self.planner.layout}: "
+                "the place in the data would not be the same; give a --batch_size and --accumulation_steps that make, "
+                "with the number of processes, the same step."
+            )
         self._start = {name: int(state[name]) for name in self._start}
         if self.block_records is not None:
             self.counts = DataCounts(**state["counts"])
@@ -150,47 +123,39 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
     def steps(self, epochs: int) -> int:
         """Optimizer steps of this many epochs over data in memory."""
         samples = self.samples()
-        total = sum(len(self._plan(samples, epoch, 0, None)) for epoch in range(epochs))
-        return -(-total // (self.share.world_size * self.share.accumulation))
+        planned = (self._plan(samples, epoch, 0, None) for epoch in range(epochs))
+        return sum(1 for steps in planned for _ in self.planner.joined((step, None) for step in steps))
 
     def _dealt(self) -> Iterator[MicroBatch]:
-        """This process's micro-batches, as many as every other process has, in whole steps."""
-        share, emitted = self.share, 0
-        group: list[MicroBatch] = []
-        last: MicroBatch | None = None
-        for micro in self._all():
-            group.append(micro)
-            if len(group) == share.world_size:
-                last = replace(group[share.rank], state=micro.state)
-                yield last
-                group, emitted = [], emitted + 1
-        if group:
-            own = group[share.rank] if share.rank < len(group) else _blank(group[0])
-            last = replace(own, state=group[-1].state)
-            yield last
-            emitted += 1
-        while last is not None and emitted % share.accumulation:
-            last = _blank(last)
-            yield last
-            emitted += 1
+        """This process's micro-batches, as many of every step as every other process has."""
+        share = self.share
+        for step, state in self._planned():
+            batches = self.planner.micro_batches(step)
+            for place in range(share.rank, share.accumulation * share.world_size, share.world_size):
+                own = batches[place] if place < len(batches) else ()
+                yield MicroBatch([_training_row(plan) for plan in own] or [_blank(step[0])], state)
 
-    def _all(self) -> Iterator[MicroBatch]:
-        """The micro-batches of all processes, from where the state says."""
+    def _planned(self) -> Iterator[tuple[list[RowPlan], dict[str, Any]]]:
+        """The steps from where the state says, and the state after each."""
         first = self._start
         for epoch in count(first["epoch"]) if self.epochs is None else range(first["epoch"], self.epochs):
-            resumed = epoch == first["epoch"] and (first["block"] > 0 or first["batch"] > 0)
-            found = resumed
-            for block, plans, counts in self._blocks(epoch, first["block"] if resumed else 0):
-                done = first["batch"] if resumed and block == first["block"] else 0
-                for index in range(done, len(plans)):
-                    found = True
-                    state = {"epoch": epoch, "block": block, "batch": index + 1, **counts}
-                    yield MicroBatch([_training_row(plan) for plan in plans[index]], state)
+            block, steps = (first["block"], first["steps"]) if epoch == first["epoch"] else (0, 0)
+            found = block > 0 or steps > 0
+            for step in self.planner.joined(self._epoch(epoch, block=block, steps=steps)):
+                found = True
+                yield step
             if not found:
                 raise DataError(_nothing(self.source.name, self.counts))
 
-    def _blocks(self, epoch: int, start: int) -> Iterator[tuple[int, list[list[_RowPlan]], dict[str, Any]]]:
-        """(number of its first record, its micro-batches, the counts before and with it) of each block."""
+    def _epoch(self, epoch: int, *, block: int, steps: int) -> Iterator[tuple[list[RowPlan], dict[str, Any]]]:
+        """The planned steps of an epoch after so many of a block, and the state after each."""
+        for at, planned, counts in self._blocks(epoch, block):
+            for index in range(steps if at == block else 0, len(planned)):
+                place = {"epoch": epoch, "block": at, "steps": index + 1}
+                yield planned[index], {**place, "layout": self.planner.layout, **counts}
+
+    def _blocks(self, epoch: int, start: int) -> Iterator[tuple[int, list[list[RowPlan]], dict[str, Any]]]:
+        """(number of its first record, its steps, the counts before and with it) of each block."""
         if self.block_records is None:
             yield 0, self._plan(self.samples(), epoch, 0, None), {}
             return
@@ -209,8 +174,8 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
 
     def _plan(
         self, samples: Sequence[EncodedSample], epoch: int, block: int, counts: DataCounts | None
-    ) -> list[list[_RowPlan]]:
-        """The micro-batches of a block; the same whenever it is asked for."""
+    ) -> list[list[RowPlan]]:
+        """The steps of a block; the same whenever it is asked for."""
         rng = random.Random(f"{self.seed} {epoch} {block}")
         order = list(samples)
         if self.shuffle:
@@ -222,29 +187,29 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             for row in rows:
                 row.count(counts)
         if not self.shuffle:
-            return self._grouped(rows)
+            return self.planner.steps(rows)
         rng.shuffle(rows)
-        window = _SIMILAR_LENGTHS * self.batch.size
-        batches = []
+        window = _SIMILAR_LENGTHS * self.planner.step_size
+        steps = []
         for start in range(0, len(rows), window):
-            batches += self._grouped(sorted(rows[start : start + window], key=lambda row: row.tokens))
-        rng.shuffle(batches)
-        return batches
+            steps += self.planner.steps(sorted(rows[start : start + window], key=lambda row: row.tokens))
+        rng.shuffle(steps)
+        return steps
 
-    def _record_rows(self, sample: EncodedSample, counts: DataCounts) -> list[_RowPlan]:
+    def _record_rows(self, sample: EncodedSample, counts: DataCounts) -> list[RowPlan]:
         lengths = [len(branch) for branch in sample.branches]
         split = split_rows(lengths, self.limits, main_tokens=len(sample.main))
         if lost := sorted(set(range(len(lengths))) - {place for row in split for place in row}):
             self.encoder.lost_rows(sample, lost, self.limits.max_tokens, counts)
-        rows: list[_RowPlan] = []
+        rows: list[RowPlan] = []
         for places in split:
             branches = [sample.branches[place] for place in places]
             numbers = [branch.number for branch in branches]
             learn_main = self.learn_main and not rows
-            rows.append(_RowPlan(sample.main, branches, numbers, learn_main, (sample.where,)))
+            rows.append(RowPlan(sample.main, branches, numbers, learn_main, (sample.where,)))
         return rows
 
-    def _loose_rows(self, samples: Sequence[EncodedSample], rng: random.Random, counts: DataCounts) -> list[_RowPlan]:
+    def _loose_rows(self, samples: Sequence[EncodedSample], rng: random.Random, counts: DataCounts) -> list[RowPlan]:
         groups: list[list[EncodedSample]] = []
         most = room = 0
         for sample in samples:
@@ -259,7 +224,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             groups[-1].append(sample)
             room -= length
         return [
-            _RowPlan(
+            RowPlan(
                 main=(),
                 branches=[sample.branches[0] for sample in group],
                 numbers=range(1, len(group) + 1),
@@ -269,29 +234,21 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             for group in groups
         ]
 
-    def _grouped(self, rows: Sequence[_RowPlan]) -> list[list[_RowPlan]]:
-        groups: list[list[_RowPlan]] = []
-        room = 0
-        for row in rows:
-            size = 1 if self.batch.by_samples else len(row.branches)
-            if not groups or size > room:
-                groups.append([])
-                room = self.batch.size
-            groups[-1].append(row)
-            room -= size
-        return groups
 
-
-def _training_row(plan: _RowPlan) -> TrainingRow:
+def _training_row(plan: RowPlan) -> TrainingRow:
     row = pack_row(plan.main, [branch.ids for branch in plan.branches], branch_numbers=plan.numbers)
     learned = bytearray([plan.learn_main]) * len(plan.main) + b"".join(branch.learned for branch in plan.branches)
     return TrainingRow(row, torch.frombuffer(learned, dtype=torch.bool), plan.sources)
 
 
-def _blank(micro: MicroBatch) -> MicroBatch:
-    """The same rows with nothing to learn: keeps processes in step without a gradient."""
-    rows = [TrainingRow(row.row, torch.zeros_like(row.loss_mask), row.sources) for row in micro.rows]
-    return replace(micro, rows=rows)
+def _blank(plan: RowPlan) -> TrainingRow:
+    """One token with nothing to learn: keeps processes in step without a gradient."""
+    row = _training_row(plan)
+    first = slice(1)
+    token = PackedRow(
+        input_ids=row.row.input_ids[first], branch_ids=row.row.branch_ids[first], time_ids=row.row.time_ids[first]
+    )
+    return TrainingRow(token, torch.zeros(1, dtype=torch.bool), row.sources)
 
 
 def _nothing(name: str, counts: DataCounts) -> str:

@@ -65,11 +65,18 @@ _NEW_NAMES = {
 
 
 def training_arguments(
-    options: TrainOptions, files: RunFiles, *, device: str, total_steps: int | None, evaluates: bool
+    options: TrainOptions,
+    files: RunFiles,
+    *,
+    device: str,
+    accumulation: int,
+    total_steps: int | None,
+    evaluates: bool,
 ) -> TrainingArguments:
     """The arguments of a run.
 
     Args:
+        accumulation: micro-batches of a step of this process.
         total_steps: None: unknown until the data has ended.
     Raises:
         SettingsError: a field that is ours to set, or a value that transformers refuses.
@@ -96,7 +103,7 @@ def training_arguments(
     reporters = _reporters(given.pop("report_to", None), use_wandb=options.use_wandb)
     values: dict[str, Any] = {
         "report_to": reporters or "none",
-        "run_name": options.name,
+        "run_name": files.name,
         "project": "parallelmind",
         "save_total_limit": 2,
         "ddp_find_unused_parameters": False,
@@ -109,7 +116,7 @@ def training_arguments(
         "max_steps": UNKNOWN_STEPS if total_steps is None else total_steps,
         "per_device_train_batch_size": 1,
         "learning_rate": options.learning_rate,
-        "gradient_accumulation_steps": options.accumulation_steps,
+        "gradient_accumulation_steps": accumulation,
         "max_grad_norm": options.grad_clip,
         "logging_strategy": "steps",
         "logging_steps": options.log_interval,

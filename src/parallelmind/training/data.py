@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
-from parallelmind.columnar import sees_main
-from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
+from parallelmind.columnar import Visibility, sees_main
+from parallelmind.data.batches import BatchLimits, StepPlanner
+from parallelmind.data.dataset import ParallelPretrainDataset, Share
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource, RecordSource
@@ -14,16 +16,61 @@ from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.model import Trainee
 from parallelmind.training.options import TrainOptions
 
-__all__ = ["load_data"]
+__all__ = ["Batching", "batching", "load_data"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How a process divides its share of a step."""
+
+    batch: BatchLimits
+    accumulation: int
+    note: str | None = None
+    """What is not as the flags say."""
+
+    def layout(self, processes: int) -> str:
+        """What the composition of steps depends on."""
+        return StepPlanner(self.batch, self.accumulation * processes).layout
+
+
+def batching(options: TrainOptions, visibility: Visibility) -> Batching:
+    """The micro-batches of a run.
+
+    Branches that see one another cannot be computed apart: then a batch takes a whole row, and fewer of them are
+    accumulated, so that a step has about as many branches as the flags say.
+    """
+    whole, rows = visibility == "columnar", options.batch_by_samples
+    size, accumulation, note = options.batch_size, options.accumulation_steps, None
+    if whole and not rows and size < options.most_branches:
+        size, asked = options.most_branches, size * accumulation
+        accumulation = max(1, round(asked / size))
+        note = (
+            f"--batch_size {options.batch_size} is smaller than a row of up to {size} branches, which see one another "
+            f"(--visibility columnar) and so are computed together: a batch is one row, {accumulation} of them to a "
+            f"step of {accumulation * size} branches in each process ({asked} were asked for)"
+        )
+    return Batching(
+        batch=BatchLimits(size=size, by_samples=rows, whole_rows=whole), accumulation=accumulation, note=note
+    )
+
+
+def _row_limits(options: TrainOptions) -> RowLimits:
+    """How large the rows of a run may be."""
+    return RowLimits(
+        most=options.most_branches,
+        least=options.min_branches_per_sample if options.max_branches_per_sample else 1,
+        balanced=options.max_branches_per_sample > 0,
+        max_tokens=options.max_total_tokens,
+    )
 
 
 def load_data(
-    options: TrainOptions, trainee: Trainee
+    options: TrainOptions, trainee: Trainee, batches: Batching
 ) -> tuple[ParallelPretrainDataset, int | None, ParallelPretrainDataset | None]:
     """The training data, the number of steps (None: unknown), and the held-out data.
 
     Raises:
-        SettingsError: a dataset is not found, a row is larger than a batch, or nothing is held out.
+        SettingsError: a dataset is not found, or nothing is held out.
         DataError: a bad row, or nothing to learn.
     """
     rank = current_rank()
@@ -35,13 +82,7 @@ def load_data(
         sees_main=sees_main(trainee.settings.visibility),
         strict=options.strict,
     )
-    limits = RowLimits(
-        most=options.most_branches,
-        least=options.min_branches_per_sample if options.max_branches_per_sample else 1,
-        balanced=options.max_branches_per_sample > 0,
-        max_tokens=options.max_total_tokens,
-    )
-    batch = BatchLimits(size=options.batch_size, by_samples=options.batch_by_samples)
+    limits = _row_limits(options)
     source: RecordSource
     if options.data_path is not None:
         source = JsonlSource(options.data_path, max_records=options.max_samples)
@@ -65,13 +106,13 @@ def load_data(
         source,
         encoder,
         limits=limits,
-        batch=batch,
+        batch=batches.batch,
         epochs=options.epochs if options.max_steps < 0 else None,
         block_records=options.shuffle_buffer if options.use_streaming else None,
         shuffle=options.shuffle,
         seed=options.seed,
         learn_main=options.learn_main,
-        share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=options.accumulation_steps),
+        share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=batches.accumulation),
     )
     total: int | None = options.max_steps
     if not options.use_streaming:
@@ -81,7 +122,7 @@ def load_data(
     if held_out is None:
         return dataset, total, None
     evaluation = ParallelPretrainDataset(
-        held_out, encoder, limits=limits, batch=batch, shuffle=False, learn_main=options.learn_main
+        held_out, encoder, limits=limits, batch=batches.batch, shuffle=False, learn_main=options.learn_main
     )
     evaluation.samples()
     return dataset, total, evaluation

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallelmind.errors import SettingsError, TrainingError
+from parallelmind.errors import TrainingError
 
 __all__ = ["RunFiles"]
 
@@ -27,6 +27,11 @@ class RunFiles:
     def adapter(self, step: int | None) -> Path:
         """The `.pth` of a step, or of the end; the PEFT folder beside it has the name without `.pth`."""
         return self.out_dir / "lora" / f"{self.name}_{'final' if step is None else f'step{step}'}.pth"
+
+    @property
+    def newest_adapter(self) -> Path:
+        """The `.pth` that is written anew whenever one of a step or of the end is."""
+        return self.out_dir / "lora" / f"{self.name}.pth"
 
     @property
     def model(self) -> Path:
@@ -63,24 +68,16 @@ class RunFiles:
     def write_settings(self, settings: dict[str, Any]) -> None:
         write_json(self.settings, settings)
 
-    def check_settings(self, settings: dict[str, Any]) -> None:
-        """Raises SettingsError, listing what differs, if the run was started with other settings."""
+    def former_settings(self) -> dict[str, Any] | None:
+        """The settings of the run that has this name; empty if they are not known, None if there is no such run."""
         try:
             former = json.loads(self.settings.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return
-        differing = [
-            f"  --{name} {settings.get(name)!r} given, {former.get(name)!r} before"
-            for name in sorted(settings.keys() | former.keys())
-            if settings.get(name) != former.get(name)
-        ]
-        if differing:
-            raise SettingsError(
-                f"{self.checkpoints} holds a run that was started with other settings:\n"
-                + "\n".join(differing)
-                + "\nGive the former ones to continue it, --overwrite to begin anew, another --lora_name, or "
-                "--resume_from_checkpoint with the folder to go on from all the same."
-            )
+            former = None
+        if isinstance(former, dict):
+            return former
+        ends = (self.adapter(None), self.adapter(None).with_suffix(""), self.model)
+        return {} if self.last_checkpoint() is not None or any(path.exists() for path in ends) else None
 
 
 def is_whole(checkpoint: Path) -> bool:

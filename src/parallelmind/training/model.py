@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -15,34 +14,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
-from parallelmind.errors import AdapterError, SettingsError, first_line
+from parallelmind.errors import SettingsError, first_line
 from parallelmind.models.loader import (
     DTYPES,
-    check_agreement,
     model_path,
     pretrained_model,
     resolve_device,
-    sidecar_of_model,
 )
-from parallelmind.models.lora import adapter_rank, apply_lora, load_lora, lora_layers
+from parallelmind.models.lora import apply_lora, load_lora, lora_layers
 from parallelmind.models.lora_layers import ADAPTER
 from parallelmind.models.lora_read import read_adapter
-from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
+from parallelmind.models.sidecar import RopeSettings, Sidecar
 from parallelmind.training.options import TrainOptions
+from parallelmind.training.resolving import NEW_MODEL, new_model_values, resolve_rank, resolve_rope
 
 __all__ = ["Trainee", "load_trainee", "training_device"]
-
-_DEFAULT_RANK = 8
-_NEW_MODEL = {
-    "model_type": "qwen2",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
 
 
 @dataclass(kw_only=True)
@@ -106,22 +92,7 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
         AdapterError: the adapter to continue from does not fit.
         UnsupportedModelError: 2D RoPE cannot be applied to the model.
     """
-    stored, owner = _stored(options)
-    settings = resolve_settings(
-        stored,
-        ratio=options.rope_2d_ratio,
-        mode=options.rope_2d_mode,
-        pairs=options.rope_2d_pairs,
-        branch_stride=options.stride,
-        visibility=options.visibility,
-        owner=owner,
-    )
-    patched = options.patch_rope is not False if stored is None else stored.rope is not None
-    if options.patch_rope is not None and patched != options.patch_rope:
-        raise SettingsError(
-            f"--{'' if options.patch_rope else 'no_'}patch_rope contradicts {owner}, which was trained "
-            f"{'with' if patched else 'without'} 2D RoPE; leave the flag out."
-        )
+    settings, patched = resolve_rope(options)
     tokenizer = _tokenizer(options)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
@@ -146,27 +117,10 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
     return Trainee(model=model, tokenizer=tokenizer, settings=settings, patched=patched, rank=rank)
 
 
-def _stored(options: TrainOptions) -> tuple[Sidecar | None, str]:
-    """The settings that the adapter to continue from, or the model folder, was trained with; and whose they are."""
-    adapter = None
-    if options.load_lora is not None:
-        if not os.path.exists(options.load_lora):
-            raise AdapterError(
-                f"--load_lora {options.load_lora}: no such file or folder; give a .pth or a PEFT folder."
-            )
-        adapter = read_sidecar(options.load_lora)
-    of_model = None if options.base_model is None else sidecar_of_model(model_path(options.base_model))
-    if of_model is None:
-        return adapter, f"--load_lora {options.load_lora}"
-    assert options.base_model is not None
-    check_agreement(adapter, of_model, options.base_model)
-    return of_model, f"the model {options.base_model}"
-
-
 def _put_lora(model: Any, options: TrainOptions) -> int:
     """Wrap the linear layers; returns the rank."""
     if options.load_lora is None:
-        rank = options.lora_rank or _DEFAULT_RANK
+        rank = resolve_rank(options)
         apply_lora(
             model,
             rank,
@@ -180,7 +134,7 @@ def _put_lora(model: Any, options: TrainOptions) -> int:
         return rank
     apply_lora(model, 1, dropout=options.lora_dropout)  # load_lora keeps the dropout and replaces the rest
     load_lora(model, options.load_lora, rank=options.lora_rank)
-    return adapter_rank(options.load_lora)
+    return resolve_rank(options)
 
 
 def _targets(given: tuple[str, ...]) -> str | tuple[str, ...] | None:
@@ -246,21 +200,11 @@ def _quantization(options: TrainOptions) -> Any:
 
 
 def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:
-    """A model from scratch: the defaults, the config file over them, the flags over both."""
-    values = dict(_NEW_MODEL)
-    if options.model_config is not None:
-        try:
-            values = json.loads(options.model_config.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise TypeError(f"expected an object, found a {type(values).__name__}")
-        except (OSError, ValueError, TypeError) as error:
-            raise SettingsError(
-                f"--model_config {options.model_config}: not readable as a config.json ({error})."
-            ) from error
-    values |= options.model_overrides
+    """A model from scratch."""
+    values = new_model_values(options)
     values.setdefault("vocab_size", len(tokenizer))
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    family = values.pop("model_type", _NEW_MODEL["model_type"])
+    family = values.pop("model_type", NEW_MODEL["model_type"])
     try:
         config = AutoConfig.for_model(family, **(values | special))
         with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,6 @@ __all__ = ["TASKS", "Task", "TrainOptions"]
 
 Task = Literal["parallel_lora", "lora", "pretrain"]
 TASKS: tuple[Task, ...] = get_args(Task)
-_NAMES = {"parallel_lora": "hf_parallel_lora", "lora": "hf_lora", "pretrain": "pretrain"}
 _LORA_ONLY = (
     "lora_rank", "load_lora", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
     "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit",
@@ -42,6 +41,7 @@ class TrainOptions:
     lora_rank: int | None = None
     """None: 8, or with load_lora the adapter's."""
     lora_name: str | None = None
+    """None: hf_parallel_lora; with task lora, after the base model's family, such as qwen2_parallel_lora."""
     load_lora: str | None = None
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
@@ -127,12 +127,6 @@ class TrainOptions:
             )
         if self.load_in_4bit and self.load_in_8bit:
             raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
-
-    @property
-    def name(self) -> str:
-        """The stem of the files written."""
-        name = self.lora_name or _NAMES[self.task]
-        return f"{name}_hf" if self.task == "lora" else name
 
     @property
     def most_branches(self) -> int:

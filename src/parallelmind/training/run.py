@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -21,15 +19,18 @@ from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting
-from parallelmind.training.data import load_data
+from parallelmind.training.data import batching, load_data
 from parallelmind.training.evaluation import Evaluation
-from parallelmind.training.files import RunFiles, is_whole
+from parallelmind.training.files import RunFiles
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
+from parallelmind.training.naming import agreed, choose_run
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.report import TrainingReport, write_report
+from parallelmind.training.resolving import resolve_rope
 from parallelmind.training.saving import save_adapter, save_model
+from parallelmind.training.settings import effective_settings
 from parallelmind.training.trainer import PackedTrainer
 
 __all__ = ["TrainReport", "run_training"]
@@ -37,30 +38,13 @@ __all__ = ["TrainReport", "run_training"]
 _LOGGER = logging.getLogger(__name__)
 _FLEX_BLOCK = 128
 """FlexAttention computes blocks of this many tokens."""
-_NOT_THE_RUN = {
-    "ddp", "device", "eval_interval", "eval_samples", "hf", "log_interval", "out_dir", "overwrite",
-    "resume_from_checkpoint", "save_interval", "use_wandb",
-}  # fmt: skip
-"""Options that may change when a run is continued."""
-_NOT_THE_RUN_EITHER = (
-    "dataloader_",
-    "ddp_",
-    "hub_",
-    "log_",
-    "project",
-    "push_",
-    "report_",
-    "run_",
-    "save_",
-    "trackio_",
-)
-"""Beginnings of fields of TrainingArguments that may change too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
     """What a run did."""
 
+    name: str
     steps: int
     resumed_from: int
     data_counts: dict[str, Any]
@@ -80,19 +64,31 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         KeyboardInterrupt: interrupted; the state was saved at the end of the step.
     """
     _check_launcher(options)
-    files = RunFiles(options.out_dir, options.name)
-    settings = _settings(options)
-    checkpoint = _checkpoint_to_resume(options, files, settings)
     device, note = training_device(options)
+    rope, patched = resolve_rope(options)
+    batches = batching(options, rope.visibility)
+    layout = batches.layout(current_rank().world_size)
+    settings = effective_settings(options, rope=rope, patched=patched, layout=layout)
+    run = choose_run(options, settings)
     trainee = load_trainee(options, device=device)
-    if note:
-        _LOGGER.info("%s", note)
+    for remark in filter(None, (note, batches.note)):
+        _LOGGER.info("%s", remark)
     if not (options.load_in_4bit or options.load_in_8bit):
         trainee.model.to(device)
-    dataset, total, evaluation_data = load_data(options, trainee)
+    dataset, total, evaluation_data = load_data(options, trainee, batches)
     arguments = training_arguments(
-        options, files, device=device, total_steps=total, evaluates=evaluation_data is not None
+        options,
+        run.files,
+        device=device,
+        accumulation=batches.accumulation,
+        total_steps=total,
+        evaluates=evaluation_data is not None,
     )
+    run = agreed(run, arguments.world_size)
+    files, checkpoint = run.files, run.checkpoint
+    arguments.output_dir, arguments.run_name = str(files.checkpoints), files.name
+    if run.note and arguments.should_save:
+        _LOGGER.warning("%s", run.note)
     recomputes = arguments.gradient_checkpointing or getattr(arguments, "activation_checkpointing", False)
     if options.task != "pretrain" and recomputes:
         trainee.model.enable_input_require_grads()  # frozen embeddings would cut the gradient off
@@ -111,7 +107,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
 
     def save(step: int | None) -> Path:
         assert options.base_model is not None
-        return save_adapter(trainee, files, options.base_model, step)
+        return save_adapter(trainee, files, options.base_model, step, as_newest=options.task == "lora")
 
     def on_saved(step: int) -> None:  # checkpoints are also written at the end and when interrupted
         if options.task != "pretrain" and step % options.save_interval == 0:
@@ -170,6 +166,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         written = save_model(trainee, files) if options.task == "pretrain" else save(None)
         report = _write_report(options, files, settings, trainee, trainer, metrics, counts)
     return TrainReport(
+        name=files.name,
         steps=steps,
         resumed_from=resumed_from,
         data_counts=counts,
@@ -205,42 +202,8 @@ def _trainer(files: RunFiles, **parts: Any) -> PackedTrainer:
 
 
 def _check_launcher(options: TrainOptions) -> None:
-    processes = current_rank().world_size
     if options.ddp and "WORLD_SIZE" not in os.environ:
         raise SettingsError("--ddp needs a launcher: torchrun --nproc_per_node N … --ddp; without one, leave it out.")
-    if processes > 1 and not options.ddp:
-        raise SettingsError(f"{processes} processes were launched; pass --ddp to train in all of them together.")
-
-
-def _settings(options: TrainOptions) -> dict[str, Any]:
-    """What a run may not be continued without."""
-    settings = {
-        item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.name not in _NOT_THE_RUN
-    }
-    if options.data_path is not None:
-        settings["data_path size"] = options.data_path.stat().st_size
-    settings |= {name: value for name, value in options.hf.items() if not name.startswith(_NOT_THE_RUN_EITHER)}
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return plain
-
-
-def _checkpoint_to_resume(options: TrainOptions, files: RunFiles, settings: dict[str, Any]) -> Path | None:
-    given = options.resume_from_checkpoint
-    if given is not None:
-        if options.overwrite:
-            raise SettingsError("--overwrite and --resume_from_checkpoint exclude each other; give one.")
-        if not is_whole(given):
-            raise SettingsError(
-                f"--resume_from_checkpoint {given}: not a folder with a whole checkpoint; give one such as "
-                "checkpoint-500."
-            )
-        return given
-    if options.overwrite:
-        return None
-    checkpoint = files.last_checkpoint()
-    if checkpoint is not None:
-        files.check_settings(settings)
-    return checkpoint
 
 
 @contextmanager
@@ -281,8 +244,8 @@ def _write_report(
     ]
     write_report(
         TrainingReport(
-            title=options.name,
-            settings=settings,
+            title=files.name,
+            settings={"batch_size": options.batch_size, "accumulation_steps": options.accumulation_steps} | settings,
             data_counts=counts,
             train_history=[entry for entry in metrics.entries if "loss" in entry],
             eval_history=evaluations,

@@ -17,10 +17,13 @@ __all__ = ["save_adapter", "save_model"]
 _LOGGER = logging.getLogger(__name__)
 
 
-def save_adapter(trainee: Trainee, files: RunFiles, base_model: str, step: int | None) -> Path:
+def save_adapter(
+    trainee: Trainee, files: RunFiles, base_model: str, step: int | None, *, as_newest: bool = False
+) -> Path:
     """Write the adapter as PEFT folder and as `.pth`, both with the sidecar; returns the path to load.
 
-    DoRA has no `.pth`, since W + B·A cannot express it. Raises AdapterError if it cannot be written.
+    With `as_newest` the `.pth` takes the place of the run's newest one as well. DoRA has no `.pth`, since W + B·A
+    cannot express it. Raises AdapterError if it cannot be written.
     """
     pth = files.adapter(step)
     sidecar = trainee.sidecar(base_model)
@@ -31,6 +34,8 @@ def save_adapter(trainee: Trainee, files: RunFiles, base_model: str, step: int |
                 "DoRA is no W + B·A, so there is no .pth; the adapter, for --lora_path, is the PEFT folder %s", folder
             )
         return folder
+    if as_newest:
+        save_lora(trainee.model, files.newest_adapter, sidecar=sidecar)
     return save_lora(trainee.model, pth, sidecar=sidecar)
 
 

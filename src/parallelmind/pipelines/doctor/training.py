@@ -16,7 +16,7 @@ from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.models.loader import TINY_MODEL, load_model_with_lora
 from parallelmind.pipelines.demo import read_demo_records
 from parallelmind.pipelines.doctor.check import Check, CheckFailedError, DoctorOptions, Once
-from parallelmind.training.data import load_data
+from parallelmind.training.data import batching, load_data
 from parallelmind.training.files import RunFiles
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.model import load_trainee, training_device
@@ -52,7 +52,8 @@ class _Trial:
         self._device, _ = training_device(self._options)
         self._trainee = load_trainee(self._options, device=self._device)
         self._trainee.model.to(self._device)
-        dataset, _, _ = load_data(self._options, self._trainee)
+        batches = batching(self._options, self._trainee.settings.visibility)
+        dataset, _, _ = load_data(self._options, self._trainee, batches)
         collator = ParallelPretrainCollator(
             self._trainee.pad_token_id,
             stride=self._trainee.settings.branch_stride,

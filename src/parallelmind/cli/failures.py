@@ -1,0 +1,43 @@
+"""What a command that failed says: once, also where a launcher started it in several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["say_failed"]
+
+_PATIENCE = 10.0
+"""Seconds within which torchrun ends the other processes of a machine when one has failed."""
+
+
+def say_failed(message: str, *, interrupted: bool = False, environ: Mapping[str, str] = os.environ) -> None:
+    """Print why the command ends.
+
+    What a user can cause fails in all processes of torchrun alike. The first one of a machine says it; another gives
+    torchrun the time to end it, and speaks only if the failure was its own.
+    """
+    first = environ.get("LOCAL_RANK", "0") == "0"
+    if "TORCHELASTIC_RUN_ID" not in environ or first:
+        if not interrupted:
+            _tell_torchrun(message, environ)
+        print(message, file=sys.stderr)
+    elif not interrupted:
+        time.sleep(_PATIENCE)
+        _tell_torchrun(message, environ)
+        print(f"rank {environ.get('RANK', '?')}: {message}", file=sys.stderr)
+
+
+def _tell_torchrun(message: str, environ: Mapping[str, str]) -> None:
+    """Let the table that torchrun ends with show the message instead of how tracebacks are turned on."""
+    path = environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        # What torch.distributed.elastic itself writes, without the second that it takes to import.
+        shown = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": shown}), encoding="utf-8")

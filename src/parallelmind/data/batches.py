@@ -1,0 +1,151 @@
+"""From rows in an order to optimizer steps, and from a step to the micro-batches that are computed one after another.
+
+A step holds as many branches as all micro-batches of it together, of all processes. Which rows it holds depends on
+that number alone, so a smaller batch that is accumulated more often, or more processes, gives the same step. Only then
+is a step divided: rows stay whole where they fit, and are cut between branches where a batch is smaller than a row.
+A part keeps its main and the numbers of its branches, so that the parts together have the loss of the whole row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from parallelmind.data.encoder import DataCounts, EncodedBranch
+
+__all__ = ["BatchLimits", "RowPlan", "StepPlanner"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """How large a micro-batch may be."""
+
+    size: int
+    """Branches of a micro-batch at most, or its rows with `by_samples`."""
+    by_samples: bool = False
+    whole_rows: bool = False
+    """Branches of a row see one another, so no row is cut: one that is larger than a batch is a batch of its own."""
+
+    def __post_init__(self) -> None:
+        assert self.size >= 1
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """A row, or a part of one, that is to be packed."""
+
+    main: Sequence[int]
+    branches: Sequence[EncodedBranch]
+    numbers: Sequence[int]
+    learn_main: bool
+    sources: tuple[str, ...]
+    """File and line of its records: one, or one for each branch."""
+
+    @property
+    def tokens(self) -> int:
+        return len(self.main) + sum(len(branch) for branch in self.branches)
+
+    def count(self, counts: DataCounts) -> None:
+        counts.rows += 1
+        counts.branches += len(self.branches)
+        counts.tokens += self.tokens
+        counts.supervised_tokens += sum(sum(branch.learned) for branch in self.branches)
+        counts.supervised_tokens += max(0, len(self.main) - 1) if self.learn_main else 0
+
+    def cut(self, place: int) -> tuple[RowPlan, RowPlan]:
+        """The branches before a place and those from it on; main is learned with the first part only."""
+        before, after = slice(place), slice(place, None)
+        one_source = len(self.sources) == 1
+        first = replace(
+            self,
+            branches=self.branches[before],
+            numbers=self.numbers[before],
+            sources=self.sources if one_source else self.sources[before],
+        )
+        rest = replace(
+            self,
+            branches=self.branches[after],
+            numbers=self.numbers[after],
+            learn_main=False,
+            sources=self.sources if one_source else self.sources[after],
+        )
+        return first, rest
+
+
+class StepPlanner:
+    """Groups rows into steps of `count` micro-batches, of all processes together."""
+
+    def __init__(self, batch: BatchLimits, count: int):
+        self._batch = batch
+        self._count = count
+        self.step_size = batch.size * count
+        """Branches of a step at most, or its rows."""
+
+    @property
+    def layout(self) -> str:
+        """What the composition of steps depends on."""
+        size = f"{self.step_size} {'rows' if self._batch.by_samples else 'branches'}"
+        return f"{size} in batches of {self._batch.size}" if self._batch.whole_rows else size
+
+    def steps(self, rows: Iterable[RowPlan]) -> list[list[RowPlan]]:
+        """The rows of each step, in the order given."""
+        if not self._batch.whole_rows:
+            return self._filled(rows, self.step_size)
+        steps: list[list[RowPlan]] = []
+        batches = room = 0
+        for batch in self._filled(rows, self._batch.size):
+            size = sum(map(self._size, batch))
+            if not steps or batches == self._count or size > room:
+                steps.append([])
+                batches, room = 0, self.step_size
+            steps[-1] += batch
+            batches, room = batches + 1, room - size
+        return steps
+
+    def joined(self, steps: Iterable[tuple[list[RowPlan], T]]) -> Iterator[tuple[list[RowPlan], T]]:
+        """Steps with a mark each, small ones that follow one another made one, which has the mark of the last."""
+        held: tuple[list[RowPlan], T] | None = None
+        for rows, mark in steps:
+            if held is not None and self._fits(together := held[0] + rows):
+                held = together, mark
+                continue
+            if held is not None:
+                yield held
+            held = rows, mark
+        if held is not None:
+            yield held
+
+    def micro_batches(self, step: Sequence[RowPlan]) -> list[list[RowPlan]]:
+        """A step as micro-batches, at most `count` of them."""
+        batches = self._filled(step, self._batch.size)
+        return batches if len(batches) <= self._count else self._filled(step, self._batch.size, everywhere=True)
+
+    def _fits(self, rows: Sequence[RowPlan]) -> bool:
+        if sum(map(self._size, rows)) > self.step_size:
+            return False
+        return not self._batch.whole_rows or len(self._filled(rows, self._batch.size)) <= self._count
+
+    def _filled(self, rows: Iterable[RowPlan], size: int, *, everywhere: bool = False) -> list[list[RowPlan]]:
+        """Groups of at most `size`; a row that is larger is cut where a group is full, or any row is `everywhere`."""
+        groups: list[list[RowPlan]] = []
+        room = 0
+        for row in rows:
+            may_cut = not self._batch.whole_rows and (everywhere or self._size(row) > size)
+            while may_cut and self._size(row) > (space := room or size):
+                part, row = row.cut(space)
+                if not room:
+                    groups.append([])
+                groups[-1].append(part)
+                room = 0
+            if not groups or self._size(row) > room:
+                groups.append([])
+                room = size
+            groups[-1].append(row)
+            room -= self._size(row)
+        return groups
+
+    def _size(self, row: RowPlan) -> int:
+        return 1 if self._batch.by_samples else len(row.branches)

@@ -1,0 +1,116 @@
+"""Under which name a run goes on or begins: one name for each set of effective settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from parallelmind.data.run_names import numbered
+from parallelmind.errors import SettingsError
+from parallelmind.training.files import RunFiles, is_whole
+from parallelmind.training.options import TrainOptions
+from parallelmind.training.resolving import model_family
+from parallelmind.training.settings import differences
+
+__all__ = ["ChosenRun", "agreed", "choose_run", "run_names"]
+
+_LOGGER = logging.getLogger(__name__)
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenRun:
+    """The files of a run, and where it goes on."""
+
+    files: RunFiles
+    checkpoint: Path | None = None
+    """None: from the beginning."""
+    note: str | None = None
+    """Why it is not called as one would think."""
+
+
+def run_names(options: TrainOptions) -> Iterator[str]:
+    """The names that a run may have, best first; `--task lora` puts its tag behind the number."""
+    default = {"parallel_lora": "hf_parallel_lora", "pretrain": "pretrain"}
+    if options.lora_name is not None:
+        stem = options.lora_name
+    elif options.task == "lora":
+        stem = f"{model_family(options)}_parallel_lora"
+    else:
+        stem = default[options.task]
+    tag = "_hf" if options.task == "lora" else ""
+    return (f"{name}{tag}" for name in numbered(stem))
+
+
+def choose_run(options: TrainOptions, settings: Mapping[str, Any]) -> ChosenRun:
+    """The run to continue or to begin: the first name that is free, or whose run has these settings.
+
+    Writes nothing, so that all processes of a run may ask.
+
+    Raises:
+        SettingsError: the checkpoint to go on from is not one, or is given with `--overwrite`.
+    """
+    names = run_names(options)
+    wanted = RunFiles(options.out_dir, next(names))
+    if options.resume_from_checkpoint is not None:
+        return _resumed(options, wanted, names)
+    if options.overwrite:
+        return ChosenRun(files=wanted)
+    files, first_reason = wanted, _other_run(wanted, settings)
+    reason = first_reason
+    while reason is not None:
+        files = RunFiles(options.out_dir, next(names))
+        reason = _other_run(files, settings)
+    note = None
+    if first_reason is not None:
+        ends = files.model if options.task == "pretrain" else files.adapter(None)
+        note = (
+            f"{wanted.name} is a run with other settings ({first_reason}), which stays as it is: this one is called "
+            f"{files.name} and ends in {ends}. --overwrite would begin {wanted.name} anew instead"
+        )
+    return ChosenRun(files=files, checkpoint=files.last_checkpoint(), note=note)
+
+
+def agreed(run: ChosenRun, processes: int) -> ChosenRun:
+    """The choice of the first process, for all of them; to be called once they are connected."""
+    if processes == 1:
+        return run
+    chosen: list[Any] = [run]
+    dist.broadcast_object_list(chosen, src=0)
+    first: ChosenRun = chosen[0]
+    return first
+
+
+def _resumed(options: TrainOptions, wanted: RunFiles, names: Iterator[str]) -> ChosenRun:
+    given = options.resume_from_checkpoint
+    assert given is not None
+    if options.overwrite:
+        raise SettingsError("--overwrite and --resume_from_checkpoint exclude each other; give one.")
+    if not is_whole(given):
+        raise SettingsError(
+            f"--resume_from_checkpoint {given}: not a folder with a whole checkpoint; give one such as checkpoint-500."
+        )
+    files = wanted
+    while files.former_settings() is not None:
+        if files.checkpoints.resolve() == given.resolve().parent:
+            return ChosenRun(files=files, checkpoint=given)
+        files = RunFiles(options.out_dir, next(names))
+    return ChosenRun(files=wanted, checkpoint=given)
+
+
+def _other_run(files: RunFiles, settings: Mapping[str, Any]) -> str | None:
+    """How the run of this name differs from these settings; None if it does not, or there is none."""
+    former = files.former_settings()
+    if former is None:
+        return None
+    if not former:
+        return "they are not known, as its run.json is not there or not readable"
+    found = differences(settings, former)
+    if len(found) > _SHOWN:
+        found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
+    return ", ".join(found) or None

@@ -1,0 +1,151 @@
+"""What a run depends on, as it takes effect: a default that is spelled out is the default, a path is where it leads.
+
+Two runs with equal effective settings are the same run, so one continues the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from parallelmind.models.loader import TINY_MODEL
+from parallelmind.models.sidecar import RopeSettings
+from parallelmind.training.options import TrainOptions
+from parallelmind.training.resolving import new_model_values, resolve_rank
+
+__all__ = ["differences", "effective_settings"]
+
+_NOT_THE_RUN = ("dataloader_", "ddp_", "hub_", "log_", "project", "push_", "report_", "run_", "save_", "trackio_")
+"""Beginnings of fields of TrainingArguments that may change when a run is continued."""
+_AS_GIVEN = (
+    "task", "lora_dropout", "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit", "use_streaming", "shuffle",
+    "max_samples", "eval_ratio", "max_seq_len", "max_total_tokens", "learning_rate", "grad_clip", "dtype", "seed",
+)  # fmt: skip
+"""Options that mean what they say."""
+_CONTENT = "the content of --data_path"
+
+
+def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bool, layout: str) -> dict[str, Any]:
+    """The settings of a run by name, without what is not in effect; as JSON gives them back.
+
+    Args:
+        rope: the 2D settings in force; but for the visibility they are in effect if the model is `patched`.
+        layout: what the composition of steps depends on.
+    Raises:
+        SettingsError: the config of a new model cannot be read.
+        AdapterError: the adapter to continue from cannot be read.
+    """
+    settings: dict[str, Any] = {name: getattr(options, name) for name in _AS_GIVEN}
+    settings |= {
+        "base_model": _model(options.base_model),
+        "tokenizer_path": _model(options.tokenizer_path or options.base_model),
+        "the new model": new_model_values(options) if options.base_model is None else None,
+        "visibility": rope.visibility,
+        "patch_rope": patched,
+        "loss_on_main": options.learn_main,
+        "the size of a step": layout,
+    }
+    if options.task != "pretrain":
+        settings |= _of_the_adapter(options)
+    if patched:
+        settings |= {
+            "rope_2d_ratio": rope.ratio,
+            "rope_2d_mode": rope.mode,
+            "rope_2d_pairs": rope.pairs,
+            "stride": rope.branch_stride,
+        }
+    settings |= _of_the_data(options) | _of_the_rows(options)
+    settings["max_steps" if options.max_steps > 0 else "epochs"] = (
+        options.max_steps if options.max_steps > 0 else options.epochs
+    )
+    settings |= _of_trainer(options)
+    kept = {name: value for name, value in settings.items() if value is not None}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return plain
+
+
+def differences(settings: Mapping[str, Any], former: Mapping[str, Any]) -> list[str]:
+    """What differs, in words: "--learning_rate 0.5 instead of 0.01"."""
+    flags = {item.name for item in dataclasses.fields(TrainOptions)}
+    flags |= {item.name for item in dataclasses.fields(TrainingArguments)}
+    found = []
+    for name in sorted(settings.keys() | former.keys(), key=lambda name: (name not in flags, name)):
+        value, before = settings.get(name), former.get(name)
+        if value != before:
+            shown = f"--{name}" if name in flags else name
+            found.append(shown if name == _CONTENT else f"{shown} {_shown(value)} instead of {_shown(before)}")
+    return found
+
+
+def _of_the_adapter(options: TrainOptions) -> dict[str, Any]:
+    rank = resolve_rank(options)
+    if options.load_lora is not None:
+        return {"lora_rank": rank, "load_lora": str(Path(options.load_lora).resolve())}
+    return {
+        "lora_rank": rank,
+        "lora_alpha": rank if options.lora_alpha is None else options.lora_alpha,
+        "target_modules": sorted(options.target_modules) or ["all-linear"],
+        "use_rslora": options.use_rslora,
+        "use_dora": options.use_dora,
+    }
+
+
+def _of_the_data(options: TrainOptions) -> dict[str, Any]:
+    settings: dict[str, Any] = {"shuffle_buffer": options.shuffle_buffer if options.use_streaming else None}
+    if options.eval_data_path is not None:
+        settings["eval_data_path"] = str(options.eval_data_path.resolve())
+    if options.data_path is not None:
+        return settings | {
+            "data_path": str(options.data_path.resolve()),
+            _CONTENT: _print_of(options.data_path, whole=not options.use_streaming),
+        }
+    assert options.hf_dataset is not None
+    folder = Path(options.hf_dataset)
+    name = str(folder.resolve()) if folder.is_dir() else options.hf_dataset
+    return settings | {"hf_dataset": name, "hf_subset": options.hf_subset, "hf_split": options.hf_split}
+
+
+def _of_the_rows(options: TrainOptions) -> dict[str, Any]:
+    if not options.max_branches_per_sample:
+        return {"branches_per_sample": options.branches_per_sample}
+    return {
+        "max_branches_per_sample": options.max_branches_per_sample,
+        "min_branches_per_sample": options.min_branches_per_sample,
+    }
+
+
+def _of_trainer(options: TrainOptions) -> dict[str, Any]:
+    """Fields of TrainingArguments that were given another value than they have by themselves."""
+    defaults = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
+    if options.use_streaming and options.max_steps < 0:
+        defaults["lr_scheduler_type"] = "constant_with_warmup"
+    return {
+        name: value
+        for name, value in options.hf.items()
+        if not name.startswith(_NOT_THE_RUN) and value != defaults.get(name)
+    }
+
+
+def _model(name: str | None) -> str | None:
+    """A hub name, or where a folder is."""
+    return name if name in (None, TINY_MODEL) or not Path(name).is_dir() else str(Path(name).resolve())
+
+
+def _print_of(path: Path, *, whole: bool) -> str:
+    """Tells whether a file is the same; a file that is streamed may be too large to be read beforehand."""
+    if not whole:
+        return f"{path.stat().st_size} bytes"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
