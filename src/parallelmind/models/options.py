@@ -9,7 +9,7 @@ from typing import Any
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["ModelOptions"]
+__all__ = ["ModelOptions", "dtype_name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,14 @@ class ModelOptions:
     device: str | None = None
     """None: cuda, or cpu without a GPU."""
     dtype: str = "bfloat16"
+    """A name, or torch's own dtype, which becomes its name; "auto" is the checkpoint's own."""
     device_map: str | None = None
     """"auto" spreads the model over several GPUs; `device` is then unused."""
     load_in_8bit: bool = False
     load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))  # settings are written as JSON
         for name, least in (("lora_rank", 1), ("branch_stride", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -53,3 +55,8 @@ class ModelOptions:
     def loading(self) -> dict[str, Any]:
         """The arguments of `load_model_with_lora`, but for the adapter."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a number format that is given as text or as torch's dtype: "float32" for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
