@@ -8,6 +8,7 @@ if find_spec("parallelmind") is None:  # run from a checkout that is not install
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from parallelmind.columnar import (
+    Interleaved2DRoPE,
     auto_pair_indices,
     build_columnar_causal_mask,
     patch_model_with_interleaved_2d_rope,
@@ -15,6 +16,7 @@ from parallelmind.columnar import (
 )
 
 __all__ = [
+    "Interleaved2DRoPE",
     "auto_pair_indices",
     "build_columnar_causal_mask",
     "patch_model_with_interleaved_2d_rope",

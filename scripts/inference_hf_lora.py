@@ -1,6 +1,7 @@
 """Single inference: `--mode chat` is `parallelmind chat`, `--mode generate` is `parallelmind generate`.
 
-Also the documented import path: `from scripts.inference_hf_lora import load_model_with_lora, generate_text`.
+Also the documented import path: `from scripts.inference_hf_lora import load_model_with_lora, generate_text`, and the
+functions behind pos2d: `_prepare_pos2d`, `_set_prompt_pos2d` and `_inject_pos2d_hook`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ if find_spec("parallelmind") is None:  # run from a checkout that is not install
 
 from parallelmind.cli.main import main as run_command
 from parallelmind.columnar import auto_pair_indices
+from parallelmind.columnar import inject_pos2d_hook as _inject_pos2d_hook
+from parallelmind.columnar import prepare_pos2d as _prepare_pos2d
+from parallelmind.columnar import set_prompt_pos2d as _set_prompt_pos2d
 from parallelmind.models.generation import generate_text
 from parallelmind.models.loader import load_model_with_lora
 
-__all__ = ["auto_pair_indices", "generate_text", "load_model_with_lora", "main"]
+__all__ = [
+    "_inject_pos2d_hook",
+    "_prepare_pos2d",
+    "_set_prompt_pos2d",
+    "auto_pair_indices",
+    "generate_text",
+    "load_model_with_lora",
+    "main",
+]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,9 +27,9 @@ def test_the_log_reconciles_records_and_answers(
     engine.fails = lambda prompt: bytes(prompt) == b"b0.1"
     assert main(arguments(data, out)) == 0
     log = capsys.readouterr().err
-    assert "loaded 13 records from" in log
+    assert "loaded 13 records (数据集加载完成) from" in log
     assert "(blank lines skipped: 1)" in log
-    assert "13 records loaded = 11 answered + 2 failed; 59 generations finished, 2 error rows" in log
+    assert "13 records loaded = 11 answered + 2 failed; 59 generations finished (生成完成), 2 error rows" in log
     assert "failed: line 1: it broke; mend it" in log
     assert 'failed: line 14 has no "branches"' in log
     assert "tokens/s" in log

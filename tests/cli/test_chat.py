@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from parallelmind import BranchResult, Event
+from parallelmind.cli.chat import _BUNDLED
 from parallelmind.cli.columns import show_branches
 from parallelmind.cli.terminal import printable
 
@@ -78,9 +79,9 @@ class Terminal:
             pass
 
 
-def piped(text: str | bytes) -> subprocess.CompletedProcess[bytes]:
+def piped(text: str | bytes, *more: str) -> subprocess.CompletedProcess[bytes]:
     given = text if isinstance(text, bytes) else text.encode()
-    return subprocess.run(COMMAND, input=given, capture_output=True, timeout=SECONDS, check=False)
+    return subprocess.run([*COMMAND, *more], input=given, capture_output=True, timeout=SECONDS, check=False)
 
 
 def test_piped(tmp_path: Path) -> None:
@@ -123,6 +124,28 @@ two"""
     assert "Traceback" not in err
 
 
+def test_an_empty_answer_says_so_and_what_the_bundled_model_can() -> None:
+    old, cost = "How old is Dan?", "How much does the hat cost?"
+    script = ["/main " + STORY.rstrip(), old, old, cost, "/branches", old, cost, "", "/join", ""]
+    done = piped("\n".join(script), "--stop", " 26")
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    first, second, third = out.split("User: Assistant: ")[1:]
+    assert first.splitlines()[0] == second.splitlines()[0] == "(the model answered nothing)"
+    assert "/main Story: " in first
+    assert "/main" not in second  # once is enough
+    assert third.startswith("91\n")
+    assert f"[1] {old}\n(the model answered nothing)\n[2] {cost}\n91\n" in third
+    assert "2 questions and their answers (the model answered nothing to 1 of them) are part" in third
+    assert third.endswith("\n再见！\n")
+
+
+def test_the_example_of_the_bundled_model_works() -> None:
+    example = [line.strip() for line in _BUNDLED.splitlines()[1:]]
+    out = piped("\n".join([*example, "quit"])).stdout.decode()
+    assert out.endswith("User: Assistant: 26\nUser: 再见！\n")
+
+
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
     # The answers go on until they are stopped.
@@ -133,7 +156,7 @@ def terminal() -> Iterator[Terminal]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_in_a_terminal(terminal: Terminal) -> None:
-    terminal.expect("User: ")
+    assert _BUNDLED.splitlines()[1].strip() in terminal.expect("User: ")
     terminal.type("\x1b[200~How old\nis Dan?\x1b[201~\r")  # pasted: one message of two lines
     terminal.expect("Assistant: ")
     terminal.type("\x03")
@@ -212,6 +235,13 @@ def test_a_narrow_terminal_gets_one_branch_below_the_other() -> None:
     show_branches(narrow, ["one", "two"], events((1, "second"), (0, "first")))
     assert [word for word in out.getvalue().split() if word in ("first", "second")] == ["first", "second"]
     assert "─" not in out.getvalue()
+
+
+def test_empty_branches_say_so() -> None:
+    for is_terminal in (False, True):
+        plain, out = console(80, terminal=is_terminal)
+        show_branches(plain, ["one", "two"], events((0, " \n"), (1, "word")))
+        assert out.getvalue().count("(the model answered nothing)") == 1
 
 
 def test_stopped_branches_say_so() -> None:

@@ -50,6 +50,23 @@ def test_branches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "too long" in rows[2]["error"]
 
 
+def test_an_empty_answer_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a program reads from stdout stays the answers alone."""
+    silent = ["--stop", " 26"]
+    assert main(["generate", *FLAGS, *silent, "--prompt", STORY + QUESTIONS[0]]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == "(the model answered nothing)"
+    assert main(["generate", *FLAGS, *silent, "--prompt", STORY, *branches(*QUESTIONS), "--json"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["output"] for line in said.out.splitlines()] == ["", " 91"]
+    assert said.err.splitlines()[-1] == "(the model answered nothing): 1 of 2 answers are empty"
+    assert main(["generate", *FLAGS, *silent, "--prompt", STORY, *branches(*QUESTIONS)]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["[1] How old is Dan?", "(the model answered nothing)"]
+    assert main(["generate", *FLAGS, "--prompt", STORY + QUESTIONS[0]]) == 0
+    assert "nothing" not in capsys.readouterr().err
+
+
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", *FLAGS, "--prompt_file", str(tmp_path / "none.txt")]) == 1
     assert "none.txt" in capsys.readouterr().err

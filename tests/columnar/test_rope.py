@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallelmind.columnar import (
-    Rope2D,
+    Interleaved2DRoPE,
     auto_pair_indices,
     choose_pairs,
     find_rope_patch,
@@ -152,13 +152,13 @@ def test_patching_again_replaces_the_patch() -> None:
     model = tiny_model("qwen2")
     patch_model_with_interleaved_2d_rope(model, [7])
     patch_model_with_interleaved_2d_rope(model, [3], "additive")
-    ropes = [module for module in model.modules() if isinstance(module, Rope2D)]
+    ropes = [module for module in model.modules() if isinstance(module, Interleaved2DRoPE)]
     assert len(ropes) == 1
     patch = find_rope_patch(model)
     assert patch is not None
     assert patch.pair_indices == (3,)
     assert patch.mode == "additive"
-    assert not isinstance(patch.rotary, Rope2D)
+    assert not isinstance(patch.rotary, Interleaved2DRoPE)
 
 
 @pytest.mark.parametrize("family", WITHOUT_ROPE)

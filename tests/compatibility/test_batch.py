@@ -126,8 +126,8 @@ def test_error_rows(plain: BatchRun) -> None:
 @proves("batch", "loaded and finished", "rank=X")
 def test_log(plain: BatchRun) -> None:
     """The log counts records and generations, and names each skipped record with its reason; each line has the rank."""
-    assert "loaded 7 records from" in plain.log
-    assert "7 records loaded = 2 answered + 5 failed; 4 generations finished, 5 error rows" in plain.log
+    assert "loaded 7 records (数据集加载完成) from" in plain.log
+    assert "7 records loaded = 2 answered + 5 failed; 4 generations finished (生成完成), 5 error rows" in plain.log
     assert re.findall(r"failed: line (\d)", plain.log) == ["2", "3", "4", "5", "6"]
     lines = plain.log.splitlines()
     assert lines
@@ -367,7 +367,7 @@ def test_the_script(tmp_path: Path, plain: BatchRun) -> None:
     line = "python scripts/parallel_inference_hf_lora.py --base_model tiny --data_path in.jsonl --out_path out.jsonl"
     done = run_line(line, *ON_CPU, "--temperature", 0, cwd=tmp_path)
     assert read_rows(tmp_path / "out.jsonl") == plain.rows[:3]
-    assert "1 records loaded = 1 answered + 0 failed; 3 generations finished, 0 error rows" in done.stderr
+    assert "1 records loaded = 1 answered + 0 failed; 3 generations finished (生成完成), 0 error rows" in done.stderr
 
 
 @proves("batch", "torchrun --nproc_per_node N scripts/parallel_inference_hf_lora.py", "rank=X", '{"input", "output"}')
@@ -383,7 +383,7 @@ def test_torchrun(tmp_path: Path) -> None:
     log = run_line(line, *ON_CPU, cwd=tmp_path).stderr
     assert "rank=0 INFO loading tiny" in log
     assert "rank=1 INFO loading tiny" in log
-    assert log.count("40 records loaded = 40 answered + 0 failed; 120 generations finished") == 1
+    assert log.count("40 records loaded = 40 answered + 0 failed; 120 generations finished (生成完成)") == 1
     rows = read_rows(tmp_path / "out.jsonl")
     assert [row["input"] for row in rows] == [text for record in records for text in record["branches"]]
     assert all(row["output_tokens"] == 40 for row in rows)

@@ -32,9 +32,9 @@ def server() -> Iterator[Running]:
 
 @proves("service", "POST /generate", "prompt", "max_new_tokens", "temperature")
 def test_generate(server: Running) -> None:
-    """The documented body gets a response and nothing else; without a prompt it is refused."""
+    """The documented body gets the prompt and its continuation, and nothing else; without a prompt it is refused."""
     answer = server.post("/generate", BODY)
-    assert (answer.status, answer.json) == (200, {"response": ANSWERS[0]})
+    assert (answer.status, answer.json) == (200, {"response": BODY["prompt"] + ANSWERS[0]})
     refused = server.post("/generate", {"max_new_tokens": 3})
     assert refused.status == 400
     assert refused.error["param"] == "prompt"
@@ -59,10 +59,11 @@ def test_defaults(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
 @proves("service", "max_new_tokens", "temperature")
 def test_effects(server: Running) -> None:
     """A small number of tokens cuts the answer off; a high temperature changes it."""
-    cut = server.post("/generate", BODY | {"max_new_tokens": 1}).json["response"]
+    continuation = BODY | {"return_full_text": False}
+    cut = server.post("/generate", continuation | {"max_new_tokens": 1}).json["response"]
     assert cut != ANSWERS[0]
     assert ANSWERS[0].startswith(cut)
-    hot = server.post("/generate", BODY | {"max_new_tokens": 8, "temperature": 50, "top_p": 1, "seed": 0})
+    hot = server.post("/generate", continuation | {"max_new_tokens": 8, "temperature": 50, "top_p": 1, "seed": 0})
     assert hot.json["response"] != ANSWERS[0]
 
 
@@ -100,7 +101,7 @@ def test_started(command: list[str]) -> None:
                 break
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/generate", json.dumps(BODY), {"Content-Type": "application/json"})
-        assert json.loads(connection.getresponse().read()) == {"response": ANSWERS[0]}
+        assert json.loads(connection.getresponse().read()) == {"response": BODY["prompt"] + ANSWERS[0]}
         connection.close()
         process.send_signal(signal.SIGTERM)
         process.stderr.read()

@@ -15,9 +15,13 @@ from parallelmind import Engine, Request, SamplingParams
 from parallelmind.columnar import find_rope_patch
 from parallelmind.errors import AdapterError, RequestError, SettingsError, UnsupportedModelError
 from parallelmind.models.generation import generate_text
-from parallelmind.models.loader import load_model_with_lora, resolve_device
+from parallelmind.models.loader import DTYPES, load_model_with_lora, resolve_device
 from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from parallelmind.models.options import ModelOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar
+from parallelmind.pipelines.options import BatchOptions
+from parallelmind.server.options import ServeOptions
+from parallelmind.training.options import TrainOptions
 from tests.families import char_tokenizer, tiny_model
 
 
@@ -204,3 +208,37 @@ def test_a_model_spread_by_accelerate_runs_in_the_engine(base: str) -> None:
     request, greedy = Request(main="shared", branches=["a", "bc"]), SamplingParams(max_new_tokens=6, temperature=0)
     answers = [Engine(model, tokenizer).generate([request], greedy)[0].branches for model in (plain, spread)]
     assert [b.token_ids for b in answers[0]] == [b.token_ids for b in answers[1]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        *((name, dtype) for name, dtype in DTYPES.items()),
+        *((dtype, dtype) for dtype in DTYPES.values()),
+        ("torch.float16", torch.float16),
+        ("auto", torch.float16),
+    ],
+)
+def test_dtypes_by_name_and_as_torch_has_them(asked: Any, expected: torch.dtype, tmp_path: Path) -> None:
+    tiny_model("qwen2").half().save_pretrained(tmp_path)
+    char_tokenizer().save_pretrained(tmp_path)
+    model, _ = load_model_with_lora(str(tmp_path), device="cpu", dtype=asked)
+    assert model.dtype == expected
+
+
+@pytest.mark.parametrize("asked", [torch.int8, "auto32", "torch.float8_e4m3fn"])
+def test_dtypes_that_no_model_is_loaded_in(asked: Any, base: str) -> None:
+    with pytest.raises(SettingsError, match=r"--dtype is '\w+'; it must be one of float32, float16, bfloat16"):
+        load(base, dtype=asked)
+
+
+def test_settings_take_dtypes_as_torch_has_them() -> None:
+    """They are written as JSON, so they hold the name."""
+    files: dict[str, Any] = {"data_path": Path("a"), "out_path": Path("b")}
+    for options in (
+        ModelOptions(base_model="tiny", dtype=torch.float32),  # type: ignore[arg-type]
+        BatchOptions(base_model="tiny", dtype=torch.float32, **files),  # type: ignore[arg-type]
+        ServeOptions(base_model="tiny", dtype=torch.float32),  # type: ignore[arg-type]
+        TrainOptions(base_model="tiny", data_path=Path(__file__), dtype=torch.float32),  # type: ignore[arg-type]
+    ):
+        assert options.dtype == "float32"

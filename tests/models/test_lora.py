@@ -138,7 +138,8 @@ def test_partial_file_applies_exactly_what_it_names(tmp_path, wrapped_before):
             edited.get_submodule(name).weight += state[f"{name}.lora.B.weight"] @ state[f"{name}.lora.A.weight"]
     model = make()
     if wrapped_before:
-        train(apply_lora(model, rank=7, alpha=3, dropout=0.5, target_modules=["k_proj", "o_proj"])).train()
+        other = train(apply_lora(make(), rank=7, alpha=3, target_modules=["k_proj", "o_proj"]))
+        load_lora(model, save_lora(other, tmp_path / "other.pth"), dropout=0.5).train()
         lora_layers(model)["model.layers.0.self_attn.k_proj"].merge()
     load_lora(model, tmp_path / "part.pth")
     assert list(lora_layers(model)) == names

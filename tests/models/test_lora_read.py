@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from parallelmind.errors import AdapterError
-from parallelmind.models.lora import adapter_rank, apply_lora, load_lora
+from parallelmind.models.lora import adapter_rank, apply_lora, load_lora, merge_lora, save_lora
 from tests.models.adapters import logits, make, plain_state, saved, train
 
 
@@ -146,8 +146,53 @@ def test_missing_files_and_wrong_folders(tmp_path):
 def test_another_rank_names_both_and_the_remedy(tmp_path, name):
     path, _ = saved(tmp_path, name, target_modules=["q_proj"])
     load_lora(make(), path, rank=4)
-    with pytest.raises(AdapterError, match=r"rank is 4, but rank 8 .*--lora_rank 4"):
+    size = r"size mismatch for \S*model\.layers\.0\.self_attn\.q_proj"
+    with pytest.raises(AdapterError, match=rf"{size}.*rank is 4, but rank 8 .*--lora_rank 4"):
         load_lora(make(), path, rank=8)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "folder"])
+@pytest.mark.parametrize(
+    ("applied", "message"),
+    [
+        ({"rank": 16}, r"size mismatch for \S+q_proj.*rank is 4, but rank 16 was given to apply_lora.*rank=4\)"),
+        ({}, r"size mismatch for .*its rank is 4, but rank 8 was given"),
+        ({"rank": 4, "target_modules": ["v_proj"]}, r"q_proj, apply_lora's target_modules not"),
+        ({"rank": 4, "target_modules": ["q_proj", "v_proj"]}, r"apply_lora has \S+layers\.0\.\S+v_proj, the file not"),
+        ({"rank": 4, "use_dora": True}, "was trained without use_dora"),
+    ],
+)
+def test_a_file_that_contradicts_apply_lora(tmp_path, name, applied, message):
+    path, _ = saved(tmp_path, name, target_modules=["q_proj"])
+    model = apply_lora(make(), **applied)
+    before = logits(model)
+    with pytest.raises(AdapterError, match=message) as error:
+        load_lora(model, path)
+    assert str(path) in str(error.value)
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("applied", [{"alpha": 32}, {"use_rslora": True}])
+def test_only_a_folder_contradicts_the_scaling(tmp_path, applied):
+    """A .pth has the scaling folded into B, so that it says nothing about it."""
+    pth, expected = saved(tmp_path, "a.pth", alpha=6)
+    folder, _ = saved(tmp_path, "folder", alpha=6)
+    torch.testing.assert_close(logits(load_lora(apply_lora(make(), rank=4, **applied), pth)), expected)
+    with pytest.raises(AdapterError, match=next(iter(applied))):
+        load_lora(apply_lora(make(), rank=4, **applied), folder)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "folder"])
+def test_what_agrees_with_apply_lora_or_was_not_said_loads(tmp_path, name):
+    path, expected = saved(tmp_path, name, alpha=6, target_modules=["q_proj"])
+    for applied in ({}, {"alpha": 6, "target_modules": ["q_proj"]}, {"target_modules": "all-linear"}):
+        model = load_lora(apply_lora(make(), rank=4, **applied), path)
+        torch.testing.assert_close(logits(model), expected)
+    other = save_lora(train(apply_lora(make(), rank=2)), tmp_path / "other.pth")
+    load_lora(model, other)  # what was loaded last binds nobody
+    apply_lora(merge_lora(model), rank=3)
+    with pytest.raises(AdapterError, match="its rank is 4, but rank 3 was given"):
+        load_lora(model, path)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from parallelmind.columnar import Rope2D
+from parallelmind.columnar import Interleaved2DRoPE
 from parallelmind.engine.engine import Engine
 from parallelmind.errors import TrainingError
 from parallelmind.models.loader import load_model_with_lora
@@ -142,8 +142,8 @@ def test_pos2d_without_the_branch_axis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pos2d_with_the_axes_confused(monkeypatch: pytest.MonkeyPatch) -> None:
-    axes = Rope2D._axes
-    monkeypatch.setattr(Rope2D, "_axes", lambda self, positions: axes(self, positions)[::-1])
+    axes = Interleaved2DRoPE._axes
+    monkeypatch.setattr(Interleaved2DRoPE, "_axes", lambda self, positions: axes(self, positions)[::-1])
     found = outcomes("pos2d")
     assert_fails(found["additive: branch 0 is the unpatched model"], "must be at most")
     # Both ways of giving positions are confused alike.
@@ -151,14 +151,14 @@ def test_pos2d_with_the_axes_confused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pos2d_where_plain_positions_are_no_branch_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    axes = Rope2D._axes
+    axes = Interleaved2DRoPE._axes
 
-    def shifted(self: Rope2D, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def shifted(self: Interleaved2DRoPE, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         branch, time = axes(self, positions)
         # A shift of the whole row would not be seen, since RoPE is relative.
         return (branch + time if positions.dim() == 2 else branch * 2), time
 
-    monkeypatch.setattr(Rope2D, "_axes", shifted)
+    monkeypatch.setattr(Interleaved2DRoPE, "_axes", shifted)
     found = outcomes("pos2d")
     for name in (
         "positions [B, S] are branch 0",

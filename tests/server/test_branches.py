@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from parallelmind import Branch, Engine, Request, SamplingParams
+from parallelmind import Branch, Engine, Request, SamplingParams, load_model_with_lora
 from parallelmind.columnar import VISIBILITIES, Visibility
 from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, Running, running, stream, tiny_engine
 
@@ -177,12 +177,31 @@ def test_wrong_requests_name_the_field(server: Running, body: dict[str, Any], pa
 def test_generate(server: Running, offline: Engine) -> None:
     prompt = STORY + QUESTIONS[0]
     assert server.post("/generate", {"prompt": prompt, "max_new_tokens": 512, "temperature": 0}).json == {
-        "response": ANSWERS[0]
+        "response": prompt + ANSWERS[0]
     }
     drawn = server.post("/generate", {"prompt": STORY, "seed": 9, "max_new_tokens": 20, "temperature": 0.7}).json
     params = SamplingParams(max_new_tokens=20, temperature=0.7, seed=9)
-    assert drawn["response"] == offline.generate([Request(main=STORY)], params)[0].branches[0].text
+    continuation = offline.generate([Request(main=STORY)], params)[0].branches[0].text
+    assert drawn["response"] == STORY + continuation
+    alone = {"prompt": STORY, "seed": 9, "max_new_tokens": 20, "temperature": 0.7, "return_full_text": False}
+    assert server.post("/generate", alone).json == {"response": continuation}
+    refused = server.post("/generate", {"prompt": STORY, "return_full_text": "no"})
+    assert (refused.status, refused.error["param"]) == (400, "return_full_text")
     assert server.post("/generate", {"prompt": ""}).status == 400
+
+
+@pytest.mark.parametrize(
+    "prompt", [STORY + QUESTIONS[0], "<|endoftext|>" + STORY + QUESTIONS[0], "你好", " e\u0301 🙂\n"]
+)
+def test_generate_is_the_decoded_output_of_transformers(server: Running, prompt: str) -> None:
+    """What a service of one's own returns that decodes all of `model.generate`'s tokens."""
+    model, tokenizer = load_model_with_lora("tiny", device="cpu", dtype="float32")
+    inputs = tokenizer(prompt, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0]
+    expected = tokenizer.decode(output, skip_special_tokens=True)
+    assert server.post("/generate", {"prompt": prompt, "max_new_tokens": 6, "temperature": 0}).json == {
+        "response": expected
+    }
 
 
 def test_the_grid_is_the_rows_definition(server: Running) -> None:

@@ -120,7 +120,7 @@ def test_the_key_is_never_shown_and_what_does_not_finish_in_time_is_told_so() ->
         body = {"prompt": STORY + QUESTIONS[0], "temperature": 0}
         assert post(server.port, "/generate", body)[0] == 401
         assert post(server.port, "/generate", body, Authorization="Bearer wrong-secret")[0] == 401
-        assert post(server.port, "/generate", body, **key) == (200, {"response": ANSWERS[0]})
+        assert post(server.port, "/generate", body, **key) == (200, {"response": body["prompt"] + ANSWERS[0]})
 
         async def watch() -> bytes:
             long = {"main": STORY, "branches": [{"prompt": "a"}, {"prompt": "b"}], "stream": True} | LONG

@@ -97,7 +97,7 @@ def _add_count(group: argparse._ArgumentGroup, name: str, default: int | None, t
 
 def _log_summary(report: BatchReport, out_path: str | Path | None) -> None:
     _LOGGER.info(
-        "%d records loaded = %d answered + %d failed; %d generations finished, %d error rows",
+        "%d records loaded = %d answered + %d failed; %d generations finished (生成完成), %d error rows",
         report.records, report.answered, report.failed, report.generations, report.failed_rows,
     )  # fmt: skip
     for line, reason in report.failures:

@@ -11,7 +11,7 @@ from rich.console import Console
 from parallelmind.cli.chat_commands import COMMANDS_HELP, ChatCommands
 from parallelmind.cli.chat_input import MessageReader
 from parallelmind.cli.single import add_single_arguments, load_single, sampling_params
-from parallelmind.cli.terminal import printable, stoppable, tolerate_any_text
+from parallelmind.cli.terminal import NO_ANSWER, printable, stoppable, tolerate_any_text
 from parallelmind.errors import ParallelMindError
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ __all__ = ["HELP", "add_arguments", "run"]
 HELP = "talk with a model, and ask it several questions at once"
 _ENDINGS = {"quit", "exit"}
 _INTERRUPTED = 130
+_GOODBYE = "再见！"
+_BUNDLED = """\
+The bundled model answers questions about a short story that stands above them, and nothing else. For example:
+    /main Story: Emma likes blue. The age of Dan is 26. The hat costs 91 dollars.
+    How old is Dan?"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read messages and stream the replies until the end of input; 130 after Ctrl-C twice at the prompt."""
+    from parallelmind.models.loader import TINY_MODEL
     from parallelmind.pipelines.chat import ChatSession
 
     tolerate_any_text()
@@ -39,18 +45,25 @@ def run(args: argparse.Namespace) -> int:
     session.conversation.system = args.system
     reader, console = MessageReader(), Console(highlight=False)
     commands = ChatCommands(session, reader, console)
+    hint = _BUNDLED if args.base_model == TINY_MODEL else ""
     if sys.stdin.isatty():
         console.print(f"{args.base_model} listens; /help lists what you can type.", style="dim")
+        if hint:
+            console.out(hint, style="dim", highlight=False)
+            hint = ""
     interrupted = False
     while True:
         try:
             line = reader.read("User: ")
             interrupted = False
             if line.strip().lower() in _ENDINGS:
+                print(_GOODBYE)
                 return 0
-            _answer(session, commands, line)
+            if not _answer(session, commands, console, line) and hint:
+                console.out(hint, style="dim", highlight=False)
+                hint = ""
         except EOFError:
-            print()
+            print(f"\n{_GOODBYE}")
             return 0
         except ParallelMindError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -59,17 +72,19 @@ def run(args: argparse.Namespace) -> int:
                 raise
             print()
             if interrupted or not sys.stdin.isatty():
+                print(_GOODBYE)
                 return _INTERRUPTED
             interrupted = True
             console.print("Ctrl-C again quits.", style="dim")
 
 
-def _answer(session: ChatSession, commands: ChatCommands, line: str) -> None:
+def _answer(session: ChatSession, commands: ChatCommands, console: Console, line: str) -> bool:
+    """Do what a line asks for; False if the model had nothing to say."""
     if not line.strip():
-        return
+        return True
     if line.startswith("/") and not line.startswith("//"):
         commands.run(line)
-        return
+        return True
     started = False
     try:
         with stoppable() as stop:
@@ -80,6 +95,9 @@ def _answer(session: ChatSession, commands: ChatCommands, line: str) -> None:
                 print(shown, end="", flush=True)
             if stop.pressed:
                 print(" [stopped]", end="")
+            elif not started:
+                console.print(NO_ANSWER, style="dim", end="")
+            return started or stop.pressed
     finally:
         print(flush=True)
 

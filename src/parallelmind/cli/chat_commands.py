@@ -12,7 +12,7 @@ from rich.console import Console
 
 from parallelmind.cli.chat_input import MessageReader
 from parallelmind.cli.columns import show_branches
-from parallelmind.cli.terminal import printable, stoppable
+from parallelmind.cli.terminal import NO_ANSWER, printable, stoppable
 from parallelmind.engine.presets import PRESETS
 from parallelmind.errors import DataError, RequestError, SettingsError
 
@@ -114,7 +114,9 @@ class ChatCommands:
         joined = self._session.join()
         if not joined:
             raise RequestError("there are no branches to join; ask some with /branches first.")
-        self._say(f"{joined} questions and their answers are part of the conversation now, {self._length()}")
+        empty = sum(not (turn.answer or "").strip() for turn in self._session.conversation.turns[-joined:])
+        without = f" {NO_ANSWER[:-1]} to {empty} of them)" if empty else ""
+        self._say(f"{joined} questions and their answers{without} are part of the conversation now, {self._length()}")
 
     def _system(self, text: str) -> None:
         conversation = self._session.conversation

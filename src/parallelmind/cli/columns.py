@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from parallelmind.cli.terminal import printable
+from parallelmind.cli.terminal import NO_ANSWER, printable
 
 if TYPE_CHECKING:
     from parallelmind.engine.request import BranchResult, Event
@@ -86,7 +86,11 @@ def _answer(branches: BranchTexts, index: int) -> Text:
         text.append(" [stopped]" if branches.ended else "▌", style="dim" if branches.ended else "")
     elif result.finish_reason == "error":
         text.append(f"error: {result.error}", style="red")
-    elif result.finish_reason == "length":
+    elif not text and result.finish_reason != "cancelled":
+        text.append(NO_ANSWER, style="dim")
+    if result is None or result.finish_reason == "error":
+        return text
+    if result.finish_reason == "length":
         text.append(" [cut: max_new_tokens]", style="dim")
     elif result.finish_reason == "cancelled":
         text.append(" [stopped]", style="dim")

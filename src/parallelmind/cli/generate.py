@@ -13,7 +13,7 @@ from rich.console import Console
 
 from parallelmind.cli.columns import show_branches
 from parallelmind.cli.single import add_single_arguments, load_single, sampling_params
-from parallelmind.cli.terminal import printable, tolerate_any_text
+from parallelmind.cli.terminal import NO_ANSWER, printable, tolerate_any_text
 from parallelmind.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,11 +70,16 @@ def _print_text(engine: Engine, prompt: str, sampling: SamplingParams) -> int:
 
     # A file or a program gets the text as it is.
     shown = printable if sys.stdout.isatty() else str
+    text = ""
     try:
         for piece in stream_text(engine, prompt, sampling):
+            text += piece
             print(shown(piece), end="", flush=True)
     finally:
-        print()
+        if text:
+            print(flush=True)
+    if not text.strip():
+        _note_empty(1, 1)
     return 0
 
 
@@ -94,8 +99,15 @@ def _print_json(engine: Engine, prompt: str, branches: Sequence[str], sampling: 
     request = Request(main=prompt, branches=seeded(sampling, branches))
     [result] = engine.generate([request], sampling)
     for index, (text, answer) in enumerate(zip(branches or [prompt], result.branches, strict=True)):
-        print(json.dumps(_row(text, index if branches else None, answer), ensure_ascii=False))
+        print(json.dumps(_row(text, index if branches else None, answer), ensure_ascii=False), flush=True)
+    if empty := sum(answer.error is None and not answer.text.strip() for answer in result.branches):
+        _note_empty(empty, len(result.branches))
     return int(any(answer.error is not None for answer in result.branches))
+
+
+def _note_empty(empty: int, answers: int) -> None:
+    """On stderr: what is read from stdout is the answers alone."""
+    print(NO_ANSWER if answers == 1 else f"{NO_ANSWER}: {empty} of {answers} answers are empty", file=sys.stderr)
 
 
 def _row(text: str, branch: int | None, answer: BranchResult) -> dict[str, Any]:

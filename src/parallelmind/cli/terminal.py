@@ -11,9 +11,12 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TypeVar
 
-__all__ = ["Stop", "printable", "stoppable", "tolerate_any_text"]
+__all__ = ["NO_ANSWER", "Stop", "printable", "stoppable", "tolerate_any_text"]
 
 T = TypeVar("T")
+
+NO_ANSWER = "(the model answered nothing)"
+"""What stands in the place of an empty answer, so that it is not taken for a failure of the program."""
 
 # Control characters (C0 but tab and line end, DEL, C1) could move the cursor, set the title or answer in the user's
 # name; bidirectional overrides could make a line read as another; a lone surrogate cannot be printed at all.

@@ -1,8 +1,8 @@
 """2D RoPE: some frequency pairs of a model's rotary embedding turn by branch position, the others by time.
 
 RoPE (Su et al., 2021, https://arxiv.org/abs/2104.09864) turns the pair of features i by the angle position × θ_i.
-`Rope2D` wraps the model's own rotary module and calls it once per axis, so every scaling type (linear, dynamic,
-YaRN, LongRoPE, llama3, proportional) stays the model's own, and chooses per pair:
+`Interleaved2DRoPE` wraps the model's own rotary module and calls it once per axis, so every scaling type (linear,
+dynamic, YaRN, LongRoPE, llama3, proportional) stays the model's own, and chooses per pair:
 
     split:     angle_i = branch position × θ_i             for branch pairs,   time × θ_i for the others
     additive:  angle_i = (time + branch position) × θ_i    for branch pairs,   time × θ_i for the others
@@ -28,16 +28,18 @@ PAIR_CHOICES: tuple[PairChoice, ...] = get_args(PairChoice)
 
 _PROBE_POSITIONS = (0, 1, 5, 23, 63)
 _NO_ROPE = (
-    "The model has no rotary position embedding to patch with 2D RoPE (GPT-2, OPT, BLOOM and MPT, for example, "
-    "have none). Run it with --no_patch_rope (patch_rope=False): its branches then differ by visibility only."
+    "The model has no rotary position embedding to patch with 2D RoPE: 未找到 rotary_emb (GPT-2, OPT, BLOOM and MPT, "
+    "for example, have none). Run it with --no_patch_rope (patch_rope=False): its branches then differ by visibility "
+    "only."
 )
 
 
-class Rope2D(nn.Module):
-    """A rotary module whose `position_ids` may be [B, S, 2] = (branch position, time position).
+class Interleaved2DRoPE(nn.Module):
+    """The module that `patch_model_with_interleaved_2d_rope` installs around a model's own rotary embedding.
 
-    Ordinary [B, S] positions mean branch position 0. The output is what the wrapped module returns: cos and sin,
-    [B, S, E] each.
+    Its `position_ids` may be [B, S, 2] = (branch position, time position): the frequency pairs of `pair_indices` turn
+    by the branch position, the others by time. Ordinary [B, S] positions mean branch position 0. The output is what
+    the wrapped module returns: cos and sin, [B, S, E] each.
     """
 
     def __init__(
@@ -85,9 +87,9 @@ class Rope2D(nn.Module):
             return torch.zeros_like(position_ids), position_ids
         if self.pos2d.shape[1] != position_ids.shape[1]:
             raise SettingsError(
-                f"set_rope_pos2d was called with positions for {self.pos2d.shape[1]} tokens, this forward has "
-                f"{position_ids.shape[1]}. Call set_rope_pos2d(model, pos2d) before each forward, and "
-                "set_rope_pos2d(model, None) before generate()."
+                f"extra_pos2d is not set. Call set_rope_pos2d first. This forward has {position_ids.shape[1]} tokens, "
+                f"and what is set is of an earlier one, with positions for {self.pos2d.shape[1]}: call "
+                "set_rope_pos2d(model, pos2d) before each forward, and set_rope_pos2d(model, None) before generate()."
             )
         pos2d = self.pos2d.to(position_ids.device)
         return pos2d[..., 0], pos2d[..., 1]
@@ -178,7 +180,7 @@ def auto_pair_indices(model: nn.Module, ratio: float = 0.5, pairs: PairChoice = 
 def patch_model_with_interleaved_2d_rope(
     model: nn.Module, pair_indices: Sequence[int], mode: RopeMode = "split"
 ) -> nn.Module:
-    """Wrap the model's rotary embeddings in `Rope2D`, in place; patching again replaces the earlier patch.
+    """Wrap the model's rotary embeddings in `Interleaved2DRoPE`, in place; patching again replaces the earlier patch.
 
     Afterwards `position_ids` may be [B, S, 2] = (branch position, time position); [B, S] means branch position 0.
 
@@ -191,7 +193,7 @@ def patch_model_with_interleaved_2d_rope(
     if mode not in ROPE_MODES:
         raise SettingsError(f"--rope_2d_mode is {mode!r}; it must be one of {', '.join(ROPE_MODES)}.")
     wrapped = [
-        (parent, attribute, Rope2D(rotary, pair_indices, mode, _layer_types(model, rotary)))
+        (parent, attribute, Interleaved2DRoPE(rotary, pair_indices, mode, _layer_types(model, rotary)))
         for parent, attribute, rotary in _rotary_modules(model)
     ]
     for parent, attribute, rope in wrapped:
@@ -199,9 +201,9 @@ def patch_model_with_interleaved_2d_rope(
     return model
 
 
-def find_rope_patch(model: nn.Module) -> Rope2D | None:
+def find_rope_patch(model: nn.Module) -> Interleaved2DRoPE | None:
     """The model's 2D RoPE, or None when it is not patched."""
-    return next((module for module in model.modules() if isinstance(module, Rope2D)), None)
+    return next((module for module in model.modules() if isinstance(module, Interleaved2DRoPE)), None)
 
 
 def set_rope_pos2d(model: nn.Module, pos2d: Tensor | None) -> None:
@@ -214,7 +216,7 @@ def set_rope_pos2d(model: nn.Module, pos2d: Tensor | None) -> None:
     Raises:
         SettingsError: the model is not patched, or pos2d has another shape.
     """
-    ropes = [module for module in model.modules() if isinstance(module, Rope2D)]
+    ropes = [module for module in model.modules() if isinstance(module, Interleaved2DRoPE)]
     if not ropes:
         raise SettingsError(
             "The model has no 2D RoPE; call patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model))."
@@ -236,10 +238,10 @@ def _rotary_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modul
         )
     found = False
     for path, parent in model.named_modules():
-        if isinstance(parent, Rope2D) or "vision" in path or "visual" in path or "audio" in path:
+        if isinstance(parent, Interleaved2DRoPE) or "vision" in path or "visual" in path or "audio" in path:
             continue
         for attribute, child in parent.named_children():
-            rotary = child.rotary if isinstance(child, Rope2D) else child
+            rotary = child.rotary if isinstance(child, Interleaved2DRoPE) else child
             if "Rotary" in type(rotary).__name__ and "vision" not in type(rotary).__name__.lower():
                 found = True
                 yield parent, attribute, rotary

@@ -8,7 +8,8 @@ from typing import Any
 
 from parallelmind.engine.engine import Engine
 from parallelmind.models.cpu import optimize_for_cpu
-from parallelmind.models.loader import LoadedModel, load_model_with_lora, resolve_device
+from parallelmind.models.loaded import LoadedModel
+from parallelmind.models.loader import load_model_with_lora, resolve_device
 from parallelmind.models.options import ModelOptions
 
 __all__ = ["load_engine", "make_engine"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.adapters import AdapterSet
+from parallelmind.models.loaded import LoadedModel
 from parallelmind.models.loader import (
-    LoadedModel,
     check_agreement,
     check_patch_flag,
     existing_adapter,
@@ -21,6 +21,7 @@ from parallelmind.models.loader import (
     sidecar_of_model,
 )
 from parallelmind.models.lora import cast_layer, match_layers
+from parallelmind.models.lora_expected import check_rank
 from parallelmind.models.lora_layers import linear_layers, unwrap_to_change
 from parallelmind.models.lora_read import Adapter, LayerWeights, read_adapter
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
@@ -148,11 +149,8 @@ def _common_rope(adapters: AdapterSet) -> RopeSettings | None:
 
 def _read(path: str, rank: int | None) -> Adapter:
     adapter = read_adapter(path)
-    if rank is not None and rank != adapter.rank:
-        raise AdapterError(
-            f"{path}: its rank is {adapter.rank}, but rank {rank} was asked for; pass --lora_rank {adapter.rank}, or "
-            "leave it out where adapters differ"
-        )
+    remedy = f"pass --lora_rank {adapter.rank}, or leave it out where adapters differ"
+    check_rank(adapter, rank, path, source="was asked for", remedy=remedy)
     return adapter
 
 

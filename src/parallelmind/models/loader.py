@@ -7,34 +7,25 @@ import pickle
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, SettingsError, first_line
+from parallelmind.models.loaded import LoadedModel
+from parallelmind.models.options import dtype_name
 from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, read_sidecar, resolve_settings
 
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AUTO_DTYPE = "auto"
+"""In Python the name of the checkpoint's own number format."""
 _DEFAULT_RANK = 8
-
-
-class _Loaded(NamedTuple):
-    model: Any
-    tokenizer: Any
-    patch_rope: bool
-
-
-class LoadedModel(_Loaded):
-    """(model, tokenizer, patch_rope), with the settings in force and notes worth telling the user."""
-
-    settings: RopeSettings
-    notes: list[str]
 
 
 def resolve_device(device: str | None) -> tuple[str, str | None]:
@@ -58,6 +49,26 @@ def resolve_device(device: str | None) -> tuple[str, str | None]:
     return device, None
 
 
+def resolve_dtype(dtype: str | torch.dtype, base_model: str) -> torch.dtype:
+    """The number format that a name, torch's own dtype, or "auto" means for a base model.
+
+    "auto" is the one that the model's config.json names, float32 where it names none of ours.
+
+    Raises:
+        SettingsError: models are not loaded in this format.
+    """
+    name = dtype_name(dtype)
+    if name == AUTO_DTYPE:
+        try:
+            config = AutoConfig.from_pretrained(model_path(base_model))
+        except (OSError, ValueError, ImportError):
+            return torch.float32  # loading the model says what is wrong with it
+        return DTYPES.get(dtype_name(getattr(config, "dtype", None)), torch.float32)
+    if name not in DTYPES:
+        raise SettingsError(f"--dtype is {name!r}; it must be one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
 def load_model_with_lora(
     base_model: str,
     lora_path: str | None = None,
@@ -66,7 +77,7 @@ def load_model_with_lora(
     patch_rope: bool | None = None,
     *,
     device: str | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | torch.dtype = "bfloat16",
     rope_2d_mode: str | None = None,
     rope_2d_pairs: str | None = None,
     branch_stride: int | None = None,
@@ -78,6 +89,8 @@ def load_model_with_lora(
 ) -> LoadedModel:
     """Load a base model, apply 2D RoPE and an adapter, and return (model, tokenizer, patch_rope).
 
+    The result can be unpacked into these three, or into the first two, and has them as attributes: see `LoadedModel`.
+
     None means "not given": the sidecar of the adapter or of the model folder decides, else the documented
     default (ratio 0.5, split, low, stride 128, isolated; rank 8 for a `.pth` without a sidecar; 2D RoPE with an
     adapter only). Values that contradict a sidecar are refused.
@@ -85,6 +98,7 @@ def load_model_with_lora(
     Args:
         base_model: hub name, local folder, or "tiny" for the bundled model.
         lora_path: `.pth` file or PEFT folder.
+        dtype: "float32", "float16", "bfloat16" or torch's own dtype of that name; "auto" is the checkpoint's own.
         device_map: "auto" spreads the model over several GPUs; `device` is then unused.
     Raises:
         SettingsError: a flag is wrong, contradicts the sidecar, or the model cannot be found.
@@ -104,9 +118,7 @@ def load_model_with_lora(
         visibility=visibility,
         notes=notes,
     )
-    if dtype not in DTYPES:
-        raise SettingsError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
-    how: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    how: dict[str, Any] = {"dtype": resolve_dtype(dtype, base_model)}
     if device_map is None:
         device, note = resolve_device(device)
         if note:
@@ -114,7 +126,7 @@ def load_model_with_lora(
     else:
         how["device_map"] = device_map
     if load_in_8bit or load_in_4bit:
-        how["quantization_config"] = _quantization(load_in_8bit, load_in_4bit, DTYPES[dtype])
+        how["quantization_config"] = _quantization(load_in_8bit, load_in_4bit, how["dtype"])
         how.setdefault("device_map", {"": device})
     if attn_implementation is not None:
         how["attn_implementation"] = attn_implementation
@@ -137,7 +149,7 @@ def load_model_with_lora(
         load_lora(model, lora_path, rank=rank)
         if sidecar is not None and _differ(sidecar.base_model, base_model):
             notes.append(f"the adapter was trained on {sidecar.base_model!r}, the base model is {base_model!r}")
-    loaded = LoadedModel(model.eval(), tokenizer, patched)
+    loaded = LoadedModel((model.eval(), tokenizer, patched))
     loaded.settings = settings
     loaded.notes = notes
     return loaded

@@ -17,6 +17,7 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import nn
 
 from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.models.lora_expected import ExpectedLora, check_expected, check_rank, expect, expected_of
 from parallelmind.models.lora_layers import (
     ADAPTER,
     canonical,
@@ -77,45 +78,54 @@ def apply_lora(
     base = unwrap_to_change(model)
     if lora_layers(base):
         raise AdapterError("The model has LoRA layers already; merge_lora it first, or load_lora to replace them")
-    layers = dict.fromkeys(select_targets(base, target_modules), (rank, rank if alpha is None else alpha))
+    targets = select_targets(base, target_modules)
+    layers = dict.fromkeys(targets, (rank, rank if alpha is None else alpha))
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         inject(base, layers, dropout=dropout, use_rslora=use_rslora, use_dora=use_dora)
+    stated = None if target_modules is None or target_modules == "all-linear" else tuple(targets)
+    said = ExpectedLora(rank=rank, alpha=alpha, target_layers=stated, use_rslora=use_rslora, use_dora=use_dora)
+    expect(base, said)
     return model
 
 
-def load_lora(model: ModelT, path: str | os.PathLike[str], *, rank: int | None = None) -> ModelT:
+def load_lora(
+    model: ModelT, path: str | os.PathLike[str], *, rank: int | None = None, dropout: float | None = None
+) -> ModelT:
     """Load a `.pth` file or PEFT folder into a model, in place: it then has that adapter and no other.
 
-    Exactly the Linear layers that the file names are wrapped, whether or not `apply_lora` came before; LoRA
-    layers it does not name are unwrapped. The adapter takes the device and dtype of the layers it wraps. The
-    model is in eval mode, the adapter trainable, the rest frozen. Parameters are new ones, so make an
-    optimizer after loading. If the file does not fit, the model stays as it was. Returns the same model.
+    Exactly the Linear layers that the file names are wrapped; an adapter that was loaded before is taken off.
+    `apply_lora` need not come before. If it did, what it was told must not contradict the file: its rank, and
+    alpha, target modules, rsLoRA and DoRA where they were given. The adapter takes the device and dtype of the
+    layers it wraps. The model is in eval mode, the adapter trainable, the rest frozen. Parameters are new ones, so
+    make an optimizer after loading. If the file does not fit, the model stays as it was. Returns the same model.
 
     Args:
         rank: the rank expected (--lora_rank); None takes the file's.
+        dropout: of the layers' inputs while they train; None keeps that of the layers before, else 0.
 
     Raises:
-        AdapterError: the file is missing, unsafe, damaged, no adapter, of another rank or for another model.
+        AdapterError: the file is missing, unsafe, damaged, no adapter, of another rank or for another model, or
+            contradicts `apply_lora`.
     """
     adapter = read_adapter(path)
-    if rank is not None and rank != adapter.rank:
-        raise AdapterError(
-            f"{path}: its rank is {adapter.rank}, but rank {rank} was asked for; pass --lora_rank {adapter.rank}"
-        )
+    check_rank(adapter, rank, path, source="was asked for", remedy=f"pass --lora_rank {adapter.rank}")
     base = unwrap_to_change(model)
     linears = linear_layers(base)
     layers = {
         name: cast_layer(layer, linears[name].weight.dtype, name, path)
         for name, layer in match_layers(adapter, base, linears, path).items()
     }
+    if (expected := expected_of(base)) is not None:
+        check_expected(adapter, layers, expected, path)
     former = lora_layers(base)
-    dropout = current_dropout(former)
+    dropout = current_dropout(former) if dropout is None else dropout
     for layer in former.values():
         if layer.merged:
             layer.unmerge()
     unload(base)
+    expect(base, None)
     pairs = {name: (layer.rank, layer.alpha) for name, layer in layers.items()}
     # PEFT starts the layers at random before they get the file's values; that must not shift anyone's seed.
     with torch.random.fork_rng(devices=[]):
@@ -181,6 +191,7 @@ def merge_lora(model: ModelT) -> ModelT:
             # A new parameter: W may be shared, as an output head's often is with the embedding.
             linear.weight = nn.Parameter(merged.to(linear.weight.dtype), linear.weight.requires_grad)
     unload(base)
+    expect(base, None)
     config = getattr(base, "config", None)
     if config is not None and getattr(config, "tie_word_embeddings", False):
         head = base.get_output_embeddings()
@@ -210,7 +221,9 @@ def match_layers(
             n_in, n_out, rank = linears[name].in_features, linears[name].out_features, layer.rank
             wrong_magnitude = layer.magnitude is not None and list(layer.magnitude.shape) != [n_out]
             if (layer.A.shape[1], layer.B.shape[0]) != (n_in, n_out) or wrong_magnitude:
-                problems.append(f"  {name}: {shapes}, A [{rank}, {n_in}] and B [{n_out}, {rank}] in the model")
+                problems.append(
+                    f"  size mismatch for {name}: {shapes}, A [{rank}, {n_in}] and B [{n_out}, {rank}] in the model"
+                )
     if problems:
         more = [f"  and {len(problems) - 4} more"] if len(problems) > 4 else []
         raise AdapterError(

@@ -67,6 +67,8 @@ class Adapter:
     layers: dict[str, LayerWeights]
     use_rslora: bool = False
     use_dora: bool = False
+    states_scaling: bool = False
+    """Whether alpha and rsLoRA are those of the training; a `.pth` has them folded into B."""
 
     @property
     def rank(self) -> int:
@@ -120,7 +122,7 @@ def _read_folder(folder: Path) -> Adapter:
             )
         if (layer.magnitude is not None) != config["use_dora"]:
             raise AdapterError(f"{folder}: use_dora is {config['use_dora']}, which the weights of {name} contradict")
-    return Adapter(layers, use_rslora=config["use_rslora"], use_dora=config["use_dora"])
+    return Adapter(layers, use_rslora=config["use_rslora"], use_dora=config["use_dora"], states_scaling=True)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -9,11 +9,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.loader import DTYPES, load_model_with_lora, model_path
+from parallelmind.models.loader import AUTO_DTYPE, load_model_with_lora
 from parallelmind.models.lora import adapter_rank, merge_lora
+from parallelmind.models.options import dtype_name
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
 
 __all__ = ["MergeOptions", "MergeReport", "merge_to_folder"]
@@ -64,7 +63,7 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
         raise SettingsError(f"--output_dir {output} exists already; give a new name, or remove it first.")
     values = dataclasses.asdict(options)
     del values["output_dir"]
-    dtype = values["dtype"] = options.dtype or _own_dtype(options.base_model)
+    values["dtype"] = options.dtype or AUTO_DTYPE
     loaded = load_model_with_lora(**values)
     model = merge_lora(loaded.model)
     rope = loaded.settings if loaded.patch_rope else None
@@ -89,20 +88,10 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
     return MergeReport(
         output_dir=output,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype=dtype,
+        dtype=dtype_name(model.dtype),
         rope=rope,
         notes=loaded.notes,
     )
-
-
-def _own_dtype(base_model: str) -> str:
-    """The dtype that the model's config.json names, float32 where it names none of ours."""
-    try:
-        config = AutoConfig.from_pretrained(model_path(base_model))
-    except (OSError, ValueError, ImportError):
-        return "float32"  # loading the model says what is wrong with it
-    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    return name if name in DTYPES else "float32"
 
 
 def _model_card(options: MergeOptions, name: str, rope: RopeSettings | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["ROPE_FLAGS", "ModelOptions", "rope_in_effect"]
+__all__ = ["ROPE_FLAGS", "ModelOptions", "dtype_name", "rope_in_effect"]
 
 ROPE_FLAGS = ("rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs", "branch_stride", "visibility")
 
@@ -38,12 +38,14 @@ class ModelOptions:
     device: str | None = None
     """None: cuda, or cpu without a GPU."""
     dtype: str = "bfloat16"
+    """A name, or torch's own dtype, which becomes its name; "auto" is the checkpoint's own."""
     device_map: str | None = None
     """"auto" spreads the model over several GPUs; `device` is then unused."""
     load_in_8bit: bool = False
     load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))  # settings are written as JSON
         for name, least in (("lora_rank", 1), ("branch_stride", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -75,3 +77,8 @@ def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, An
     if not patched:
         return {"patch_rope": False, "visibility": settings.visibility}
     return {"patch_rope": True, **dataclasses.asdict(settings)}
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a number format that is given as text or as torch's dtype: "float32" for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")

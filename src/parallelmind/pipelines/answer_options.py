@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import RequestError, SettingsError
-from parallelmind.models.options import ModelOptions
+from parallelmind.models.options import ModelOptions, dtype_name
 from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 from parallelmind.rag.backends.openai_compatible import HttpSettings
 from parallelmind.rag.backends.retry import RetryPolicy
@@ -76,6 +76,7 @@ class AnswerOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         if self.inference_type not in INFERENCE_TYPES:
             raise SettingsError(
                 f"--inference_type is {self.inference_type!r}; it must be one of {', '.join(INFERENCE_TYPES)}."

@@ -153,7 +153,7 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
 
 def _log_input(job: Job, options: BatchOptions) -> None:
     blank = f" (blank lines skipped: {job.input.blank_lines})" if job.input.blank_lines else ""
-    _LOGGER.info("loaded %d records from %s%s", job.input.records, options.data_path, blank)
+    _LOGGER.info("loaded %d records (数据集加载完成) from %s%s", job.input.records, options.data_path, blank)
     if not job.input.records:
         _LOGGER.warning("%s has no records: the output will be empty", options.data_path)
     if job.completion:

@@ -89,11 +89,11 @@ async def cancel_branch(request_id: str, index: int, service: ServiceOf) -> Canc
 
 @router.post("/generate", response_model=GenerateOutput)
 async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -> GenerateOutput | Response:
-    """Continue one prompt."""
+    """Continue one prompt: the response is prompt and continuation, or with `return_full_text` false the latter."""
     arrived = time.perf_counter()
     service.check_room(1)
     _, adapter = service.choose(None, body.adapter)
-    ids = await service.in_encoder(lambda engine: completion_ids(engine.tokenizer, body.prompt))
+    ids, prompt = await service.in_encoder(lambda engine: _encoded(engine.tokenizer, body))
     given = {} if body.max_new_tokens is None else {"max_new_tokens": body.max_new_tokens}
     sampling = sampling_params(body, Sampling(), 0, **given)
     check_new_tokens(service, sampling, "max_tokens" if body.max_new_tokens is None else "max_new_tokens")
@@ -103,7 +103,13 @@ async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -
     [result] = await results_of(service, job, http)
     if result.finish_reason in ("error", "cancelled"):
         raise error_of_result(result)
-    return GenerateOutput(response=result.text)
+    return GenerateOutput(response=prompt + result.text)
+
+
+def _encoded(tokenizer: Any, body: GenerateInput) -> tuple[PromptIds, str]:
+    """The ids of a prompt, and the text that its response begins with."""
+    ids = completion_ids(tokenizer, body.prompt)
+    return ids, tokenizer.decode(ids.main, skip_special_tokens=True) if body.return_full_text else ""
 
 
 async def encode_branches(

@@ -9,7 +9,8 @@ from parallelmind.engine.engine import Engine
 from parallelmind.engine.loading import make_engine
 from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.loader import LoadedModel, load_model_with_lora
+from parallelmind.models.loaded import LoadedModel
+from parallelmind.models.loader import load_model_with_lora
 from parallelmind.server.options import ServeOptions
 
 __all__ = ["Served", "load_served", "split_adapters"]

@@ -123,6 +123,9 @@ class GenerateInput(Sampling):
 
     prompt: Text
     max_new_tokens: int | None = Field(default=None, ge=1, description="Tokens generated at most (512).")
+    return_full_text: bool = Field(
+        default=True, description="Whether the response begins with the prompt; false: the continuation alone."
+    )
 
     @model_validator(mode="after")
     def _one_name(self) -> GenerateInput:
@@ -132,7 +135,7 @@ class GenerateInput(Sampling):
 
 
 class GenerateOutput(BaseModel):
-    """The continuation of the prompt."""
+    """The prompt and its continuation, without special tokens."""
 
     response: str
 

@@ -132,8 +132,7 @@ def _put_lora(model: Any, options: TrainOptions) -> int:
             seed=options.seed,
         )
         return rank
-    apply_lora(model, 1, dropout=options.lora_dropout)  # load_lora keeps the dropout and replaces the rest
-    load_lora(model, options.load_lora, rank=options.lora_rank)
+    load_lora(model, options.load_lora, rank=options.lora_rank, dropout=options.lora_dropout)
     return resolve_rank(options)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from parallelmind.errors import SettingsError
+from parallelmind.models.options import dtype_name
 
 __all__ = ["TASKS", "Task", "TrainOptions"]
 
@@ -105,6 +106,7 @@ class TrainOptions:
     """Further fields of transformers' TrainingArguments, by their own names."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         self._check_numbers()
         self._check_sources()
         if self.task == "pretrain":

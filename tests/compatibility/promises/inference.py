@@ -132,7 +132,9 @@ section(
 section(
     "service",
     "Service",
-    Promise("POST /generate", 'takes `{"prompt", "max_new_tokens", "temperature"}`, answers `{"response"}`'),
+    Promise(
+        "POST /generate", 'takes `{"prompt", "max_new_tokens", "temperature"}`, answers `{"response": prompt + answer}`'
+    ),
     Promise("prompt", "field: the text to continue", "required"),
     Promise("max_new_tokens", "field: tokens of the answer at most", "512"),
     Promise("temperature", "field: 0 is greedy", "0.7"),

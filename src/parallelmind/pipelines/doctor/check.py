@@ -8,7 +8,17 @@ from typing import Generic, Literal, TypeVar
 
 from parallelmind.errors import ParallelMindError
 
-__all__ = ["Check", "CheckFailedError", "DoctorOptions", "NotApplicableError", "Once", "Outcome", "Status", "perform"]
+__all__ = [
+    "Check",
+    "CheckFailedError",
+    "DoctorOptions",
+    "Measurement",
+    "NotApplicableError",
+    "Once",
+    "Outcome",
+    "Status",
+    "perform",
+]
 
 Status = Literal["pass", "fail", "skip"]
 T = TypeVar("T")
@@ -62,6 +72,25 @@ class Outcome:
     found: str
     remedy: str = ""
     """Set when the check failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A difference between logits that must be nothing but rounding or, with `must_differ`, more than that."""
+
+    difference: float
+    """The largest one."""
+    limit: float
+    must_differ: bool = False
+
+    @property
+    def holds(self) -> bool:
+        if self.must_differ:
+            return self.difference > self.limit
+        return self.difference <= self.limit  # not for NaN
+
+    def __str__(self) -> str:
+        return f"max |difference| {self.difference:.2g}, {'above' if self.must_differ else 'at most'} {self.limit:.2g}"
 
 
 class Once(Generic[T]):

@@ -16,10 +16,14 @@ from parallelmind.pipelines.doctor.versions import extra_of_module
 __all__ = ["DOCUMENTED", "checks"]
 
 DOCUMENTED = {
-    "scripts.inference_hf_lora": ("load_model_with_lora", "generate_text", "auto_pair_indices"),
+    "scripts.inference_hf_lora": (
+        "load_model_with_lora", "generate_text", "auto_pair_indices",
+        "_prepare_pos2d", "_set_prompt_pos2d", "_inject_pos2d_hook",
+    ),
     "model.model_lora": ("apply_lora", "load_lora", "save_lora"),
     "parallel.columnar": (
         "patch_model_with_interleaved_2d_rope", "set_rope_pos2d", "build_columnar_causal_mask", "auto_pair_indices",
+        "Interleaved2DRoPE",
     ),
     "trainer.train_hf_lora": ("auto_pair_indices",),
     "trainer.train_hf_parallel_lora": ("auto_pair_indices",),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,22 +16,31 @@ import torch
 from torch import Tensor
 
 from parallelmind.columnar import (
+    Interleaved2DRoPE,
     PackedRow,
-    Rope2D,
     RopeMode,
     auto_pair_indices,
     build_columnar_causal_mask,
+    inject_pos2d_hook,
     pack_row,
     patch_model_with_interleaved_2d_rope,
+    remove_pos2d_hook,
     set_rope_pos2d,
 )
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.loader import load_model_with_lora, resolve_device
-from parallelmind.pipelines.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once
+from parallelmind.pipelines.doctor.check import (
+    Check,
+    CheckFailedError,
+    DoctorOptions,
+    Measurement,
+    NotApplicableError,
+    Once,
+)
 
-__all__ = ["EXPECTED_POSITIONS", "FACTS", "Measurement", "Pos2dFlow", "STRIDE", "checks", "flow_checks", "load_flow"]
+__all__ = ["EXPECTED_POSITIONS", "FACTS", "Pos2dFlow", "STRIDE", "checks", "flow_checks", "load_flow"]
 
 STRIDE = 128
 _MAIN_TOKENS, _BRANCH_TOKENS = 4, (3, 2)
@@ -42,25 +50,6 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
 _SAME = _MOVES = 1e-3
 _SAMPLING = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A difference between logits that must be nothing but rounding or, with `must_differ`, more than that."""
-
-    difference: float
-    """The largest one."""
-    limit: float
-    must_differ: bool = False
-
-    @property
-    def holds(self) -> bool:
-        if self.must_differ:
-            return self.difference > self.limit
-        return self.difference <= self.limit  # not for NaN
-
-    def __str__(self) -> str:
-        return f"max |difference| {self.difference:.2g}, {'above' if self.must_differ else 'at most'} {self.limit:.2g}"
 
 
 class Pos2dFlow:
@@ -151,6 +140,22 @@ class Pos2dFlow:
             finally:
                 set_rope_pos2d(self.model, None)
 
+    def hook(self) -> str:
+        """`generate` with the pos2d hook against `generate` without, for prompts of several lengths."""
+        lengths = (1, _MAIN_TOKENS, len(self.row))
+        with self._patched("split"):
+            for length in lengths:
+                ids = self.row.input_ids[None, :length].to(self.device)
+                plain = self._generated(ids)
+                inject_pos2d_hook(self.model)
+                try:
+                    hooked = self._generated(ids)
+                finally:
+                    remove_pos2d_hook(self.model)
+                if hooked != plain:
+                    raise CheckFailedError(f"a prompt of {length} tokens goes on {hooked} instead of {plain}")
+        return f"the same tokens after prompts of {', '.join(map(str, lengths))} tokens"
+
     def row_is_branches_alone(self) -> Measurement:
         """One forward of the packed row against main + each branch as a sequence of its own, both under their mask."""
         with self._patched("split"):
@@ -170,6 +175,13 @@ class Pos2dFlow:
             alone = [engine.generate([Request(main=self.main, branches=[one])], _SAMPLING)[0] for one in asked]
         worst = max(_apart(one, other.branches[0]) for one, other in zip(together.branches, alone, strict=True))
         return Measurement(difference=worst, limit=self._rounding)
+
+    def _generated(self, ids: Tensor) -> list[int]:
+        tokens = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=_SAMPLING.max_new_tokens, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        return list(tokens[0, ids.shape[1] :].tolist())
 
     def _equal(self, left: Tensor, right: Tensor) -> Measurement:
         return Measurement(difference=_largest(left - right), limit=_SAME * self.scale)
@@ -191,10 +203,10 @@ class Pos2dFlow:
         return logits.float()
 
     @contextmanager
-    def _patched(self, mode: RopeMode) -> Iterator[list[Rope2D]]:
+    def _patched(self, mode: RopeMode) -> Iterator[list[Interleaved2DRoPE]]:
         patch_model_with_interleaved_2d_rope(self.model, self.pairs, mode)
         try:
-            yield [module for module in self.model.modules() if isinstance(module, Rope2D)]
+            yield [module for module in self.model.modules() if isinstance(module, Interleaved2DRoPE)]
         finally:
             _take_off(self.model)
 
@@ -207,6 +219,7 @@ FACTS: dict[str, Callable[[Pos2dFlow], str | Measurement]] = {
     "split: branch position = time is the unpatched model": Pos2dFlow.split_is_unpatched,
     "the branch position changes the logits": Pos2dFlow.branch_position_matters,
     "set_rope_pos2d = position_ids": Pos2dFlow.set_call,
+    "generate with the pos2d hook = without": Pos2dFlow.hook,
     "a packed row = each branch alone": Pos2dFlow.row_is_branches_alone,
     "the engine: all branches together = each alone": Pos2dFlow.engine_is_branches_alone,
 }
@@ -253,7 +266,7 @@ def _flow_or_skip(options: DoctorOptions) -> Pos2dFlow:
 def _take_off(model: Any) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Rope2D):
+            if isinstance(child, Interleaved2DRoPE):
                 setattr(parent, name, child.rotary)
 
 
