@@ -3,11 +3,56 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from typing import Any
 
 # Before torch is imported, and for the programs that tests start: see parallelmind.cli.main.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+from parallelmind.models.options import ModelOptions
+
+# Programs that a shell starts in the background, and theirs, ignore Ctrl-C; tests press it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The models are tiny: a second thread costs more than it brings, most of all when other programs run.
 torch.set_num_threads(1)
+
+# Examples are the same in every run, and none fails because the machine is busy.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+_running: list[pytest.Item] = []
+"""The test that is run now, from before its fixtures are made."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _running[:] = [item]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_unless_marked() -> Iterator[None]:
+    """A test that would load a model in half precision, which commands do by default, has to say so.
+
+    In half precision two tokens are often equally likely, and which of them is taken hangs on what is computed in the
+    same step and on the processor's instructions: texts of two runs may differ though nothing is wrong.
+    """
+    loading = ModelOptions.loading
+
+    def checked(options: ModelOptions) -> dict[str, Any]:
+        if options.dtype != "float32" and _running[0].get_closest_marker("half_precision") is None:
+            raise AssertionError(
+                f"this test loads a model in {options.dtype}; give --dtype float32 (tests/exact.py), or mark it "
+                "half_precision if it compares no texts that hang on rounding"
+            )
+        return loading(options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelOptions, "loading", checked)
+        yield

@@ -88,7 +88,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel)],
         check=True,
-        timeout=120,
+        timeout=300,
     )
     return programs
 
@@ -100,7 +100,7 @@ def environment() -> dict[str, str]:
 
 def run(*command: str | Path, cwd: Path) -> str:
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, cwd=cwd, env=environment(), timeout=120
+        list(map(str, command)), capture_output=True, text=True, cwd=cwd, env=environment(), timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -143,12 +143,12 @@ def test_the_page_is_served_from_the_wheel(installed: Path, tmp_path: Path) -> N
                 break
         else:
             pytest.fail("".join(lines))
-        page = urllib.request.urlopen(address[0], timeout=60).read().decode()
+        page = urllib.request.urlopen(address[0], timeout=300).read().decode()
         files = re.findall(r'(?:href|src)="(static/[^"]+)"', page)
         assert len(files) >= 5
         for name in files:
-            served = urllib.request.urlopen(f"{address[0]}/{name}", timeout=60).read()
+            served = urllib.request.urlopen(f"{address[0]}/{name}", timeout=300).read()
             assert served == (PACKAGE / "server" / name).read_bytes()
     finally:
         server.terminate()
-        server.wait(timeout=60)
+        server.wait(timeout=300)

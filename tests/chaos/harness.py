@@ -44,6 +44,8 @@ class Chaos:
     longest_pause: float = 1.0
     """Seconds between two kills at most."""
     kills: dict[str, int] = field(default_factory=lambda: {"worker": 0, "launcher": 0, "torn": 0})
+    _victims: list[str] = field(default_factory=list)
+    """Of the next kills: two workers to one launcher, so that a few kills hit both whatever the machine's speed."""
 
     def run_until_complete(self, kills: int) -> None:
         """Kill `kills` times, or as often as the job allows; then let it end."""
@@ -67,14 +69,16 @@ class Chaos:
             return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": os.getcwd()})
 
     def _kill(self, launcher: subprocess.Popen[bytes]) -> None:
-        if self.chance.random() < 0.7:
+        if not self._victims:
+            self._victims = self.chance.sample(["worker", "worker", "launcher"], 3)
+        if self._victims[-1] == "worker":
             if workers := _workers_of(launcher):
                 self.chance.choice(workers).kill()
-                self.kills["worker"] += 1
+                self.kills[self._victims.pop()] += 1
         else:
             launcher.kill()
             launcher.wait()
-            self.kills["launcher"] += 1
+            self.kills[self._victims.pop()] += 1
 
     def _bury(self, launcher: subprocess.Popen[bytes]) -> None:
         assert launcher.returncode is not None

@@ -205,6 +205,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     return seen
 
 
+@pytest.mark.half_precision
 def test_defaults_leave_the_adapter_its_say(
     data: Path, out: Path, loader: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +236,7 @@ def test_defaults_leave_the_adapter_its_say(
     assert device == "cuda" or "running on the CPU" in log
 
 
+@pytest.mark.half_precision
 @pytest.mark.parametrize(
     ("given", "part", "expected"),
     [

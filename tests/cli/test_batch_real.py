@@ -74,6 +74,12 @@ def test_the_bundled_model_answers(data: Path, out: Path) -> None:
     assert all(row["output"] is not None for row in rows(out))
 
 
+def make_many(data: Path) -> None:
+    """So many that a run is not at its end before the test sees its first result."""
+    records = [{"main": f"main {n}", "branches": ["b", "c"]} for n in range(100)]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 def wait_for_results(process: subprocess.Popen[str], out: Path) -> None:
     """Until the first record of a running job has its result."""
     while process.poll() is None and not any(out.with_name("out.jsonl.job").glob("part-*.rows")):
@@ -87,7 +93,8 @@ def wait_for_results(process: subprocess.Popen[str], out: Path) -> None:
 def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     data: Path, out: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [*GREEDY, "--ignore_eos", "--batch_size", "4"]  # a draw may hang on rounding, which the batch changes
+    make_many(data)
+    settings = [*GREEDY, "--ignore_eos", "--batch_size", "2"]  # a draw may hang on rounding, which the batch changes
     reference = tmp_path / "reference.jsonl"
     assert main(arguments(data, reference, *settings, model=model)) == 0
     # From another folder, and without the package on the path.
@@ -100,7 +107,7 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     assert process.returncode == -signal.SIGKILL, log
     assert not out.exists()
     assert main(arguments(data, out, *settings, model=model)) == 0
-    assert re.search(r"continuing: \d+ of 12 records have results", capsys.readouterr().err)
+    assert re.search(r"continuing: \d+ of 100 records have results", capsys.readouterr().err)
     assert out.read_bytes() == reference.read_bytes()
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "is complete already" in again.stderr
@@ -110,8 +117,7 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
 def test_an_interrupted_run_with_workers_ends_them_and_continues(
     data: Path, out: Path, model: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    records = [{"main": f"main {n}", "branches": ["b", "c"]} for n in range(100)]
-    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    make_many(data)
     settings = [*GREEDY, "--ignore_eos", "--batch_size", "2"]
     reference = tmp_path / "reference.jsonl"
     assert main(arguments(data, reference, *settings, model=model)) == 0

@@ -24,7 +24,7 @@ from parallelmind.cli.terminal import printable
 STORY = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue. Tina counted 36 coins.\n"
 COMMAND = [sys.executable, "-m", "parallelmind", "chat", "--base_model", "tiny", "--dtype", "float32"]
 COMMAND += ["--temperature", "0", "--repetition_penalty", "1"]
-SECONDS = 60
+SECONDS = 300
 
 
 class Terminal:

@@ -246,7 +246,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(corpus: Path, tmp_path: P
     assert stored(out), "it was killed before it had stored a row"
     assert not out.exists(), "it was done before it was killed"
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *flags], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(SCRIPT), *flags], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert [row["id"] for row in rows_of(out)] == [f"{number}_0" for number in range(3000)]

@@ -21,7 +21,6 @@ STORY = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue.
 QUESTIONS = ["How old is Dan?", "How much does the hat cost?", "What does Emma like?"]
 ANSWERS = [" 26", " 91", " blue"]
 RECORD = {"main": STORY, "branches": QUESTIONS}
-ON_CPU = ("--device", "cpu", "--dtype", "float32")
 
 
 @dataclass

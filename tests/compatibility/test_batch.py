@@ -21,7 +21,6 @@ from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import SECTIONS, proves
 from tests.compatibility.inference_runs import (
     ANSWERS,
-    ON_CPU,
     QUESTIONS,
     RECORD,
     STORY,
@@ -29,6 +28,7 @@ from tests.compatibility.inference_runs import (
     batch,
     watched_loading,
 )
+from tests.exact import ON_CPU
 
 PAIRS = 32
 """Frequency pairs of the bundled model."""
@@ -309,6 +309,7 @@ def test_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader.resolve_device(None) == ("cuda", None)
 
 
+@pytest.mark.half_precision
 @proves("batch", "--dtype")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtype(tmp_path: Path, dtype: str) -> None:

@@ -18,7 +18,8 @@ from parallelmind import Engine
 from parallelmind.server.options import ServeOptions
 from tests.compatibility.command_lines import parsed
 from tests.compatibility.contract import proves
-from tests.compatibility.inference_runs import ANSWERS, ON_CPU, QUESTIONS, STORY
+from tests.compatibility.inference_runs import ANSWERS, QUESTIONS, STORY
+from tests.exact import ON_CPU, ON_CPU_VARIABLES
 from tests.server.serving import Running, running, tiny_engine
 
 BODY = {"prompt": STORY + QUESTIONS[0], "max_new_tokens": 512, "temperature": 0}
@@ -87,7 +88,7 @@ def test_default_port() -> None:
 )
 def test_started(command: list[str]) -> None:
     """The process answers on its port until it is terminated."""
-    variables = {"OMP_NUM_THREADS": "1", "PARALLELMIND_BASE_MODEL": "tiny", "PARALLELMIND_DEVICE": "cpu"}
+    variables = ON_CPU_VARIABLES | {"OMP_NUM_THREADS": "1", "PARALLELMIND_BASE_MODEL": "tiny"}
     process = subprocess.Popen(
         [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=os.environ | variables
     )
@@ -99,13 +100,13 @@ def test_started(command: list[str]) -> None:
                 port = int(found[1])
             if port and ("ready: tiny" in line or command[0] == "uvicorn"):
                 break
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         connection.request("POST", "/generate", json.dumps(BODY), {"Content-Type": "application/json"})
         assert json.loads(connection.getresponse().read()) == {"response": BODY["prompt"] + ANSWERS[0]}
         connection.close()
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
-        assert process.wait(60) in (0, -signal.SIGTERM)
+        assert process.wait(300) in (0, -signal.SIGTERM)
     finally:
         process.kill()
         process.wait()

@@ -22,13 +22,13 @@ from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import proves
 from tests.compatibility.inference_runs import (
     ANSWERS,
-    ON_CPU,
     QUESTIONS,
     STORY,
     Spy,
     watched_engines,
     watched_loading,
 )
+from tests.exact import ON_CPU
 from tests.families import char_tokenizer, tiny_model
 
 PROMPT = STORY + QUESTIONS[0]
@@ -169,6 +169,7 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no GPU found" not in generate(*EXACT, device="cpu").err
 
 
+@pytest.mark.half_precision
 @proves("single", "--dtype")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtype(dtype: str) -> None:

@@ -11,15 +11,16 @@ __all__ = ["DOCUMENT"]
 
 SCRIPT = "scripts/parallel_inference_hf_lora.py"
 QUICK = (
-    f"{SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct --lora_path out/lora/qwen2_parallel_lora_hf_final.pth --lora_rank 8 "
-    "--rope_2d_ratio 0.5 --patch_rope --data_path dataset/pretrain_hq_split.jsonl --out_path out/infer_results.jsonl "
+    f"{SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct --lora_path out/lora/qwen2_parallel_lora_hf_final.pth "
+    "--lora_rank 8 --rope_2d_ratio 0.5 --patch_rope --data_path dataset/pretrain_hq_split.jsonl --out_path out/infer_results.jsonl "
     "--batch_size 16 --batch_by_samples --max_branches_per_sample 8 --min_branches_per_sample 1 --max_new_tokens 512"
 )
 EIGHT = (
     f"torchrun --nproc_per_node 8 {SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct --lora_path out/lora/xxx.pth "
     "--data_path dataset/test.jsonl --out_path out/results.jsonl --batch_size 8 --batch_by_samples"
 )
-PLAIN = f"python {SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct --data_path dataset/test.jsonl --out_path out/results.jsonl"
+MODEL = "--base_model Qwen/Qwen2.5-14B-Instruct"
+PLAIN = f"python {SCRIPT} {MODEL} --data_path dataset/test.jsonl --out_path out/results.jsonl"
 LARGE = (
     f"torchrun --nproc_per_node 8 {SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct "
     "--lora_path out/lora/qwen2_14b_lora_final.pth --lora_rank 32 --rope_2d_ratio 0.5 "
@@ -155,7 +156,7 @@ DOCUMENT = Document(
             345,
             "torchrun … is right, python … is wrong",
             "both work",
-            "Without torchrun one process does all of the work, or --workers N start here; nothing has to be initialised.",
+            "Without torchrun one process does all of the work, or --workers N start here; there is nothing to set up.",
             lambda desk: answers(desk, BASE.replace("torchrun --nproc_per_node 4", "python")),
         ),
         Block(357, "look for 数据集加载完成 and 生成完成 in the log", "both with a count; they reconcile", counts),

@@ -119,7 +119,8 @@ def batch_script(desk: Desk) -> str:
         "from scripts.inference_hf_lora import load_model_with_lora, generate_text\n\n"
         f"model, tokenizer = {LOAD.format(adapter=ADAPTER, more='')}\n"
         'for prompt in ["请介绍一下你自己", "什么是人工智能？", "请写一首诗"]:\n'
-        "    print(f\"{'=' * 80}\\nPrompt: {prompt}\\nResponse: {generate_text(model, tokenizer, prompt, max_new_tokens=4)}\")\n",
+        "    response = generate_text(model, tokenizer, prompt, max_new_tokens=4)\n"
+        "    print(f\"{'=' * 80}\\nPrompt: {prompt}\\nResponse: {response}\")\n",
     )
     if desk.as_printed:
         out = desk.command("python batch_inference.py").out

@@ -23,8 +23,8 @@ SEVERAL = (
     '--data_path "dataset/sft_data_parallel.jsonl" --lora_rank 8 --batch_size 8 --ddp'
 )
 QUICK = (
-    f'python {SCRIPT} --base_model "Qwen/Qwen2.5-0.5B-Instruct" --data_path "dataset/test_parallel.jsonl" --lora_rank 4 '
-    "--batch_size 32 --epochs 1 --max_seq_len 256 --branches_per_sample 4"
+    f'python {SCRIPT} --base_model "Qwen/Qwen2.5-0.5B-Instruct" --data_path "dataset/test_parallel.jsonl" '
+    "--lora_rank 4 --batch_size 32 --epochs 1 --max_seq_len 256 --branches_per_sample 4"
 )
 MEDIUM = (
     f'torchrun --nproc_per_node 4 {SCRIPT} --base_model "Qwen/Qwen2.5-1.5B-Instruct" '
@@ -98,7 +98,7 @@ DOCUMENT = Document(
         Block(175, "the adapter loaded by hand", "model.eval() on patched and loaded weights", loaded),
         Block(
             202,
-            "out of memory: lower --batch_size, --max_seq_len, --branches_per_sample; raise --accumulation_steps; float16",
+            "out of memory: a lower --batch_size, --max_seq_len, --branches_per_sample, more accumulation, float16",
             "every one of them is taken, also a batch smaller than a row",
             less_memory,
         ),
@@ -115,8 +115,8 @@ DOCUMENT = Document(
             253,
             "columnar causal mask: a branch sees its own tokens only",
             "other branches are invisible",
-            "Other branches are invisible by default (isolated), but main is seen, which is what it is for. --visibility "
-            "strict is the sentence as written; --visibility columnar lets branches cooperate.",
+            "Other branches are invisible by default (isolated), but main is seen, which is what it is for. "
+            "--visibility strict is the sentence as written; --visibility columnar lets branches cooperate.",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""The folder in which the documents are read: entry points, models under their hub names, data, and commands as typed."""
+"""The folder in which the documents are read: entry points, models under their hub names, data; and its commands."""
 
 from __future__ import annotations
 

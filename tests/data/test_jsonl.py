@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parallelmind.data.jsonl import JsonLine, read_lines, scan
@@ -70,7 +70,6 @@ def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
         scan(tmp_path / "none.jsonl")
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"])), max_size=20))
 def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("jsonl") / "in.jsonl"

@@ -18,7 +18,7 @@ LIMIT = 8
 
 
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=30), block=st.integers(1, 12))
-@settings(max_examples=600, derandomize=True, deadline=None)
+@settings(max_examples=600)
 def test_blocks_find_what_single_lines_do(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], block: int
 ) -> None:

@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parallelmind.data.rows import RowLimits, split_rows
@@ -75,7 +75,6 @@ limits = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(lengths, limits, st.integers(0, 10))
 def test_every_branch_that_fits_is_in_one_row_in_order(prompts: list[int], limit: RowLimits, main: int) -> None:
     rows = split_rows(prompts, limit, main_tokens=main)
@@ -85,7 +84,6 @@ def test_every_branch_that_fits_is_in_one_row_in_order(prompts: list[int], limit
     assert all(sum(prompts[branch] for branch in row) <= budget for row in rows)
 
 
-@settings(deadline=None)
 @given(lengths, limits)
 def test_dynamic_mode_is_the_best_of_all_splits(prompts: list[int], limit: RowLimits) -> None:
     limit = RowLimits(most=limit.most, least=limit.least, balanced=True, max_tokens=limit.max_tokens)

@@ -138,7 +138,7 @@ class Reader:
         raise AssertionError(f"{self.document}: neither run nor listed in tests/docs/rules.py: {shlex.join(words)}")
 
     def _process(self, words: list[str]) -> int:
-        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=300)
         sys.stdout.write(done.stdout)
         sys.stderr.write(done.stderr)
         return done.returncode

@@ -65,6 +65,7 @@ def server() -> Iterator[Callable[[], str]]:
         yield address
 
 
+@pytest.mark.half_precision
 @pytest.mark.parametrize("document", RUN)
 def test_every_command_runs(
     document: str,

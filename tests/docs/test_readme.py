@@ -19,6 +19,7 @@ def typed(name: str) -> list[str]:
     return next(list(command.words[1:]) for command in commands if command.words[:2] == ("parallelmind", name))
 
 
+@pytest.mark.half_precision
 def test_the_record_and_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record, answers = (block.text for block in BLOCKS if block.language == "json")
     monkeypatch.chdir(tmp_path)
@@ -36,6 +37,7 @@ def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "91" in first
 
 
+@pytest.mark.half_precision
 def test_the_generate_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(typed("generate")) == 0
     assert capsys.readouterr().out.strip() == "26"

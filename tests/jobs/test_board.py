@@ -58,7 +58,7 @@ def take_all(board: Board, takers: list[int], wanted: int) -> list[tuple[int, Le
     return leases
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2000), st.integers(1, 100))
 def test_slices_cover_all_and_differ_by_one_at_most(records: int, workers: int) -> None:
     bounds = slice_bounds(records, workers)
@@ -72,7 +72,7 @@ def test_the_slices_of_103_records_for_4_workers() -> None:
     assert slice_bounds(103, 4) == [(0, 26), (26, 52), (52, 78), (78, 103)]
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(
     records=st.integers(0, 60),
     workers=st.integers(1, 5),
@@ -96,7 +96,7 @@ def test_every_place_is_given_out_once_at_any_speed(
         assert all(lease.stop - lease.start <= wanted for _, lease in leases)
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     workers=st.integers(1, 4),

@@ -68,7 +68,7 @@ def test_a_misbehaving_server(tmp_path: Path, out: Path, over_http: Any) -> None
     }
     with FakeOpenAI(bad) as server:
         report = answer(
-            questions(tmp_path, 30), out, base_url=server.base_url, timeout=0.4, max_attempts=4, **over_http
+            questions(tmp_path, 30), out, base_url=server.base_url, timeout=3.0, max_attempts=4, **over_http
         )
     rows = read_rows(out)
     assert [row["id"] for row in rows] == list(range(30))

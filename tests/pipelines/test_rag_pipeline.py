@@ -13,6 +13,7 @@ import pytest
 from parallelmind.cli.main import main
 from parallelmind.jobs.progress import Silent
 from parallelmind.pipelines.demo_rag import ASSETS, run_demo_rag
+from tests.exact import ON_CPU
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def test_the_command_resumes_in_each_stage(tmp_path: Path, capsys: pytest.Captur
         "pipeline", "--queries_file", str(ASSETS / "queries.json"), "--corpus_path", str(ASSETS / "corpus"),
         "--index_path", str(tmp_path / "index"), "--output_dir", str(tmp_path / "out"), "--model_path", "tiny",
         "--max_tokens", "300", "--max_new_tokens", "8", "--temperature", "0", "--workers", "0", "--max_samples", "3",
+        *ON_CPU,
     ]  # fmt: skip
     assert main(command) == 0
     assert "3 records = 3 successful + 0 errors" in capsys.readouterr().out

@@ -36,7 +36,7 @@ def test_no_more_is_read_than_the_bounds_allow(workers: int, size: int, ahead: i
 
 
 def test_work_is_done_in_as_many_threads_as_asked_for() -> None:
-    at_once = threading.Barrier(3, timeout=10)
+    at_once = threading.Barrier(3, timeout=60)
     list(map_ahead(lambda n: at_once.wait(), range(3), workers=3, size=lambda n: 1))
     here = threading.current_thread()
     assert set(map_ahead(lambda n: threading.current_thread(), range(3), workers=0, size=lambda n: 1)) == {here}

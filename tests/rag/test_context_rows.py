@@ -203,7 +203,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from([*FULL, "error", "openai_request", "x"]), json_values), st.booleans())
 def test_any_row_is_parsed_or_refused_by_line_and_its_answer_can_be_written(row: dict[str, Any], whole: bool) -> None:
     given_line = line({**FULL, **row} if whole else row)

@@ -44,7 +44,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionIndex]:
     store.close()
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_no_part_and_no_extension_of_a_name_matches(shared: VersionIndex, data: st.DataObject) -> None:
     names = {name for row in old_rows() for name in row.names} | {"box.Crate.seal"}

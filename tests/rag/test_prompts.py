@@ -88,7 +88,7 @@ def test_main_and_branch_are_what_the_template_renders(name: str, make: Any) -> 
     assert split.is_rendered
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(sorted(TEMPLATES)),
     method=st.sampled_from(["exact_api_match", "rag_string_match", "rag_fallback", "absent", "", "else"]),

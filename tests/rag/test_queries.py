@@ -147,7 +147,7 @@ JSON = st.recursive(
 ITEMS = st.dictionaries(st.text(max_size=6), st.dictionaries(st.text(max_size=4), JSON, max_size=4), max_size=6)
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(items=ITEMS, indent=st.sampled_from([None, 0, 3]), ascii_only=st.booleans(), chunk=st.integers(1, 40))
 def test_streaming_reads_what_json_load_reads(
     items: dict[str, Any], indent: int | None, ascii_only: bool, chunk: int, tmp_path_factory: pytest.TempPathFactory

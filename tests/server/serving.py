@@ -162,7 +162,7 @@ def running(
         yield Running(port, app.state.service, settings.api_key)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(300)
         assert not thread.is_alive()
 
 

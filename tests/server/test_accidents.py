@@ -20,7 +20,7 @@ ASK = {"main": STORY, "branches": [{"prompt": QUESTIONS[0]}], "temperature": 0}
 
 
 def test_a_client_that_is_gone_costs_nothing(server: Running) -> None:
-    before = server.kv_bytes_without_prefixes()
+    before, generated = server.kv_bytes_without_prefixes(), server.engine.stats.generated_tokens
 
     async def leave(body: dict[str, Any], read_until: bytes | None) -> None:
         async with stream(server.port, "/v1/branches", body) as reader:
@@ -35,7 +35,7 @@ def test_a_client_that_is_gone_costs_nothing(server: Running) -> None:
     asyncio.run(leave(body, None))
     server.wait_until(server.idle, "a request whose client left has ended")
     assert server.kv_bytes_without_prefixes() == before
-    assert server.engine.stats.generated_tokens < 3 * 1900
+    assert server.engine.stats.generated_tokens - generated < 2 * 3 * 1900
 
 
 def test_two_hundred_clients_that_come_and_go(server: Running) -> None:
@@ -94,7 +94,7 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
             deaf.connect(("127.0.0.1", server.port))
             head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             deaf.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
-            server.wait_until(lambda: server.service.unfinished_branches == 8, "it has begun")
+            server.wait_until(lambda: server.engine.stats.generated_tokens > 0, "it has begun")
             assert server.post("/v1/branches", ASK).json["branches"][0]["text"] == ANSWERS[0]
             server.wait_until(lambda: server.service.unfinished_branches == 0, "the branches are cancelled")
             assert server.engine.stats.generated_tokens < 8 * 1900

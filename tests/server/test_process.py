@@ -21,9 +21,10 @@ import pytest
 
 from parallelmind.cli.main import main
 from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from tests.exact import ON_CPU, ON_CPU_VARIABLES
 from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, stream
 
-SERVE = [sys.executable, "-m", "parallelmind", "serve", "--base_model", "tiny", "--port", "0", "--device", "cpu"]
+SERVE = [sys.executable, "-m", "parallelmind", "serve", "--base_model", "tiny", "--port", "0", *ON_CPU]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -86,7 +87,7 @@ def post(port: int, path: str, body: Any, **headers: str) -> tuple[int, Any]:
 
 def test_terminated_it_finishes_what_runs_and_refuses_the_rest() -> None:
     body = {"main": STORY, "branches": [{"prompt": QUESTIONS[0]}] * 4, "stream": True}
-    body |= LONG | {"max_tokens": 400}
+    body |= LONG | {"max_tokens": 800}
     with started("--shutdown_timeout", "300") as server:
         server.wait_for("ready: tiny")
         port = server.port
@@ -189,7 +190,8 @@ def test_what_cannot_start_says_why_and_exits_with_1(capsys: pytest.CaptureFixtu
 
 def test_uvicorn_serves_the_application_object() -> None:
     command = [sys.executable, "-m", "uvicorn", "parallelmind.server.app:app", "--port", "0"]
-    with started(command=command, PARALLELMIND_BASE_MODEL="tiny", PARALLELMIND_MAX_BRANCHES="2") as server:
+    variables = ON_CPU_VARIABLES | {"PARALLELMIND_BASE_MODEL": "tiny", "PARALLELMIND_MAX_BRANCHES": "2"}
+    with started(command=command, **variables) as server:
         body = {"main": STORY, "branches": [{"prompt": question} for question in QUESTIONS[:2]], "temperature": 0}
         _, answer = post(server.port, "/v1/branches", body)
         assert [branch["text"] for branch in answer["branches"]] == ANSWERS[:2]

@@ -20,7 +20,7 @@ TEMPLATE = (
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_main_is_the_longest_common_beginning(prompts: list[list[int]]) -> None:
     found = completion_ids(None, prompts)

@@ -111,8 +111,8 @@ def expected(model: Path, data: Path, out: Path, **more: Any) -> bytes:
 
 
 def test_a_killed_process_goes_on_to_the_same_bytes(model: Path, data: Path, tmp_path: Path) -> None:
-    whole = expected(model, data, tmp_path / "whole", epochs=2)
-    flags = [*CHANGING, "--epochs", 2]
+    whole = expected(model, data, tmp_path / "whole", epochs=4)
+    flags = [*CHANGING, "--epochs", 4]
     kills, log = killed_again_and_again(model, data, tmp_path / "cut", flags, kills=1, seed=0)
     assert kills == 1
     assert any("continuing from" in line for line in log)

@@ -48,7 +48,7 @@ def make_backend(
     url = server if isinstance(server, str) else server.base_url
     return OpenAICompatibleBackend(
         Endpoint(url, "TEST_KEY", KEY),
-        HttpSettings(**{"model": "fake", "concurrency": 4, "timeout": 5.0} | changes),
+        HttpSettings(**{"model": "fake", "concurrency": 4, "timeout": 60.0} | changes),
         clock=clock or FakeClock(),
         rng=random.Random(0),
     )

@@ -74,8 +74,11 @@ def test_lasting_failures_end_with_an_error(kind: str) -> None:
 @pytest.mark.parametrize("reply", [fake.silent(), fake.trickle()], ids=["silent", "trickle"])
 def test_a_server_that_is_too_slow(reply: Reply) -> None:
     with FakeOpenAI({"q": [reply, reply]}) as server:
-        outcome = answer(server, ["q"], timeout=0.2)["q"]
-    assert (outcome.text, outcome.retries) == ("answer to q", 2)
+        # On a busy machine a quick answer may come too late, too.
+        outcome = answer(server, ["q"], timeout=0.2, retry=RetryPolicy(max_attempts=100))["q"]
+        assert len(server.requests) == outcome.retries + 1
+    assert outcome.text == "answer to q"
+    assert outcome.retries >= 2
 
 
 NOT_RETRIED = {

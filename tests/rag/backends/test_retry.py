@@ -131,7 +131,7 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(headers, 1_700_000_000.0) == seconds
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60)
 @given(
     rpm=st.sampled_from([1.0, 30.0, 600.0]),
     idle=st.lists(st.floats(0, 90), min_size=1, max_size=60),

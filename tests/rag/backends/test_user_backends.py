@@ -149,7 +149,7 @@ def test_one_after_the_other_in_the_calling_thread_and_no_row_ahead() -> None:
 
 
 def test_several_at_once_if_the_class_says_so() -> None:
-    together = threading.Barrier(3, timeout=30)
+    together = threading.Barrier(3, timeout=60)
 
     class Parallel(QueryBasedInference):
         concurrency = 3

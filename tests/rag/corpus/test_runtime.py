@@ -124,16 +124,16 @@ def test_one_bad_module(tmp_path: Path, code: str, error: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "failure"),
+    ("code", "failure", "seconds"),
     [
-        ("raise SystemExit(3)", "importing odd failed: SystemExit: 3"),
-        ("import os; os._exit(7)", "the inspection in odd ended with code 7"),
-        ("while True: pass", "the inspection in odd took too long and was stopped"),
-        ("import time; time.sleep(1000)", "the inspection in odd took too long and was stopped"),
+        ("raise SystemExit(3)", "importing odd failed: SystemExit: 3", 60.0),
+        ("import os; os._exit(7)", "the inspection in odd ended with code 7", 60.0),
+        ("while True: pass", "the inspection in odd took too long and was stopped", 2.0),
+        ("import time; time.sleep(1000)", "the inspection in odd took too long and was stopped", 2.0),
     ],
 )
-def test_a_bad_package(tmp_path: Path, code: str, failure: str) -> None:
-    report = inspect(tmp_path, {"odd/__init__.py": code + "\n", **GOOD}, seconds=2.0)
+def test_a_bad_package(tmp_path: Path, code: str, failure: str, seconds: float) -> None:
+    report = inspect(tmp_path, {"odd/__init__.py": code + "\n", **GOOD}, seconds=seconds)
     assert report.failure.startswith(failure)
     assert report.objects == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
@@ -45,11 +46,16 @@ def share_link(page: Page) -> str:
 
 def wait_until(page: Page, expression: str, argument: Any = None) -> None:
     """Wait for a truthy value; `page.wait_for_function` evaluates text in the page, which its policy forbids."""
-    for _ in range(750):
-        if page.evaluate(expression, argument):
+    wait_for(page, lambda: page.evaluate(expression, argument), expression)
+
+
+def wait_for(page: Page, reached: Callable[[], Any], what: str) -> None:
+    """Wait while the page goes on: for as long as `expect` would, at least."""
+    for _ in range(3000):
+        if reached():
             return
         page.wait_for_timeout(20)
-    raise AssertionError(f"did not become true: {expression}")
+    raise AssertionError(f"did not become true: {what}")
 
 
 def stored(page: Page) -> Any:

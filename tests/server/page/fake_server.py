@@ -58,8 +58,8 @@ class FakeServer:
         self.script: Callable[[str], list[str]] = lambda prompt: ["answer to ", prompt]
         self.refuse: Response | None = None
         """The answer to POST /v1/branches, instead of a stream."""
-        self.break_after: int | None = None
-        """Events after which the connection of a stream is cut."""
+        self.breaks_off = False
+        """Whether the connection of a stream is cut at the first piece after a hold."""
         self.key: str | None = None
         self.health = "ready"
         self.info: dict[str, Any] = dict(INFO)
@@ -128,13 +128,10 @@ class FakeServer:
         name, running = f"request-{len(self.bodies)}", Running()
         self.running[name] = running
         try:
-            sent = 0
             async for event in self._events(name, body, running):
-                yield ": still here\n\n" + f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
-                sent += 1
-                if sent == self.break_after:
-                    await asyncio.sleep(0.1)  # what was sent is to arrive
+                if self.breaks_off and self.released:
                     raise ConnectionAbortedError
+                yield ": still here\n\n" + f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
             yield "data: [DONE]\n\n"
         except (asyncio.CancelledError, GeneratorExit):
             self.clients_gone += 1

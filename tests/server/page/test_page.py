@@ -19,6 +19,7 @@ from tests.server.page.browsing import (
     run_all,
     share_link,
     stored,
+    wait_for,
     wait_until,
 )
 from tests.server.page.conftest import Complaints
@@ -279,9 +280,12 @@ def test_a_stream_that_breaks_off_is_not_taken_for_an_answer(
     page: Page, scripted: FakeServer, complaints: Complaints
 ) -> None:
     complaints.expected.append("ERR_INCOMPLETE_CHUNKED_ENCODING")
-    scripted.break_after = 2
+    scripted.script = lambda prompt: ["answer to", HOLD]
+    scripted.breaks_off = True
     fill(opened(page, scripted.url), "main", "one")
     run_all(page)
+    expect(answer(page, 1)).to_have_text("answer to")
+    scripted.release()
     expect_state(page, 1, "connection lost")
     expect(answer(page, 1)).to_have_text("answer to")
 
@@ -303,8 +307,5 @@ def test_leaving_the_page_ends_what_runs(page: Page, scripted: FakeServer) -> No
     run_all(page)
     expect(answer(page, 1)).to_have_text("half")
     page.goto(scripted.url + "health")
-    for _ in range(200):
-        page.wait_for_timeout(20)
-        if scripted.clients_gone:
-            break
+    wait_for(page, lambda: scripted.clients_gone, "the server saw the page go")
     assert scripted.clients_gone == 1
