@@ -17,7 +17,7 @@ from parallelmind.errors import ParallelMindError
 if TYPE_CHECKING:
     from parallelmind.pipelines.chat import ChatSession
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "add_chat_flags", "run"]
 
 HELP = "talk with a model, and ask it several questions at once"
 _ENDINGS = {"quit", "exit"}
@@ -26,8 +26,13 @@ _INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_single_arguments(parser)
-    parser.add_argument("--system", default="", metavar="TEXT", help="system message (default: none)")
+    add_chat_flags(parser)
     parser.epilog = "In the chat:\n" + COMMANDS_HELP.replace("%", "%%")
+
+
+def add_chat_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flags that `generate` does not have."""
+    group.add_argument("--system", default="", metavar="TEXT", help="system message (default: none)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ CONTEXTS_FILE="${CONTEXTS_FILE:?set CONTEXTS_FILE to the context rows (JSONL)}"
 OUTPUT_FILE="${OUTPUT_FILE:?set OUTPUT_FILE to the file for the answers (JSONL)}"
 MODEL_PATH="${MODEL_PATH:?set MODEL_PATH to a folder, a hub name, or the model name of the server}"
 INFERENCE_TYPE="${INFERENCE_TYPE:-local}"
-PYTHON="${PYTHON:-python}"
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+source "$HERE/../../../scripts/find_python.sh"
 
 if [[ -n "$TOTAL_GPUS" ]]; then
     # The first TOTAL_GPUS of those this shell may use.
