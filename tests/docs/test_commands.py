@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from parallelmind.cli.main import COMMANDS, main
+from parallelmind.cli.commands import COMMANDS
+from parallelmind.cli.main import main
 from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks_of, commands_of, prose_of
 from tests.docs.desk import lay_out
 from tests.docs.reader import Reader, substituted

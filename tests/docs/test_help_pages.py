@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from parallelmind.cli.main import COMMANDS
+from parallelmind.cli.commands import COMMANDS
 from tests.docs.help_pages import PATH, SCRIPTS, parser_of, render
 from tests.docs.usage import run_script
 

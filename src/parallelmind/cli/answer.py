@@ -18,9 +18,8 @@ from parallelmind.jobs.ranks import Rank, current_rank
 from parallelmind.pipelines.answer import run_answer
 from parallelmind.pipelines.answer_options import INFERENCE_TYPES, AnswerOptions
 
-__all__ = ["HELP", "add_answer_flags", "add_arguments", "answer_options", "run", "samples_in_all"]
+__all__ = ["add_answer_flags", "add_arguments", "answer_options", "run", "samples_in_all"]
 
-HELP = "answer questions over retrieved contexts"
 _FIELDS = [field.name for field in dataclasses.fields(AnswerOptions)]
 EPILOG = """\
 Input rows: {"id", "query", "context", "retrieval_method", ...} as `parallelmind contexts` writes them.

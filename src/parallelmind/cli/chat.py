@@ -17,9 +17,8 @@ from parallelmind.errors import ParallelMindError
 if TYPE_CHECKING:
     from parallelmind.pipelines.chat import ChatSession
 
-__all__ = ["HELP", "add_arguments", "add_chat_flags", "run"]
+__all__ = ["add_arguments", "add_chat_flags", "run"]
 
-HELP = "talk with a model, and ask it several questions at once"
 _ENDINGS = {"quit", "exit"}
 _INTERRUPTED = 130
 

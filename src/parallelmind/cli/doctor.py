@@ -20,9 +20,8 @@ from parallelmind.cli.args import documented_default
 from parallelmind.pipelines.doctor import GROUPS, DoctorOptions, Outcome, examine
 from parallelmind.pipelines.doctor.check import Check
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "check this installation: imports, versions, devices, training, inference, documents, pos2d, files"
 EPILOG = """\
 Nothing is downloaded unless --base_model is a hub name, and nothing is left behind. The exit code is 0 when no check
 failed; what is not here and need not be (a GPU, an optional package) is skipped, which is no failure.

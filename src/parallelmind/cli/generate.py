@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
     from parallelmind.engine.request import BranchResult, SamplingParams
 
-__all__ = ["HELP", "add_arguments", "add_generate_flags", "run"]
-
-HELP = "print the completion of a prompt, or of branches under it"
+__all__ = ["add_arguments", "add_generate_flags", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
