@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora_rank",
         type=int,
         metavar="N",
-        help=documented_default("must agree with the adapter's weights; also the rank of the training check", 8),
+        help=documented_default(
+            "the rank that the adapter must have; also that of the training check", "the adapter's own; 8 in the check"
+        ),
     )
     model.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
     model.add_argument(
