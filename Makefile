@@ -37,8 +37,8 @@ bench: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,rag,show]'
+$(VENV)/.run: pyproject.toml constraints.txt requirements.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --requirement requirements.txt
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

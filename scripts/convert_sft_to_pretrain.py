@@ -1,15 +1,12 @@
 """Fine-tuning data into records; the same as `parallelmind convert`."""
 
-from __future__ import annotations
-
+import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-if find_spec("parallelmind") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+import run_from_checkout
 
-from parallelmind.cli.main import main
+run_from_checkout.prepare(__name__)
 
 if __name__ == "__main__":
-    sys.exit(main(["convert", *sys.argv[1:]]))
+    run_from_checkout.command("convert")

@@ -13,8 +13,8 @@ if [[ $# -lt 3 ]]; then
     exit 2
 fi
 
-PYTHON="${PYTHON:-python}"
 SCRIPTS="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+source "$SCRIPTS/find_python.sh"
 model=(--base_model "$1" --lora_path "$2" --lora_rank "$3" "${@:4}" --temperature 0 --max_new_tokens 16)
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT

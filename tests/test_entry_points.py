@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,21 @@ def test_wrong_use_is_one_line_with_the_remedy(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+def test_help_without_a_mode_shows_the_flags_of_both(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*words: str) -> str:
+        with contextlib.suppress(SystemExit):
+            assert inference_hf_lora.main(words) == 0
+        return capsys.readouterr().out
+
+    def flags(text: str) -> set[str]:
+        return set(re.findall(r"^  (?:-h, )?(--\w+)", text, re.MULTILINE))
+
+    both, chat, generate = shown("--help"), shown("--mode", "chat", "--help"), shown("--mode", "generate", "--help")
+    assert {"--prompt", "--branch", "--system", "--base_model"} <= flags(both)
+    assert flags(both) == (flags(chat) | flags(generate) | {"--mode"}) - {"--debug"}
+    assert "--prompt" not in flags(chat)
 
 
 def test_the_demo_is_exact_and_identical(tmp_path: Path) -> None:

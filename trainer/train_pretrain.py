@@ -1,18 +1,16 @@
 """A small model from scratch on parallel data; the same as `parallelmind train --task pretrain`."""
 
-from __future__ import annotations
-
+import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-if find_spec("parallelmind") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+import run_from_checkout
 
-from parallelmind.cli.main import main
+run_from_checkout.prepare(__name__)
+
 from parallelmind.columnar import auto_pair_indices
 
 __all__ = ["auto_pair_indices"]
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "--task", "pretrain", *sys.argv[1:]]))
+    run_from_checkout.command("train", "--task", "pretrain")

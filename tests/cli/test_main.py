@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from parallelmind.cli.main import main
+import parallelmind
+from parallelmind.cli.args import parse
+from parallelmind.cli.commands import COMMANDS, GROUPS
+from parallelmind.cli.main import _parser, main
 from parallelmind.pipelines.demo_rag import ASSETS
 
 
@@ -60,3 +64,51 @@ def test_another_error_of_the_system_is_not_hidden(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("parallelmind.cli.check_workers.run", broken)
     with pytest.raises(OSError, match="Input/output error"):
         main(["check-workers"])
+
+
+def test_the_overview_has_every_command_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for title, group in GROUPS.items():
+        section = shown.split(f"\n{title}:\n")[1].split("\n\n")[0]
+        assert [line.split()[0] for line in section.splitlines()[::2]] == list(group)
+        for name, command in group.items():
+            assert f"$ parallelmind {name} {command.example}".rstrip() in section
+
+
+def test_the_overview_and_the_version_import_nothing_heavy() -> None:
+    """Within 0.3 s on an idle machine."""
+    program = (
+        "import sys\nfrom parallelmind.cli.main import main\n"
+        "try:\n    main([sys.argv[1]])\nexcept SystemExit: pass\n"
+        "print(*({'torch', 'transformers', 'numpy', 'rich', 'yaml'} & set(sys.modules)), file=sys.stderr)"
+    )
+    for flag in ("--help", "--version"):
+        done = subprocess.run([sys.executable, "-c", program, flag], capture_output=True, text=True, timeout=60)
+        assert done.stderr.strip() == "", done.stderr
+    assert done.stdout == f"parallelmind {parallelmind.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example_that_the_parser_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    *_, title, example = capsys.readouterr().out.rstrip().splitlines()
+    assert title == "Example:"
+    words = shlex.split(example)
+    assert words[:2] == ["parallelmind", name]
+    parse(_parser(words[1:]), words[1:])
+
+
+@pytest.mark.parametrize("name", ["build", "list", "show"])
+def test_help_of_the_corpus_commands_too(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["corpus", name, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: parallelmind corpus {name} ")
+    *_, title, example = shown.rstrip().splitlines()
+    words = shlex.split(example)
+    assert (title, words[:3]) == ("Example:", ["parallelmind", "corpus", name])
+    parse(_parser(words[1:]), words[1:])

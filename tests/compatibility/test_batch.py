@@ -169,12 +169,13 @@ def test_adapters(tmp_path: Path, plain: BatchRun, adapters: Adapters) -> None:
 
 @proves("batch", "--lora_rank")
 def test_lora_rank(tmp_path: Path, adapters: Adapters) -> None:
-    """8 is expected of a `.pth` file unless the flag says otherwise; a mismatch names both ranks."""
+    """A `.pth` file of any rank loads by itself; a rank that is given must agree, else both are named."""
     four = ["--lora_path", adapters.rank_4, "--max_new_tokens", 1]
-    default = batch(tmp_path, [RECORD], *four)
-    assert default.code == 1
-    assert re.search(r"rank is 4, but rank 8 was asked for.*--lora_rank 4", default.log)
+    assert batch(tmp_path, [RECORD], *four).code == 0
     assert batch(tmp_path, [RECORD], *four, "--lora_rank", 4).code == 0
+    mismatch = batch(tmp_path, [RECORD], *four, "--lora_rank", 8)
+    assert mismatch.code == 1
+    assert re.search(r"rank is 4, but rank 8 was asked for.*--lora_rank 4", mismatch.log)
     wrong = batch(tmp_path, [RECORD], "--lora_path", adapters.folder, "--lora_rank", 16)
     assert wrong.code == 1
     assert re.search(r"rank is 8, but rank 16 was asked for", wrong.log)

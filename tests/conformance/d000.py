@@ -12,8 +12,9 @@ __all__ = ["DOCUMENT"]
 SCRIPT = "scripts/parallel_inference_hf_lora.py"
 QUICK = (
     f"{SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct --lora_path out/lora/qwen2_parallel_lora_hf_final.pth "
-    "--lora_rank 8 --rope_2d_ratio 0.5 --patch_rope --data_path dataset/pretrain_hq_split.jsonl --out_path out/infer_results.jsonl "
-    "--batch_size 16 --batch_by_samples --max_branches_per_sample 8 --min_branches_per_sample 1 --max_new_tokens 512"
+    "--lora_rank 8 --rope_2d_ratio 0.5 --patch_rope --data_path dataset/pretrain_hq_split.jsonl "
+    "--out_path out/infer_results.jsonl --batch_size 16 --batch_by_samples --max_branches_per_sample 8 "
+    "--min_branches_per_sample 1 --max_new_tokens 512"
 )
 EIGHT = (
     f"torchrun --nproc_per_node 8 {SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct --lora_path out/lora/xxx.pth "

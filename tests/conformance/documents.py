@@ -16,9 +16,9 @@ _HEAD = """\
 ## The documents of the request, block by block
 
 The product was built from five documents. Their blocks were run as printed, document by document, in order, in one
-folder (`python -m tests.conformance.run`): local folders of the bundled model stand for hub names, small files for the data
-sets, 2 processes for 4 or 8, and 12 new tokens for 512; there is no GPU and no network. `make test` repeats it with
-torchrun's lines as one process, `make test-slow` as printed.
+folder (`python -m tests.conformance.run`): local folders of the bundled model stand for hub names, small files for the
+data sets, 2 processes for 4 or 8, and 12 new tokens for 512; there is no GPU and no network. `make test` repeats it
+with the lines of torchrun as one process, `make test-slow` as printed.
 """
 
 

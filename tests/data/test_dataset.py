@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+import parallelmind.data
 from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
 from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
 from parallelmind.data.encode import closed, encode_main, encode_parts
@@ -299,3 +302,15 @@ def test_training_and_inference_encode_alike() -> None:
     assert closed(TOKENIZER, ids("ab")) == [*ids("ab"), TOKENIZER.eos_token_id]
     assert closed(TOKENIZER, [3, TOKENIZER.eos_token_id]) == [3, TOKENIZER.eos_token_id]
     assert closed(TOKENIZER, []) == [TOKENIZER.eos_token_id]
+
+
+def test_the_documented_import_is_quick() -> None:
+    """Both names are in `parallelmind.data`, whose import alone does not wait for torch."""
+    from parallelmind.data import collator, dataset
+
+    assert parallelmind.data.ParallelPretrainDataset is dataset.ParallelPretrainDataset
+    assert parallelmind.data.ParallelPretrainCollator is collator.ParallelPretrainCollator
+    with pytest.raises(AttributeError, match=r"'parallelmind\.data' has no attribute 'Dataset'"):
+        parallelmind.data.Dataset  # noqa: B018
+    program = "import parallelmind.data, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -15,7 +15,7 @@ _GENERATED = {"docs/cli.md", "docs/compatibility.md"}
 """Made from the parser and from tests, which check them."""
 DOCUMENTS = [
     str(path.relative_to(ROOT))
-    for path in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md")))
+    for path in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")))
     if str(path.relative_to(ROOT)) not in _GENERATED
 ]
 _SHELLS = {"sh", "bash", "shell", "console"}

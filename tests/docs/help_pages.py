@@ -6,13 +6,12 @@ Rendered here rather than by `--help`, whose layout differs between versions of 
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from parallelmind.cli.args import Parser
-from parallelmind.cli.main import COMMANDS
+from parallelmind.cli.commands import COMMANDS, GROUPS, prepare_parser
 from parallelmind.training.arguments import FIXED, RENAMED
 
 __all__ = ["PATH", "SCRIPTS", "parser_of", "render"]
@@ -59,9 +58,11 @@ def render() -> str:
     """The page."""
     parsers = {name: parser_of(name) for name in COMMANDS}
     lines = [_HEAD, "| command | | script |", "|---|---|---|"]
-    for name, parser in parsers.items():
-        script = f"`{SCRIPTS[name]}`" if name in SCRIPTS else ""
-        lines.append(f"| [{name}](#parallelmind-{name}) | {_cell(parser.description or '')} | {script} |")
+    for title, group in GROUPS.items():
+        lines.append(f"| **{title}** | | |")
+        for name, command in group.items():
+            script = f"`{SCRIPTS[name]}`" if name in SCRIPTS else ""
+            lines.append(f"| [{name}](#parallelmind-{name}) | {_cell(command.help)} | {script} |")
     for parser in parsers.values():
         lines += ["", *_command(parser, "##")]
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
@@ -69,9 +70,8 @@ def render() -> str:
 
 def parser_of(name: str) -> Parser:
     """The parser of one command."""
-    module = importlib.import_module(COMMANDS[name])
-    parser = Parser(prog=f"parallelmind {name}", description=module.HELP)
-    module.add_arguments(parser)
+    parser = Parser(prog=f"parallelmind {name}")
+    prepare_parser(parser, name)
     return parser
 
 

@@ -18,8 +18,8 @@ __all__ = [
     "NEEDS",
     "NOT_RUN",
     "PREPARED",
-    "SAME_COMMANDS",
     "SUBSTITUTED",
+    "TRANSLATIONS",
     "Needs",
     "NotRun",
     "not_run",
@@ -31,6 +31,8 @@ SUBSTITUTED: list[tuple[str, str]] = [
     (r"\b(?:Qwen|meta-llama|mistralai|google)/[\w.-]+", "tiny"),
     # Worker processes take seconds to start; tests/jobs, tests/cli and tests/compatibility run them.
     (r"(?<=--workers )\d+", "0"),
+    # Packages cannot be downloaded: the corpus is the bundled one.
+    (r"out/corpora", "corpora"),
     # There is no GPU.
     (r"(?<=--device )cuda(?::\d+)?", "cpu"),
     (r'(?<=device=)"cuda(?::\d+)?"', '"cpu"'),
@@ -79,8 +81,8 @@ NEEDS = [
     Needs(r"--report_to trackio", _installed("trackio"), "pip install 'parallelmind[trackio]'"),
 ]
 
-SAME_COMMANDS = {"README.zh.md": "README.md"}
-"""Translations: their commands are those of the other document, which are run there."""
+TRANSLATIONS = {"README.zh.md": "README.md"}
+"""Their commands are those of the original, which are run there."""
 
 
 @dataclass(frozen=True)

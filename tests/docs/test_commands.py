@@ -16,15 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from parallelmind.cli.main import COMMANDS, main
+from parallelmind.cli.commands import COMMANDS
+from parallelmind.cli.main import main
 from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks_of, commands_of, prose_of
 from tests.docs.desk import lay_out
 from tests.docs.reader import Reader, substituted
-from tests.docs.rules import NOT_RUN, SAME_COMMANDS
+from tests.docs.rules import NOT_RUN, TRANSLATIONS
 from tests.docs.usage import flags_of
 from tests.server.serving import running, tiny_engine
 
-RUN = [document for document in DOCUMENTS if document not in SAME_COMMANDS]
+RUN = [document for document in DOCUMENTS if document not in TRANSLATIONS]
 _OTHERS_FLAGS = {
     *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"),  # torchrun
     *("--index-url", "--no-index", "--find-links"),  # pip
@@ -114,17 +115,6 @@ def test_what_is_wrong_is_noticed(
     monkeypatch.chdir(reader.folder)
     with pytest.raises(AssertionError, match=said):
         reader.read(Block("made up", 0, 1, "sh", typed + "\n"))
-
-
-@pytest.mark.parametrize(("translation", "original"), SAME_COMMANDS.items())
-def test_translations_have_the_commands_of_the_original(translation: str, original: str) -> None:
-    if not (ROOT / translation).is_file():
-        pytest.skip(f"{translation} is not written yet")
-
-    def typed(document: str) -> list[str]:
-        return [str(command) for block in blocks_of(document) if block.is_shell for command in commands_of(block)]
-
-    assert typed(translation) == typed(original)
 
 
 def test_rules_name_tests_that_exist_and_are_all_used() -> None:

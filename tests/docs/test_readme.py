@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from tests.docs.blocks import blocks_of, commands_of
+from tests.docs.blocks import ROOT, blocks_of, commands_of
 
 BLOCKS = blocks_of("README.md")
 
@@ -19,14 +19,22 @@ def typed(name: str) -> list[str]:
     return next(list(command.words[1:]) for command in commands if command.words[:2] == ("parallelmind", name))
 
 
+def lines(text: str) -> list[object]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
 @pytest.mark.half_precision
 def test_the_record_and_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record, answers = (block.text for block in BLOCKS if block.language == "json")
+    """What is shown is the first record of the file and its answers; the others are answered as well."""
+    record, answers = (lines(block.text) for block in BLOCKS if block.language == "json")
     monkeypatch.chdir(tmp_path)
-    Path("records.jsonl").write_text(record, encoding="utf-8")
+    Path("examples").symlink_to(ROOT / "examples")
+    assert lines(Path("examples/records.jsonl").read_text(encoding="utf-8"))[:1] == record
     assert main([*typed("batch"), "--workers", "0"]) == 0
-    written = Path("answers.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in written] == [json.loads(line) for line in answers.splitlines()]
+    written = lines(Path("out/answers.jsonl").read_text(encoding="utf-8"))
+    assert written[: len(answers)] == answers
+    outputs = [str(row["output"]).strip() for row in written if isinstance(row, dict)]
+    assert outputs[2:] == ["12", "35", "蓝色", "kitchen", "Delhi", "24", "golf", "画家", "鸽子", "星期三", "44"]
 
 
 def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:

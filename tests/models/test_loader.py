@@ -108,10 +108,12 @@ def test_an_adapter_trained_without_2d_rope(base: str, adapters: dict[str, str])
         load(base, lora_path=adapters["plain.pth"], patch_rope=True)
 
 
-def test_the_rank_of_a_bare_pth_is_8_unless_given(base: str, adapters: dict[str, str]) -> None:
-    with pytest.raises(AdapterError, match=r"(?s)4.*8|8.*4"):
-        load(base, lora_path=adapters["bare.pth"])
-    assert lora_layers(load(base, lora_path=adapters["bare.pth"], lora_rank=4).model)
+def test_the_rank_is_that_of_the_file_and_a_rank_that_is_given_must_agree(base: str, adapters: dict[str, str]) -> None:
+    for given in ({}, {"lora_rank": 4}):
+        layers = lora_layers(load(base, lora_path=adapters["bare.pth"], **given).model)
+        assert {layer.lora.A.weight.shape[0] for layer in layers.values()} == {4}
+    with pytest.raises(AdapterError, match="its rank is 4, but rank 8 was asked for; pass --lora_rank 4"):
+        load(base, lora_path=adapters["bare.pth"], lora_rank=8)
 
 
 def test_what_cannot_be_loaded_is_named(base: str, tmp_path: Path) -> None:

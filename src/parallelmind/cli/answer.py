@@ -20,9 +20,8 @@ from parallelmind.pipelines.answer import run_answer
 from parallelmind.pipelines.answer_options import INFERENCE_TYPES, AnswerOptions
 from parallelmind.pipelines.rank_files import rank_files
 
-__all__ = ["HELP", "add_answer_flags", "add_arguments", "answer_options", "run", "samples_in_all"]
+__all__ = ["add_answer_flags", "add_arguments", "answer_options", "run", "samples_in_all"]
 
-HELP = "answer questions over retrieved contexts"
 _FIELDS = [field.name for field in dataclasses.fields(AnswerOptions)]
 EPILOG = """\
 Input rows: {"id", "query", "context", "retrieval_method", ...} as `parallelmind contexts` writes them.
@@ -124,7 +123,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     add("--top_p", float, 0.95, "keep the likeliest tokens that reach this probability together")
     add("--seed", int, 0, "local: same seed, same answers")
     add("--lora_path", str, None, "local: adapter, a .pth file or a PEFT folder")
-    add("--lora_rank", int, None, "local: must agree with the adapter's weights")
+    add("--lora_rank", int, None, "local: the rank that the adapter must have, as a check; none is the adapter's own")
     add("--batch_size", int, 16, "local: answers that run at once")
     add("--device", str, None, "local: such as cuda, cpu; none is cuda, or the CPU without a GPU")
     group.add_argument(

@@ -104,7 +104,7 @@ def add_model_flags(
         "--lora_rank",
         type=int,
         metavar="N",
-        help=documented_default("must agree with the adapter's weights", 8),
+        help=documented_default("the rank that the adapter must have, as a check", "the adapter's own"),
     )
     rope = group.add_mutually_exclusive_group()
     rope.add_argument(

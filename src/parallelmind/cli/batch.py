@@ -15,9 +15,8 @@ from parallelmind.jobs.ranks import current_rank
 from parallelmind.pipelines.batch import BatchReport, run_batch
 from parallelmind.pipelines.options import BatchOptions
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "answer the records of a JSONL file"
 EPILOG = """\
 Input rows: {"main": "...", "branches": ["...", "..."]} or {"text": "..."}; an "id" is copied to the output.
 Output: one row per answer with "input" and "output", in input order; a record or branch that cannot be

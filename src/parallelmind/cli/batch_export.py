@@ -8,9 +8,8 @@ from pathlib import Path
 from parallelmind.cli.problems import print_problems
 from parallelmind.data.openai_batch_output import export_batch
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "turn answer rows into an OpenAI batch output file"
 EPILOG = """\
 Input: the output of `parallelmind answer` over rows of `parallelmind batch-import` (other answer rows will do: their id
 becomes the custom_id). Output: {"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}, one

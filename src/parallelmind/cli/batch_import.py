@@ -9,9 +9,8 @@ from parallelmind.cli.args import documented_default
 from parallelmind.cli.problems import print_problems
 from parallelmind.data.openai_batch import import_batch
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "turn an OpenAI batch file into context rows"
 EPILOG = """\
 Input: {"custom_id", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], ...}}, one a line;
 "/v1/completions" too. Output: context rows for `parallelmind answer --contexts_file`, in the same order; what a body

@@ -17,9 +17,8 @@ from parallelmind.errors import ParallelMindError
 if TYPE_CHECKING:
     from parallelmind.pipelines.chat import ChatSession
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "add_chat_flags", "run"]
 
-HELP = "talk with a model, and ask it several questions at once"
 _ENDINGS = {"quit", "exit"}
 _INTERRUPTED = 130
 _GOODBYE = "再见！"
@@ -31,8 +30,13 @@ The bundled model answers questions about a short story that stands above them, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_single_arguments(parser)
-    parser.add_argument("--system", default="", metavar="TEXT", help="system message (default: none)")
+    add_chat_flags(parser)
     parser.epilog = "In the chat:\n" + COMMANDS_HELP.replace("%", "%%")
+
+
+def add_chat_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flags that `generate` does not have."""
+    group.add_argument("--system", default="", metavar="TEXT", help="system message (default: none)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,9 +10,7 @@ from rich.table import Table
 
 from parallelmind.cli.args import documented_default
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "show and check how the positions (branch, time) flow through a model"
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,7 @@ from pathlib import Path
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.gpus import assign_gpus, count_gpus, visible_gpus
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "check how records and GPUs are divided over workers"
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,9 +14,8 @@ from parallelmind.jobs.ranks import current_rank
 from parallelmind.pipelines.contexts import ContextOptions, ContextReport, run_contexts
 from parallelmind.rag.retriever import METHODS, RetrieverSettings
 
-__all__ = ["HELP", "add_arguments", "add_context_flags", "context_options", "log_summary", "run"]
+__all__ = ["add_arguments", "add_context_flags", "context_options", "log_summary", "run"]
 
-HELP = "find the documentation of exactly the versions that queries ask about"
 EPILOG = """\
 Queries: a JSON object {"<id>": {"queries": [{"query", "target_api"}], "original_data": {"target_dependency":
 {"numpy": "1.26.4"}}}}, or JSONL rows {"id", "query", "target_api", "dependencies"}; which of the two is found out.

@@ -11,9 +11,8 @@ from pathlib import Path
 from parallelmind.cli.args import documented_default
 from parallelmind.data.convert import FORMATS, ConvertOptions, ConvertReport, convert
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "turn fine-tuning data into records"
 EPILOG = """\
 What is read (each row by its own fields, unless --format says otherwise):
   conversations  {"conversations": [{"role": "user", "content": "..."}, ...]}

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from parallelmind.rag.corpus.build import BuildResult
     from parallelmind.rag.corpus.meta import CorpusMeta
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "build the documentation of exact package versions, and show what is there"
 BUILD_EPILOG = """\
 Writes {corpus_path}/{import name}/{version}.jsonl, a row for each public object of the package:
   {"path", "aliases", "doc", "type", "signature", "members", "source", "distribution", "version", "wheel",
@@ -37,7 +36,12 @@ Wheels come from pip's configured index. A version without a wheel for this Pyth
 or from its source archive; nothing of a source archive is run. Finished versions are kept; interrupted, the same
 command goes on.
 Exit codes: 0 built, 1 one package or more failed (the others are built), 2 wrong usage.
+
+Example:
+  parallelmind corpus build numpy==1.26.4 pandas==2.2.2 --corpus_path corpora --jobs 2
 """
+LIST_EPILOG = "Example:\n  parallelmind corpus list --corpus_path corpora\n"
+SHOW_EPILOG = "Example:\n  parallelmind corpus show numpy.concatenate --version 1.26.4 --corpus_path corpora\n"
 
 _LOGGER = logging.getLogger(__name__)
 _SHOWN_ERRORS = 5
@@ -45,10 +49,14 @@ _SHOWN_ERRORS = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="corpus_command")
-    build = commands.add_parser("build", help="build corpora", description="build corpora", epilog=BUILD_EPILOG)
+
+    def add(name: str, text: str, epilog: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, epilog=epilog)
+
+    build = add("build", "build corpora", BUILD_EPILOG)
     _add_build_arguments(build)
-    listing = commands.add_parser("list", help="what a folder holds", description="what a folder holds")
-    show = commands.add_parser("show", help="one object, or one package", description="one object, or one package")
+    listing = add("list", "list what a folder holds", LIST_EPILOG)
+    show = add("show", "show one object, or one package", SHOW_EPILOG)
     show.add_argument("name", metavar="NAME", help="such as numpy, numpy==1.26.4, numpy.linalg.norm")
     show.add_argument("--version", metavar="V", help="only this version (default: all that the folder holds)")
     for command in (build, listing, show):

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from parallelmind.engine.request import Event
     from parallelmind.pipelines.demo import DemoRecord, DemoResult
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "see the main job on the bundled model: parallel answers, next to one by one"
 _SECONDS_A_STEP = 0.25
 
 

@@ -14,9 +14,8 @@ from rich.text import Text
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.typed import typed_command, typed_path
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "see documentation of two versions of a package found and answered from, with the bundled model"
 _LINES_SHOWN = 7
 _QUESTIONS_SHOWN = 6
 

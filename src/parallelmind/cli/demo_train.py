@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
     from parallelmind.pipelines.demo_train import Measured, Task, Trained
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "train the bundled model: accuracy lost and won back, and branches that cooperate"
 EPILOG = """\
 1. The bundled model answers questions on a story; with 2D RoPE switched on, untuned, it answers much worse; LoRA
    training on generated records brings it back.

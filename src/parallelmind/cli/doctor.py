@@ -20,9 +20,8 @@ from parallelmind.cli.args import documented_default
 from parallelmind.pipelines.doctor import GROUPS, DoctorOptions, Outcome, examine
 from parallelmind.pipelines.doctor.check import Check
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "check this installation: imports, versions, devices, training, inference, documents, pos2d, files"
 EPILOG = """\
 Nothing is downloaded unless --base_model is a hub name, and nothing is left behind. The exit code is 0 when no check
 failed; what is not here and need not be (a GPU, an optional package) is skipped, which is no failure.
@@ -53,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora_rank",
         type=int,
         metavar="N",
-        help=documented_default("must agree with the adapter's weights; also the rank of the training check", 8),
+        help=documented_default(
+            "the rank that the adapter must have; also that of the training check", "the adapter's own; 8 in the check"
+        ),
     )
     model.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
     model.add_argument(

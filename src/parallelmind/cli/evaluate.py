@@ -15,9 +15,8 @@ from parallelmind.rag.evaluation import Report, evaluate, read_labelled
 from parallelmind.rag.ranking import Ranker
 from parallelmind.rag.retriever import EXACT, METHODS, STRING, RetrieverSettings
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "measure retrieval on labelled queries"
 EPILOG = """\
 Labelled queries are JSONL rows {"id", "query", "target_api", "dependencies", "method", "expected"}: "method" is how the
 query should be served (exact_api_match, rag_string_match, absent or rag_fallback), "expected" lists the names of the

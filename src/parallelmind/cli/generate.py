@@ -20,24 +20,27 @@ if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
     from parallelmind.engine.request import BranchResult, SamplingParams
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "print the completion of a prompt, or of branches under it"
+__all__ = ["add_arguments", "add_generate_flags", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_single_arguments(parser)
-    prompt = parser.add_mutually_exclusive_group(required=True)
+    add_generate_flags(parser)
+
+
+def add_generate_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flags that `chat` does not have."""
+    prompt = group.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help='the text to continue; "-" reads stdin')
     prompt.add_argument("--prompt_file", metavar="PATH", help="a UTF-8 file that holds it")
-    parser.add_argument(
+    group.add_argument(
         "--branch",
         action="append",
         default=[],
         metavar="TEXT",
         help="a text under the prompt, answered in parallel with the others; may be given several times",
     )
-    parser.add_argument(
+    group.add_argument(
         "--json", action="store_true", help="print a JSON line for each answer, as `parallelmind batch` writes it"
     )
 

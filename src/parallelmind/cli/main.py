@@ -1,12 +1,12 @@
 """The command `parallelmind` and its subcommands, one module each.
 
-A subcommand module has `HELP`, `add_arguments(parser)` and `run(args) -> exit code`.
+A subcommand module has `add_arguments(parser)` and `run(args) -> exit code`; `commands.py` lists them all.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
-import importlib
 import os
 import select
 import signal
@@ -15,7 +15,9 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
+import parallelmind
 from parallelmind.cli.args import Parser, parse
+from parallelmind.cli.commands import COMMANDS, overview, prepare_parser
 from parallelmind.cli.failures import say_failed
 from parallelmind.cli.logs import configure_logging
 from parallelmind.errors import ParallelMindError
@@ -26,31 +28,6 @@ __all__ = ["main"]
 # Read by OpenMP when torch is imported, later. Threads that spin while they wait cost more than everything else as soon
 # as another program runs: measured on 2 cores beside one busy process, 6.1 s against 0.5 s, and no loss on idle cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-COMMANDS = {
-    "batch": "parallelmind.cli.batch",
-    "chat": "parallelmind.cli.chat",
-    "generate": "parallelmind.cli.generate",
-    "demo": "parallelmind.cli.demo",
-    "demo-train": "parallelmind.cli.demo_train",
-    "convert": "parallelmind.cli.convert",
-    "train": "parallelmind.cli.train",
-    "show": "parallelmind.cli.show",
-    "merge": "parallelmind.cli.merge",
-    "answer": "parallelmind.cli.answer",
-    "pipeline": "parallelmind.cli.pipeline",
-    "demo-rag": "parallelmind.cli.demo_rag",
-    "batch-import": "parallelmind.cli.batch_import",
-    "batch-export": "parallelmind.cli.batch_export",
-    "check-workers": "parallelmind.cli.check_workers",
-    "corpus": "parallelmind.cli.corpus",
-    "serve": "parallelmind.cli.serve",
-    "contexts": "parallelmind.cli.contexts",
-    "evaluate": "parallelmind.cli.evaluate",
-    "doctor": "parallelmind.cli.doctor",
-    "check-pos2d": "parallelmind.cli.check_pos2d",
-}
-
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -93,18 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(given: Sequence[str]) -> Parser:
-    # Modules of commands import what their flags need; of a command that is known, only its own.
-    chosen = given[0] if given and given[0] in COMMANDS else None
-    parser = Parser(prog="parallelmind", description="Parallel branches for Hugging Face causal language models.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, module_name in COMMANDS.items():
-        if chosen not in (None, name):
-            continue
-        module = importlib.import_module(module_name)
-        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        module.add_arguments(command)
-        command.add_argument("--debug", action="store_true", help="more log lines, and tracebacks of errors")
-        command.set_defaults(run=module.run)
+    # Modules of commands import what their flags need: only that of the command which is given is imported.
+    parser = Parser(
+        prog="parallelmind",
+        usage="parallelmind COMMAND [FLAGS]",
+        description=overview(),
+        epilog="`parallelmind COMMAND --help` lists the flags of a command.",
+    )
+    version = f"parallelmind {parallelmind.__version__}"
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
+    commands = parser.add_subparsers(prog="parallelmind", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    for name in COMMANDS:
+        command = commands.add_parser(name)
+        if given and given[0] == name:
+            command.set_defaults(run=prepare_parser(command, name))
+            command.add_argument("--debug", action="store_true", help="more log lines, and tracebacks of errors")
     return parser
 
 

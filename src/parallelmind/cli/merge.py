@@ -9,9 +9,8 @@ from pathlib import Path
 
 from parallelmind.cli.args import add_model_flags
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "merge an adapter into its base model"
 EPILOG = """\
 The merged weights still need 2D RoPE if the adapter was trained with it. The folder says so:
 parallelmind.json has the settings, which ParallelMind reads from --base_model, and README.md tells people.

@@ -17,9 +17,8 @@ from parallelmind.pipelines.answer_options import ENGINE_TYPES
 from parallelmind.pipelines.rag_pipeline import PipelineFiles, run_pipeline
 from parallelmind.pipelines.rank_files import rank_files
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "queries to contexts to answers, in one command"
 EPILOG = """\
 Writes OUTPUT_DIR/contexts.jsonl, OUTPUT_DIR/answers.jsonl and OUTPUT_DIR/statistics.json. Each stage is a job of its
 own: interrupted at any moment, the same command continues in the stage and at the record where it was.

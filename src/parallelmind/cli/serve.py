@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from parallelmind.cli.args import add_model_flags, documented_default
 from parallelmind.errors import SettingsError
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "serve a model: OpenAI's API, parallel branches, and a web page"
 _KEY_VARIABLE = "PARALLELMIND_API_KEY"
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from parallelmind.data.samples import Sample
     from parallelmind.visuals.grid import RowGrid
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "draw the packed row of a record: tokens, positions, visibility"
 EPILOG = """\
 The row is drawn as training packs it: main, then every branch; answers are closed with the end-of-text token.
 Records may have any form that training takes: {"main", "branches"} with texts, {"prompt", "completion"} or

@@ -16,9 +16,8 @@ from parallelmind.cli.train_progress import make_train_progress
 from parallelmind.errors import SettingsError
 from parallelmind.training.options import TASKS, TrainOptions
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
-HELP = "train LoRA (or a small model from scratch) on packed rows"
 EPILOG = """\
 Data rows: {"main", "branches": [text or {"prompt", "completion"} or {"messages"}, ...]}, {"text"},
 {"prompt", "completion"}, {"messages": [...]} or {"conversations": [...]}. Learned are completions, the

@@ -25,7 +25,6 @@ TINY_MODEL = "tiny"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO_DTYPE = "auto"
 """In Python the name of the checkpoint's own number format."""
-_DEFAULT_RANK = 8
 
 
 def resolve_device(device: str | None) -> tuple[str, str | None]:
@@ -92,8 +91,8 @@ def load_model_with_lora(
     The result can be unpacked into these three, or into the first two, and has them as attributes: see `LoadedModel`.
 
     None means "not given": the sidecar of the adapter or of the model folder decides, else the documented
-    default (ratio 0.5, split, low, stride 128, isolated; rank 8 for a `.pth` without a sidecar; 2D RoPE with an
-    adapter only). Values that contradict a sidecar are refused.
+    default (ratio 0.5, split, low, stride 128, isolated; 2D RoPE with an adapter only). The rank is that of the
+    adapter's weights. Values that contradict a sidecar or the weights are refused.
 
     Args:
         base_model: hub name, local folder, or "tiny" for the bundled model.
@@ -141,12 +140,9 @@ def load_model_with_lora(
         pairs = auto_pair_indices(model, settings.ratio, settings.pairs)
         patch_model_with_interleaved_2d_rope(model, pairs, settings.mode)
     if lora_path is not None:
-        rank = lora_rank
-        if rank is None and sidecar is None and not Path(lora_path).is_dir():
-            rank = _DEFAULT_RANK
         from parallelmind.models.lora import load_lora  # PEFT takes seconds to import
 
-        load_lora(model, lora_path, rank=rank)
+        load_lora(model, lora_path, rank=lora_rank)
         if sidecar is not None and _differ(sidecar.base_model, base_model):
             notes.append(f"the adapter was trained on {sidecar.base_model!r}, the base model is {base_model!r}")
     loaded = LoadedModel((model.eval(), tokenizer, patched))

@@ -1,17 +1,12 @@
 """Contexts for a file of queries; the same as `parallelmind contexts`."""
 
-from __future__ import annotations
-
+import os
 import sys
-from pathlib import Path
 
-try:
-    from parallelmind.cli.main import main
-except ModuleNotFoundError as error:
-    if error.name != "parallelmind":
-        raise
-    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
-    from parallelmind.cli.main import main
+sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))))
+import run_from_checkout
+
+run_from_checkout.prepare(__name__)
 
 if __name__ == "__main__":
-    sys.exit(main(["contexts", *sys.argv[1:]]))
+    run_from_checkout.command("contexts")

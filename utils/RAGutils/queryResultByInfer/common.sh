@@ -6,18 +6,6 @@ CHECKOUT="$(cd "$HERE/../../.." && pwd)"
 ASSETS="$CHECKOUT/src/parallelmind/assets/rag"
 MISSING=()
 
-# The first Python that has what ParallelMind needs: python may be absent, or be another one.
-find_python() {
-    local candidate
-    local check='import importlib.util, sys; sys.exit(sys.version_info < (3, 11) or not importlib.util.find_spec("tokenizers"))'
-    for candidate in python python3 "$CHECKOUT/.venv/bin/python"; do
-        if "$candidate" -c "$check" 2>/dev/null; then
-            echo "$candidate"
-            return
-        fi
-    done
-}
-
 # A relative path that is not in the current folder but in the checkout is taken from there.
 locate() {
     if [[ "$1" != /* && ! -e "$1" && -e "$CHECKOUT/$1" ]]; then echo "$CHECKOUT/$1"; else echo "$1"; fi
@@ -59,8 +47,5 @@ tell_missing() {
 SHOWN_HERE="$(printf '%q' "$HERE")"
 SHOWN_ASSETS="$(printf '%q' "$ASSETS")"
 
-PYTHON="${PYTHON:-$(find_python)}"
-SHOWN_PYTHON="$(printf '%q' "${PYTHON:-python}")"
-if [[ -z "$PYTHON" ]]; then
-    MISSING+=("no Python with ParallelMind's packages was found (python, python3, $CHECKOUT/.venv/bin/python): set PYTHON, or install them with: make -C $CHECKOUT .venv/.run")
-fi
+source "$CHECKOUT/scripts/find_python.sh"
+SHOWN_PYTHON="$(printf '%q' "$PYTHON")"

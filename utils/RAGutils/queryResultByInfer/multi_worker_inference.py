@@ -3,19 +3,17 @@
 Also the documented import path: `from multi_worker_inference import QueryBasedInference`.
 """
 
-from __future__ import annotations
-
+import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-if find_spec("parallelmind") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
+sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))))
+import run_from_checkout
 
-from parallelmind.cli.main import main
+run_from_checkout.prepare(__name__)
+
 from parallelmind.rag.backends import QueryBasedInference
 
 __all__ = ["QueryBasedInference"]
 
 if __name__ == "__main__":
-    sys.exit(main(["answer", *sys.argv[1:]]))
+    run_from_checkout.command("answer")

@@ -1,15 +1,12 @@
 """Check the division of work over workers; the same as `parallelmind check-workers`."""
 
-from __future__ import annotations
-
+import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-if find_spec("parallelmind") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
+sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))))
+import run_from_checkout
 
-from parallelmind.cli.main import main
+run_from_checkout.prepare(__name__)
 
 if __name__ == "__main__":
-    sys.exit(main(["check-workers", *sys.argv[1:]]))
+    run_from_checkout.command("check-workers")
