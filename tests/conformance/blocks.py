@@ -24,6 +24,8 @@ class Block:
     expected: str
     run: Callable[[Desk], str] | None = None
     """None: it is not run, see `differs`."""
+    only_printed: bool = False
+    """It starts processes of its own, so that `make test` leaves it to `make test-slow`."""
     differs: str = ""
     """Why something else happens than is printed; empty if the same does."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 
 from tests.conformance.blocks import Block, Document, by_design
 from tests.conformance.desk import Desk
@@ -44,15 +45,20 @@ CONVERT = (
 def trained(desk: Desk, line: str, *more: str) -> str:
     """The adapter that a run wrote."""
     done = desk.command(line, *more)
-    [path] = set(re.findall(r"out/lora/\w+_final\.pth", done.said.rpartition("--lora_path")[2])) or {""}
-    assert desk.exists(path), done.said[-3000:]
+    [path] = set(re.findall(r"written: \S*(out/lora/\w+_final\.pth)", done.err))
+    assert desk.exists(path)
     return path
 
 
 def less_memory(desk: Desk) -> str:
     line = BASIC.replace("--batch_size 16", "--batch_size 4 --accumulation_steps 4")
     return trained(
-        desk, line.replace("--max_seq_len 512", "--max_seq_len 256"), "--branches_per_sample", "4", "--dtype", "float16"
+        desk,
+        line.replace("--max_seq_len 512", "--max_seq_len 256"),
+        "--branches_per_sample",
+        "4",
+        "--dtype",
+        "bfloat16",
     )
 
 
@@ -82,6 +88,13 @@ def converted(desk: Desk) -> str:
     return f"{len(desk.rows('dataset/sft_data.jsonl'))} conversations as {len(rows)} records of several branches"
 
 
+def medium(desk: Desk) -> str:
+    if find_spec("wandb") is None:
+        refused = desk.command(MEDIUM, "--use_wandb", code=1).said
+        assert "pip install 'parallelmind[wandb]'" in refused
+    return trained(desk, MEDIUM)
+
+
 DOCUMENT = Document(
     "002",
     "Fine-tuning with LoRA on parallel data",
@@ -98,13 +111,15 @@ DOCUMENT = Document(
         Block(175, "the adapter loaded by hand", "model.eval() on patched and loaded weights", loaded),
         Block(
             202,
-            "out of memory: a lower --batch_size, --max_seq_len, --branches_per_sample, more accumulation, float16",
+            "out of memory: a lower --batch_size, --max_seq_len, --branches_per_sample, more accumulation, bfloat16",
             "every one of them is taken, also a batch smaller than a row",
             less_memory,
         ),
         Block(223, CONVERT, "records that train packed", converted),
         Block(270, QUICK, "a quick try of rank 4", lambda desk: trained(desk, QUICK)),
-        Block(283, f"{MEDIUM} --use_wandb", "rank 16 on several processes", lambda desk: trained(desk, MEDIUM)),
+        Block(
+            283, f"{MEDIUM} --use_wandb", "rank 16 on several processes; without wandb installed it says how to", medium
+        ),
         Block(
             299,
             LARGE,

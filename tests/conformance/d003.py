@@ -91,6 +91,6 @@ DOCUMENT = Document(
             "Conversations train too, as they are or converted: packed as branches, the assistant's turns learned.",
         ),
         Block(268, "python scripts/test_pos2d_handling.py", "the checks pass", unit_test),
-        Block(274, TEST, "the inference commands pass", script),
+        Block(274, TEST, "the inference commands pass", script, only_printed=True),
     ),
 )

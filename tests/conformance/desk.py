@@ -172,7 +172,7 @@ def _with_few_processes(words: list[str]) -> list[str]:
 
 
 def _without_launcher(words: list[str]) -> list[str]:
-    return words[2:] if words[0] == "torchrun" else words[1:]
+    return [word for word in words[2:] if word != "--ddp"] if words[0] == "torchrun" else words[1:]
 
 
 def _write_data(desk: Desk) -> None:

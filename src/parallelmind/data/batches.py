@@ -50,6 +50,7 @@ class RowPlan:
 
     def count(self, counts: DataCounts) -> None:
         counts.rows += 1
+        counts.unrelated_rows += not self.main and len(self.branches) > 1
         counts.branches += len(self.branches)
         counts.tokens += self.tokens
         counts.supervised_tokens += sum(sum(branch.learned) for branch in self.branches)

@@ -25,6 +25,8 @@ class DataCounts:
     records: int = 0
     rows: int = 0
     """Packed rows."""
+    unrelated_rows: int = 0
+    """Packed rows of several branches without a main, as `parallelmind convert` makes of unrelated conversations."""
     branches: int = 0
     tokens: int = 0
     """Of the packed rows, main once a row."""

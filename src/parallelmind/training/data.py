@@ -80,6 +80,7 @@ def load_data(
         max_model_len=trainee.max_model_len,
         vocab_size=trainee.vocab_size,
         sees_main=sees_main(trainee.settings.visibility),
+        learn_main=options.learn_main,
         strict=options.strict,
     )
     limits = _row_limits(options)

@@ -24,6 +24,7 @@ __all__ = ["TrainingReport", "write_report"]
 _COUNTED = {
     "records": "records",
     "rows": "packed rows",
+    "unrelated_rows": "of them several branches without a main",
     "branches": "branches",
     "tokens": "tokens in the rows",
     "supervised_tokens": "of them learned",
