@@ -185,6 +185,7 @@ def test_what_a_run_prints(data: Path, out: Path, on_upper: list[str], capsys: p
     assert main(command) == 0
     again = capsys.readouterr()
     assert "5 records = 3 successful + 2 errors" in again.out
+    assert "STATISTICS" not in again.out  # nothing was done that a block could count
     assert "nothing to do" in again.err
 
 

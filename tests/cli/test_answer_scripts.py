@@ -83,8 +83,12 @@ def test_variables_are_edited_at_the_top(checkout: Path, tmp_path: Path) -> None
     show.write_text('#!/usr/bin/env bash\necho "$*"\n')
     show.chmod(0o755)
     variables = {"CONTEXTS_FILE": "in", "MODEL_PATH": "m", "PYTHON": str(show)}
-    assert "--workers 3 --model_path m --top_p 0.5" in bash(script, cwd=tmp_path, **variables).stdout
-    assert "--workers 2 --model_path m --top_p 0.5" in bash(script, cwd=tmp_path, NUM_WORKERS="2", **variables).stdout
+    assert (
+        "--workers 3 --model_path m --max_new_tokens 512 --temperature 0.1 --top_p 0.5"
+        in bash(script, cwd=tmp_path, **variables).stdout
+    )
+    given = bash(script, cwd=tmp_path, NUM_WORKERS="2", TEMPERATURE="0", **variables).stdout
+    assert "--workers 2 --model_path m --max_new_tokens 512 --temperature 0 --top_p 0.5" in given
 
 
 def test_without_python_another_is_taken_or_its_lack_is_told(checkout: Path, tmp_path: Path) -> None:

@@ -101,8 +101,10 @@ def test_the_variables(checkout: Path) -> None:
     common = {"CONTEXTS_FILE": "in", "OUTPUT_FILE": "out", "MODEL_PATH": "m", "PYTHON": str(show)}
 
     def started(**variables: str) -> tuple[str, list[str]]:
-        gpus, _, words = run_line(WORKERS, cwd=checkout, **common, **variables).stdout.strip().partition("|")
-        return gpus, words.split()[5:]  # after the script and the two files
+        gpus, _, line = run_line(WORKERS, cwd=checkout, **common, **variables).stdout.strip().partition("|")
+        words, answer = line.split()[5:], ["--max_new_tokens", "512", "--temperature", "0.1"]
+        assert words[-4:] == answer
+        return gpus, words[:-4]  # between the two files and how it answers
 
     def local(workers: str) -> list[str]:
         return ["--inference_type", "local", "--workers", workers, "--model_path", "m"]

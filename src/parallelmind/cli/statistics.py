@@ -21,7 +21,7 @@ def print_statistics(report: JobReport, name: str, out_path: str | Path, rank_fi
     `rank_files` are the files that hold the rows of one worker alone; the rows of the others are in `out_path`.
     """
     statistics = report.statistics
-    if statistics.records_in_this_run:
+    if statistics.records_in_this_run > 0:
         for rank in sorted({*statistics.workers, *range(report.world_size)}):
             worker = statistics.workers.get(rank, WorkerStatistics.none())
             saved = rank_files.get(rank, out_path) if worker.processed else _NOTHING

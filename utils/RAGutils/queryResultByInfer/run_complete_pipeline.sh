@@ -22,8 +22,8 @@ INFERENCE_TYPE="${INFERENCE_TYPE:-local}"    # local, huggingface, togetherai or
 TOTAL_GPUS="${TOTAL_GPUS:-}"                 # what these and the next mean, run_multi_worker_inference.sh says
 GPUS_PER_WORKER="${GPUS_PER_WORKER:-}"
 MAX_SAMPLES_PER_WORKER="${MAX_SAMPLES_PER_WORKER:-}"
-MAX_NEW_TOKENS="${MAX_NEW_TOKENS:-}"
-TEMPERATURE="${TEMPERATURE:-}"
+MAX_NEW_TOKENS="${MAX_NEW_TOKENS:-512}"
+TEMPERATURE="${TEMPERATURE:-0.1}"
 TOP_P="${TOP_P:-}"
 PYTHON="${PYTHON:-}"                         # empty: python, python3, or that of the checkout's .venv
 # ----
