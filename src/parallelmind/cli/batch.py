@@ -103,8 +103,10 @@ def _log_summary(report: BatchReport, out_path: str | Path | None) -> None:
         _LOGGER.warning("failed: %s", reason if reason.startswith("line ") else f"line {line}: {reason}")
     if more := report.failed - len(report.failures):
         _LOGGER.warning('failed: %d more; their rows in the output have an "error"', more)
-    if report.failed:
-        _LOGGER.warning("--retry_failed tries the failed records again")
+    if report.retryable:
+        _LOGGER.warning("--retry_failed tries %d of the failed records again", report.retryable)
+    elif report.failed:
+        _LOGGER.warning("none of the failed records can succeed as they are: mend them or the settings")
     if report.seconds:
         _LOGGER.info(
             "%d tokens generated in %.1f s: %.1f tokens/s; %d prompt tokens",

@@ -20,6 +20,8 @@ Prompt = str | Sequence[int]
 
 ErrorKind = Literal["empty", "too_long", "vocabulary", "memory", "engine"]
 """Why a branch has finish_reason "error"; all but the last lie in the request."""
+LASTING_ERRORS: tuple[ErrorKind, ...] = ("empty", "too_long", "vocabulary")
+"""Those that the same request meets again; memory may be larger the next time."""
 
 BASE_MODEL = ""
 """The adapter of requests and branches that run without one."""

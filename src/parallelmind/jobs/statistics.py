@@ -85,7 +85,7 @@ def collect_statistics(index: ResultIndex, *, seconds: float, resumed: int) -> J
         **_counts(index, done),
         records=len(index),
         seconds=seconds,
-        records_in_this_run=index.done - index.reopened - resumed,
+        records_in_this_run=max(0, index.done - index.reopened - resumed),
         seconds_percentiles={f"p{name}": value for name, value in zip(_PERCENTILES, percentiles, strict=True)},
         errors_by_class={
             index.error_classes[number]: count

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request, SamplingParams
 from parallelmind.errors import ParallelMindError
 from parallelmind.jobs.job import WorkItem
 from parallelmind.jobs.outcome import Outcome
@@ -24,8 +24,6 @@ from parallelmind.rag.window import ContextWindow
 __all__ = ["BackendAnswers", "EngineAnswers", "parse_rows", "unreadable"]
 
 _LOGGER = logging.getLogger(__name__)
-_LASTING = ("empty", "too_long", "vocabulary")
-"""Errors of the engine that the same request meets again; memory may be larger the next time."""
 
 
 def unreadable(item: WorkItem, reason: str, error_class: str, *, rank: int | None, final: bool) -> Outcome:
@@ -158,7 +156,7 @@ class EngineAnswers:
         if result.finish_reason in ("error", "cancelled"):
             reason = result.error or f"the engine ended this answer: {result.finish_reason}"
             row = answer_row(question.row, error=reason, inference_time=seconds, worker_rank=self._rank)
-            final = result.error_kind in _LASTING
+            final = result.error_kind in LASTING_ERRORS
             return Outcome.of([row], error_class="RequestError", seconds=seconds, final=final)
         row = answer_row(
             question.row,

@@ -35,6 +35,8 @@ class BatchReport:
     """Records with an answer for every branch."""
     failed: int
     """Records with an error row."""
+    retryable: int
+    """Those of them that may succeed when they are tried again."""
     generations: int
     """Answers in the output."""
     failed_rows: int
@@ -172,6 +174,7 @@ def _report(report: JobReport) -> BatchReport:
         resumed=report.resumed,
         answered=completion.answered,
         failed=completion.failed,
+        retryable=completion.retryable,
         generations=completion.rows - completion.failed_rows,
         failed_rows=completion.failed_rows,
         failures=completion.failures,

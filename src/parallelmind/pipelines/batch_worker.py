@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from parallelmind.data.records import Record, parse_record, salvage_fields, shorten
 from parallelmind.data.rows import RowLimits, split_rows
-from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Event, Request, SamplingParams
 from parallelmind.errors import DataError
 from parallelmind.jobs.job import WorkItem
 from parallelmind.jobs.outcome import Outcome
@@ -79,16 +79,20 @@ class _Answers:
     """For each row of the model, the branches in it."""
     error_class: str = ""
     """Kind of the first failure."""
+    retryable: bool = False
+    """A branch failed that may succeed when it is tried again."""
     tokens_out: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def fail(self, branch: int, error: str, error_class: str) -> None:
+    def fail(self, branch: int, error: str, error_class: str, *, retryable: bool = False) -> None:
         self.error_class = self.error_class or error_class
+        self.retryable = self.retryable or retryable
         self._put(branch, {"input": self.inputs[branch], "output": None, "error": error})
 
     def take(self, branch: int, result: BranchResult) -> None:
         if result.finish_reason in ("error", "cancelled"):
-            self.fail(branch, result.error or f"the engine ended this branch: {result.finish_reason}", "RequestError")
+            error = result.error or f"the engine ended this branch: {result.finish_reason}"
+            self.fail(branch, error, "RequestError", retryable=result.error_kind not in LASTING_ERRORS)
             return
         self.tokens_out += len(result.token_ids)
         answer = {"input": self.inputs[branch], "output": result.text}
@@ -104,6 +108,7 @@ class _Answers:
         assert not self.missing
         return Outcome.of(
             [row for row in self.rows if row is not None],
+            final=not self.retryable,
             error_class=self.error_class,
             tokens_in=len(self.main_ids) + sum(map(len, self.prompt_ids)),
             tokens_out=self.tokens_out,

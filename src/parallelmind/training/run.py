@@ -163,8 +163,8 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         counts = trainer.data_state.get("counts_with_block") or counts
     if trainee.settings.visibility == "columnar" and counts["unrelated_rows"]:
         _LOGGER.warning(
-            "%d rows hold several branches without a main, which --visibility columnar lets see one another; if they are "
-            "unrelated (as convert packs them), train with isolated, or convert with --branches_per_sample 1",
+            "%d rows hold several branches without a main, which --visibility columnar lets see one another; if they "
+            "are unrelated (as convert packs them), train with isolated, or convert with --branches_per_sample 1",
             counts["unrelated_rows"],
         )
     written, report = files.model if options.task == "pretrain" else files.adapter(None), None
