@@ -76,7 +76,7 @@ def test_the_defaults(default: Ran, model: Path) -> None:
     assert (options.max_branches_per_sample, options.min_branches_per_sample) == (0, 1)
     assert (options.load_lora, options.hf_dataset, options.hf_subset) == (None, None, None)
     assert (options.use_streaming, options.use_wandb, options.ddp) == (False, False, False)
-    assert (options.dtype, options.out_dir, options.name) == ("bfloat16", Path("out"), "hf_parallel_lora")
+    assert (options.dtype, options.out_dir, arguments.run_name) == ("bfloat16", Path("out"), "hf_parallel_lora")
     assert (trainee.rank, trainee.patched) == (8, True)
     assert (trainee.settings.ratio, trainee.settings.branch_stride) == (0.5, 128)
     assert (arguments.learning_rate, arguments.max_grad_norm) == (1e-4, 1.0)
@@ -179,15 +179,15 @@ def test_the_size_of_a_step(train: Trainer, default: Ran) -> None:
 
 @proves("train", "--accumulation_steps", "--epochs", "--log_interval")
 def test_batches_steps_and_log(train: Trainer) -> None:
-    """Three batches make a step, two passes take twice the batches, and a log entry stands at every second step."""
+    """Two batches make a step of up to 32 branches, two passes take twice as many, and every second step is logged."""
     once = train("--log_interval", 1)
     batches = len(once.batches)
     assert list(once.log("loss")) == list(range(1, batches + 1))
-    more = train("--epochs", 2, "--accumulation_steps", 3, "--log_interval", 2)
-    steps = -(-2 * batches // 3)
-    assert more.trainee is not None
-    assert f"{steps} steps done" in more.shown
-    assert list(more.log("loss")) == [step for step in range(1, steps + 1) if step % 2 == 0]
+    assert once.row_sizes() == [8, 1] * 5
+    more = train("--epochs", 2, "--accumulation_steps", 2, "--log_interval", 2)
+    assert "4 steps done" in more.shown  # of 27 branches and of 18, in each pass
+    assert len(more.batches) == 2 * 4
+    assert list(more.log("loss")) == [2, 4]
     passes = [rows for rows in more.texts() if rows[0] == "main0"]
     assert len(passes) == 2 * len([rows for rows in once.texts() if rows[0] == "main0"])
 
@@ -230,8 +230,29 @@ def test_weights_and_biases(train: Trainer, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @proves("train", "--ddp")
-def test_ddp_needs_a_launcher(train: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--ddp` without torchrun is an error that shows the command; two processes without `--ddp` are one as well."""
+def test_ddp_needs_a_launcher(train: Trainer) -> None:
+    """`--ddp` without torchrun is an error that shows the command."""
     assert "torchrun --nproc_per_node N … --ddp" in train("--ddp", expect=1).shown
-    monkeypatch.setattr("parallelmind.training.run.current_rank", lambda: mock.Mock(world_size=2))
-    assert "2 processes were launched; pass --ddp" in train(expect=1).shown
+
+
+@proves("train", "--batch_size", "--accumulation_steps", "--branches_per_sample")
+def test_a_batch_smaller_than_a_row(train: Trainer) -> None:
+    """Two branches at a time, accumulated 16 times, write what 32 at a time do, though rows have 8 branches."""
+    same = ("--epochs", 1, "--optim", "sgd", "--grad_clip", 0, "--learning_rate", 0.05, "--branches_per_sample", 8)
+    small = train("--batch_size", 2, "--accumulation_steps", 16, *same)
+    assert max(small.row_sizes()) == 2
+    large = train("--batch_size", 32, *same)
+    assert max(large.row_sizes()) == 8
+    assert_equal(small.final(), large.final(), tolerance=1e-4)
+
+
+@proves("train", "--lora_name", "a run of other settings")
+def test_one_command_after_another(train: Trainer, tmp_path: Path) -> None:
+    """Another rank under one name writes NAME_2; a default that is spelled out goes on with the run it is of."""
+    train("--out_dir", tmp_path / "one", "--max_steps", 1)
+    other = train("--out_dir", tmp_path / "one", "--max_steps", 1, "--lora_rank", 4)
+    assert "hf_parallel_lora is a run with other settings (--lora_rank 4 instead of 8)" in other.shown
+    assert other.files() == {"hf_parallel_lora_final.pth", "hf_parallel_lora_2_final.pth"}
+    same = train("--out_dir", tmp_path / "one", "--max_steps", 1, "--rope_2d_ratio", 0.5, "--lora_rank", 8)
+    assert "continuing from" in same.shown
+    assert same.files() == other.files()

@@ -152,5 +152,5 @@ def test_conversations(train: Trainer, tmp_path: Path) -> None:
     assert ran.learned() == {f"yo{EOS}", f"twofour{EOS}", f"b{EOS}"}
     for said in ("hi", "one", "three"):
         assert any(said in branch for branch in ran.texts()[0])
-    assert ran.files() == {"hf_lora_hf_final.pth"}
+    assert ran.files() == {"qwen2_parallel_lora_hf.pth", "qwen2_parallel_lora_hf_final.pth"}
     assert train("--task", "lora", *ONE).texts()[0][0] == "main0"

@@ -115,30 +115,44 @@ def steps(folder: Path, name: str) -> int:
 
 
 @proves("train", "python trainer/train_hf_parallel_lora.py")
-@proves("train", "torchrun --nproc_per_node N trainer/train_hf_parallel_lora.py … --ddp", "--ddp")
+@proves("train", "torchrun --nproc_per_node N trainer/train_hf_parallel_lora.py …", "--ddp")
 def test_one_process_and_two(model: Path, data: Path, tmp_path: Path) -> None:
-    """The line, and with torchrun and `--ddp` two processes that need half the steps; both leave one final adapter."""
+    """The line, and with torchrun two processes that need half the steps; each leaves one final adapter.
+
+    `--ddp` may be given to the second, and means the same.
+    """
     one, two = (link_checkout(tmp_path / name) for name in ("one", "two"))
     flags = flags_of(model, data)
     run_script("python trainer/train_hf_parallel_lora.py", *flags, cwd=one)
     line = "torchrun --nproc_per_node 2 trainer/train_hf_parallel_lora.py"
-    run_line(line, *flags, "--ddp", cwd=two)
+    first = run_line(line, *flags, cwd=two)
+    assert "continuing from" not in first.stderr
+    assert "continuing from" in run_line(line, *flags, "--ddp", cwd=two).stderr
     assert steps(one, "hf_parallel_lora") == 2 * steps(two, "hf_parallel_lora") == 12
     for folder in (one, two):
         assert [path.name for path in (folder / "out" / "lora").glob("*.pth")] == ["hf_parallel_lora_final.pth"]
 
 
-@proves("train_hf_lora", "python trainer/train_hf_lora.py", "--lora_name", "{lora_name}_{model_tag}_…")
+@proves(
+    "train_hf_lora",
+    "python trainer/train_hf_lora.py",
+    "--lora_name",
+    "{lora_name}_{model_tag}.pth",
+    "{lora_name}_{model_tag}_…",
+)
 def test_training_on_conversations(model: Path, tmp_path: Path) -> None:
-    """The line with `--lora_name medical_lora` on conversations writes medical_lora_hf_final.pth."""
+    """The line with `--lora_name medical_lora` on conversations writes medical_lora_hf.pth, and the same as final."""
     link_checkout(tmp_path)
     said = [{"role": "user", "content": "fever?"}, {"role": "assistant", "content": "rest"}]
     data = write_jsonl(tmp_path / "data.jsonl", [{"conversations": said}] * 6)
     line = "python trainer/train_hf_lora.py --lora_name medical_lora --save_interval 1"
     run_script(line, *flags_of(model, data), cwd=tmp_path)
     names = {path.name for path in (tmp_path / "out" / "lora").glob("*.pth")}
-    assert names == {"medical_lora_hf_step1.pth", "medical_lora_hf_final.pth"}
-    assert len(adapter(tmp_path / "out" / "lora" / "medical_lora_hf_final.pth")) == 2 * 7 * 2
+    assert names == {"medical_lora_hf.pth", "medical_lora_hf_step1.pth", "medical_lora_hf_final.pth"}
+    newest, final = (adapter(tmp_path / "out" / "lora" / f"medical_lora_hf{end}.pth") for end in ("", "_final"))
+    assert len(final) == 2 * 7 * 2
+    assert newest.keys() == final.keys()
+    assert all(torch.equal(value, final[name]) for name, value in newest.items())
 
 
 @proves("train_pretrain", "python trainer/train_pretrain.py")

@@ -42,7 +42,7 @@ class Ran:
 
     def log(self, key: str) -> dict[int, float]:
         """The values of a log entry by step."""
-        path = self.out / "logs" / self.options.name / "metrics.jsonl"
+        path = self.out / "logs" / self.arguments.run_name / "metrics.jsonl"
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {entry["step"]: entry[key] for entry in entries if key in entry}
 
@@ -50,7 +50,7 @@ class Ran:
         return {path.name for path in (self.out / "lora").glob("*.pth")}
 
     def final(self) -> dict[str, torch.Tensor]:
-        return adapter(self.out / "lora" / f"{self.options.name}_final.pth")
+        return adapter(self.out / "lora" / f"{self.arguments.run_name}_final.pth")
 
     def row_sizes(self) -> list[int]:
         """Branches of each row, in order."""

@@ -83,27 +83,50 @@ def test_the_engine_gives_the_logits_of_the_training_forward(family: str, data: 
 
 
 def test_two_processes_equal_one(model: Path, data: Path, tmp_path: Path) -> None:
-    """torchrun with gloo, through the documented script; its last step is short of a batch."""
+    """torchrun with gloo, through the documented script, with and without --ddp; rows of 3 branches are cut in two.
+
+    The folder has a run of other settings, so that both processes have to take the same next name.
+    """
     # Plain SGD without clipping, as Adam does not care for the scale of a gradient.
     flags = ["--max_samples", 21, "--learning_rate", 0.05, "--log_interval", 2, "--eval_ratio", 0.2]
     flags += ["--optim", "sgd", "--grad_clip", 0]
     script = ROOT / "trainer" / "train_hf_parallel_lora.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    flags += ["--batch_size", 2, "--accumulation_steps", 3]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *command(model, data, tmp_path / "two", *flags, "--ddp")],
-        capture_output=True, text=True, timeout=300, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
     sgd: dict[str, Any] = {"hf": {"optim": "sgd"}, "grad_clip": 0, "learning_rate": 0.05}
-    one = options(model, data, tmp_path / "one", accumulation_steps=2, max_samples=21, eval_ratio=0.2, **sgd)
-    report = train(one)
-    two = tmp_path / "two" / "lora" / "hf_parallel_lora_final.pth"
+    out = tmp_path / "two"
+    train(options(model, data, out, max_steps=1))
+    for ddp in (["--ddp"], []):
+        done = subprocess.run(
+            [*launch, *command(model, data, out, *flags, *ddp)],
+            capture_output=True, text=True, timeout=300, env=environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("this one is called hf_parallel_lora_2") == 1
+        assert ("continuing from" in done.stderr) == (not ddp), done.stderr[-3000:]
+    report = train(options(model, data, tmp_path / "one", batch_size=12, max_samples=21, eval_ratio=0.2, **sgd))
+    two = out / "lora" / "hf_parallel_lora_2_final.pth"
     assert_equal(weights(two), weights(report.written), tolerance=1e-4)
-    log = [json.loads(line) for line in (tmp_path / "two/logs/hf_parallel_lora/metrics.jsonl").open()]
+    assert not (out / "lora" / "hf_parallel_lora_3_final.pth").exists()
+    log = [json.loads(line) for line in (out / "logs/hf_parallel_lora_2/metrics.jsonl").open()]
     assert log[-1]["step"] == report.steps
     assert log[-1]["eval_loss"] == pytest.approx(report.evaluation["eval_loss"], rel=1e-4)
     assert "rank=1" not in "".join(line for line in done.stderr.splitlines() if "step " in line)
+
+
+def test_an_error_of_two_processes_is_said_once(model: Path, tmp_path: Path) -> None:
+    """By the first one, and again where torchrun sums up; the other process waits for its end in silence."""
+    script = ROOT / "trainer" / "train_hf_parallel_lora.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    done = subprocess.run(
+        [*launch, *command(model, tmp_path / "none.jsonl", tmp_path)],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if "none.jsonl: no such file" in line]
+    assert [line for line in said if not line.lstrip().startswith("traceback :")] == said[:1]
+    assert len(said) <= 2
 
 
 @pytest.mark.parametrize(
@@ -112,7 +135,7 @@ def test_two_processes_equal_one(model: Path, data: Path, tmp_path: Path) -> Non
         (
             "train_hf_lora",
             [{"conversations": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}],
-            "hf_lora_hf_final.pth",
+            "qwen2_parallel_lora_hf_final.pth",
         ),
         ("train_hf_parallel_lora", [{"text": "some-text"}], "hf_parallel_lora_final.pth"),
     ],

@@ -79,6 +79,7 @@ def test_a_default_that_is_spelled_out_is_the_default(
         {"rope_2d_ratio": 0.5, "rope_2d_mode": "split", "rope_2d_pairs": "low", "stride": 128},
         {"patch_rope": True, "visibility": "isolated", "loss_on_main": False},
         {"lora_rank": 8, "lora_alpha": 8.0, "target_modules": ("all-linear",), "lora_dropout": 0},
+        {"target_modules": ()},
         {"data_path": Path("data.jsonl"), "hf_split": "other"},
         {"data_path": link},
         {"base_model": os.path.relpath(model), "tokenizer_path": str(model)},

@@ -69,6 +69,8 @@ def choose_run(options: TrainOptions, settings: Mapping[str, Any]) -> ChosenRun:
     note = None
     if first_reason is not None:
         ends = files.model if options.task == "pretrain" else files.adapter(None)
+        if options.use_dora:  # no W + B·A, so no .pth
+            ends = ends.with_suffix("")
         note = (
             f"{wanted.name} is a run with other settings ({first_reason}), which stays as it is: this one is called "
             f"{files.name} and ends in {ends}. --overwrite would begin {wanted.name} anew instead"

@@ -44,7 +44,7 @@ def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bo
     settings: dict[str, Any] = {name: getattr(options, name) for name in _AS_GIVEN}
     settings |= {
         "base_model": _model(options.base_model),
-        "tokenizer_path": _model(options.tokenizer_path or options.base_model),
+        "tokenizer_path": _unless(_model(options.tokenizer_path), _model(options.base_model)),
         "the new model": new_model_values(options) if options.base_model is None else None,
         "visibility": rope.visibility,
         "patch_rope": patched,
@@ -89,8 +89,8 @@ def _of_the_adapter(options: TrainOptions) -> dict[str, Any]:
         return {"lora_rank": rank, "load_lora": str(Path(options.load_lora).resolve())}
     return {
         "lora_rank": rank,
-        "lora_alpha": rank if options.lora_alpha is None else options.lora_alpha,
-        "target_modules": sorted(options.target_modules) or ["all-linear"],
+        "lora_alpha": _unless(options.lora_alpha, rank),
+        "target_modules": _unless(sorted(options.target_modules), ["all-linear"]) or None,
         "use_rslora": options.use_rslora,
         "use_dora": options.use_dora,
     }
@@ -130,6 +130,11 @@ def _of_trainer(options: TrainOptions) -> dict[str, Any]:
         for name, value in options.hf.items()
         if not name.startswith(_NOT_THE_RUN) and value != defaults.get(name)
     }
+
+
+def _unless(value: Any, default: Any) -> Any:
+    """A value that was given; None if it is what holds by itself."""
+    return None if value == default else value
 
 
 def _model(name: str | None) -> str | None:

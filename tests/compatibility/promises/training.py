@@ -8,9 +8,7 @@ section(
     "train",
     "Training on parallel records: `python trainer/train_hf_parallel_lora.py`",
     Promise("python trainer/train_hf_parallel_lora.py", "single process; the same as `parallelmind train`"),
-    Promise(
-        "torchrun --nproc_per_node N trainer/train_hf_parallel_lora.py … --ddp", "N processes, one run, files once"
-    ),
+    Promise("torchrun --nproc_per_node N trainer/train_hf_parallel_lora.py …", "N processes, one run, files once"),
     Promise("--base_model", "hub name or local path", "required"),
     Promise("--tokenizer_path", "tokenizer", "base_model"),
     Promise("--lora_rank", "rank of the adapter", "8"),
@@ -40,7 +38,7 @@ section(
     Promise("--log_interval", "steps between log entries", "50"),
     Promise("--save_interval", "steps between saved adapters", "500"),
     Promise("--use_wandb", "report to Weights & Biases", "off"),
-    Promise("--ddp", "train in all processes of torchrun", "off"),
+    Promise("--ddp", "train in all processes of torchrun, which is done without it as well", "off"),
     Promise("LoRA on the linear layers, the rest frozen", "the adapter moves and nothing else does"),
     Promise(
         "ParallelPretrainDataset, ParallelPretrainCollator",
@@ -48,6 +46,10 @@ section(
     ),
     Promise("out/lora/{lora_name}_step{N}.pth", "adapter weights alone, every `--save_interval` steps"),
     Promise("out/lora/{lora_name}_final.pth", "adapter weights alone, at the end"),
+    Promise(
+        "a run of other settings",
+        "stays as it is: the next one under its name is called `{lora_name}_2`, `_3`, …; equal settings continue it",
+    ),
     Promise("the same adapter in PEFT format", "a folder beside each `.pth`"),
     Promise("<module path>.lora.A.weight", "in a `.pth`: [rank, in]"),
     Promise("<module path>.lora.B.weight", "in a `.pth`: [out, rank]"),
@@ -61,7 +63,8 @@ section(
     "train_hf_lora",
     "Training on conversations: `python trainer/train_hf_lora.py`",
     Promise("python trainer/train_hf_lora.py", "the flags above; the same as `parallelmind train --task lora`"),
-    Promise("--lora_name", "stem of the files written", "hf_lora"),
+    Promise("--lora_name", "stem of the files written", "{model_type}_parallel_lora, such as qwen2_parallel_lora"),
+    Promise("{lora_name}_{model_tag}.pth", "the newest adapter, in mid-run too: `medical_lora_hf.pth`"),
     Promise("{lora_name}_{model_tag}_…", "names of the files, with model tag hf: `medical_lora_hf_final.pth`"),
     Promise("conversations", "loss on the assistant's turns"),
     Promise("several conversations in a row", "packed as its branches"),
