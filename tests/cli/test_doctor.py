@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from parallelmind.cli import doctor
 from parallelmind.cli.main import main
 from parallelmind.pipelines.doctor import (
     GROUPS,
     DoctorOptions,
+    Outcome,
     pos2d,
 )
 from parallelmind.pipelines.doctor import files as doctor_files
@@ -64,6 +66,35 @@ def test_only_chooses_groups_and_the_table_shows_them(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", "--only", "everything"])
     assert stopped.value.code == 2
+
+
+def test_groups_are_summed_up_in_the_words_of_the_documents(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["模块导入", "训练脚本", "推理脚本", "文档完整性", "pos2d 工作流程", "文件结构"]
+    closing = "✅ 所有验证通过！系统已正确配置"
+
+    def examined(**odd: str) -> tuple[int, list[str]]:
+        def examine(*_: Any, **__: Any) -> list[Outcome]:
+            return [Outcome(group=g, name=n, status=s, found="") for g in GROUPS for n, s in statuses(g)]
+
+        def statuses(group: str) -> list[tuple[str, Any]]:
+            return [("one", "skip"), ("two", odd.get(group, "pass"))]
+
+        monkeypatch.setattr(doctor, "examine", examine)
+        code = main(["doctor"])
+        return code, [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    code, lines = examined()
+    assert (code, lines[-1]) == (0, closing)
+    assert [name for name in names if any(name in line and line.endswith("✅ 通过") for line in lines)] == names
+    code, lines = examined(training="fail", files="skip")
+    assert code == 1
+    assert any("训练脚本" in line and line.endswith("❌ 失败") for line in lines)
+    assert any("文件结构" in line and line.endswith("跳过") for line in lines)
+    assert sum(line.endswith("✅ 通过") for line in lines) == len(GROUPS) - 2
+    assert closing not in lines
+    assert main(["doctor", "--only", "files"]) == 0
 
 
 def test_a_failure_shows_its_remedy_and_the_exit_code(

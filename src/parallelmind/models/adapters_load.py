@@ -149,8 +149,7 @@ def _common_rope(adapters: AdapterSet) -> RopeSettings | None:
 
 def _read(path: str, rank: int | None) -> Adapter:
     adapter = read_adapter(path)
-    remedy = f"pass --lora_rank {adapter.rank}, or leave it out where adapters differ"
-    check_rank(adapter, rank, path, source="was asked for", remedy=remedy)
+    check_rank(adapter, rank, path, one_of_several=True)
     return adapter
 
 

@@ -110,7 +110,7 @@ def load_lora(
             contradicts `apply_lora`.
     """
     adapter = read_adapter(path)
-    check_rank(adapter, rank, path, source="was asked for", remedy=f"pass --lora_rank {adapter.rank}")
+    check_rank(adapter, rank, path)
     base = unwrap_to_change(model)
     linears = linear_layers(base)
     layers = {

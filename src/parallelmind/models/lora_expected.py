@@ -39,15 +39,13 @@ def expected_of(model: Any) -> ExpectedLora | None:
     return found
 
 
-def check_rank(adapter: Adapter, rank: int | None, path: str | os.PathLike[str], *, source: str, remedy: str) -> None:
-    """Raises AdapterError, naming both ranks and a layer, if the adapter is not of the rank that a source says."""
-    if rank is None or rank == adapter.rank:
-        return
-    name = next(name for name, layer in adapter.layers.items() if layer.rank == adapter.rank)
-    raise AdapterError(
-        f"{path}: size mismatch for {name}.lora.A.weight: its rank is {adapter.rank}, but rank {rank} {source}; "
-        f"{remedy}"
-    )
+def check_rank(
+    adapter: Adapter, rank: int | None, path: str | os.PathLike[str], *, one_of_several: bool = False
+) -> None:
+    """Raises AdapterError, naming both ranks and a layer, if the adapter is not of the rank that --lora_rank says."""
+    more = ", or leave it out where adapters differ" if one_of_several else ""
+    said = f"was asked for; pass --lora_rank {adapter.rank}{more}"
+    _compare_ranks(adapter, rank, path, said)
 
 
 def check_expected(
@@ -55,8 +53,8 @@ def check_expected(
 ) -> None:
     """Raises AdapterError if a file contradicts what `apply_lora` was told. `layers`: by the model's module paths."""
     without = "or leave apply_lora out: load_lora makes the layers that the file names"
-    remedy = f"call apply_lora(model, rank={adapter.rank}), {without}"
-    check_rank(adapter, expected.rank, path, source="was given to apply_lora", remedy=remedy)
+    said = f"was given to apply_lora; call apply_lora(model, rank={adapter.rank}), {without}"
+    _compare_ranks(adapter, expected.rank, path, said)
     if expected.target_layers is not None and (odd := set(expected.target_layers) ^ set(layers)):
         name = min(odd)
         has, lacks = ("the file", "apply_lora's target_modules") if name in layers else ("apply_lora", "the file")
@@ -71,7 +69,16 @@ def check_expected(
                 )
     # A .pth has scaling folded into B, which hides alpha and rsLoRA; DoRA it cannot hold.
     if (expected.use_rslora and stated and not adapter.use_rslora) or (expected.use_dora and not adapter.use_dora):
-        kind = "use_dora" if expected.use_dora and not adapter.use_dora else "use_rslora"
+        name = "use_dora" if expected.use_dora and not adapter.use_dora else "use_rslora"
         raise AdapterError(
-            f"{path}: was trained without {kind}, which apply_lora was given; leave {kind} out, {without}"
+            f"{path}: was trained without {name}, which apply_lora was given; leave {name} out, {without}"
         )
+
+
+def _compare_ranks(adapter: Adapter, rank: int | None, path: str | os.PathLike[str], said: str) -> None:
+    if rank is None or rank == adapter.rank:
+        return
+    name = next(name for name, layer in adapter.layers.items() if layer.rank == adapter.rank)
+    raise AdapterError(
+        f"{path}: size mismatch for {name}.lora.A.weight: its rank is {adapter.rank}, but rank {rank} {said}"
+    )

@@ -16,6 +16,7 @@ DOCUMENTS = (
     "README.md",
     "README.zh.md",
     "CHANGELOG.md",
+    "COMPLETION_SUMMARY.md",
     "docs/README.md",
     "docs/QUICK_START_LORA.md",
     "docs/INFERENCE_GUIDE.md",

@@ -17,6 +17,7 @@ from parallelmind.pipelines.doctor.checkout import checkout_root
 __all__ = ["SCRIPTS", "checks"]
 
 SCRIPTS = (
+    "parallel_generate.py",
     "scripts/convert_sft_to_pretrain.py",
     "scripts/inference_hf_lora.py",
     "scripts/parallel_inference_hf_lora.py",
@@ -49,7 +50,9 @@ def checks(options: DoctorOptions) -> list[Check]:
     def check(name: str, run: partial[str], remedy: str) -> Check:
         return Check(group="files", name=name, run=run, remedy=remedy)
 
-    restore = "Restore them from the repository: git checkout -- scripts trainer model parallel utils"
+    restore = (
+        "Restore them from the repository: git checkout -- parallel_generate.py scripts trainer model parallel utils"
+    )
     reinstall = "Install ParallelMind again: pip install --force-reinstall --no-deps parallelmind"
     room = "Make room, or work in another folder (--out_dir, --out_path; TMPDIR for temporary files)"
     return [
