@@ -1,10 +1,15 @@
-# Sourced by the shell scripts: PYTHON is the one that is given, else that of the active environment, else that of .venv
-# in this checkout, else the first one on the path. A Python without the package says itself how to install it.
-if [[ -z "${PYTHON:-}" ]]; then
-    venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)/.venv/bin/python"
-    if [[ -z "${VIRTUAL_ENV:-}" && -x "$venv" ]]; then
-        PYTHON="$venv"
-    else
-        PYTHON="$(command -v python || command -v python3 || echo python3)"
-    fi
-fi
+# Sourced by the shell scripts: PYTHON, if it is not given, becomes the first Python that can run the package. If there is
+# none, it is one that says how to install it.
+find_python() {
+    local root candidate
+    root="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    for candidate in python python3 "$root/.venv/bin/python"; do
+        if (cd "$root" && "$candidate" -c 'import run_from_checkout; run_from_checkout.prepare("shell")') >/dev/null 2>&1; then
+            echo "$candidate"
+            return
+        fi
+    done
+    command -v python3 || echo python
+}
+
+PYTHON="${PYTHON:-$(find_python)}"

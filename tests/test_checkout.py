@@ -43,6 +43,15 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
     )
 
 
+def put_pythons(folder: Path, does: str) -> str:
+    """Programs python and python3 that do this; returns a PATH on which they are first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("python", "python3"):
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return f"{folder}:/usr/bin:/bin"
+
+
 def bare(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """By a Python without any package."""
     return run(sys.executable, "-S", *command, cwd=cwd)
@@ -89,29 +98,23 @@ def test_where_it_is_installed_in_venv_the_command_that_works_is_named(checkout:
      "utils/RAGutils/queryResultByInfer/run_complete_pipeline.sh"],
 )  # fmt: skip
 def test_shell_scripts_say_so_too(script: str, checkout: Path) -> None:
-    python = checkout / "bin" / "python3"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
+    path = put_pythons(checkout / "bin", f'exec "{sys.executable}" -S "$@"')
     files = {"CONTEXTS_FILE": "c.jsonl", "OUTPUT_FILE": "a.jsonl", "QUERIES_FILE": "q.json", "CORPUS_PATH": "corpora"}
-    variables = files | {"MODEL_PATH": "tiny", "PATH": f"{python.parent}:/usr/bin:/bin"}
-    if shutil.which("python", path=variables["PATH"]):
-        variables["PYTHON"] = "python3"
-    done = run("bash", *script.split(), cwd=checkout, **variables)
+    done = run("bash", *script.split(), cwd=checkout, PATH=path, MODEL_PATH="tiny", **files)
     assert done.returncode != 0
     assert "ParallelMind is not installed for " in done.stderr
     assert "make demo" in done.stderr
 
 
 def test_shell_scripts_take_the_environment_of_the_checkout(checkout: Path) -> None:
-    python = checkout / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "this one: $*"\n', encoding="utf-8")
-    python.chmod(0o755)
+    """If the Python on the path cannot run the package; else they take that."""
+    path = put_pythons(checkout / "bin", "exit 1")
+    put_pythons(checkout / ".venv" / "bin", 'echo "this one: $*"')
     script = "utils/RAGutils/queryResultByInfer/run_multi_worker_inference.sh"
     files = {"CONTEXTS_FILE": "c.jsonl", "OUTPUT_FILE": "a.jsonl", "MODEL_PATH": "tiny"}
-    done = run("bash", script, cwd=checkout, **files)
-    assert done.stdout.startswith("this one: "), done.stderr
+    assert run("bash", script, cwd=checkout, PATH=path, **files).stdout.startswith("this one: ")
+    put_pythons(checkout / "bin", 'echo "the other: $*"')
+    assert run("bash", script, cwd=checkout, PATH=path, **files).stdout.startswith("the other: ")
 
 
 def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,15 +38,15 @@ Keys come from the environment: TOGETHER_API_KEY, OPENAI_API_KEY, or the variabl
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     files = parser.add_argument_group("files")
-    files.add_argument("--contexts_file", type=file_or_url, required=True, metavar="FILE", help="context rows, JSONL")
-    files.add_argument("--output_file", type=file_or_url, required=True, metavar="FILE", help="answer rows, JSONL")
+    files.add_argument("--contexts_file", type=file_or_url, required=True, metavar="FILE", help="the contexts, JSONL")
+    files.add_argument("--output_file", type=file_or_url, required=True, metavar="FILE", help="the answers, JSONL")
     files.add_argument(
         "--max_samples_per_worker", type=int, metavar="N", help="the first N rows for each worker only (default: all)"
     )
     files.add_argument(
-        "--no_retry_failed", action="store_false", dest="retry_failed", help="leave failed answers as they are"
+        "--no_retry_failed", action="store_false", dest="retry_failed", help="do not try failed answers again"
     )
-    files.add_argument("--overwrite", action="store_true", help="drop earlier answers and begin anew")
+    files.add_argument("--overwrite", action="store_true", help="drop earlier answers and start again")
     add_answer_flags(parser)
     add_job_flags(parser)
     parser.add_argument("--verbose", action="store_true", help="more log lines")
@@ -102,14 +102,17 @@ def samples_in_all(args: argparse.Namespace, rank: Rank) -> int | None:
 def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     def add(name: str, kind: Any, default: object, text: str) -> None:
         shown = "none" if default is None else default
-        group.add_argument(name, type=kind, default=default, help=documented_default(text, shown))
+        metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+        group.add_argument(name, type=kind, default=default, metavar=metavar, help=documented_default(text, shown))
 
-    group.add_argument("--model_path", metavar="MODEL", help="folder, hub name, or the model's name at the server")
+    group.add_argument(
+        "--model_path", metavar="MODEL", help="local folder, Hub name, or the model's name at the server"
+    )
     group.add_argument(
         "--inference_type",
         choices=INFERENCE_TYPES,
         default="local",
-        help=documented_default("what answers: our engine (local, huggingface) or a server", "local"),
+        help=documented_default("what answers: the engine here (local, huggingface) or a server", "local"),
     )
     group.add_argument(
         "--backend",
@@ -118,13 +121,13 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--prompt_template", type=Path, metavar="FILE", help="YAML (default: the built-in prompts)")
     group.add_argument("--no_system_role", action="store_true", help="put the instructions into the user's turn")
-    add("--max_new_tokens", int, 512, "tokens of an answer at most")
-    add("--temperature", float, 0.2, "0 is greedy")
-    add("--top_p", float, 0.95, "keep the likeliest tokens that reach this probability together")
+    add("--max_new_tokens", int, 512, "at most this many tokens in an answer")
+    add("--temperature", float, 0.2, "how freely tokens are drawn; 0 always takes the likeliest one")
+    add("--top_p", float, 0.95, "draw from the likeliest tokens that together reach this probability")
     add("--seed", int, 0, "local: same seed, same answers")
-    add("--lora_path", str, None, "local: adapter, a .pth file or a PEFT folder")
+    add("--lora_path", str, None, "local: an adapter, a .pth file or a PEFT folder")
     add("--lora_rank", int, None, "local: the rank that the adapter must have, as a check; none is the adapter's own")
-    add("--batch_size", int, 16, "local: answers that run at once")
+    add("--batch_size", int, 16, "local: answers that are decoded at once")
     add("--device", str, None, "local: such as cuda, cpu; none is cuda, or the CPU without a GPU")
     group.add_argument(
         "--dtype",
@@ -146,17 +149,18 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
 def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     def add(name: str, kind: Any, default: object, text: str) -> None:
         shown = "none" if default is None else default
-        group.add_argument(name, type=kind, default=default, help=documented_default(text, shown))
+        metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+        group.add_argument(name, type=kind, default=default, metavar=metavar, help=documented_default(text, shown))
 
     add("--base_url", str, None, "address of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8000/v1")
-    add("--api_key_env", str, None, "environment variable with the key; none is the service's own")
-    add("--concurrency", int, 16, "requests at once, of each worker")
+    add("--api_key_env", str, None, "environment variable that holds the key; none is the service's own")
+    add("--concurrency", int, 16, "requests of each worker at once")
     add("--timeout", float, 120.0, "seconds for one request")
-    add("--rpm", float, None, "requests a minute at most, of all workers")
-    add("--tpm", float, None, "tokens a minute at most, of all workers")
-    add("--max_attempts", int, 8, "attempts on one question at most")
-    add("--max_retry_seconds", float, 600.0, "no attempt later than this after the first one")
-    add("--extra_body", str, None, "JSON object with more fields of each request")
+    add("--rpm", float, None, "at most this many requests a minute, of all workers together")
+    add("--tpm", float, None, "at most this many tokens a minute, of all workers together")
+    add("--max_attempts", int, 8, "at most this many attempts at one question")
+    add("--max_retry_seconds", float, 600.0, "seconds after the first attempt in which others may follow")
+    add("--extra_body", str, None, "JSON object with further fields for each request")
 
 
 def _extra_body(text: str | None) -> dict[str, Any]:

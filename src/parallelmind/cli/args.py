@@ -84,11 +84,14 @@ def add_model_flags(
 ) -> None:
     """The flags that choose and load a model; no `dtype` is the base model's own."""
     group = parser.add_argument_group("model")
-    group.add_argument("--base_model", required=True, metavar="MODEL", help="hub name or local folder")
+    group.add_argument(
+        "--base_model", required=True, metavar="MODEL", help="Hub name, local folder, or tiny: the bundled model"
+    )
     kind = "adapter: a .pth file or a PEFT folder"
     if several_adapters:
         choice = (
-            "requests choose it by NAME; may be given several times. A PATH alone is part of the model for all requests"
+            "requests choose it by NAME; may be given several times. A PATH without a NAME is part of the model for "
+            "all requests"
         )
         group.add_argument(
             "--lora_path", action="append", metavar="NAME=PATH", help=documented_default(f"{kind}; {choice}", "none")
@@ -124,7 +127,7 @@ def add_model_flags(
     group.add_argument(
         "--rope_2d_mode",
         choices=["split", "additive"],
-        help=documented_default("how those pairs turn: by branch only, or by time + branch", adapter + "split"),
+        help=documented_default("how those pairs turn: by the branch alone, or by time + branch", adapter + "split"),
     )
     group.add_argument(
         "--rope_2d_pairs",
@@ -141,7 +144,7 @@ def add_model_flags(
         "--visibility",
         choices=["isolated", "columnar", "strict"],
         help=documented_default(
-            "what a branch sees: main and itself; also the other branches' past; itself only",
+            "what a branch sees: main and itself; also what the other branches wrote before; only itself",
             adapter + "isolated",
         ),
     )
@@ -180,11 +183,11 @@ def add_sampling_flags(
             help=documented_default(text, default),
         )
 
-    add("--max_new_tokens", int, 512, "tokens of an answer at most")
-    add("--temperature", float, 0.7, "0 is greedy")
-    add("--top_p", float, 0.9, "keep the likeliest tokens that reach this probability together; 1 keeps all")
-    add("--top_k", int, top_k, "keep this many of the likeliest tokens; 0 keeps all")
-    add("--min_p", float, 0.0, "drop tokens less likely than this share of the likeliest one; 0 drops none")
+    add("--max_new_tokens", int, 512, "at most this many tokens in an answer")
+    add("--temperature", float, 0.7, "how freely tokens are drawn; 0 always takes the likeliest one")
+    add("--top_p", float, 0.9, "draw from the likeliest tokens that together reach this probability; 1 is all")
+    add("--top_k", int, top_k, "draw from this many of the likeliest tokens; 0 is all")
+    add("--min_p", float, 0.0, "leave out tokens less likely than this share of the likeliest one; 0 leaves out none")
     add("--repetition_penalty", float, repetition_penalty, "above 1 discourages repetition")
     group.add_argument(
         "--stop",
@@ -193,8 +196,9 @@ def add_sampling_flags(
         metavar="TEXT",
         help="end the answer before this text; may be given several times",
     )
-    group.add_argument("--ignore_eos", action="store_true", help="go on past the end-of-text token")
-    add("--seed", int, seed, "same seed, same answers")
+    group.add_argument("--ignore_eos", action="store_true", help="continue after the end-of-text token")
+    text = documented_default("same seed, same answers", "every run differs" if seed is None else seed)
+    group.add_argument("--seed", type=int, default=seed, metavar="N", help=text)
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:

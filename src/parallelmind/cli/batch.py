@@ -37,22 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     files.add_argument("--data_path", type=file_or_url, required=True, metavar="FILE", help="input JSONL")
     files.add_argument("--out_path", type=file_or_url, required=True, metavar="FILE", help="output JSONL")
-    files.add_argument("--max_samples", type=int, metavar="N", help="the first N records only (default: all)")
-    files.add_argument("--retry_failed", action="store_true", help="try records again that failed before")
+    files.add_argument("--max_samples", type=int, metavar="N", help="only the first N records (default: all)")
+    files.add_argument("--retry_failed", action="store_true", help="try the records that failed before again")
     files.add_argument(
-        "--overwrite", action="store_true", help="drop earlier results and begin anew (leave out to continue)"
+        "--overwrite", action="store_true", help="drop earlier results and start again (leave it out to continue)"
     )
     add_model_flags(parser)
     rows = parser.add_argument_group("rows and batches")
-    _add_count(rows, "--branches_per_sample", 4, "fixed mode: branches in a row")
-    _add_count(rows, "--max_branches_per_sample", None, "dynamic mode: branches in a row at most; 0 is fixed mode")
-    _add_count(rows, "--min_branches_per_sample", 1, "dynamic mode: branches in a row at least, where avoidable")
+    _add_count(rows, "--branches_per_sample", 4, "fixed mode: branches in each row")
+    _add_count(
+        rows, "--max_branches_per_sample", None, "dynamic mode: at most this many branches in a row; 0 is fixed mode"
+    )
+    _add_count(
+        rows, "--min_branches_per_sample", 1, "dynamic mode: at least this many branches in a row, where possible"
+    )
     _add_count(rows, "--batch_size", 16, "branches that run at once")
-    rows.add_argument("--batch_by_samples", action="store_true", help="batch_size counts rows instead of branches")
-    _add_count(rows, "--max_total_tokens", 0, "tokens of main and prompts in a row at most; 0 is no limit")
+    rows.add_argument("--batch_by_samples", action="store_true", help="--batch_size counts rows instead of branches")
+    _add_count(rows, "--max_total_tokens", 0, "at most this many tokens of main and prompts in a row; 0 is no limit")
     add_sampling_flags(parser, top_k=0, repetition_penalty=1.0)
     running = parser.add_argument_group("running")
-    _add_count(running, "--num_workers", 1, "threads that read ahead and tokenise; 0 is none")
+    _add_count(running, "--num_workers", 1, "threads that read and tokenise ahead; 0 is none")
     running.add_argument(
         "--kv_cache_gb",
         type=float,

@@ -22,7 +22,7 @@ Exit codes: 0 all rows are written (those without an answer with their error), 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("answers", type=Path, metavar="ANSWERS", help="answer rows, JSONL")
+    parser.add_argument("answers", type=Path, metavar="ANSWERS", help="the answers, JSONL")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="OpenAI batch output file, JSONL")
 
 

@@ -26,14 +26,14 @@ Exit codes: 0 all lines have their row, 1 lines were left out or an error, 2 wro
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("input", type=Path, metavar="INPUT", help="OpenAI batch file, JSONL")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="context rows, JSONL")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the contexts, JSONL")
     parser.add_argument(
         "--target",
         choices=["http", "engine"],
         default="http",
         help=documented_default(
-            "what will answer: a server, which gets the bodies as they are, or our engine (--inference_type local), "
-            "for which requests it has no equal for are refused now",
+            "what will answer: a server, which gets the bodies as they are, or the engine here (--inference_type "
+            "local), in which case requests for what it cannot do are refused now",
             "http",
         ),
     )

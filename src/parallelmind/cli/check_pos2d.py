@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base_model",
         default="tiny",
         metavar="MODEL",
-        help="hub name, local folder, or tiny, the bundled model (default: tiny)",
+        help="Hub name, local folder, or tiny: the bundled model (default: tiny)",
     )
     parser.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
     parser.add_argument(

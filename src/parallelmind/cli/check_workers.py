@@ -17,7 +17,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_samples", type=int, default=103, help="records to divide (default: 103)")
-    parser.add_argument("--num_workers", type=int, default=4, help="workers (default: 4)")
+    parser.add_argument("--num_workers", type=int, default=4, help="workers to divide them among (default: 4)")
     parser.add_argument("--total_gpus", type=int, metavar="N", help="GPUs to divide (default: those of this machine)")
     parser.add_argument("--skip_inference", action="store_true", help="check the division only, start no worker")
 

@@ -18,7 +18,7 @@ __all__ = ["add_arguments", "add_context_flags", "context_options", "log_summary
 
 EPILOG = """\
 Queries: a JSON object {"<id>": {"queries": [{"query", "target_api"}], "original_data": {"target_dependency":
-{"numpy": "1.26.4"}}}}, or JSONL rows {"id", "query", "target_api", "dependencies"}; which of the two is found out.
+{"numpy": "1.26.4"}}}}, or JSONL rows {"id", "query", "target_api", "dependencies"}; which of the two is recognised.
 
 How a context is found, in this order, always in the versions of the query (see "retrieval_method" of a row):
   exact_api_match   target_api is equal to a name in the corpus, or leads to one by re-exports
@@ -41,15 +41,15 @@ _DEFAULTS = RetrieverSettings()
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     files = parser.add_argument_group("files")
-    files.add_argument("--queries_file", type=Path, required=True, metavar="FILE", help="JSON or JSONL")
-    files.add_argument("--output_file", type=Path, required=True, metavar="FILE", help="JSONL of context rows")
+    files.add_argument("--queries_file", type=Path, required=True, metavar="FILE", help="the queries, JSON or JSONL")
+    files.add_argument("--output_file", type=Path, required=True, metavar="FILE", help="the contexts, JSONL")
     files.add_argument(
-        "--start_index", type=int, default=0, metavar="N", help=documented_default("leave out the first N queries", 0)
+        "--start_index", type=int, default=0, metavar="N", help=documented_default("skip the first N queries", 0)
     )
     files.add_argument("--max_samples", type=int, metavar="N", help="at most N queries after those (default: all)")
-    files.add_argument("--retry_failed", action="store_true", help="try queries again that failed before")
+    files.add_argument("--retry_failed", action="store_true", help="try the queries that failed before again")
     files.add_argument(
-        "--overwrite", action="store_true", help="drop earlier results and begin anew (leave out to continue)"
+        "--overwrite", action="store_true", help="drop earlier results and start again (leave it out to continue)"
     )
     files.add_argument("--verbose", action="store_true", help="list the first failed queries in the log")
     add_context_flags(parser).add_argument(
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="tiny",
         metavar="MODEL",
         help=documented_default(
-            "whose tokens --max_tokens counts: hub name or local folder of the answering model",
+            "the model whose tokens --max_tokens counts, the one that will answer: Hub name or local folder",
             "the bundled tokenizer, which counts English text about twice",
         ),
     )
@@ -108,14 +108,14 @@ def add_context_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     add_corpus_flags(parser).add_argument(
         "--compat",
         action="store_true",
-        help="the looser matching of older tools, to compare with: names match by parts of them, queries with the same "
-        "text are duplicates whatever versions they name",
+        help="the looser matching of older tools, for comparison: parts of names match, and queries with the same text "
+        "are duplicates whatever versions they name",
     )
     context = parser.add_argument_group("context")
     for name, text in (
-        ("max_documents", "documents of a context found by search, at most"),
-        ("fixed_docs_per_query", "documents of such a context; 0: as many as fit, up to --max_documents"),
-        ("max_tokens", "tokens of a context, at most; 0: no limit"),
+        ("max_documents", "at most this many documents in a context that was found by search"),
+        ("fixed_docs_per_query", "documents in such a context; 0: as many as fit, up to --max_documents"),
+        ("max_tokens", "at most this many tokens in a context; 0: no limit"),
     ):
         default = getattr(_DEFAULTS, name)
         context.add_argument(
@@ -125,7 +125,7 @@ def add_context_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
 
 
 def log_summary(report: ContextReport, *, verbose: bool, answered_by: str | None = None) -> None:
-    """What the run came to, in the log; `answered_by` is the model that answers, if it is known."""
+    """Log the counts and the speed of the run; `answered_by` is the model that answers, if it is known."""
     statistics = report.statistics
     found = ", ".join(f"{statistics.methods[method]} {method}" for method in METHODS)
     _LOGGER.info(

@@ -75,18 +75,18 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--corpus_type",
         choices=["docstring", "srccodes", "both"],
         default="docstring",
-        help=documented_default("what a row's doc is", "docstring"),
+        help=documented_default("what the rows hold as doc", "docstring"),
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help=documented_default("packages at the same time", 1)
+        "--jobs", type=int, default=1, metavar="N", help=documented_default("packages to build at the same time", 1)
     )
     parser.add_argument(
         "--python",
         metavar="PATH",
-        help="interpreter that installs and inspects the packages, or none (default: this one)",
+        help="the interpreter that installs and inspects the packages, or none (default: this one)",
     )
     parser.add_argument(
-        "--no_runtime", action="store_true", help="run nothing of the packages, the same as --python none"
+        "--no_runtime", action="store_true", help="run no code of the packages, the same as --python none"
     )
     parser.add_argument(
         "--timeout",
@@ -95,7 +95,7 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=documented_default("seconds to read a package's files, and for each inspection", 300),
     )
-    parser.add_argument("--overwrite", action="store_true", help="build finished versions anew")
+    parser.add_argument("--overwrite", action="store_true", help="build finished versions again")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,7 +28,13 @@ _SECONDS_A_STEP = 0.25
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out_dir", type=Path, default=Path("out/demo"), metavar="DIR", help="default: out/demo")
+    parser.add_argument(
+        "--out_dir",
+        type=Path,
+        default=Path("out/demo"),
+        metavar="DIR",
+        help="folder for the output (default: out/demo)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

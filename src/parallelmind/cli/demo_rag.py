@@ -22,9 +22,13 @@ _QUESTIONS_SHOWN = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out_dir", type=Path, default=Path("out/demo-rag"), metavar="DIR", help="default: out/demo-rag"
+        "--out_dir",
+        type=Path,
+        default=Path("out/demo-rag"),
+        metavar="DIR",
+        help="folder for the output (default: out/demo-rag)",
     )
-    parser.add_argument("--all", action="store_true", help="show every question, not the first few")
+    parser.add_argument("--all", action="store_true", help="show every question, not only the first few")
 
 
 def run(args: argparse.Namespace) -> int:

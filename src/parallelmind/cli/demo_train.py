@@ -34,7 +34,11 @@ _COOPERATION_GAINS_AT_LEAST = 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument(
-        "--out_dir", type=Path, default=Path("out/demo_train"), metavar="DIR", help="default: out/demo_train"
+        "--out_dir",
+        type=Path,
+        default=Path("out/demo_train"),
+        metavar="DIR",
+        help="folder for the output (default: out/demo_train)",
     )
     parser.add_argument(
         "--max_steps",

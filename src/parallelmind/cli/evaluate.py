@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     files = parser.add_argument_group("files")
     files.add_argument("--queries", type=Path, required=True, metavar="FILE", help="labelled queries, JSONL")
-    files.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    files.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
     add_corpus_flags(parser)
 
 

@@ -31,8 +31,20 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
         default="local",
         help=documented_default("where the workers run: on this machine, or on a Ray cluster", "local"),
     )
-    add("--ray_address", str, None, "ADDRESS", "of a running cluster, such as auto; none starts one on this machine")
-    add("--workers", int, 1, "N", "worker processes on this machine; 0 works in this process; not for torchrun")
+    add(
+        "--ray_address",
+        str,
+        None,
+        "ADDRESS",
+        "address of a running Ray cluster, such as auto; none starts one on this machine",
+    )
+    add(
+        "--workers",
+        int,
+        1,
+        "N",
+        "worker processes on this machine; 0 works in this process; leave it out under torchrun",
+    )
     add(
         "--gpus_per_worker",
         int,
@@ -46,17 +58,19 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
         float,
         600.0,
         "SECONDS",
-        "a worker without progress for so long is replaced, its records are tried alone; 0 never",
+        "replace a worker that makes no progress for so long, and try its records one by one; 0: never",
     )
     group.add_argument(
         "--work_dir",
         type=Path,
         default=Path(".parallelmind"),
         metavar="DIR",
-        help=documented_default("copies of remote files (s3://, gs://, hf://) and their job's state", ".parallelmind"),
+        help=documented_default(
+            "folder for copies of remote files (s3://, gs://, hf://) and the state of their job", ".parallelmind"
+        ),
     )
-    add("--prometheus_port", int, None, "PORT", "serve metrics of the job on this port of 127.0.0.1")
-    add("--log_interval", float, 10.0, "SECONDS", "seconds between progress lines when stderr is no terminal")
+    add("--prometheus_port", int, None, "PORT", "serve Prometheus metrics of the job on this port of 127.0.0.1")
+    add("--log_interval", float, 10.0, "SECONDS", "seconds between progress lines when stderr is not a terminal")
 
 
 class JobFiles:

@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR", help="the new model folder; must not exist"
+        "--output_dir", type=Path, required=True, metavar="DIR", help="the new model folder, which must not exist yet"
     )
     add_model_flags(parser, adapter_required=True, dtype=None)
 

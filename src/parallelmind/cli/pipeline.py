@@ -30,19 +30,21 @@ _LOGGER = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     files = parser.add_argument_group("files")
-    files.add_argument("--queries_file", type=Path, required=True, metavar="FILE", help="JSON or JSONL")
-    files.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="folder for what is made")
-    files.add_argument("--start_index", type=int, default=0, metavar="N", help="leave out the first N queries")
+    files.add_argument("--queries_file", type=Path, required=True, metavar="FILE", help="the queries, JSON or JSONL")
+    files.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="folder for all output")
+    files.add_argument("--start_index", type=int, default=0, metavar="N", help="skip the first N queries (default: 0)")
     files.add_argument("--max_samples", type=int, metavar="N", help="at most N queries after those (default: all)")
     files.add_argument(
         "--max_samples_per_worker", type=int, metavar="N", help="answer the first N contexts for each worker only"
     )
     files.add_argument(
-        "--no_retry_failed", action="store_false", dest="retry_failed", help="leave failed answers as they are"
+        "--no_retry_failed", action="store_false", dest="retry_failed", help="do not try failed answers again"
     )
-    files.add_argument("--overwrite", action="store_true", help="drop earlier results and begin anew")
+    files.add_argument("--overwrite", action="store_true", help="drop earlier results and start again")
     add_context_flags(parser).add_argument(
-        "--tokenizer", metavar="MODEL", help="whose tokens --max_tokens counts (default: the model's own)"
+        "--tokenizer",
+        metavar="MODEL",
+        help="the model whose tokens --max_tokens counts (default: the one that answers)",
     )
     add_answer_flags(parser)
     add_job_flags(parser)
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run both stages and print what they came to; 0 if the output is complete."""
+    """Run both stages and print their statistics; 0 if the output is complete."""
     rank = current_rank()
     args.debug = args.debug or args.verbose
     configure_logging(rank, debug=args.debug)

@@ -18,7 +18,11 @@ def add_corpus_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     """Adds the corpus and the search flags; returns the group of the search flags."""
     corpus = parser.add_argument_group("corpus")
     corpus.add_argument(
-        "--corpus_path", type=Path, required=True, metavar="DIR", help="made by parallelmind corpus build"
+        "--corpus_path",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of corpora, made by parallelmind corpus build",
     )
     corpus.add_argument(
         "--corpus_type",
@@ -30,26 +34,30 @@ def add_corpus_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         "--index_path",
         type=Path,
         metavar="DIR",
-        help=documented_default("where indexes go", "DIR/.index of the corpus"),
+        help=documented_default("folder for the indexes", "DIR/.index of the corpus"),
     )
     search = parser.add_argument_group("search")
     search.add_argument(
         "--enable_str_match",
         action="store_true",
-        help="where no name is equal, try renamed modules and names that are much alike",
+        help="if no name is equal, try renamed modules and very similar names",
     )
-    search.add_argument("--jump_exact_match", action="store_true", help="leave the exact stage out")
+    search.add_argument("--jump_exact_match", action="store_true", help="skip the exact match")
     search.add_argument(
         "--ranking",
         choices=RANKINGS,
-        help=documented_default("by words, by meaning, or both", "bm25; hybrid if embeddings are chosen"),
+        help=documented_default("search by words, by meaning, or by both", "bm25; hybrid if embeddings are chosen"),
     )
     search.add_argument(
         "--embedding_source",
         choices=EMBEDDING_SOURCES,
-        help=documented_default("sentence-transformers here, or Together AI (key in TOGETHER_API_KEY)", "local"),
+        help=documented_default(
+            "what embeds: sentence-transformers here, or Together AI (key in TOGETHER_API_KEY)", "local"
+        ),
     )
-    search.add_argument("--embedding_model", metavar="MODEL", help="hub name or folder (default: the source's own)")
+    search.add_argument(
+        "--embedding_model", metavar="MODEL", help="Hub name or local folder (default: the source's own)"
+    )
     return search
 
 

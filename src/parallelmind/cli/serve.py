@@ -44,18 +44,24 @@ def run(args: argparse.Namespace) -> int:
 def _add_server_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help=documented_default("address to listen on", "127.0.0.1"))
-    group.add_argument("--port", type=int, default=8000, metavar="N", help=documented_default("0: any free one", 8000))
+    group.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        metavar="N",
+        help=documented_default("port to listen on; 0: any free one", 8000),
+    )
     group.add_argument(
         "--api_key",
         metavar="KEY",
-        help=f"ask for this key; better set {_KEY_VARIABLE}, which no process list shows (default: no key)",
+        help=f"require this key; prefer to set {_KEY_VARIABLE}, which no process list shows (default: no key)",
     )
     group.add_argument(
         "--cors_origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="let pages from this web origin call the API; may be given several times (default: none)",
+        help="allow pages from this web origin to call the API; may be given several times (default: none)",
     )
     group.add_argument(
         "--allowed_host",
@@ -70,7 +76,7 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=30.0,
         metavar="X",
-        help=documented_default("seconds that running requests have to finish after SIGTERM", 30),
+        help=documented_default("seconds that running requests have to finish in after SIGTERM", 30),
     )
 
 
@@ -82,12 +88,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, type=int, default=default, metavar="N", help=text)
 
     add("--max_queue", 256, "branches that may wait for a free place; more are refused with 429")
-    add("--max_request_bytes", 8 * 2**20, "size of a request")
-    add("--max_branches", 128, "branches of a request")
-    add("--max_main_tokens", None, "tokens of a shared text", "what the model takes")
+    add("--max_request_bytes", 8 * 2**20, "bytes in a request")
+    add("--max_branches", 128, "branches in a request")
+    add("--max_main_tokens", None, "tokens in a shared text", "what the model takes")
     add("--max_new_tokens", 4096, "tokens a branch may ask for")
     add("--max_running_branches", 64, "branches decoded at once")
-    add("--max_batched_tokens", 2048, "tokens of one forward")
+    add("--max_batched_tokens", 2048, "tokens in one forward pass")
     group.add_argument(
         "--kv_cache_gb",
         type=float,

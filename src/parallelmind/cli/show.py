@@ -32,8 +32,10 @@ _LOGGER = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("records", type=Path, metavar="RECORDS", help="JSONL of records")
-    parser.add_argument("--index", type=int, default=0, metavar="N", help=documented_default("which record, from 0", 0))
+    parser.add_argument("records", type=Path, metavar="RECORDS", help="the records, JSONL")
+    parser.add_argument(
+        "--index", type=int, default=0, metavar="N", help=documented_default("number of the record, from 0", 0)
+    )
     parser.add_argument(
         "--base_model",
         default="tiny",
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="isolated",
         help=documented_default("what a branch sees; all: the three masks", "isolated"),
     )
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the picture here as well")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write the picture to this file as well")
     parser.add_argument("--font", metavar="FILE", help="font for the PNG (default: the system's)")
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running(
         "--config",
         Path,
-        "YAML file with any of these flags by name; flags given here come first",
+        "YAML file with any of these flags by name; flags on the command line override it",
         metavar="FILE",
     )
     running("--task", str, "what to train", choices=TASKS)
@@ -59,15 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running(
         "--resume_from_checkpoint",
         Path,
-        "go on from this checkpoint",
+        "continue from this checkpoint",
         "the last one of the same run",
         metavar="DIR",
     )
-    running(
-        "--overwrite",
-        None,
-        "begin a run of this name anew, whether it could be continued or not",
-    )
+    running("--overwrite", None, "begin a run of this name anew, even if it could be continued")
     running("--use_wandb", None, "report to Weights & Biases; others: --report_to tensorboard, trackio")
     running("--ddp", None, "train in all processes of torchrun, which is done without this flag as well")
     running("--device", str, "such as cuda, cpu", "cuda, or cpu without a GPU")
@@ -80,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps("--epochs", int, "passes over the data", also="--num_train_epochs")
     steps("--max_steps", int, "steps, however many passes that takes; -1: as many as --epochs takes")
     steps("--learning_rate", float, "peak of the learning rate")
-    steps("--accumulation_steps", int, "batches to one step of a process", also="--gradient_accumulation_steps")
+    steps("--accumulation_steps", int, "batches for one step of a process", also="--gradient_accumulation_steps")
     steps("--grad_clip", float, "largest norm of the gradient; 0 does not clip", also="--max_grad_norm")
 
 
@@ -118,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_model(add: _Add) -> None:
     add("--base_model", str, "hub name, local folder, or tiny (the bundled model)", metavar="MODEL")
-    add("--tokenizer_path", str, "tokenizer", "the base model's", metavar="PATH")
+    add("--tokenizer_path", str, "Hub name or folder of the tokenizer", "the base model's", metavar="PATH")
     add("--load_in_4bit", None, "QLoRA: the base model in 4 bits (bitsandbytes)")
     add("--load_in_8bit", None, "the base model in 8 bits (bitsandbytes)")
     add(
@@ -130,15 +126,15 @@ def _add_model(add: _Add) -> None:
     )
     add("--model_type", str, "pretrain: family of the new model", "qwen2")
     for name in _NEW_MODEL_FLAGS:
-        add(f"--{name}", int, "pretrain: of the new model", "the config's")
+        add(f"--{name}", int, "pretrain: shape of the new model", "the config's")
 
 
 def _add_lora(add: _Add) -> None:
-    add("--lora_rank", int, "rank", "8, or that of --load_lora")
+    add("--lora_rank", int, "rank of the adapter", "8, or that of --load_lora")
     add(
         "--lora_name",
         str,
-        "stem of the files written",
+        "name of the adapter, with which its files begin",
         "hf_parallel_lora; with --task lora MODELTYPE_parallel_lora, such as qwen2_parallel_lora",
         metavar="NAME",
     )
@@ -186,8 +182,8 @@ def _add_rope(add: _Add, parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data(add: _Add) -> None:
-    add("--data_path", Path, "JSONL file", metavar="FILE")
-    add("--hf_dataset", str, "instead: Hugging Face dataset, by name or folder", metavar="NAME")
+    add("--data_path", Path, "the records, JSONL", metavar="FILE")
+    add("--hf_dataset", str, "a Hugging Face dataset instead, by name or folder", metavar="NAME")
     add("--hf_subset", str, "its subset", "its default", metavar="NAME")
     add("--hf_split", str, "its split", metavar="NAME")
     add("--use_streaming", None, "read while training, with memory for --shuffle_buffer records")
@@ -198,20 +194,20 @@ def _add_data(add: _Add) -> None:
         metavar="BOOL",
     )
     add("--shuffle_buffer", int, "streaming: records read (and shuffled) together")
-    add("--max_samples", int, "the first N records only", "all")
+    add("--max_samples", int, "only the first N records", "all")
     add("--eval_data_path", Path, "held-out JSONL file", metavar="FILE")
-    add("--eval_ratio", float, "instead: share of the records to hold out")
+    add("--eval_ratio", float, "share of the records to hold out instead")
     add("--eval_interval", int, "steps between evaluations", "--save_interval", also="--eval_steps")
     add("--eval_samples", int, "held-out records whose answers are generated and compared")
-    add("--max_seq_len", int, "tokens of one branch at most")
-    add("--branches_per_sample", int, "fixed mode: branches in a row")
-    add("--max_branches_per_sample", int, "dynamic mode: branches in a row at most; 0 is fixed mode")
-    add("--min_branches_per_sample", int, "dynamic mode: branches in a row at least, where avoidable")
-    add("--max_total_tokens", int, "tokens in a row at most; 0 is no limit")
-    add("--batch_size", int, "branches in a batch of one process; a row that is larger is computed in parts")
-    add("--batch_by_samples", None, "batch_size counts rows instead of branches")
-    add("--loss_on_main", _boolean, "learn main too, true or false", "in pretraining only", metavar="BOOL")
-    add("--strict", None, "what would be cut or dropped is an error")
+    add("--max_seq_len", int, "at most this many tokens in a branch")
+    add("--branches_per_sample", int, "fixed mode: branches in each row")
+    add("--max_branches_per_sample", int, "dynamic mode: at most this many branches in a row; 0 is fixed mode")
+    add("--min_branches_per_sample", int, "dynamic mode: at least this many branches in a row, where possible")
+    add("--max_total_tokens", int, "at most this many tokens in a row; 0 is no limit")
+    add("--batch_size", int, "branches in a batch of one process; a larger row is computed in parts")
+    add("--batch_by_samples", None, "--batch_size counts rows instead of branches")
+    add("--loss_on_main", _boolean, "true or false: learn main too", "in pretraining only", metavar="BOOL")
+    add("--strict", None, "an error if anything would be cut or dropped")
 
 
 def _group(parser: argparse.ArgumentParser, title: str) -> _Add:
