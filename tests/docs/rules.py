@@ -81,7 +81,8 @@ NEEDS = [
     Needs(r"--report_to trackio", _installed("trackio"), "pip install 'parallelmind[trackio]'"),
 ]
 
-TRANSLATIONS = {"README.zh.md": "README.md"}
+_GUIDES = ("QUICK_START_LORA", "INFERENCE_GUIDE", "TRAIN_HF_LORA_USAGE", "POS2D_IMPLEMENTATION_SUMMARY")
+TRANSLATIONS = {"README.zh.md": "README.md"} | {f"docs/zh/{name}.md": f"docs/{name}.md" for name in _GUIDES}
 """Their commands are those of the original, which are run there."""
 
 

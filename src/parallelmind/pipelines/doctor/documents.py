@@ -40,7 +40,7 @@ _LINK = re.compile(r"\]\(<?([^)>\s]+)")
 def checks(options: DoctorOptions) -> list[Check]:
     del options
     root = find_checkout()
-    more = [] if root is None else [f"docs/{path.name}" for path in sorted((root / "docs").glob("*.md"))]
+    more = [] if root is None else [path.relative_to(root).as_posix() for path in sorted((root / "docs").rglob("*.md"))]
     return [
         Check(
             group="documents",
