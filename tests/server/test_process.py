@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from parallelmind.cli.main import main
 from parallelmind.models.lora import apply_lora, lora_layers, save_lora
@@ -143,8 +144,9 @@ def test_adapters_are_chosen_by_request(tmp_path: Path) -> None:
     for seed, name in enumerate(("red", "green")):
         model = load_model_with_lora("tiny", device="cpu", dtype="float32").model
         apply_lora(model, rank=4, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
         for layer in lora_layers(model).values():
-            layer.lora.B.weight.data.normal_(std=4)
+            torch.nn.init.normal_(layer.lora.B.weight, std=4.0, generator=generator)
         paths[name] = save_lora(model, tmp_path / f"{name}.pth")
     flags = [flag for name, path in paths.items() for flag in ("--lora_path", f"{name}={path}")]
     with started(*flags, "--no-patch-rope", "--host", "0.0.0.0") as server:
