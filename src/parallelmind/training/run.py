@@ -71,8 +71,10 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     settings = effective_settings(options, rope=rope, patched=patched, layout=layout)
     run = choose_run(options, settings)
     trainee = load_trainee(options, device=device)
-    for remark in filter(None, (note, batches.note)):
-        _LOGGER.info("%s", remark)
+    if note:
+        _LOGGER.info("%s", note)
+    if batches.note and current_rank().rank == 0:
+        _LOGGER.info("%s", batches.note)
     if not (options.load_in_4bit or options.load_in_8bit):
         trainee.model.to(device)
     dataset, total, evaluation_data = load_data(options, trainee, batches)
