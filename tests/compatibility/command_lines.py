@@ -17,7 +17,7 @@ from parallelmind.cli import main as commands
 __all__ = ["link_checkout", "parsed", "refusal", "run_line", "run_script"]
 
 ROOT = Path(__file__).parents[2]
-_ENTRY_POINTS = ("scripts", "trainer", "utils")
+_ENTRY_POINTS = ("parallel_generate.py", "scripts", "trainer", "utils")
 
 
 def link_checkout(folder: Path) -> Path:

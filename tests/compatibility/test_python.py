@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from parallelmind.columnar import find_rope_patch
-from parallelmind.errors import SettingsError
+from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models import loader
 from parallelmind.models.loader import bundled_model_path
 from parallelmind.models.lora import lora_layers
@@ -53,7 +53,7 @@ def base() -> Any:
 @proves("python", *IMPORTS)
 @pytest.mark.parametrize("line", IMPORTS)
 def test_imports(line: str) -> None:
-    """The import runs, and each name is a function of this package."""
+    """The import runs, and each name is a function or class of this package."""
     names: dict[str, Any] = {}
     exec(line, names)
     functions = [value for name, value in names.items() if name != "__builtins__"]
@@ -83,6 +83,53 @@ def test_load_model_with_lora(loaded: tuple[Any, Any, bool], adapters: Adapters)
     assert patch_rope is False
     assert find_rope_patch(model) is None
     assert model.dtype == torch.bfloat16
+
+
+@proves("python", "model, tokenizer = load_model_with_lora(...)", "load_model_with_lora(dtype=torch.float32)")
+def test_two_values_and_a_dtype_of_torch(loaded: tuple[Any, Any, bool], adapters: Adapters) -> None:
+    """Two targets get model and tokenizer, in the dtype asked for; the logits are those of the three-valued call."""
+    load = documented()["load_model_with_lora"]
+    settings: dict[str, Any] = {"lora_rank": 8, "rope_2d_ratio": 0.5, "patch_rope": True, "device": "cpu"}
+    model, tokenizer = load(base_model="tiny", lora_path=str(adapters.pth), dtype=torch.float32, **settings)
+    assert model.dtype == torch.float32
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, loaded[0](ids).logits)
+    half, _ = load(base_model="tiny", dtype=torch.float16, device="cpu")
+    assert half.dtype == torch.float16
+
+
+@proves("python", "size mismatch for")
+def test_another_rank(base: Any, adapters: Adapters) -> None:
+    """apply_lora with rank 16 and a file of rank 8: the error names both and a layer, and so does lora_rank=16."""
+    names = documented()
+    words = "size mismatch for model.layers.0.self_attn.q_proj.*rank is 8, but rank 16"
+    names["apply_lora"](base, rank=16)
+    with pytest.raises(AdapterError, match=words):
+        names["load_lora"](base, adapters.pth)
+    with pytest.raises(AdapterError, match=words):
+        names["load_model_with_lora"]("tiny", str(adapters.pth), lora_rank=16, device="cpu")
+
+
+@proves("python", "from scripts.inference_hf_lora import _prepare_pos2d, _set_prompt_pos2d, _inject_pos2d_hook")
+def test_pos2d_by_hand(adapters: Adapters) -> None:
+    """A prompt's positions, passed or set, give equal logits; generate with the hook gives the tokens of generate."""
+    names = documented()
+    settings: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    model, tokenizer = names["load_model_with_lora"]("tiny", str(adapters.pth), patch_rope=True, **settings)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    ids = inputs["input_ids"]
+    pos2d = names["_prepare_pos2d"](ids)
+    assert pos2d.tolist() == [[[0, time] for time in range(ids.shape[1])]]
+    plain = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    with torch.inference_mode():
+        passed = model(ids, position_ids=pos2d).logits
+        names["_set_prompt_pos2d"](model, ids)
+        assert torch.equal(model(ids).logits, passed)
+    names["_inject_pos2d_hook"](model)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=6, do_sample=False), plain)
+    modules = {type(module).__name__ for module in model.modules()}
+    assert names["Interleaved2DRoPE"].__name__ in modules
 
 
 @proves("python", 'generate_text(model, tokenizer, "...")')

@@ -57,6 +57,14 @@ def test_defaults(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(sampling.max_new_tokens, sampling.temperature) for sampling in asked] == [(512, 0.7), (7, 0.25)]
 
 
+@proves("service", "return_full_text")
+def test_the_continuation_alone(server: Running) -> None:
+    """With false the response is what follows the prompt."""
+    alone = server.post("/generate", BODY | {"return_full_text": False}).json
+    assert alone == {"response": ANSWERS[0]}
+    assert server.post("/generate", BODY | {"return_full_text": True}).json == server.post("/generate", BODY).json
+
+
 @proves("service", "max_new_tokens", "temperature")
 def test_effects(server: Running) -> None:
     """A small number of tokens cuts the answer off; a high temperature changes it."""

@@ -196,7 +196,7 @@ def test_sampling() -> None:
 @proves("single", "User: and Assistant:", "history", "quit, exit, Ctrl-D")
 def test_chat() -> None:
     """Two replies, the second to the whole conversation; the end of the input (Ctrl-D) ends it, as quit and exit do."""
-    run = chat("My name is Dan.", "Who am I?", flags=[*EXACT, "--max_new_tokens", 4])
+    run = chat("My name is Dan.", "Who am I?", flags=[*EXACT, "--max_new_tokens", 8, "--ignore_eos"])
     assert run.code == 0
     assert run.out.count("User: Assistant: ") == 2
     [engine] = run.engines
@@ -206,12 +206,13 @@ def test_chat() -> None:
     shown = run.out.split("Assistant: ")[1].split("\n")[0]
     asked = decoded(engine.requests[1])
     assert "My name is Dan." in asked
+    assert shown.strip()
     assert shown in asked
     assert asked.index("My name is Dan.") < asked.index("Who am I?")
     for word in ("quit", "exit", "EXIT"):
         ended = chat(word, "never read")
         assert ended.code == 0
-        assert ended.out == "User: "
+        assert ended.out == "User: 再见！\n"
 
 
 @proves("single", "User: and Assistant:")
@@ -293,7 +294,7 @@ def test_the_script_chats(tmp_path: Path) -> None:
     line = "python scripts/inference_hf_lora.py --base_model tiny --mode chat"
     typed = f"/main {STORY}{QUESTIONS[1]}\nquit\nnever read\n"
     done = run_line(line, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path), stdin=typed)
-    assert done.stdout.endswith(f"\nUser: Assistant:{ANSWERS[1]}\nUser: ")
+    assert done.stdout.endswith(f"\nUser: Assistant:{ANSWERS[1]}\nUser: 再见！\n")
 
 
 @proves("single", "python scripts/inference_hf_lora.py --mode generate", "--prompt")
@@ -310,3 +311,13 @@ def decoded(request: Any) -> str:
     assert not request.branches
     text: str = tokenizer.decode(request.main)
     return text
+
+
+@proves("single", "python parallel_generate.py")
+def test_parallel_generate(tmp_path: Path) -> None:
+    """From a checkout, as written: each branch has its answer."""
+    line = "python parallel_generate.py --base_model tiny --prompt -"
+    branches = [word for question in QUESTIONS for word in ("--branch", question)]
+    done = run_line(line, *branches, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path), stdin=STORY)
+    shown = [line for pair in zip(QUESTIONS, ANSWERS, strict=True) for line in pair]
+    assert [line.partition("] ")[2] or line for line in done.stdout.splitlines()] == [line.strip() for line in shown]

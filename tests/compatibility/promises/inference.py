@@ -45,8 +45,8 @@ section(
     Promise("rank=X", "each rank logs with its rank"),
     Promise(
         "loaded and finished",
-        "the log states how many records were loaded and how many generations finished, and the two are reconciled: "
-        "skipped records are listed with the reason",
+        "the log states how many records were loaded (数据集加载完成) and how many generations finished "
+        "(生成完成), and the two are reconciled: skipped records are listed with the reason",
     ),
 )
 
@@ -55,6 +55,7 @@ section(
     "Single inference",
     Promise("python scripts/inference_hf_lora.py --mode chat", "the same as `parallelmind chat`"),
     Promise("python scripts/inference_hf_lora.py --mode generate", "the same as `parallelmind generate`"),
+    Promise("python parallel_generate.py", "branches of one prompt in parallel; the same as `parallelmind generate`"),
     Promise("--base_model", "hub name or local path", "required"),
     Promise("--lora_path", "`.pth` file or PEFT adapter folder", "none"),
     Promise("--lora_rank", "must agree with the weights", "8"),
@@ -71,7 +72,7 @@ section(
     Promise("--repetition_penalty", "above 1 discourages repetition", "1.1"),
     Promise("User: and Assistant:", "the prompt of the chat, and a streamed reply"),
     Promise("history", "the chat keeps it"),
-    Promise("quit, exit, Ctrl-D", "end the chat"),
+    Promise("quit, exit, Ctrl-D", "end the chat, which says 再见！"),
     Promise("--load_in_8bit", "8-bit weights (bitsandbytes)", "off"),
     Promise("--load_in_4bit", "4-bit weights (bitsandbytes)", "off"),
     Promise('--device_map auto / device_map="auto"', "the model spread over several GPUs", "none"),
@@ -97,11 +98,21 @@ section(
         "from scripts.inference_hf_lora import auto_pair_indices",
         "import path; also importable from trainer.train_hf_lora and trainer.train_hf_parallel_lora",
     ),
+    Promise(
+        "from scripts.inference_hf_lora import _prepare_pos2d, _set_prompt_pos2d, _inject_pos2d_hook",
+        "import path; pos2d of a prompt, given to the next forward, and to every forward of generate",
+    ),
     Promise("from model.model_lora import apply_lora, load_lora, save_lora", "import path"),
     Promise(
         "from parallel.columnar import patch_model_with_interleaved_2d_rope, set_rope_pos2d, "
         "build_columnar_causal_mask",
         "import path",
+    ),
+    Promise("from parallel.columnar import Interleaved2DRoPE", "the module that the patch installs"),
+    Promise("model, tokenizer = load_model_with_lora(...)", "the first two of the three"),
+    Promise("load_model_with_lora(dtype=torch.float32)", "torch's dtypes beside their names"),
+    Promise(
+        "size mismatch for", "a file of another rank than apply_lora's or --lora_rank's is an error with these words"
     ),
     Promise(
         "load_model_with_lora(base_model=..., lora_path=..., lora_rank=8, rope_2d_ratio=0.5, patch_rope=True)",
@@ -138,6 +149,7 @@ section(
     Promise("prompt", "field: the text to continue", "required"),
     Promise("max_new_tokens", "field: tokens of the answer at most", "512"),
     Promise("temperature", "field: 0 is greedy", "0.7"),
+    Promise("return_full_text", "field: false gives the continuation alone", "true"),
     Promise("parallelmind serve", "starts it"),
     Promise("uvicorn", "starts it on an app object"),
     Promise("--port", "where it listens", "8000"),
