@@ -81,6 +81,18 @@ def test_a_wheel_that_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "corpora/.work").exists()
 
 
+def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inspection runs in a folder of its own; relative `--corpus_path` and `--python` mean the same there."""
+    make_wheel(tmp_path, LIVING)
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    wheel = Path("shapes-1.0-py3-none-any.whl")
+    for more in ({}, {"python": "./python", "overwrite": True}):
+        (result,) = build(Path(), wheel, **more).values()
+        assert (result.error, result.metas[0].runtime_failure) == ("", "")
+        assert rows(Path())["shapes.living.perimeter"].source == "runtime"
+
+
 EVIL = {"loop": "while True: print('x' * 10**6)", "kill": "import os\nos._exit(1)"}
 
 

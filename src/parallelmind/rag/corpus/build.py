@@ -78,7 +78,7 @@ class BuildOptions:
         """The interpreter that inspects; "" for none."""
         if self.no_runtime or self.python == "none":
             return ""
-        return str(shutil.which(self.python)) if self.python else sys.executable
+        return os.path.abspath(str(shutil.which(self.python))) if self.python else sys.executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +220,11 @@ def _finished(task: PackageTask, options: BuildOptions) -> list[CorpusMeta]:
 
 
 def _work_folder(corpus_path: Path) -> Path:
-    """Where workers keep what they need for a while; what a killed build left there is deleted."""
-    work = corpus_path / ".work"
+    """Where workers keep what they need for a while; what a killed build left there is deleted.
+
+    An absolute path, since what a worker starts runs in another folder.
+    """
+    work = corpus_path.absolute() / ".work"
     try:
         work.mkdir(parents=True, exist_ok=True)
         for left in work.iterdir():
