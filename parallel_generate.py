@@ -5,16 +5,9 @@
 The prompt is main, branch 0; every `--branch` has a branch position of its own, and every forward is given pos2d.
 """
 
-from __future__ import annotations
+import run_from_checkout
 
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
-if find_spec("parallelmind") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
-
-from parallelmind.cli.main import main
+run_from_checkout.prepare(__name__)
 
 if __name__ == "__main__":
-    sys.exit(main(["generate", *sys.argv[1:]]))
+    run_from_checkout.command("generate")
