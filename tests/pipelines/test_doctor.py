@@ -19,6 +19,7 @@ from parallelmind.pipelines.doctor import (
     checkout,
     devices,
     documents,
+    imports,
     versions,
 )
 from parallelmind.pipelines.doctor import files as doctor_files
@@ -86,9 +87,8 @@ def test_documented_imports_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_fails(outcome("imports", "model.model_lora"), "save_lora")
     other = types.ModuleType("parallel.columnar")
     other.__file__ = "/elsewhere/parallel/columnar.py"
-    for name in ("patch_model_with_interleaved_2d_rope", "set_rope_pos2d", "build_columnar_causal_mask"):
+    for name in imports.DOCUMENTED["parallel.columnar"]:
         setattr(other, name, None)
-    other.auto_pair_indices = None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "parallel.columnar", other)
     assert_fails(outcome("imports", "parallel.columnar"), "another program's")
 
