@@ -170,7 +170,7 @@ def test_adapters_are_chosen_by_request(tmp_path: Path) -> None:
 
 
 def ends_with(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    assert main(["serve", "--base_model", "tiny", "--device", "cpu", "--port", "0", *flags]) == 1
+    assert main(["serve", "--base_model", "tiny", *ON_CPU, "--port", "0", *flags]) == 1
     said = capsys.readouterr().err
     assert said.count("error:") == 1
     assert "Traceback" not in said
