@@ -76,7 +76,9 @@ DOCUMENT = Document(
             24,
             "the flags of the trainer",
             "each is taken",
-            lambda desk: trained(desk, TRAIN.replace("torchrun --nproc_per_node 8", "python").replace(" --ddp", "")),
+            lambda desk: trained(
+                desk, f"python {TRAIN[len('torchrun --nproc_per_node 8 ') : -len(' --ddp')]}", "--max_steps", "1"
+            ),
         ),
         Block(42, "_inject_pos2d_hook, _prepare_pos2d, _set_prompt_pos2d, Interleaved2DRoPE", "they work", hooks),
         Block(121, "the table of the validation", "six parts, each ✅", validated),
