@@ -256,7 +256,8 @@ DOCUMENT = Document(
             11,
             NO_POS2D,
             "the error of a model with 2D RoPE whose pos2d was not set",
-            "It cannot arise: ordinary positions mean branch 0, so a patched model generates without any further call.",
+            "It does not arise by itself: ordinary positions mean branch 0, so a patched model generates without any "
+            "further call. These words come only where set_rope_pos2d was called for a forward of another length.",
         ),
         Block(30, CHAT, "a chat that ends with quit", lambda desk: chat(desk, CHAT)),
         Block(50, GENERATE, "a completion", lambda desk: generated(desk, GENERATE)),
