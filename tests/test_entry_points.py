@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts import inference_hf_lora
+from tests.exact import ON_CPU
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = [
@@ -95,7 +96,7 @@ def test_generate_and_chat_on_the_bundled_model(tmp_path: Path) -> None:
         ),
         (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", "--top_p", "3"], "top_p is 3"),
         (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", "--device", "cuda:99"], "--device"),
-        (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", "--lora_path", "no.pth"], "no.pth"),
+        (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", *ON_CPU, "--lora_path", "no.pth"], "no.pth"),
     ],
 )
 def test_wrong_use_is_one_line_with_the_remedy(

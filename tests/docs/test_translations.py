@@ -14,7 +14,7 @@ from tests.docs.rules import TRANSLATIONS
 FENCE = re.compile(r"^```[^\n]*\n.*?^```", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(?m)(?:^|(?<= ))# (?![\w./-]+\.\w+$).*$")
 """In code; but not the name of a file that a block is."""
-OTHERWISE = {"387": "3.87 亿", "25": "2,500 万", "20": "2,000 万", "4.4": "440 万"}
+OTHERWISE = {"387": "3.87 亿", "25": "2,500 万", "20": "2,000 万", "4.4": "440 万", "64": "6,400 万"}
 """Numbers that are written in units of ten thousand or of a hundred million in Chinese."""
 
 pytestmark = pytest.mark.parametrize("translation", TRANSLATIONS)
