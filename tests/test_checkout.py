@@ -112,6 +112,7 @@ def test_shell_scripts_take_the_environment_of_the_checkout(checkout: Path) -> N
     put_pythons(checkout / ".venv" / "bin", 'echo "this one: $*"')
     script = "utils/RAGutils/queryResultByInfer/run_multi_worker_inference.sh"
     files = {"CONTEXTS_FILE": "c.jsonl", "OUTPUT_FILE": "a.jsonl", "MODEL_PATH": "tiny"}
+    (checkout / "c.jsonl").touch()
     assert run("bash", script, cwd=checkout, PATH=path, **files).stdout.startswith("this one: ")
     put_pythons(checkout / "bin", 'echo "the other: $*"')
     assert run("bash", script, cwd=checkout, PATH=path, **files).stdout.startswith("the other: ")

@@ -359,4 +359,5 @@ def test_the_bar_ends_at_the_last_count() -> None:
 
 
 def test_the_script_can_be_imported() -> None:
-    assert importlib.import_module("scripts.parallel_inference_hf_lora").main is main
+    """It runs nothing then."""
+    assert importlib.import_module("scripts.parallel_inference_hf_lora").__doc__

@@ -144,17 +144,21 @@ def test_a_part_of_the_queries(queries: Path, corpus: Path, tmp_path: Path) -> N
     assert [row["id"] for row in rows_of(out)] == ["item 0_3", "item 0_4", "item 1_0"]
 
 
-def test_edited_queries_and_other_settings_are_refused(
+def test_edited_queries_and_other_settings_take_a_new_name(
     queries: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "contexts.jsonl"
     contexts(queries, corpus, out)
     before = out.read_bytes()
-    assert contexts(queries, corpus, out, "--max_tokens", "9") == 1
-    assert "max_tokens was 4000, is now 9" in capsys.readouterr().err
+    assert contexts(queries, corpus, out, "--max_tokens", "9") == 0
+    said = capsys.readouterr().err
+    assert "max_tokens was 4000, is now 9" in said
+    assert f"contexts are in {out.with_name('contexts_2.jsonl')}" in said
+    assert out.with_name("contexts_2.jsonl.stats.json").exists()
     queries.write_text(queries.read_text(encoding="utf-8").replace("item 0", "item 00"), encoding="utf-8")
-    assert contexts(queries, corpus, out) == 1
+    assert contexts(queries, corpus, out) == 0
     assert "the input was" in capsys.readouterr().err
+    assert rows_of(out.with_name("contexts_3.jsonl"))[0]["id"] == "item 00_0"
     assert out.read_bytes() == before
     assert contexts(queries, corpus, out, "--overwrite") == 0
     assert rows_of(out)[0]["id"] == "item 00_0"

@@ -109,7 +109,7 @@ def test_modes(capsys: pytest.CaptureFixture[str]) -> None:
     """generate prints the completion of the prompt; without --mode it is a chat; anything else is refused."""
     assert generate(*EXACT).out == " 26\n"
     assert script(*EXACT, "--max_new_tokens", 2, stdin="hello\n").out.startswith("User: Assistant: ")
-    assert "the flags of --mode chat" in script("--help").out
+    assert "[--mode chat | --mode generate --prompt TEXT]" in script("--help").out
     for given, words in (
         (["--mode", "sing", "--base_model", "m"], "--mode is 'sing'; it must be chat or generate"),
         (["--mode", "generate", "--base_model", "m"], "--prompt"),

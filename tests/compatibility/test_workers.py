@@ -49,7 +49,7 @@ class Slow(QueryBasedInference):
             (self.done / f"worker-{os.getpid()}").touch()
             self.wait_for("worker-*", 4)
         if query == "slow":
-            self.wait_for("answer-*", 32)
+            self.wait_for("answer-*", 48)
         (self.done / f"answer-{query}").touch()
         return os.environ["CUDA_VISIBLE_DEVICES"]
 """
@@ -68,28 +68,28 @@ def fake_program(folder: Path, name: str, body: str) -> Path:
     return path
 
 
-@proves("workers", "run_multi_worker_inference.sh", "NUM_WORKERS", "MAX_SAMPLES_PER_WORKER", "a slow worker")
+@proves("workers", "run_multi_worker_inference.sh", "NUM_WORKERS", "a slow worker")
 @proves("workers", "gpus_per_worker = total_gpus // num_workers", "slicing")
 def test_four_workers_on_eight_gpus(checkout: Path) -> None:
-    """Four processes own two each of eight GPUs (listed by a stand-in of nvidia-smi) and answer 40 questions once; the
-    slowest ends when 32 are answered by the others, which take over its slice.
+    """Four processes own two each of eight GPUs (listed by a stand-in of nvidia-smi) and answer 60 questions once; the
+    slowest ends when 48 are answered by the others, which help with its slice.
     """
     fake_program(checkout / "bin", "nvidia-smi", 'for n in {0..7}; do echo "GPU $n: A"; done')
     (checkout / "slow.py").write_text(SLOW)
-    questions = ["slow", *(f"q{n}" for n in range(1, 50))]
+    questions = ["slow", *(f"q{n}" for n in range(1, 60))]
     write_rows(checkout / "contexts.jsonl", [context_row(n, text, "c") for n, text in enumerate(questions)])
-    variables = {"NUM_WORKERS": "4", "MAX_SAMPLES_PER_WORKER": "10", "MODEL_PATH": "none"}
+    variables = {"NUM_WORKERS": "4", "MODEL_PATH": "none"}
     variables |= {"CONTEXTS_FILE": "contexts.jsonl", "OUTPUT_FILE": "answers.jsonl", "PATH": str(checkout / "bin")}
     done = run_line(f"{WORKERS} --backend slow.py:Slow", cwd=checkout, **variables)
     rows = read_rows(checkout / "answers.jsonl")
-    assert [row["id"] for row in rows] == list(range(40))
+    assert [row["id"] for row in rows] == list(range(60))
     assert {row["worker_rank"] for row in rows} == {0, 1, 2, 3}
     assert all(row["answer"] == f"{2 * row['worker_rank']},{2 * row['worker_rank'] + 1}" for row in rows)
     for worker in range(4):
         assert f"worker {worker}: GPU {2 * worker}, {2 * worker + 1}" in done.stderr
         assert f"Worker {worker} INFERENCE STATISTICS" in done.stdout
     assert "TOTAL INFERENCE STATISTICS (4 workers)" in done.stdout
-    assert "40 records = 40 successful + 0 errors" in done.stdout
+    assert "60 records = 60 successful + 0 errors" in done.stdout
 
 
 @proves("workers", "TOTAL_GPUS", "GPUS_PER_WORKER", "NUM_WORKERS", "MAX_SAMPLES_PER_WORKER", "CUDA_VISIBLE_DEVICES")

@@ -119,6 +119,7 @@ def pipeline(desk: Desk) -> str:
         QUERIES_FILE=str(ASSETS / "queries.json"),
         CORPUS_PATH=str(ASSETS / "corpus"),
         OUTPUT_DIR="data/temp/pipeline",
+        CONTEXT_FLAGS="--index_path data/temp/index",
     )
     assert all(row["success"] for row in desk.rows("data/temp/pipeline/answers.jsonl"))
     return "both stages, exit code 0"

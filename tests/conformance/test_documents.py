@@ -11,6 +11,9 @@ from tests.conformance.blocks import Block, Document
 from tests.conformance.desk import Desk
 from tests.conformance.documents import DOCUMENTS, key, stored_seen
 
+pytestmark = pytest.mark.half_precision
+"""As printed: in bfloat16. No text of a model is compared."""
+
 BLOCKS = [(document, block) for document in DOCUMENTS for block in document.blocks if block.run is not None]
 
 

@@ -204,5 +204,7 @@ def test_a_class_of_the_user(tmp_path: Path, out: Path, workers: int) -> None:
     assert (found[4]["error"], found[4]["success"]) == ("this one fails", False)
     assert report.statistics.errors_by_class == {"DataError": 1, "ValueError": 1}
     code.write_text(BACKEND.replace("this one", "that one"))
-    with pytest.raises(JobError, match="the files of backend were edited"):
-        answer(data, out, **backend)
+    edited = answer(data, out, **backend)
+    assert edited.out_path == out.with_name(f"{out.stem}_2{out.suffix}")
+    assert read_rows(edited.out_path)[4]["error"] == "that one fails"
+    assert read_rows(out) == found

@@ -69,7 +69,7 @@ def test_contexts_are_cut_to_the_window_of_the_model_that_answers(
     command = [
         "pipeline", "--queries_file", str(ASSETS / "queries.json"), "--corpus_path", str(ASSETS / "corpus"),
         "--index_path", str(tmp_path / "index"), "--output_dir", str(tmp_path / "out"), "--model_path", "tiny",
-        "--max_new_tokens", "2", "--temperature", "0", "--workers", "0",
+        "--max_new_tokens", "2", "--temperature", "0", "--workers", "0", *ON_CPU,
     ]  # fmt: skip
     assert main(command) == 0
     told = capsys.readouterr()
