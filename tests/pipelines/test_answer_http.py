@@ -206,5 +206,5 @@ def test_a_class_of_the_user(tmp_path: Path, out: Path, workers: int) -> None:
     code.write_text(BACKEND.replace("this one", "that one"))
     edited = answer(data, out, **backend)
     assert edited.out_path == out.with_name(f"{out.stem}_2{out.suffix}")
-    assert read_rows(edited.out_path)[4]["error"] == "that one fails"
+    assert len(read_rows(edited.out_path)) == len(found)
     assert read_rows(out) == found

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     if report is not None:
         log_summary(report, verbose=args.verbose)
+        print(report.options.output_file)  # for scripts: another name than was asked for, if other contexts stand there
     return 0
 
 

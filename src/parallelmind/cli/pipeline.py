@@ -79,5 +79,5 @@ def run(args: argparse.Namespace) -> int:
         log_summary(found.contexts, verbose=args.verbose, answered_by=args.model_path if local_model else None)
         out_path = found.answers.out_path
         print_statistics(found.answers, "INFERENCE", out_path, rank_files(out_path))
-        print(f"Statistics of both stages: {files.statistics}")
+        print(f"Statistics of both stages: {found.statistics}")
     return 0

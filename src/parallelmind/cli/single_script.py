@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
     if mode is None and {"-h", "--help"} & set(rest):
         print(_help(), end="")
         return 0
+    if mode is None and any(word.partition("=")[0] == "--prompt" for word in rest):
+        print(f"error: --prompt is for --mode generate; add it (see {_SCRIPT} --help)", file=sys.stderr)
+        return 2
     return run_command([mode or "chat", *rest])
 
 

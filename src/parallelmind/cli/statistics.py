@@ -28,7 +28,8 @@ def print_statistics(report: JobReport, name: str, out_path: str | Path, rank_fi
             _print_block(f"Worker {rank} {name} STATISTICS", worker, saved)
     completion = report.completion
     if statistics.processed:
-        _print_block(f"TOTAL {name} STATISTICS ({report.world_size} workers)", statistics, out_path)
+        workers = len({*statistics.workers, *range(report.world_size)})
+        _print_block(f"TOTAL {name} STATISTICS ({workers} workers)", statistics, out_path)
         percentiles = ", ".join(f"{key} {value:.3f}s" for key, value in statistics.seconds_percentiles.items())
         if lost := statistics.processed - sum(worker.processed for worker in statistics.workers.values()):
             print(f"Errors without a worker: {lost}")

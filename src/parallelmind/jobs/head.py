@@ -147,7 +147,9 @@ class Head:
             return
         missing = len(self._job.todo())
         reasons = "; ".join(dict.fromkeys(reason.rstrip(".") for _, reason in sorted(gave_up.items())))
-        raise JobError(f"{reasons}. {missing} records have no result: start the same command again for them.")
+        raise JobError(
+            f"{reasons}. {missing} records have no result yet: with that mended, the command continues where it was."
+        )
 
 
 def note_given_up(folder: Path, run: str, gave_up: dict[int, str]) -> None:

@@ -88,8 +88,10 @@ class Job:
         overwrite: bool = False,
         group_of: GroupOf | None = None,
         keep_larger: bool = False,
+        input_from: str = "",
     ) -> None:
         """Args:
+        input_from: what makes an input, said where it does not exist.
         keep_larger: where a job on more records of the input stands already, `max_records` is enough with it.
         """
         self._kind = kind
@@ -102,6 +104,7 @@ class Job:
         self._overwrite = overwrite
         self._group_of = group_of
         self._keep_larger = keep_larger
+        self._input_from = input_from
         self._parts: dict[int, Part] = {}
         self._writers: dict[int, PartWriter] = {}
         self.move_to(next(self.names()))
@@ -285,7 +288,7 @@ class Job:
 
     def _check_input(self) -> None:
         if not self.input_path.exists():
-            raise DataError(f"the input {self.input_path} does not exist.")
+            raise DataError(f"the input {self.input_path} does not exist{self._input_from}.")
         if not self.input_path.is_file():
             raise DataError(f"the input {self.input_path} is not a regular file; save the records to a file first.")
         if self.out_path.exists() and self.out_path.samefile(self.input_path):

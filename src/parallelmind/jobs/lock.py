@@ -21,6 +21,9 @@ def lock_output(lock_path: Path, out_path: Path) -> BaseFileLock:
     try:
         return lock.acquire(timeout=0).lock
     except Timeout:
-        raise JobError(f"another run is writing {out_path}; wait until it ends, or choose another output.") from None
+        raise JobError(
+            f"another run is writing {out_path}; wait until it ends, or give another output (--out_path or "
+            "--output_file)."
+        ) from None
     except (OSError, NotImplementedError) as error:
         raise JobError(f"cannot lock {lock_path} ({error}); choose an output on another disk.") from error

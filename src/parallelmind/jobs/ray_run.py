@@ -166,7 +166,10 @@ class _RayRun:
                     calls[self._call(actor)] = actor
             if not calls:
                 reasons = "; ".join(dict.fromkeys(reason.rstrip(".") for reason in self._failures.values()))
-                raise JobError(f"{reasons}. {self._left()} records have no result: start the same command again.")
+                raise JobError(
+                    f"{reasons}. {self._left()} records have no result yet: with that mended, the command continues "
+                    "where it was."
+                )
             self._on_poll()
 
     def close(self) -> None:

@@ -129,6 +129,7 @@ def run_job(
         if job.completion is not None:
             _release(job, rank, token)
             return follower.report(job.completion)
+        _warn_of_more(job, options, rank)
         with _Metrics(options.prometheus_port, follower):
             if not job.todo().size:
                 with follower:
@@ -142,6 +143,16 @@ def run_job(
             else:
                 completion = _run_processes(job, task, options, rank, token, follower)
         return follower.report(completion)
+
+
+def _warn_of_more(job: Job, options: RunOptions, rank: Rank) -> None:
+    """A larger run that was interrupted is finished, also by fewer workers than it was begun for."""
+    most, workers = options.most_per_worker, max(rank.world_size, options.workers, 1)
+    if most is not None and (left := len(job.todo())) > most * workers:
+        _LOGGER.warning(
+            "%s was begun for %d records, of which %d are left: more than %d for each of %d workers",
+            job.shown_path, job.input.records, left, most, workers,
+        )  # fmt: skip
 
 
 def _release(job: Job, rank: Rank, token: str) -> None:

@@ -18,7 +18,14 @@ from parallelmind.columnar import auto_pair_indices, patch_model_with_interleave
 from parallelmind.errors import AdapterError, SettingsError, first_line
 from parallelmind.models.loaded import LoadedModel
 from parallelmind.models.options import dtype_name
-from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, read_sidecar, resolve_settings
+from parallelmind.models.sidecar import (
+    SIDECAR_NAME,
+    RopeSettings,
+    Sidecar,
+    adapters_in,
+    read_sidecar,
+    resolve_settings,
+)
 
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
@@ -233,7 +240,10 @@ def model_path(base_model: str) -> str:
 def existing_adapter(lora_path: str) -> str:
     """The path. Raises AdapterError if nothing is there."""
     if not os.path.exists(lora_path):
-        raise AdapterError(f"--lora_path {lora_path}: no such file or folder; give a .pth file or a PEFT folder.")
+        raise AdapterError(
+            f"--lora_path {lora_path}: no such file or folder; give a .pth file or a PEFT folder, or make one with "
+            f"parallelmind train{adapters_in(lora_path)}."
+        )
     return lora_path
 
 

@@ -21,7 +21,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from parallelmind.errors import AdapterError
-from parallelmind.models.sidecar import is_weights_file
+from parallelmind.models.sidecar import adapters_in, is_weights_file
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -100,7 +100,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
 def _read_folder(folder: Path) -> Adapter:
     if not (folder / CONFIG_NAME).is_file():
         kind = "a whole model, not an adapter" if (folder / "config.json").is_file() else "not a PEFT adapter folder"
-        raise AdapterError(f"{folder}: {kind} (it has no {CONFIG_NAME})")
+        raise AdapterError(f"{folder}: {kind} (it has no {CONFIG_NAME}){adapters_in(folder / CONFIG_NAME)}")
     config = _read_config(folder / CONFIG_NAME)
     weights = next((folder / n for n in (WEIGHTS_NAME, PICKLED_WEIGHTS_NAME) if (folder / n).is_file()), None)
     if weights is None:
@@ -162,6 +162,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+_TORCH_STARTS = (b"PK", b"\x80")
+"""A zip archive, and the pickle that torch wrote before 1.6."""
+
+
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
@@ -170,6 +174,10 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except pickle.UnpicklingError as error:
+        if not path.read_bytes()[:2].startswith(_TORCH_STARTS):
+            raise AdapterError(
+                f"{path}: not a file that torch.save wrote; --lora_path takes an adapter, a .pth file or a PEFT folder"
+            ) from error
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({refused.group(1)})" if refused else ""
         raise AdapterError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["ROPE_FLAGS", "ModelOptions", "dtype_name", "rope_in_effect"]
+__all__ = ["ROPE_FLAGS", "ModelOptions", "dtype_name", "real_name", "rope_in_effect"]
 
 ROPE_FLAGS = ("rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs", "branch_stride", "visibility")
 
@@ -58,6 +58,11 @@ class ModelOptions:
     def loading(self) -> dict[str, Any]:
         """The arguments of `load_model_with_lora`, but for the adapter."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
+
+
+def real_name(name: str | None) -> str | None:
+    """Where a local file or folder really is, so that two spellings of it are one; any other name as it is."""
+    return os.path.realpath(name) if name and os.path.exists(name) else name
 
 
 def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "SIDECAR_NAME",
     "RopeSettings",
     "Sidecar",
+    "adapters_in",
     "is_weights_file",
     "read_sidecar",
     "resolve_settings",
@@ -33,6 +34,7 @@ SIDECAR_NAME = "parallelmind.json"
 """In a folder."""
 FORMAT_VERSION = 1
 _MAX_BYTES = 1 << 20
+_SHOWN = 5
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -96,6 +98,14 @@ def is_weights_file(path: str | os.PathLike[str]) -> bool:
     """Whether the path means one file of weights rather than a PEFT folder."""
     path = Path(path)
     return path.is_file() or (path.suffix in _WEIGHT_SUFFIXES and not path.is_dir())
+
+
+def adapters_in(path: str | os.PathLike[str]) -> str:
+    """What an error says of the adapters in the folder of a path that is none: "; in out/lora there is a.pth"."""
+    folder = Path(path).parent
+    found = sorted(file.name for file in folder.glob("*.pth")) if folder.is_dir() else []
+    shown = ", ".join([*found[:_SHOWN], *(["…"] if len(found) > _SHOWN else [])])
+    return f"; in {folder} there is {shown}" if found else ""
 
 
 def sidecar_path(adapter_path: str | os.PathLike[str]) -> Path:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from parallelmind.errors import ParallelMindError
+from parallelmind.errors import ParallelMindError, SettingsError
 from parallelmind.jobs.job import Job, WorkItem
 from parallelmind.jobs.outcome import Outcome
 from parallelmind.jobs.progress import Progress
@@ -115,6 +115,9 @@ def run_answer(
         overwrite=options.overwrite,
         group_of=context_of if options.uses_engine else None,
         keep_larger=True,
+        input_from=(
+            f"; parallelmind contexts --queries_file … --corpus_path … --output_file {options.contexts_file} makes it"
+        ),
     )
     report = run_job(
         job,
@@ -143,14 +146,17 @@ def _engine_answers(
 ) -> EngineAnswers:
     from parallelmind.engine.loading import load_engine
 
-    engine, loaded = load_engine(
-        spread_over(options.model(), worker),
-        options.lora_path,
-        visibility="isolated",
-        max_running_branches=options.batch_size,
-        prefix_cache_bytes=PREFIX_CACHE_BYTES,
-        kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
-    )
+    try:
+        engine, loaded = load_engine(
+            spread_over(options.model(), worker),
+            options.lora_path,
+            visibility="isolated",
+            max_running_branches=options.batch_size,
+            prefix_cache_bytes=PREFIX_CACHE_BYTES,
+            kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
+        )
+    except SettingsError as error:  # here the flag has another name
+        raise SettingsError(str(error).replace("--base_model", "--model_path")) from error
     chat, encode = ChatFormat(loaded.tokenizer), PieceEncoder(loaded.tokenizer)
     # The few tokenizers that are not of the tokenizers library cannot tell where tokens end: then another one's tell.
     tokenizer = getattr(loaded.tokenizer, "backend_tokenizer", None) or load_tokenizer("tiny")

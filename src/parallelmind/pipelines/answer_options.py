@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import RequestError, SettingsError
-from parallelmind.models.options import ModelOptions, dtype_name
+from parallelmind.models.options import ModelOptions, dtype_name, real_name
 from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 from parallelmind.rag.backends.openai_compatible import HttpSettings
 from parallelmind.rag.backends.retry import RetryPolicy
@@ -168,8 +168,11 @@ class AnswerOptions:
     def identity(self) -> dict[str, Any]:
         """The settings that make this another job when they differ."""
         settings = {name: value for name, value in vars(self).items() if name not in _NOT_IDENTITY}
-        template = None if self.prompt_template is None else str(self.prompt_template)
-        return settings | {"prompt_template": template, "extra_body": json.loads(json.dumps(dict(self.extra_body)))}
+        template = None if self.prompt_template is None else real_name(str(self.prompt_template))
+        names = {"lora_path": real_name(self.lora_path), "prompt_template": template}
+        if self.uses_engine:
+            names["model_path"] = real_name(self.model_path)
+        return settings | names | {"extra_body": json.loads(json.dumps(dict(self.extra_body)))}
 
     def file_prints(self) -> dict[str, str]:
         """Hashes of the local files that change the answers; edited, they make this another job."""

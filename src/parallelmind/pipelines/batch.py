@@ -116,6 +116,7 @@ def run_batch(
         max_records=options.max_samples,
         retry_failed=options.retry_failed,
         overwrite=options.overwrite,
+        input_from='; --data_path takes a JSONL file with rows such as {"main": "…", "branches": ["…"]}',
     )
     report = run_job(
         job,

@@ -11,7 +11,7 @@ from typing import Any
 from parallelmind.data.rows import RowLimits
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import SettingsError
-from parallelmind.models.options import ROPE_FLAGS, ModelOptions, rope_in_effect
+from parallelmind.models.options import ROPE_FLAGS, ModelOptions, real_name, rope_in_effect
 from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 
 __all__ = ["BatchOptions"]
@@ -130,7 +130,8 @@ class BatchOptions(ModelOptions):
         """The settings that make this another job when they differ."""
         settings = {name: value for name, value in vars(self).items() if name not in _NOT_IDENTITY | _IN_EFFECT}
         rows = dataclasses.asdict(self.row_limits)
-        return settings | {"stop": list(self.stop), "rows": rows} | rope_in_effect(self, self.lora_path)
+        names = {"base_model": real_name(self.base_model), "lora_path": real_name(self.lora_path)}
+        return settings | names | {"stop": list(self.stop), "rows": rows} | rope_in_effect(self, self.lora_path)
 
     def file_prints(self) -> dict[str, str]:
         """Hashes of the local files of model and adapter; edited, they make this another job."""

@@ -51,6 +51,8 @@ class PipelineReport:
 
     contexts: ContextReport
     answers: JobReport
+    statistics: Path
+    """The file with the numbers of both."""
 
 
 def run_pipeline(
@@ -80,9 +82,11 @@ def run_pipeline(
     if found is None or answered is None:
         return None
     statistics = {"contexts": found.statistics.fields(), "answers": answered.statistics.as_json()}
-    with replacing(files.statistics) as temporary:
+    number = answered.out_path.stem.removeprefix(files.answers.stem)  # "_2", if other answers stand there
+    path = files.statistics.with_stem(files.statistics.stem + number)
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(statistics, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return PipelineReport(found, answered)
+    return PipelineReport(found, answered, path)
 
 
 def _wait_for_contexts(contexts: Path) -> None:

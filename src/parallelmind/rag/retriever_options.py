@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import SettingsError
+from parallelmind.models.options import real_name
 from parallelmind.rag.budget import TokenBudget, load_tokenizer
 from parallelmind.rag.compat import CompatRetriever
 from parallelmind.rag.corpus_rows import CORPUS_TYPES
@@ -61,7 +62,7 @@ class RetrieverOptions:
         uses_embeddings = self.ranking_in_force != "bm25"
         return {
             "corpus_type": self.corpus_type,
-            "tokenizer": self.tokenizer if self.settings.max_tokens else None,
+            "tokenizer": real_name(self.tokenizer) if self.settings.max_tokens else None,
             "ranking": self.ranking_in_force,
             "embedding_source": (self.embedding_source or "local") if uses_embeddings else None,
             "embedding_model": self.embedding_model if uses_embeddings else None,

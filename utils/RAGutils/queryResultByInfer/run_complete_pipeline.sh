@@ -47,8 +47,9 @@ flags=(--queries_file "$QUERIES_FILE" --corpus_path "$CORPUS_PATH" --output_file
 if [[ -n "$MODEL_PATH" && ("$INFERENCE_TYPE" == local || "$INFERENCE_TYPE" == huggingface) && " $* " != *" --backend"* ]]; then
     flags+=(--tokenizer "$MODEL_PATH") # contexts are measured in tokens of the model that answers
 fi
+# It prints where the contexts are: under another name, if other contexts stand in CONTEXTS_FILE.
 # shellcheck disable=SC2086  # CONTEXT_FLAGS holds several flags
-"$PYTHON" "$HERE/batch_context_generator.py" "${flags[@]}" $CONTEXT_FLAGS
+CONTEXTS_FILE="$("$PYTHON" "$HERE/batch_context_generator.py" "${flags[@]}" $CONTEXT_FLAGS | tail -n 1)"
 
 export CONTEXTS_FILE OUTPUT_FILE MODEL_PATH INFERENCE_TYPE NUM_WORKERS TOTAL_GPUS GPUS_PER_WORKER \
     MAX_SAMPLES_PER_WORKER MAX_NEW_TOKENS TEMPERATURE TOP_P PYTHON
