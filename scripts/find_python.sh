@@ -1,6 +1,6 @@
 # Sourced by the shell scripts: PYTHON, if it is not given, becomes the first Python that can run the package. If there is
 # none, the script ends with how to install it.
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 runs_package() { # runs_package PYTHON: silent if it does, else its message says what to do
     (cd "$ROOT" && "$1" -c 'import run_from_checkout; run_from_checkout.prepare("__main__")') >/dev/null

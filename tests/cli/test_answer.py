@@ -223,7 +223,7 @@ def test_over_http_with_a_key(
         assert main(arguments(data, out, *common, "--base_url", server.base_url)) == 1
     refused = capfd.readouterr()
     assert "Check the key in OPENAI_API_KEY" in refused.err
-    assert "3 records have no result: start the same command again" in refused.err
+    assert "3 records have no result yet: with that mended, the command continues where it was" in refused.err
     with FakeOpenAI(always=fake_openai.completion("yes")) as server:
         body = '{"seed": 5}'
         assert (

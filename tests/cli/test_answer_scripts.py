@@ -31,8 +31,11 @@ def checkout(tmp_path: Path) -> Path:
     """A folder that looks like a checkout, with a space in its name."""
     folder = tmp_path / "the checkout"
     folder.mkdir()
-    for name in ("utils", "src", "scripts", "run_from_checkout.py", "pyproject.toml"):
+    for name in ("utils", "src"):
         (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "scripts", folder / "scripts")  # which look for .venv where they really are
+    for name in ("run_from_checkout.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
     return folder
 
 
