@@ -19,18 +19,19 @@ from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting
-from parallelmind.training.data import batching, load_data
+from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
 from parallelmind.training.files import RunFiles
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
-from parallelmind.training.naming import agreed, choose_run
+from parallelmind.training.naming import ChosenRun, agreed
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.report import TrainingReport, write_report
 from parallelmind.training.resolving import resolve_rope
 from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.settings import effective_settings
+from parallelmind.training.taking import taken_run
 from parallelmind.training.trainer import PackedTrainer
 
 __all__ = ["TrainReport", "run_training"]
@@ -69,7 +70,20 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     batches = batching(options, rope.visibility)
     layout = batches.layout(current_rank().world_size)
     settings = effective_settings(options, rope=rope, patched=patched, layout=layout)
-    run = choose_run(options, settings)
+    with taken_run(options, settings) as run:
+        return _train(options, run, settings, batches, device, note, progress)
+
+
+def _train(
+    options: TrainOptions,
+    run: ChosenRun,
+    settings: dict[str, Any],
+    batches: Batching,
+    device: str,
+    note: str | None,
+    progress: Progress,
+) -> TrainReport:
+    """Train under the name that was taken."""
     trainee = load_trainee(options, device=device)
     if note:
         _LOGGER.info("%s", note)
