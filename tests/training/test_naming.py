@@ -82,6 +82,8 @@ def test_a_default_that_is_spelled_out_is_the_default(
         {"target_modules": ()},
         {"data_path": Path("data.jsonl"), "hf_split": "other"},
         {"data_path": link},
+        {"max_samples": 24},
+        {"max_samples": 100},
         {"base_model": os.path.relpath(model), "tokenizer_path": str(model)},
         {"learning_rate": 1e-2, "grad_clip": 1, "shuffle_buffer": 3, "min_branches_per_sample": 2},
         {"batch_size": 3, "accumulation_steps": 2},
@@ -92,7 +94,7 @@ def test_a_default_that_is_spelled_out_is_the_default(
         assert settings_of(options(model, data, tmp_path, **same)) == before, same
     small = {"batch_size": 3, "accumulation_steps": 1}
     assert settings_of(options(model, data, tmp_path, **small), processes=2) == before
-    for rows in ({"batch_by_samples": True}, {"visibility": "columnar", "stride": 64}):
+    for rows in ({"batch_by_samples": True}, {"max_samples": 23}, {"visibility": "columnar", "stride": 64}):
         assert settings_of(options(model, data, tmp_path, **rows)) != before
     without: dict[str, Any] = {"patch_rope": False}
     assert settings_of(options(model, data, tmp_path, stride=64, rope_2d_ratio=0.25, **without)) == settings_of(

@@ -48,6 +48,8 @@ class TrainReport:
     name: str
     steps: int
     resumed_from: int
+    trained: bool
+    """False: all steps were done before, and only the result was evaluated and written again."""
     data_counts: dict[str, Any]
     evaluation: dict[str, float]
     """Of the end; empty without held-out data."""
@@ -155,7 +157,8 @@ def _train(
     if checkpoint is not None:
         resumed_from, ended = trainer.load_data_state(checkpoint)
         ended = ended or (total is not None and resumed_from >= total)
-        _LOGGER.info("continuing from %s", checkpoint)
+        if not ended:
+            _LOGGER.info("continuing from %s", checkpoint)
     with forward.installed(trainee.model), interruption.caught(), _explained(options), _stopped(progress):
         if ended:
             assert checkpoint is not None
@@ -191,6 +194,7 @@ def _train(
         name=files.name,
         steps=steps,
         resumed_from=resumed_from,
+        trained=not ended,
         data_counts=counts,
         evaluation=final,
         written=written,

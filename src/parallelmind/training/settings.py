@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from parallelmind.data.jsonl import read_lines
 from parallelmind.models.file_prints import (
     print_of_adapter,
     print_of_content,
@@ -31,7 +32,7 @@ _NOT_THE_RUN = ("dataloader_", "ddp_", "hub_", "log_", "project", "push_", "repo
 """Beginnings of fields of TrainingArguments that may change when a run is continued."""
 _AS_GIVEN = (
     "task", "lora_dropout", "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit", "use_streaming", "shuffle",
-    "max_samples", "eval_ratio", "max_seq_len", "max_total_tokens", "learning_rate", "grad_clip", "dtype", "seed",
+    "eval_ratio", "max_seq_len", "max_total_tokens", "learning_rate", "grad_clip", "dtype", "seed",
 )  # fmt: skip
 """Options that mean what they say."""
 _CONTENT = "the content of --"
@@ -47,6 +48,7 @@ def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bo
     Raises:
         SettingsError: the config of a new model cannot be read.
         AdapterError: the adapter to continue from cannot be read.
+        DataError: the data cannot be read.
     """
     settings: dict[str, Any] = {name: getattr(options, name) for name in _AS_GIVEN}
     settings |= {
@@ -111,7 +113,13 @@ def _of_the_adapter(options: TrainOptions) -> dict[str, Any]:
 
 
 def _of_the_data(options: TrainOptions) -> dict[str, Any]:
-    settings: dict[str, Any] = {"shuffle_buffer": options.shuffle_buffer if options.use_streaming else None}
+    settings: dict[str, Any] = {
+        "shuffle_buffer": options.shuffle_buffer if options.use_streaming else None,
+        "max_samples": options.max_samples,
+    }
+    if options.max_samples and options.data_path is not None and not options.use_streaming:
+        found = sum(1 for _ in read_lines(options.data_path, max_records=options.max_samples + 1))
+        settings["max_samples"] = options.max_samples if found > options.max_samples else None
     if options.eval_data_path is not None:
         settings["eval_data_path"] = str(options.eval_data_path.resolve())
     if options.data_path is not None:
