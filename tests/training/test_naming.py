@@ -268,3 +268,15 @@ def test_the_newest_adapter_of_the_task_lora(model: Path, data: Path, tmp_path: 
     assert other.written == lora / "medical_lora_2_hf_final.pth"
     assert (lora / "medical_lora_2_hf.pth").exists()
     assert_equal(weights(files.newest_adapter), weights(report.written))
+
+
+def test_a_pretrained_model_that_is_written_again_is_the_same_model(model: Path, data: Path, tmp_path: Path) -> None:
+    """A run on it goes on after the pretraining was started once more, which trains nothing."""
+    new: dict[str, Any] = {"task": "pretrain", "base_model": None, "tokenizer_path": str(model), "max_steps": 1}
+    pretraining = options(model, data, tmp_path, **new)
+    made = train(pretraining).written
+    chosen = options(made, data, tmp_path, max_steps=1)
+    train(chosen)
+    assert not train(pretraining).trained
+    assert choice(chosen).files.name == "hf_parallel_lora"
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
