@@ -30,7 +30,7 @@ LINE = (
 
 def converted(folder: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     source, output = write_jsonl(folder / "in.jsonl", [row]), folder / "out.jsonl"
-    assert main(["convert", "--input", str(source), "--output", str(output)]) == 0
+    assert main(["convert", "--input", str(source), "--output", str(output), "--overwrite"]) == 0
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     for number, fields in enumerate(rows, 1):
         parse_sample(fields, f"line {number}")  # what training reads
@@ -58,7 +58,7 @@ def test_alpaca(tmp_path: Path) -> None:
 def test_rows_share_records(tmp_path: Path) -> None:
     """Twelve conversations become two records of 8 and 4 branches, and with 1 a record each."""
     source, output = write_jsonl(tmp_path / "in.jsonl", [{"messages": MESSAGES}] * 12), tmp_path / "out.jsonl"
-    line = ["convert", "--input", str(source), "--output", str(output)]
+    line = ["convert", "--input", str(source), "--output", str(output), "--overwrite"]
     for flags, sizes in (
         ([], [8, 4]),
         (["--branches_per_sample", "5"], [5, 5, 2]),
@@ -88,6 +88,7 @@ def test_the_line(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "dataset" / "sft_data.jsonl", rows)
     done = run_line(LINE, cwd=tmp_path)
     assert "4 rows read = 4 converted + 0 skipped; 1 records with 4 branches, 4.0 on average" in done.stderr
+    assert "the file is unchanged" in run_line(LINE, cwd=tmp_path).stderr  # the same line again is no error
     written = (tmp_path / "dataset" / "sft_data_parallel.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in written]
     assert [(record.keys(), len(record["branches"])) for record in records] == [({"main", "branches"}, 4)]

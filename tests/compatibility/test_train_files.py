@@ -126,8 +126,8 @@ def test_one_process_and_two(model: Path, data: Path, tmp_path: Path) -> None:
     run_script("python trainer/train_hf_parallel_lora.py", *flags, cwd=one)
     line = "torchrun --nproc_per_node 2 trainer/train_hf_parallel_lora.py"
     first = run_line(line, *flags, cwd=two)
-    assert "continuing from" not in first.stderr
-    assert "continuing from" in run_line(line, *flags, "--ddp", cwd=two).stderr
+    assert "is complete already" not in first.stderr
+    assert "is complete already" in run_line(line, *flags, "--ddp", cwd=two).stderr
     assert steps(one, "hf_parallel_lora") == 2 * steps(two, "hf_parallel_lora") == 12
     for folder in (one, two):
         assert [path.name for path in (folder / "out" / "lora").glob("*.pth")] == ["hf_parallel_lora_final.pth"]

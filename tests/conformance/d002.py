@@ -83,7 +83,9 @@ def loaded(desk: Desk) -> str:
 
 
 def converted(desk: Desk) -> str:
+    (desk.folder / "dataset/sft_data_parallel.jsonl").unlink()  # what stands for it in the other blocks
     desk.command(CONVERT)
+    desk.command(CONVERT)  # once more changes nothing
     rows = desk.rows("dataset/sft_data_parallel.jsonl")
     return f"{len(desk.rows('dataset/sft_data.jsonl'))} conversations as {len(rows)} records of several branches"
 

@@ -29,7 +29,7 @@ def converted(tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any)
     text = "".join(lines)
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     output = tmp_path / "out" / "records.jsonl"
-    report = convert(ConvertOptions(input=tmp_path / name, output=output, **options))
+    report = convert(ConvertOptions(input=tmp_path / name, output=output, **({"overwrite": True} | options)))
     return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()], report
 
 
@@ -289,6 +289,48 @@ def test_nothing_converted_is_an_error_and_leaves_a_former_output_alone(tmp_path
         converted(tmp_path, [{"id": 1}])
     assert "former" in (tmp_path / "out" / "records.jsonl").read_text()
     assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+@pytest.mark.parametrize("former", ["mine\n", "shorter", "longer", "edited"])
+def test_a_former_output_is_kept_unless_it_may_be_replaced(tmp_path, former):
+    """It stays byte for byte, with the list of skipped rows, whatever is different in it."""
+    rows = [{"text": f"t{number}"} for number in range(20)] + [{"id": 1}]
+    skipped = tmp_path / "skipped.jsonl"
+    options = {"group_by": "none", "skipped_path": skipped, "overwrite": False}
+    records, _ = converted(tmp_path, rows, **options)
+    output = tmp_path / "out" / "records.jsonl"
+    made = output.read_bytes()
+    other = {
+        "shorter": made[: made.index(b"\n") + 1],
+        "longer": made + b"{}\n",
+        "edited": made.replace(b"t7", b"t8"),
+    }.get(former, former.encode())
+    output.write_bytes(other)
+    times = output.stat().st_mtime_ns, skipped.stat().st_mtime_ns
+    with pytest.raises(SettingsError, match=r"--output .*records.jsonl: .* is there already .*--overwrite"):
+        converted(tmp_path, rows, **options)
+    assert (output.read_bytes(), output.stat().st_mtime_ns, skipped.stat().st_mtime_ns) == (other, *times)
+    assert len(list(output.parent.iterdir())) == 1
+    assert converted(tmp_path, rows, **(options | {"overwrite": True}))[0] == records
+    assert output.read_bytes() == made
+
+
+def test_the_same_conversion_twice_leaves_the_file_as_it_is(tmp_path):
+    rows = [{"text": "t"}, {"id": 1}]
+    skipped = tmp_path / "skipped.jsonl"
+    _, first = converted(tmp_path, rows, skipped_path=skipped, overwrite=False)
+    output = tmp_path / "out" / "records.jsonl"
+    before = output.stat()
+    for overwrite in (False, True):
+        _, again = converted(tmp_path, rows, skipped_path=skipped, overwrite=overwrite)
+        assert (first.unchanged, again.unchanged) == (False, not overwrite)
+        assert (output.stat().st_mtime_ns, output.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    output.write_bytes(b"")  # holds nothing that could be lost
+    assert not converted(tmp_path, rows, overwrite=False)[1].unchanged
+    skipped.write_text("mine")
+    with pytest.raises(SettingsError, match=r"--skipped_path .*skipped.jsonl: .*another --skipped_path"):
+        converted(tmp_path, rows, skipped_path=skipped, overwrite=False)
+    assert skipped.read_text() == "mine"
 
 
 def test_wrong_files(tmp_path):

@@ -97,7 +97,7 @@ def save(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def converted(source: Path, **options: Any) -> tuple[Path, ConvertReport]:
     output = source.with_suffix(".out.jsonl")
-    report = convert(ConvertOptions(input=source, output=output, **options))
+    report = convert(ConvertOptions(input=source, output=output, overwrite=True, **options))
     return output, report
 
 

@@ -82,6 +82,8 @@ def test_a_default_that_is_spelled_out_is_the_default(
         {"target_modules": ()},
         {"data_path": Path("data.jsonl"), "hf_split": "other"},
         {"data_path": link},
+        {"max_samples": 24},
+        {"max_samples": 100},
         {"base_model": os.path.relpath(model), "tokenizer_path": str(model)},
         {"learning_rate": 1e-2, "grad_clip": 1, "shuffle_buffer": 3, "min_branches_per_sample": 2},
         {"batch_size": 3, "accumulation_steps": 2},
@@ -92,7 +94,7 @@ def test_a_default_that_is_spelled_out_is_the_default(
         assert settings_of(options(model, data, tmp_path, **same)) == before, same
     small = {"batch_size": 3, "accumulation_steps": 1}
     assert settings_of(options(model, data, tmp_path, **small), processes=2) == before
-    for rows in ({"batch_by_samples": True}, {"visibility": "columnar", "stride": 64}):
+    for rows in ({"batch_by_samples": True}, {"max_samples": 23}, {"visibility": "columnar", "stride": 64}):
         assert settings_of(options(model, data, tmp_path, **rows)) != before
     without: dict[str, Any] = {"patch_rope": False}
     assert settings_of(options(model, data, tmp_path, stride=64, rope_2d_ratio=0.25, **without)) == settings_of(
@@ -161,14 +163,53 @@ def test_other_settings_get_another_name_and_equal_ones_continue(
     assert (anew.name, anew.resumed_from) == ("hf_parallel_lora", 0)
 
 
-def test_other_data_of_the_same_size_is_another_run(model: Path, data: Path, tmp_path: Path) -> None:
-    chosen = options(model, data, tmp_path / "out", max_steps=1)
+@pytest.mark.parametrize(
+    "flag", ["data_path", "streamed", "eval_data_path", "load_lora", "base_model", "tokenizer_path", "hf_dataset"]
+)
+def test_an_edited_file_makes_another_run(flag: str, model: Path, data: Path, tmp_path: Path) -> None:
+    """Also if its path, and the number of its bytes, are what they were; a file that is only read changes nothing."""
+    own = Path(shutil.copytree(model, tmp_path / "model"))
+    folder = tmp_path / "dataset" / "more"
+    folder.mkdir(parents=True)
+    file, flags = data, {"max_steps": 1}
+    if flag == "streamed":
+        flags |= {"use_streaming": True}
+    elif flag == "eval_data_path":
+        file = write_records(tmp_path / "held_out.jsonl", 3)
+        flags |= {flag: file, "eval_samples": 1}
+    elif flag == "load_lora":
+        file = train(options(model, data, tmp_path / "first", max_steps=1)).written
+        flags |= {flag: str(file)}
+    elif flag == "hf_dataset":
+        file = write_records(folder / "train.jsonl")
+        flags |= {flag: str(folder.parent), "data_path": None}
+    elif flag in ("base_model", "tokenizer_path"):
+        file = own / "config.json"
+        flags |= {flag: str(own)}
+    chosen = options(model, data, tmp_path / "out", **flags)
     train(chosen)
-    edited = data.read_text().replace("m0", "m1", 1)
-    data.write_text(edited)
+    file.read_bytes()
+    assert choice(chosen).files.name == "hf_parallel_lora"
+    if flag == "load_lora":  # the same weights in another file are the same weights
+        file.write_bytes(file.read_bytes())
+        assert choice(chosen).files.name == "hf_parallel_lora"
+        train(options(model, data, tmp_path / "first", max_steps=1, seed=1, overwrite=True))
+    else:
+        before = file.stat()
+        text = file.read_text()
+        file.write_text(text.replace("0", "1", 1))
+        assert file.stat().st_size == before.st_size
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     run = choice(chosen)
-    assert run.files.name == "hf_parallel_lora_2"
-    assert "(the content of --data_path)" in str(run.note)
+    assert (run.files.name, run.checkpoint) == ("hf_parallel_lora_2", None)
+    assert f"(the content of --{'data_path' if flag == 'streamed' else flag})" in str(run.note)
+
+
+def test_another_path_is_named_without_its_content(model: Path, data: Path, tmp_path: Path) -> None:
+    train(options(model, data, tmp_path / "out", max_steps=1))
+    other = write_records(tmp_path / "other.jsonl", 5)
+    note = str(choice(options(model, other, tmp_path / "out", max_steps=1)).note)
+    assert f"(--data_path {other} instead of {data})" in note
 
 
 def test_a_name_is_taken_until_nothing_stands_under_it(model: Path, data: Path, tmp_path: Path) -> None:
@@ -227,3 +268,15 @@ def test_the_newest_adapter_of_the_task_lora(model: Path, data: Path, tmp_path: 
     assert other.written == lora / "medical_lora_2_hf_final.pth"
     assert (lora / "medical_lora_2_hf.pth").exists()
     assert_equal(weights(files.newest_adapter), weights(report.written))
+
+
+def test_a_pretrained_model_that_is_written_again_is_the_same_model(model: Path, data: Path, tmp_path: Path) -> None:
+    """A run on it goes on after the pretraining was started once more, which trains nothing."""
+    new: dict[str, Any] = {"task": "pretrain", "base_model": None, "tokenizer_path": str(model), "max_steps": 1}
+    pretraining = options(model, data, tmp_path, **new)
+    made = train(pretraining).written
+    chosen = options(made, data, tmp_path, max_steps=1)
+    train(chosen)
+    assert not train(pretraining).trained
+    assert choice(chosen).files.name == "hf_parallel_lora"
+    assert [path.name for path in made.parent.iterdir()] == [made.name]

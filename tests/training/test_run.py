@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,7 @@ def test_a_finished_run_is_not_trained_again(model: Path, data: Path, tmp_path: 
         first.written.unlink()
         again = train(chosen)
         assert (again.steps, again.resumed_from) == (first.steps, first.steps)
+        assert (first.trained, again.trained) == (True, False)
         assert_equal(weights(again.written), written)
 
 
@@ -419,12 +421,15 @@ def test_gpus(
 def test_bad_input(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parallelmind.training.arguments.find_spec", lambda name: None)  # wherever they are installed
     bad = tmp_path / "bad.jsonl"
+    alpaca = tmp_path / "alpaca.jsonl"
+    alpaca.write_text('{"instruction": "i", "input": "", "output": "o"}\n')
     bad.write_text(data.read_text() + '{"main": "x", "branches": [{"prompt": "p", "completion": 3}]}\n')
     for flags, kind, message in (
         ({"data_path": tmp_path / "none.jsonl"}, SettingsError, "--data_path .*none.jsonl: no such file"),
         ({"base_model": str(tmp_path / "none")}, SettingsError, "--base_model .*none"),
         ({"dtype": "float16"}, SettingsError, "--dtype float16 cannot be trained in on a CPU"),
         ({"data_path": bad}, DataError, r'bad\.jsonl line 25: "branches"\[0\]\."completion" is a number'),
+        ({"data_path": alpaca}, DataError, f"parallelmind convert --input {re.escape(str(alpaca))} --output"),
         ({"max_seq_len": 3, "strict": True}, DataError, r'line 1: "branches"\[0\] has \d+ tokens, cut to 3 .*--strict'),
         ({"max_total_tokens": 6}, DataError, "none of its 24 records leaves a token to learn"),
         ({"load_lora": str(tmp_path / "none.pth")}, AdapterError, "no such file"),
@@ -432,7 +437,7 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.
         ({"eval_ratio": 1 - 1e-9}, SettingsError, "holds out all of the records"),
         ({"model_config": tmp_path / "c.json"}, SettingsError, "--model_config describes a new model, and"),
         ({"hf": {"report_to": "trackio"}}, SettingsError, r"pip install 'parallelmind\[trackio\]'"),
-        ({"use_wandb": True}, SettingsError, r"pip install 'parallelmind\[wandb\]'"),
+        ({"use_wandb": True}, SettingsError, r"^--use_wandb needs .* pip install 'parallelmind\[wandb\]', or leave"),
         ({"hf": {"dataloader_num_workers": 2}}, SettingsError, "planned as one sequence"),
         ({"hf": {"optim": "none_such"}}, SettingsError, "none_such"),
         ({"hf": {"bf16": True}}, SettingsError, "--bf16 cannot be set here: use --dtype"),

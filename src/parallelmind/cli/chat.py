@@ -41,7 +41,7 @@ def add_chat_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Read messages and stream the replies until the end of input; 130 after Ctrl-C twice at the prompt."""
-    from parallelmind.models.loader import TINY_MODEL
+    from parallelmind.models.options import TINY_MODEL
     from parallelmind.pipelines.chat import ChatSession
 
     tolerate_any_text()

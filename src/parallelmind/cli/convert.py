@@ -43,6 +43,8 @@ How rows become records:
   --branches_per_sample 1, and make sure that rows with the same main belong together.
 
 Rows that cannot be converted are skipped, counted and listed with line and reason.
+A file that is there already is never replaced, unless with --overwrite: if it is what the conversion makes, all is
+well, and otherwise that is an error.
 Exit codes: 0 converted (some rows may have been skipped), 1 nothing converted or an error, 2 wrong usage.
 """
 
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--max_samples", type=int, metavar="N", help="the first N rows only (default: all)")
     files.add_argument("--skipped_path", type=Path, metavar="FILE", help="JSONL of all skipped rows")
     files.add_argument("--strict", action="store_true", help="stop at the first row that cannot be converted")
+    files.add_argument("--overwrite", action="store_true", help="replace a file of that name that holds something else")
     rows = parser.add_argument_group("what a row means")
     rows.add_argument(
         "--format", choices=FORMATS, default="auto", help=documented_default("the form of the rows", "auto")
@@ -148,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
         path = options.skipped_path
         where = f"all are in {path}" if path else "--skipped_path FILE lists all"
         _LOGGER.warning("skipped: %d more; %s", more, where)
-    _LOGGER.info("records are in %s", options.output)
+    there = " (they were there already: the file is unchanged)" if report.unchanged else ""
+    _LOGGER.info("records are in %s%s", options.output, there)
     return 0
 
 

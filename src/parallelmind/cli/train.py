@@ -108,7 +108,14 @@ def run(args: argparse.Namespace) -> int:
     if report.report is not None:  # the first process, which writes
         _LOGGER.info("the report is %s", report.report)
         flag = "--base_model" if options.task == "pretrain" else "--lora_path"
-        _LOGGER.info("%d steps done; written: %s, to be loaded with %s", report.steps, report.written, flag)
+        if report.trained:
+            _LOGGER.info("%d steps done; written: %s, to be loaded with %s", report.steps, report.written, flag)
+        else:
+            _LOGGER.info(
+                "%s is complete already: all of its %d steps were done before, and nothing was trained "
+                "(--overwrite begins anew). The result is %s, to be loaded with %s",
+                report.name, report.steps, report.written, flag,
+            )  # fmt: skip
     return 0
 
 

@@ -9,10 +9,10 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 from parallelmind.data.grouping import Group, GroupBy, Grouping
 from parallelmind.data.replacing import refuse_same_file, replacing
@@ -57,6 +57,8 @@ class ConvertOptions:
     """Where to list every skipped row."""
     strict: bool = False
     """A row that cannot be converted ends the conversion."""
+    overwrite: bool = False
+    """Replace a former output of other content."""
 
     def __post_init__(self) -> None:
         if self.branches_per_sample < 1:
@@ -122,20 +124,26 @@ class ConvertReport:
     skipped_rows: int = 0
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     """The first of them."""
+    unchanged: bool = False
+    """The output was there already, with the same records."""
 
 
 def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | None = None) -> ConvertReport:
     """Write the records; the output appears complete or not at all, and a former one is unchanged until then.
 
-    `on_row` is called after every row.
+    Without `overwrite` a former file stays: it is what would be written, or the conversion ends at the first
+    difference. `on_row` is called after every row.
 
     Raises:
         DataError: the input cannot be read, no row could be converted, or with `strict` any row could not.
-        SettingsError: the output cannot be written.
+        SettingsError: the output cannot be written, or is there already and holds something else.
     """
     report = ConvertReport()
     rows = itertools.islice(read_rows(options.input, options.container()), options.max_samples)
-    with _written(options.output) as output, _written(options.skipped_path) as skipped:
+    with (
+        _written(options.output, "--output", options.overwrite) as output,
+        _written(options.skipped_path, "--skipped_path", options.overwrite) as skipped,
+    ):
         grouping = Grouping(options.group_by, options.branches_per_sample)
         for sample in _samples(rows, options, report, skipped, on_row):
             for group in grouping.add(sample):
@@ -148,6 +156,10 @@ def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | N
                 f"{options.input}: none of its {report.rows} rows could be converted{first}. Give the right "
                 "--format, or the names of its columns with --prompt_field and --completion_field."
             )
+        for file in (output, skipped):  # before one of them takes its place
+            if file is not None:
+                file.end()
+        report.unchanged = output is not None and output.unchanged
     return report
 
 
@@ -155,7 +167,7 @@ def _samples(
     rows: Iterator[RawRow],
     options: ConvertOptions,
     report: ConvertReport,
-    skipped: IO[str] | None,
+    skipped: _NewFile | None,
     on_row: Callable[[ConvertReport], None] | None,
 ) -> Iterator[Sample]:
     settings = options.sample_settings()
@@ -178,7 +190,7 @@ def _samples(
             on_row(report)
 
 
-def _note_skipped(row: Skipped, report: ConvertReport, file: IO[str] | None) -> None:
+def _note_skipped(row: Skipped, report: ConvertReport, file: _NewFile | None) -> None:
     report.skipped_rows += 1
     if len(report.skipped) < _KEPT_SKIPPED:
         report.skipped.append(row)
@@ -188,7 +200,7 @@ def _note_skipped(row: Skipped, report: ConvertReport, file: IO[str] | None) -> 
         file.write(json.dumps({"line": row.line, "reason": reason}, ensure_ascii=False) + "\n")
 
 
-def _write_record(file: IO[str] | None, group: Group, report: ConvertReport) -> None:
+def _write_record(file: _NewFile | None, group: Group, report: ConvertReport) -> None:
     assert file is not None
     file.write(json.dumps({"main": group.main, "branches": group.branches}, ensure_ascii=False) + "\n")
     count = len(group.branches)
@@ -203,11 +215,41 @@ def _write_record(file: IO[str] | None, group: Group, report: ConvertReport) -> 
         report.mixed_branches += count
 
 
+class _NewFile:
+    """A file that is written, compared with the one that it would replace."""
+
+    def __init__(self, file: BinaryIO, former: BinaryIO | None, path: Path, flag: str) -> None:
+        self.unchanged = former is not None
+        self._file = file
+        self._former = former
+        self._path = path
+        self._flag = flag
+
+    def write(self, text: str) -> None:
+        content = text.encode("utf-8")
+        self._compare(content, len(content))
+        self._file.write(content)
+
+    def end(self) -> None:
+        """All was written. Raises SettingsError if the former file has more."""
+        self._compare(b"", 1)
+
+    def _compare(self, content: bytes, size: int) -> None:
+        if self._former is not None and self._former.read(size) != content:
+            raise SettingsError(
+                f"{self._flag} {self._path}: a file of this name is there already and holds something else than this "
+                f"conversion makes; choose another {self._flag}, or give --overwrite to replace it."
+            )
+
+
 @contextmanager
-def _written(path: Path | None) -> Iterator[IO[str] | None]:
+def _written(path: Path | None, flag: str, overwrite: bool) -> Iterator[_NewFile | None]:
     """A text file that gets its name only when the block ends well; nothing at all for None."""
     if path is None:
         yield None
         return
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        yield file
+    with replacing(path) as temporary, ExitStack() as opened:
+        former = None
+        if not overwrite and path.is_file() and path.stat().st_size:
+            former = opened.enter_context(path.open("rb"))
+        yield _NewFile(opened.enter_context(temporary.open("wb")), former, path, flag)

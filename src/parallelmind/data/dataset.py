@@ -170,7 +170,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             start = rows[-1].index + 1
 
     def _encode(self, row: SourceRow, counts: DataCounts) -> EncodedSample | None:
-        return self.encoder.encode(parse_sample(row.fields, row.where), counts)
+        return self.encoder.encode(parse_sample(row.fields, row.where, row.file), counts)
 
     def _plan(
         self, samples: Sequence[EncodedSample], epoch: int, block: int, counts: DataCounts | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ __all__ = ["refuse_same_file", "replacing"]
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, whose file takes the place of `path` when the block ends well.
 
-    Missing folders are made. Otherwise a former file stays as it was.
+    Missing folders are made. Otherwise a former file stays as it was; so does one of the same content, with its time.
 
     Raises:
         SettingsError: the file cannot be written (any OSError of the block).
@@ -28,7 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.replace(path)
+        if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
+            temporary.replace(path)
     except OSError as error:
         raise SettingsError(
             f"{path} cannot be written: {error.strerror or error}; a former file is unchanged."

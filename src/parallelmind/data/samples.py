@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from parallelmind.data.records import field_names, quoted, show_value, text_field
@@ -68,8 +69,8 @@ class Sample:
     """Without a main of its own: may share a packed row with other loose samples."""
 
 
-def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
-    """Check one row of data.
+def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -> Sample:
+    """Check one row of data, which stands in `file`.
 
     Raises:
         DataError: names `where`, the field, the value found, and what is expected.
@@ -90,7 +91,10 @@ def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
     elif kinds == {"completion"}:
         branch = _completion(row, where + ": ")
     else:
-        raise DataError(f"{where} has none of the fields of a sample (found: {field_names(row)}); expected {_FORMS}.")
+        raise DataError(
+            f"{where} has none of the fields of a sample (found: {field_names(row)}); expected {_FORMS}. Alpaca and "
+            f"other forms become records with: parallelmind convert --input {file or 'FILE'} --output records.jsonl"
+        )
     return Sample(main="", branches=(branch,), where=where, loose=True)
 
 

@@ -24,6 +24,8 @@ class SourceRow:
     where: str
     """File and line, for messages."""
     fields: Mapping[str, Any]
+    file: Path | None = None
+    """The file that it is a line of."""
 
 
 class RecordSource(Protocol):
@@ -50,7 +52,7 @@ class JsonlSource:
             where = f"{self._path} line {line.number}"
             if line.too_long:
                 raise DataError(f"{where} has {line.size:,} bytes, more than one record may have; split it.")
-            yield SourceRow(line.index, where, load_object(line.content, where))
+            yield SourceRow(line.index, where, load_object(line.content, where), self._path)
 
 
 class HubSource:

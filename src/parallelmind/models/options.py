@@ -10,8 +10,10 @@ from typing import Any
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["ROPE_FLAGS", "ModelOptions", "dtype_name", "real_name", "rope_in_effect"]
+__all__ = ["ROPE_FLAGS", "TINY_MODEL", "ModelOptions", "dtype_name", "real_name", "rope_in_effect"]
 
+TINY_MODEL = "tiny"
+"""The name of the bundled model."""
 ROPE_FLAGS = ("rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs", "branch_stride", "visibility")
 
 
@@ -61,8 +63,8 @@ class ModelOptions:
 
 
 def real_name(name: str | None) -> str | None:
-    """Where a local file or folder really is, so that two spellings of it are one; any other name as it is."""
-    return os.path.realpath(name) if name and os.path.exists(name) else name
+    """Where a local file or folder really is, so that two spellings of it are one; a name of the Hub as it is."""
+    return os.path.realpath(name) if name and name != TINY_MODEL and os.path.exists(name) else name
 
 
 def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, Any]:

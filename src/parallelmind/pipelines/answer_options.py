@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import RequestError, SettingsError
+from parallelmind.models.file_prints import print_of_adapter, print_of_folder
 from parallelmind.models.options import ModelOptions, dtype_name, real_name
-from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 from parallelmind.rag.backends.openai_compatible import HttpSettings
 from parallelmind.rag.backends.retry import RetryPolicy
 

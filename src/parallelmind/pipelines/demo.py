@@ -14,7 +14,8 @@ import torch
 from parallelmind.data.encode import encode_branch, encode_main
 from parallelmind.engine.request import Event, Request
 from parallelmind.jobs.progress import Progress
-from parallelmind.models.loader import TINY_MODEL, load_model_with_lora
+from parallelmind.models.loader import load_model_with_lora
+from parallelmind.models.options import TINY_MODEL
 from parallelmind.pipelines.batch import BatchReport, load_backend, run_batch
 from parallelmind.pipelines.batch_worker import Backend
 from parallelmind.pipelines.options import BatchOptions

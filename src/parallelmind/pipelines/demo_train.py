@@ -24,7 +24,8 @@ from parallelmind.columnar import Visibility
 from parallelmind.data.sources import JsonlSource
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, Request, SamplingParams
-from parallelmind.models.loader import TINY_MODEL, load_model_with_lora
+from parallelmind.models.loader import load_model_with_lora
+from parallelmind.models.options import TINY_MODEL
 from parallelmind.pipelines.demo_stories import private_facts, recall, write_records
 from parallelmind.training.callbacks import Progress
 from parallelmind.training.options import TrainOptions

@@ -11,8 +11,8 @@ from typing import Any
 from parallelmind.data.rows import RowLimits
 from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import SettingsError
+from parallelmind.models.file_prints import print_of_adapter, print_of_folder
 from parallelmind.models.options import ROPE_FLAGS, ModelOptions, real_name, rope_in_effect
-from parallelmind.pipelines.file_prints import print_of_adapter, print_of_folder
 
 __all__ = ["BatchOptions"]
 

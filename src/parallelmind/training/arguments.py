@@ -152,9 +152,10 @@ def _reporters(given: str | list[str] | None, *, use_wandb: bool) -> list[str]:
     names = [name for name in names if name != "none"]
     for name in names:
         if name in _REPORTERS and find_spec(name) is None:
+            flag = "--use_wandb" if use_wandb and name == "wandb" else f"--report_to {name}"
             raise SettingsError(
-                f"--report_to {name} needs the package {name}, which is not installed; run: "
-                f"pip install 'parallelmind[{name}]'"
+                f"{flag} needs the package {name}, which is not installed; run: pip install 'parallelmind[{name}]', "
+                "or leave the flag out."
             )
     return names
 

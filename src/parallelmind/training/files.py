@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 from parallelmind.errors import TrainingError
 
-__all__ = ["RunFiles"]
+__all__ = ["RunFiles", "unwritable"]
 
 _STATE = "trainer_state.json"
 """The file of a checkpoint that transformers writes last."""
@@ -76,8 +77,18 @@ class RunFiles:
             former = None
         if isinstance(former, dict):
             return former
+        return {} if self._left_something() else None
+
+    def forget_if_empty(self) -> None:
+        """Free the name of a run that was begun and left nothing to continue or to load."""
+        if not self._left_something():
+            with contextlib.suppress(OSError):
+                self.settings.unlink(missing_ok=True)
+                self.checkpoints.rmdir()
+
+    def _left_something(self) -> bool:
         ends = (self.adapter(None), self.adapter(None).with_suffix(""), self.model)
-        return {} if self.last_checkpoint() is not None or any(path.exists() for path in ends) else None
+        return self.last_checkpoint() is not None or any(path.exists() for path in ends)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -98,9 +109,12 @@ def write_json(path: Path, content: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise TrainingError(
-            f"{path}: could not be written ({error.strerror}); make room, or give another --out_dir."
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> TrainingError:
+    """The error of a file of the run that the disk does not take."""
+    return TrainingError(f"{path}: could not be written ({error.strerror}); make room, or give another --out_dir.")
 
 
 def _step(checkpoint: Path) -> int:

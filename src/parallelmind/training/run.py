@@ -19,18 +19,19 @@ from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting
-from parallelmind.training.data import batching, load_data
+from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
 from parallelmind.training.files import RunFiles
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
-from parallelmind.training.naming import agreed, choose_run
+from parallelmind.training.naming import ChosenRun, agreed
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.report import TrainingReport, write_report
 from parallelmind.training.resolving import resolve_rope
 from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.settings import effective_settings
+from parallelmind.training.taking import taken_run
 from parallelmind.training.trainer import PackedTrainer
 
 __all__ = ["TrainReport", "run_training"]
@@ -47,6 +48,8 @@ class TrainReport:
     name: str
     steps: int
     resumed_from: int
+    trained: bool
+    """False: all steps were done before, and only the result was evaluated and written again."""
     data_counts: dict[str, Any]
     evaluation: dict[str, float]
     """Of the end; empty without held-out data."""
@@ -69,7 +72,20 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     batches = batching(options, rope.visibility)
     layout = batches.layout(current_rank().world_size)
     settings = effective_settings(options, rope=rope, patched=patched, layout=layout)
-    run = choose_run(options, settings)
+    with taken_run(options, settings) as run:
+        return _train(options, run, settings, batches, device, note, progress)
+
+
+def _train(
+    options: TrainOptions,
+    run: ChosenRun,
+    settings: dict[str, Any],
+    batches: Batching,
+    device: str,
+    note: str | None,
+    progress: Progress,
+) -> TrainReport:
+    """Train under the name that was taken."""
     trainee = load_trainee(options, device=device)
     if note:
         _LOGGER.info("%s", note)
@@ -141,7 +157,8 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     if checkpoint is not None:
         resumed_from, ended = trainer.load_data_state(checkpoint)
         ended = ended or (total is not None and resumed_from >= total)
-        _LOGGER.info("continuing from %s", checkpoint)
+        if not ended:
+            _LOGGER.info("continuing from %s", checkpoint)
     with forward.installed(trainee.model), interruption.caught(), _explained(options), _stopped(progress):
         if ended:
             assert checkpoint is not None
@@ -177,6 +194,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
         name=files.name,
         steps=steps,
         resumed_from=resumed_from,
+        trained=not ended,
         data_counts=counts,
         evaluation=final,
         written=written,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from parallelmind.errors import TrainingError
 from parallelmind.models.lora import lora_layers, save_lora
@@ -42,19 +44,25 @@ def save_adapter(
 def save_model(trainee: Trainee, files: RunFiles) -> Path:
     """Write a pretrained model and its tokenizer as a Hugging Face folder, with the sidecar if it needs 2D RoPE.
 
-    Raises TrainingError if it cannot be written.
+    Files of the same content stay as they are, with their times: what was made with the model tells by these that it
+    is the same. Raises TrainingError if it cannot be written.
     """
     folder = files.model
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trainee.model.save_pretrained(folder)
-        trainee.tokenizer.save_pretrained(folder)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            trainee.model.save_pretrained(temporary)
+            trainee.tokenizer.save_pretrained(temporary)
+            if trainee.patched:
+                write_sidecar(temporary, trainee.sidecar(""))
+            for written in Path(temporary).iterdir():
+                former = folder / written.name
+                if not (former.is_file() and filecmp.cmp(written, former, shallow=False)):
+                    written.replace(former)
     except Exception as error:  # safetensors and tokenizers raise their own types on a full disk
         raise TrainingError(
             f"{folder}: the model could not be written ({error}); make room, then start the same command again."
         ) from error
-    if trainee.patched:
-        write_sidecar(folder, trainee.sidecar(""))
-    else:
+    if not trainee.patched:
         sidecar_path(folder).unlink(missing_ok=True)
     return folder

@@ -6,7 +6,6 @@ Two runs with equal effective settings are the same run, so one continues the ot
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,15 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from parallelmind.models.loader import TINY_MODEL
+from parallelmind.data.jsonl import read_lines
+from parallelmind.models.file_prints import (
+    print_of_adapter,
+    print_of_content,
+    print_of_folder,
+    print_of_large_file,
+    print_of_tree,
+)
+from parallelmind.models.options import TINY_MODEL, real_name
 from parallelmind.models.sidecar import RopeSettings
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import new_model_values, resolve_rank
@@ -25,10 +32,11 @@ _NOT_THE_RUN = ("dataloader_", "ddp_", "hub_", "log_", "project", "push_", "repo
 """Beginnings of fields of TrainingArguments that may change when a run is continued."""
 _AS_GIVEN = (
     "task", "lora_dropout", "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit", "use_streaming", "shuffle",
-    "max_samples", "eval_ratio", "max_seq_len", "max_total_tokens", "learning_rate", "grad_clip", "dtype", "seed",
+    "eval_ratio", "max_seq_len", "max_total_tokens", "learning_rate", "grad_clip", "dtype", "seed",
 )  # fmt: skip
 """Options that mean what they say."""
-_CONTENT = "the content of --data_path"
+_CONTENT = "the content of --"
+"""Beginning of the names under which the prints of files stand, before the flag that leads to them."""
 
 
 def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bool, layout: str) -> dict[str, Any]:
@@ -40,12 +48,14 @@ def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bo
     Raises:
         SettingsError: the config of a new model cannot be read.
         AdapterError: the adapter to continue from cannot be read.
+        DataError: the data cannot be read.
     """
     settings: dict[str, Any] = {name: getattr(options, name) for name in _AS_GIVEN}
     settings |= {
-        "base_model": _model(options.base_model),
-        "tokenizer_path": _unless(_model(options.tokenizer_path), _model(options.base_model)),
+        "base_model": real_name(options.base_model),
+        "tokenizer_path": _unless(real_name(options.tokenizer_path), real_name(options.base_model)),
         "the new model": new_model_values(options) if options.base_model is None else None,
+        **_contents(options),
         "visibility": rope.visibility,
         "patch_rope": patched,
         "loss_on_main": options.learn_main,
@@ -71,15 +81,21 @@ def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bo
 
 
 def differences(settings: Mapping[str, Any], former: Mapping[str, Any]) -> list[str]:
-    """What differs, in words: "--learning_rate 0.5 instead of 0.01"."""
+    """What differs, in words: "--learning_rate 0.5 instead of 0.01", "the content of --load_lora"."""
     flags = {item.name for item in dataclasses.fields(TrainOptions)}
     flags |= {item.name for item in dataclasses.fields(TrainingArguments)}
     found = []
     for name in sorted(settings.keys() | former.keys(), key=lambda name: (name not in flags, name)):
         value, before = settings.get(name), former.get(name)
-        if value != before:
-            shown = f"--{name}" if name in flags else name
-            found.append(shown if name == _CONTENT else f"{shown} {_shown(value)} instead of {_shown(before)}")
+        if value == before:
+            continue
+        if name.startswith(_CONTENT):
+            flag = name.removeprefix(_CONTENT)
+            if settings.get(flag) == former.get(flag):  # of another file, another content is not worth a word
+                found.append(name)
+            continue
+        shown = f"--{name}" if name in flags else name
+        found.append(f"{shown} {_shown(value)} instead of {_shown(before)}")
     return found
 
 
@@ -97,18 +113,40 @@ def _of_the_adapter(options: TrainOptions) -> dict[str, Any]:
 
 
 def _of_the_data(options: TrainOptions) -> dict[str, Any]:
-    settings: dict[str, Any] = {"shuffle_buffer": options.shuffle_buffer if options.use_streaming else None}
+    settings: dict[str, Any] = {
+        "shuffle_buffer": options.shuffle_buffer if options.use_streaming else None,
+        "max_samples": options.max_samples,
+    }
+    if options.max_samples and options.data_path is not None and not options.use_streaming:
+        found = sum(1 for _ in read_lines(options.data_path, max_records=options.max_samples + 1))
+        settings["max_samples"] = options.max_samples if found > options.max_samples else None
     if options.eval_data_path is not None:
         settings["eval_data_path"] = str(options.eval_data_path.resolve())
     if options.data_path is not None:
-        return settings | {
-            "data_path": str(options.data_path.resolve()),
-            _CONTENT: _print_of(options.data_path, whole=not options.use_streaming),
-        }
+        return settings | {"data_path": str(options.data_path.resolve())}
     assert options.hf_dataset is not None
     folder = Path(options.hf_dataset)
     name = str(folder.resolve()) if folder.is_dir() else options.hf_dataset
     return settings | {"hf_dataset": name, "hf_subset": options.hf_subset, "hf_split": options.hf_split}
+
+
+def _contents(options: TrainOptions) -> dict[str, str]:
+    """The prints of all local files and folders that the run reads: edited, they make it another run."""
+    prints: dict[str, str] = {}
+    tokenizer = _unless(real_name(options.tokenizer_path), real_name(options.base_model))
+    for flag, name in (("base_model", real_name(options.base_model)), ("tokenizer_path", tokenizer)):
+        if name not in (None, TINY_MODEL) and Path(name).is_dir():
+            prints[flag] = print_of_folder(Path(name))
+    if options.load_lora is not None:
+        prints["load_lora"] = print_of_adapter(Path(options.load_lora))
+    if options.data_path is not None:
+        print_of = print_of_large_file if options.use_streaming else print_of_content
+        prints["data_path"] = print_of(options.data_path)
+    if options.hf_dataset is not None and Path(options.hf_dataset).is_dir():
+        prints["hf_dataset"] = print_of_tree(Path(options.hf_dataset))
+    if options.eval_data_path is not None:
+        prints["eval_data_path"] = print_of_content(options.eval_data_path)
+    return {_CONTENT + flag: value for flag, value in prints.items()}
 
 
 def _of_the_rows(options: TrainOptions) -> dict[str, Any]:
@@ -135,19 +173,6 @@ def _of_trainer(options: TrainOptions) -> dict[str, Any]:
 def _unless(value: Any, default: Any) -> Any:
     """A value that was given; None if it is what holds by itself."""
     return None if value == default else value
-
-
-def _model(name: str | None) -> str | None:
-    """A hub name, or where a folder is."""
-    return name if name in (None, TINY_MODEL) or not Path(name).is_dir() else str(Path(name).resolve())
-
-
-def _print_of(path: Path, *, whole: bool) -> str:
-    """Tells whether a file is the same; a file that is streamed may be too large to be read beforehand."""
-    if not whole:
-        return f"{path.stat().st_size} bytes"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def _shown(value: Any) -> str:

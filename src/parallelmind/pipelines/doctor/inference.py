@@ -13,8 +13,9 @@ from parallelmind.data.encode import encode_branch, encode_main
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Request, SamplingParams
 from parallelmind.models.cpu import optimize_for_cpu
-from parallelmind.models.loader import TINY_MODEL, load_model_with_lora, resolve_device
+from parallelmind.models.loader import load_model_with_lora, resolve_device
 from parallelmind.models.lora import lora_layers
+from parallelmind.models.options import TINY_MODEL
 from parallelmind.pipelines.demo import read_demo_records
 from parallelmind.pipelines.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once
 

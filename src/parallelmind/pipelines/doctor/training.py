@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from parallelmind.data.collator import ParallelPretrainCollator
-from parallelmind.models.loader import TINY_MODEL, load_model_with_lora
+from parallelmind.models.loader import load_model_with_lora
+from parallelmind.models.options import TINY_MODEL
 from parallelmind.pipelines.demo import read_demo_records
 from parallelmind.pipelines.doctor.check import Check, CheckFailedError, DoctorOptions, Once
 from parallelmind.training.data import batching, load_data

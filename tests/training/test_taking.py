@@ -1,0 +1,162 @@
+"""One process at a time trains under a name."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from parallelmind.errors import DataError, TrainingError
+from parallelmind.training import taking
+from parallelmind.training.files import RunFiles
+from tests.training.runs import (
+    Killed,
+    RecordedProgress,
+    options,
+    raises_killed,
+    save_model,
+    train,
+    write_records,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("data") / "data.jsonl")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_while_a_run_goes_on(
+    overwrite: bool, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same settings are refused with the remedy; others get the next name, and both end as if alone."""
+    monkeypatch.setattr(taking, "_LEAVING_SECONDS", 0.05)
+    first = options(model, data, tmp_path, max_steps=2, save_interval=1, overwrite=overwrite)
+    others: list[Any] = []
+
+    def meanwhile(step: int) -> None:
+        if step == 1:
+            with pytest.raises(TrainingError, match=r"another run is writing .*hf_parallel_lora; wait .*--lora_name"):
+                train(first)
+            others.append(train(options(model, data, tmp_path, max_steps=1, seed=7)))
+
+    report = train(first, RecordedProgress(meanwhile))
+    assert (report.name, report.steps, report.resumed_from) == ("hf_parallel_lora", 2, 0)
+    assert [other.name for other in others] == ["hf_parallel_lora_2"]
+    again = train(options(model, data, tmp_path, max_steps=2, save_interval=1))
+    assert (again.name, again.resumed_from) == ("hf_parallel_lora", 2)
+
+
+def test_two_processes_that_start_at_once(model: Path, data: Path, tmp_path: Path) -> None:
+    """With other settings each has its own name, whatever the moment."""
+    out = tmp_path / "out"
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.training.runs import options\n"
+        "from parallelmind.training.taking import taken_run\n"
+        "model, data, out, seed = sys.argv[1:]\n"
+        "chosen = options(Path(model), Path(data), Path(out), seed=int(seed))\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "with taken_run(chosen, {'seed': int(seed)}) as run:\n"
+        "    print(run.files.name, flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(model), str(data), str(out), str(seed)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        )
+        for seed in (1, 2)
+    ]  # fmt: skip
+    lines: dict[str, list[str]] = {}
+    for wanted in ("ready", "name"):
+        for process in started:
+            assert process.stdout is not None
+            lines.setdefault(wanted, []).append(process.stdout.readline().strip())
+            if wanted == "ready":
+                continue
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+    assert lines["ready"] == ["ready", "ready"]
+    assert sorted(lines["name"]) == ["hf_parallel_lora", "hf_parallel_lora_2"]
+    for process in started:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+def test_the_lock_of_a_run_that_is_ending_is_waited_for(model: Path, data: Path, tmp_path: Path) -> None:
+    """And what it wrote meanwhile counts."""
+    chosen = options(model, data, tmp_path, max_steps=1)
+    train(chosen)
+    files = RunFiles(tmp_path, "hf_parallel_lora")
+    written = files.settings.read_text()
+    lock = FileLock(files.checkpoints.with_name(".hf_parallel_lora.lock"))
+    seen: list[str] = []
+    real = taking.choose_run
+
+    def choose(*args: Any) -> Any:
+        run = real(*args)
+        if not seen:  # between the choice and the lock another run takes the name and ends
+            with lock:
+                files.settings.write_text(written.replace('"seed": 42', '"seed": 43'))
+        seen.append(run.files.name)
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taking, "choose_run", choose)
+        assert train(chosen).name == "hf_parallel_lora_2"
+    assert seen[:2] == ["hf_parallel_lora", "hf_parallel_lora_2"]
+
+
+def test_a_run_that_fails_and_leaves_nothing_frees_its_name(model: Path, data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"x": 1}\n')
+    out = tmp_path / "out"
+    with pytest.raises(DataError):
+        train(options(model, bad, out))
+
+    def kill(step: int) -> None:
+        raise Killed
+
+    with raises_killed():
+        train(options(model, data, out, max_steps=1, seed=3), RecordedProgress(kill))
+    assert not RunFiles(out, "hf_parallel_lora").checkpoints.exists()
+    assert train(options(model, data, out, max_steps=1)).name == "hf_parallel_lora"
+
+
+@pytest.mark.parametrize("kind", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+def test_a_disk_without_locks(
+    kind: Exception, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def acquire(*_: Any, **__: Any) -> None:
+        raise kind
+
+    monkeypatch.setattr(taking.FileLock, "acquire", acquire)
+    with taking.taken_run(options(model, data, tmp_path), {"seed": 1}) as run:
+        assert run.files.former_settings() == {"seed": 1}
+    assert "cannot lock" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    chosen = options(model, data, tmp_path / "out")
+    with (
+        pytest.raises(TrainingError, match=r"could not be written .* give another --out_dir"),
+        taking.taken_run(chosen, {}),
+    ):
+        pass
