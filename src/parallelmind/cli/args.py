@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from parallelmind.cli.failures import say_failed
@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
 
     more_flags: Callable[[Parser], None] | None = None
     """Adds flags that take a heavy import to know; called when a flag is given that is not among the others."""
+    meant: Mapping[str, str] = {}
+    """Flags of other commands, and what they are here."""
 
     def __init__(self, *args: object, **options: object) -> None:
         options.setdefault("allow_abbrev", False)
@@ -67,6 +69,8 @@ class Parser(argparse.ArgumentParser):
     def _suggestion(self, unknown: str) -> str:
         name = "--" + unknown.partition("=")[0].lstrip("-").replace("-", "_").lower()
         close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        if name in self.meant:
+            close = [self.meant[name]]
         return f"; did you mean {close[0]}?" if close else ""
 
 

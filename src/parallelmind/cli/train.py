@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     if isinstance(parser, Parser):
         parser.more_flags = _add_trainer_flags
+        parser.meant = {"--lora_path": "--load_lora", "--out_path": "--out_dir"}
     running = _group(parser, "run")
     running(
         "--config",
