@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One more than there are cores, since tests wait for the programs they start; four are enough.
+TESTERS := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1 )); echo $$(( n > 4 ? 4 : n )))
 
 .PHONY: demo demo-train demo-rag test test-slow check bench clean
 
@@ -16,7 +18,7 @@ demo-rag: $(VENV)/.run
 	$(BIN)/parallelmind demo-rag
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
