@@ -284,6 +284,20 @@ def test_a_larger_sample_extends_the_job(data: Path, out: Path, finished: bool, 
         assert same.completion.failed == len(failing)
 
 
+@pytest.mark.parametrize("began", [{"max_records": 8}, {"max_records": 4, "retry_failed": True}])
+def test_a_finished_output_is_kept_when_going_on_from_it_ended_before_the_first_result(
+    data: Path, out: Path, began: dict[str, Any]
+) -> None:
+    complete(job(data, out, max_records=4), fails_on(1))
+    before = rows(out)
+    with job(data, out, **began):
+        pass
+    other = job(data, out, {"a": 2})
+    assert complete(other) == list(range(10))
+    assert other.out_path.name == "out_2.jsonl"
+    assert rows(out) == before
+
+
 def test_a_smaller_sample_takes_a_new_name_unless_a_larger_one_will_do(data: Path, out: Path) -> None:
     complete(job(data, out))
     smaller = job(data, out, max_records=3)
@@ -295,12 +309,12 @@ def test_a_smaller_sample_takes_a_new_name_unless_a_larger_one_will_do(data: Pat
     assert enough.input.records == 10
 
 
-def test_an_output_edited_to_the_length_is_not_gone_on_from(data: Path, out: Path) -> None:
-    """Only an output of the size that was stored is taken over when the job goes on."""
+def test_an_output_that_was_edited_is_not_gone_on_from(data: Path, out: Path) -> None:
+    """Only an output that is what it was, byte for byte, is taken over when the job goes on."""
     complete(job(data, out, max_records=4))
     with job(data, out) as longer:
         assert longer.resumed == 4
-    out.write_text(out.read_text() + "more")
+    out.write_text(out.read_text().replace('"twice": 2', '"twice": 7'))
     assert complete(job(data, out)) == list(range(10))
     assert rows(out) == expected()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ from numpy.typing import NDArray
 
 from parallelmind.jobs.parts import Entries, is_final
 
-__all__ = ["ResultIndex"]
+__all__ = ["ResultIndex", "new_hash"]
 
 _ABSENT = -1
 _KEPT = (
     "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds", "retries", "error_class", "worker",
     "_final",
 )  # fmt: skip
+
+
+def new_hash() -> Any:
+    """Of outputs."""
+    return hashlib.blake2b(digest_size=16)
 
 
 class ResultIndex:
@@ -60,21 +66,27 @@ class ResultIndex:
         self._final[place] = is_final(entries)
         self._reopened[place] = False
 
-    def save(self, path: Path, output_bytes: int) -> None:
-        """Store what is known of an output of that size, in which the rows of all records stand in input order."""
+    def save(self, path: Path, output_hash: str) -> None:
+        """Store what is known of the output with that hash, in which the rows of all records stand in input order."""
         columns = {name.lstrip("_"): getattr(self, name) for name in _KEPT}
         with path.open("wb") as file:
             np.savez_compressed(
-                file, output_bytes=np.int64(output_bytes), error_classes=np.array(self.error_classes), **columns
+                file, output_hash=np.array(output_hash), error_classes=np.array(self.error_classes), **columns
             )
 
     def adopt(self, path: Path, output: Path, part: int) -> bool:
-        """Take over what `save` stored of an output, whose rows are from now on those of `part`; whether it fits."""
+        """Take over what `save` stored of an output, whose rows are from now on those of `part`.
+
+        Returns whether that was possible: not if the output is gone or has changed in any byte.
+        """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                if int(stored["output_bytes"]) != output.stat().st_size or len(stored["size"]) > len(self):
-                    return False
                 count = len(stored["size"])
+                if count > len(self) or int(stored["size"].sum()) != output.stat().st_size:
+                    return False
+                with output.open("rb") as file:
+                    if hashlib.file_digest(file, new_hash).hexdigest() != str(stored["output_hash"]):
+                        return False
                 for name in _KEPT:
                     getattr(self, name)[:count] = stored[name.lstrip("_")]
                 self.error_classes = stored["error_classes"].tolist()

@@ -190,7 +190,7 @@ class Job:
 
     @property
     def digest(self) -> bytes:
-        """16 bytes that stand for input and settings."""
+        """16 bytes that stand for the settings and the files they name."""
         return self._spec.digest
 
     @property
@@ -269,9 +269,10 @@ class Job:
             raise JobError(f"{missing} records of {self.input_path} have no result; start the same command again.")
         self.check_input()
         rows_files = {number: part.rows_path for number, part in self._parts.items()} | {_OUTPUT_PART: self.out_path}
-        output_bytes = merge_parts(self.index, rows_files, self.folder / "output.tmp", self.out_path)
+        temporary = self.folder / "output.tmp"
+        output_bytes, output_hash = merge_parts(self.index, rows_files, temporary, self.out_path)
         self.index.settle(_OUTPUT_PART)
-        self._save_index(output_bytes)
+        self._save_index(output_hash)
         failed = self.index.failed_records
         self.completion = Completion(
             answered=self.input.records - failed,
@@ -339,7 +340,7 @@ class Job:
             return None, []
         spec, completion = stored
         if differences := self._differences(spec):
-            if completion is None and not any(path.stat().st_size for path in self.folder.glob("part-*.rows")):
+            if completion is None and not self._has_results():
                 self._forget_results()  # nothing was done yet: nothing to mix up
                 return None, []
             return None, differences
@@ -381,14 +382,19 @@ class Job:
             _LOGGER.debug("%d results stand in %s", self.index.done, self.out_path)
         self._read_parts()
 
-    def _save_index(self, output_bytes: int) -> None:
+    def _save_index(self, output_hash: str) -> None:
         kept = self.folder / _INDEX_NAME
         temporary = kept.with_suffix(".tmp")
         try:
-            self.index.save(temporary, output_bytes)
+            self.index.save(temporary, output_hash)
             temporary.replace(kept)
         except OSError as error:
             raise storage_error(kept, error) from error
+
+    def _has_results(self) -> bool:
+        """Whether a run has left results, in parts or in an output that it was to go on from."""
+        parts = self.folder.glob("part-*.rows")
+        return (self.folder / _INDEX_NAME).exists() or any(path.stat().st_size for path in parts)
 
     def _forget_results(self) -> None:
         (self.folder / _INDEX_NAME).unlink(missing_ok=True)

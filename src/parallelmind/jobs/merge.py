@@ -6,12 +6,12 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from parallelmind.errors import JobError
-from parallelmind.jobs.index import ResultIndex
+from parallelmind.jobs.index import ResultIndex, new_hash
 from parallelmind.jobs.parts import storage_error
 
 __all__ = ["merge_parts"]
@@ -19,14 +19,15 @@ __all__ = ["merge_parts"]
 _CHUNK = 2**20
 
 
-def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: Path, out_path: Path) -> int:
-    """Write every record's rows in input order and put the file in place at once; return its bytes.
+def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: Path, out_path: Path) -> tuple[int, str]:
+    """Write every record's rows in input order and put the file in place at once; return its bytes and their hash.
 
     `temporary` is on the disk of `out_path`. A reader of `out_path` sees the old file or the whole new one.
 
     Raises:
         JobError: the disk is full or failing, or a part changed under the job.
     """
+    hasher = new_hash()
     try:
         with contextlib.ExitStack() as stack:
             files = {
@@ -36,7 +37,7 @@ def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: P
             }
             output = stack.enter_context(temporary.open("wb", buffering=_CHUNK))
             for part, offset, size in _runs(index):
-                if not _copy(files[part], output, offset, size):
+                if not _copy(files[part], output, hasher, offset, size):
                     raise JobError(f"{rows_files[part]} changed while the job ran; start the same command again.")
             output.flush()
             os.fsync(output.fileno())
@@ -45,7 +46,7 @@ def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: P
         _sync_folder(out_path.parent)
     except OSError as error:
         raise storage_error(out_path, error) from error
-    return total
+    return total, hasher.hexdigest()
 
 
 def _runs(index: ResultIndex) -> Iterator[tuple[int, int, int]]:
@@ -62,13 +63,14 @@ def _runs(index: ResultIndex) -> Iterator[tuple[int, int, int]]:
         yield from zip(part[chosen].tolist(), offset[chosen].tolist(), sizes.tolist(), strict=True)
 
 
-def _copy(source: BinaryIO, output: BinaryIO, offset: int, size: int) -> bool:
+def _copy(source: BinaryIO, output: BinaryIO, hasher: Any, offset: int, size: int) -> bool:
     source.seek(offset)
     while size:
         content = source.read(min(size, _CHUNK))
         if not content:
             return False
         output.write(content)
+        hasher.update(content)
         size -= len(content)
     return True
 
