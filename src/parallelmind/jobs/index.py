@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parallelmind.jobs.parts import Entries, is_final
 
-__all__ = ["ResultIndex", "new_hash"]
+__all__ = ["ResultIndex"]
 
 _ABSENT = -1
 _KEPT = (
     "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds", "retries", "error_class", "worker",
     "_final",
 )  # fmt: skip
-
-
-def new_hash() -> Any:
-    """Of outputs."""
-    return hashlib.blake2b(digest_size=16)
 
 
 class ResultIndex:
@@ -66,34 +59,23 @@ class ResultIndex:
         self._final[place] = is_final(entries)
         self._reopened[place] = False
 
-    def save(self, path: Path, output_hash: str) -> None:
-        """Store what is known of the output with that hash, in which the rows of all records stand in input order."""
+    def save(self, path: Path) -> None:
+        """Store what is known of an output in which the rows of all records stand in input order."""
         columns = {name.lstrip("_"): getattr(self, name) for name in _KEPT}
         with path.open("wb") as file:
-            np.savez_compressed(
-                file, output_hash=np.array(output_hash), error_classes=np.array(self.error_classes), **columns
-            )
+            np.savez_compressed(file, error_classes=np.array(self.error_classes), **columns)
 
-    def adopt(self, path: Path, output: Path, part: int) -> bool:
-        """Take over what `save` stored of an output, whose rows are from now on those of `part`.
+    def load(self, path: Path, *, part: int) -> None:
+        """Take over what `save` stored of an output, whose rows are those of `part` from now on.
 
-        Returns whether that was possible: not if the output is gone or has changed in any byte.
+        It may hold fewer records than this index, which has no results yet.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                count = len(stored["size"])
-                if count > len(self) or int(stored["size"].sum()) != output.stat().st_size:
-                    return False
-                with output.open("rb") as file:
-                    if hashlib.file_digest(file, new_hash).hexdigest() != str(stored["output_hash"]):
-                        return False
-                for name in _KEPT:
-                    getattr(self, name)[:count] = stored[name.lstrip("_")]
-                self.error_classes = stored["error_classes"].tolist()
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            return False
+        with np.load(path, allow_pickle=False) as stored:
+            count = len(stored["size"])
+            for name in _KEPT:
+                getattr(self, name)[:count] = stored[name.lstrip("_")]
+            self.error_classes = stored["error_classes"].tolist()
         self.settle(part, count)
-        return True
 
     def settle(self, part: int, count: int | None = None) -> None:
         """The rows of the first records (all of them) now stand in `part`, one record after the other."""

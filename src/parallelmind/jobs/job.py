@@ -11,9 +11,10 @@ A job whose settings differ from those of the job that stands under its output's
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,28 +25,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallelmind.data.jsonl import InputSummary, JsonLine, read_lines
-from parallelmind.data.run_names import numbered
+from parallelmind.data.run_names import numbered_paths, spelled_beside
 from parallelmind.errors import DataError, JobError, SettingsError
 from parallelmind.jobs.index import ResultIndex
 from parallelmind.jobs.lock import lock_output
-from parallelmind.jobs.merge import merge_parts
 from parallelmind.jobs.outcome import Outcome
 from parallelmind.jobs.parts import Part, PartWriter, storage_error
 from parallelmind.jobs.plan import GroupOf, Plan, PlanReader, make_plan
 from parallelmind.jobs.spec import Completion, JobSpec, load_job_file, other_input, save_job_file
+from parallelmind.jobs.standing_output import StandingOutput, edited
 
 __all__ = ["HEAD_PART", "Job", "WorkItem", "job_folder"]
 
 _LOGGER = logging.getLogger(__name__)
 _FAILURES_LISTED = 20
-_ERROR_KEPT = 500
 HEAD_PART = 0
 """The part of the process that leads a run; rank r writes part r + 1."""
-_INDEX_NAME = "output-index.npz"
-_OUTPUT_PART = -2
-"""Stands for the output of an earlier run, where its rows are read from."""
 _BLOCK = 4096
 _DIFFERENCES_TOLD = 3
+_PATIENCE_SECONDS = 5.0
+"""For the job file of a run that has just taken the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +109,21 @@ class Job:
         self.move_to(next(self.names()))
 
     def names(self) -> Iterator[Path]:
-        """The outputs that the job may take, in this order; real paths, since two names of one output must meet."""
-        asked = Path(os.path.realpath(self._asked_path))
-        for stem in numbered(asked.stem):
-            yield asked.with_name(stem + asked.suffix)
+        """The outputs that the job may take, in this order."""
+        return numbered_paths(self._asked_path)
 
     def move_to(self, out_path: Path) -> None:
         """Write this one of the `names`."""
         self.out_path = out_path
         self.folder = job_folder(out_path)
         self._job_file = self.folder / "job.json"
+        self._output = StandingOutput(self.folder, out_path)
         self._parts.clear()
 
     @property
     def shown_path(self) -> Path:
         """The output as the user would spell it."""
-        asked = self._asked_path
-        if self.out_path == Path(os.path.realpath(asked)):
-            return asked
-        beside = asked.with_name(self.out_path.name)
-        return beside if os.path.realpath(beside) == str(self.out_path) else self.out_path
+        return spelled_beside(self._asked_path, self.out_path)
 
     def __enter__(self) -> Job:
         self._check_input()
@@ -168,8 +162,7 @@ class Job:
         try:
             self._lock = lock_output(self.folder / "lock", self.out_path)
         except JobError:
-            stored = None if self._overwrite else load_job_file(self._job_file)
-            if stored is not None and (differences := self._differences(stored[0])):
+            if not self._overwrite and (differences := self._differences_from_the_other()):
                 return differences
             raise
         try:
@@ -179,6 +172,13 @@ class Job:
         except BaseException:
             self._lock.release()
             raise
+
+    def _differences_from_the_other(self) -> list[str]:
+        """How the job that is being run under the present name differs; it may have begun a moment ago."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while (stored := load_job_file(self._job_file)) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        return [] if stored is None else self._differences(stored[0])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -268,11 +268,8 @@ class Job:
         if missing := self.input.records - self.index.done:
             raise JobError(f"{missing} records of {self.input_path} have no result; start the same command again.")
         self.check_input()
-        rows_files = {number: part.rows_path for number, part in self._parts.items()} | {_OUTPUT_PART: self.out_path}
-        temporary = self.folder / "output.tmp"
-        output_bytes, output_hash = merge_parts(self.index, rows_files, temporary, self.out_path)
-        self.index.settle(_OUTPUT_PART)
-        self._save_index(output_hash)
+        rows_files = {number: part.rows_path for number, part in self._parts.items()}
+        output_bytes = self._output.put(self.index, rows_files)
         failed = self.index.failed_records
         self.completion = Completion(
             answered=self.input.records - failed,
@@ -281,7 +278,10 @@ class Job:
             rows=int(self.index.rows.sum(dtype=np.int64)),
             failed_rows=int(self.index.failed_rows.sum(dtype=np.int64)),
             output_bytes=output_bytes,
-            failures=list(self._failures()),
+            failures=[
+                (int(self._plan.numbers[place]), error)
+                for place, error in itertools.islice(self._output.errors(self.index), _FAILURES_LISTED)
+            ],
         )
         self._save()
         self._remove_parts()
@@ -324,7 +324,8 @@ class Job:
             self.resumed = self.input.records
             self._remove_parts()
             return []
-        self._read_results()
+        self._output.adopt(self.index)
+        self._read_parts()
         self.completion = None
         self._save()
         if self._retry_failed:
@@ -352,10 +353,7 @@ class Job:
             _LOGGER.warning("%s was complete but its output is gone: making it again", self.out_path)
             return None, []
         if self.out_path.stat().st_size != completion.output_bytes:
-            raise JobError(
-                f"{self.out_path} was edited after its job was complete; choose another output, "
-                "or begin anew with --overwrite."
-            )
+            raise edited(self.out_path)
         if spec.input.records < self.input.records:
             new = self.input.records - spec.input.records
             _LOGGER.info("%s is complete for %d records: %d more to do", self.out_path, spec.input.records, new)
@@ -375,29 +373,13 @@ class Job:
             return [other_input(stored.input, self.input)]
         return []
 
-    def _read_results(self) -> None:
-        """What is in the output of an earlier run, then what the parts hold."""
-        kept = self.folder / _INDEX_NAME
-        if self.index.adopt(kept, self.out_path, _OUTPUT_PART):
-            _LOGGER.debug("%d results stand in %s", self.index.done, self.out_path)
-        self._read_parts()
-
-    def _save_index(self, output_hash: str) -> None:
-        kept = self.folder / _INDEX_NAME
-        temporary = kept.with_suffix(".tmp")
-        try:
-            self.index.save(temporary, output_hash)
-            temporary.replace(kept)
-        except OSError as error:
-            raise storage_error(kept, error) from error
-
     def _has_results(self) -> bool:
         """Whether a run has left results, in parts or in an output that it was to go on from."""
         parts = self.folder.glob("part-*.rows")
-        return (self.folder / _INDEX_NAME).exists() or any(path.stat().st_size for path in parts)
+        return self._output.is_indexed() or any(path.stat().st_size for path in parts)
 
     def _forget_results(self) -> None:
-        (self.folder / _INDEX_NAME).unlink(missing_ok=True)
+        self._output.forget()
         self._remove_parts()
 
     def _read_parts(self) -> None:
@@ -420,18 +402,6 @@ class Job:
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
         self._parts.clear()
-
-    def _failures(self) -> Iterator[tuple[int, str]]:
-        """(line, reason) of the first failed records of a finished output."""
-        for place, _ in zip(self.index.failed_places(), range(_FAILURES_LISTED), strict=False):
-            with self.out_path.open("rb") as file:
-                file.seek(int(self.index.offset[place]))
-                content = file.read(int(self.index.size[place]))
-            errors = (json.loads(row).get("error") for row in content.splitlines())
-            reason = next((str(error) for error in errors if error is not None), "")
-            # For logs and terminals, which take no half of a surrogate pair.
-            shown = reason[:_ERROR_KEPT].encode("utf-8", "replace").decode("utf-8")
-            yield int(self._plan.numbers[place]), shown
 
     def _close_writers(self) -> None:
         while self._writers:

@@ -11,18 +11,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from parallelmind.errors import JobError
-from parallelmind.jobs.index import ResultIndex, new_hash
+from parallelmind.jobs.index import ResultIndex
+from parallelmind.jobs.outcome import new_hash
 from parallelmind.jobs.parts import storage_error
 
-__all__ = ["merge_parts"]
+__all__ = ["merge_parts", "put_in_place"]
 
 _CHUNK = 2**20
 
 
-def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: Path, out_path: Path) -> tuple[int, str]:
-    """Write every record's rows in input order and put the file in place at once; return its bytes and their hash.
-
-    `temporary` is on the disk of `out_path`. A reader of `out_path` sees the old file or the whole new one.
+def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: Path) -> tuple[int, str]:
+    """Write every record's rows in input order; return the number of bytes and their hash.
 
     Raises:
         JobError: the disk is full or failing, or a part changed under the job.
@@ -42,11 +41,22 @@ def merge_parts(index: ResultIndex, rows_files: Mapping[int, Path], temporary: P
             output.flush()
             os.fsync(output.fileno())
             total = output.tell()
+    except OSError as error:
+        raise storage_error(temporary, error) from error
+    return total, hasher.hexdigest()
+
+
+def put_in_place(temporary: Path, out_path: Path) -> None:
+    """Replace a file by one on the same disk: a reader sees the old one or the whole new one.
+
+    Raises:
+        JobError: the disk is failing.
+    """
+    try:
         temporary.replace(out_path)
         _sync_folder(out_path.parent)
     except OSError as error:
         raise storage_error(out_path, error) from error
-    return total, hasher.hexdigest()
 
 
 def _runs(index: ResultIndex) -> Iterator[tuple[int, int, int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Outcome", "Row"]
+__all__ = ["Outcome", "Row", "hash_of", "new_hash"]
 
 Row = Mapping[str, Any]
 """One output row; one with an `error` that is not null makes its record a failed one."""
@@ -60,3 +62,14 @@ class Outcome(NamedTuple):
             seconds=seconds,
             retries=retries,
         )
+
+
+def new_hash() -> Any:
+    """Of the bytes of an output."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def hash_of(output: Path) -> str:
+    """Of an output that is there."""
+    with output.open("rb") as file:
+        return hashlib.file_digest(file, new_hash).hexdigest()
