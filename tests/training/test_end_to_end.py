@@ -24,19 +24,9 @@ from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, write_sidecar
 from parallelmind.training.forward import PackedForward
 from tests.engine.test_equalities import recorded_logits
-from tests.training.runs import assert_equal, options, save_model, train, weights, write_records
+from tests.training.runs import assert_equal, options, save_model, train, weights
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_records(tmp_path_factory.mktemp("data") / "data.jsonl")
 
 
 @pytest.fixture(autouse=True)

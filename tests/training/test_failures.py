@@ -24,25 +24,13 @@ from tests.training.runs import (
     assert_equal,
     options,
     raises_killed,
-    save_model,
     train,
     weights,
-    write_records,
 )
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "trainer" / "train_hf_parallel_lora.py")
 FINAL = "lora/hf_parallel_lora_final.pth"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_records(tmp_path_factory.mktemp("data") / "data.jsonl")
 
 
 class Process:

@@ -26,16 +26,10 @@ from tests.training.runs import (
     assert_equal,
     options,
     raises_killed,
-    save_model,
     train,
     weights,
     write_records,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

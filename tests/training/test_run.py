@@ -29,21 +29,9 @@ from tests.training.runs import (
     assert_equal,
     options,
     raises_killed,
-    save_model,
     train,
     weights,
-    write_records,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_records(tmp_path_factory.mktemp("data") / "data.jsonl")
 
 
 def test_writes_adapters_checkpoints_and_log_under_the_documented_names(

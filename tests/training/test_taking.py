@@ -19,20 +19,8 @@ from tests.training.runs import (
     RecordedProgress,
     options,
     raises_killed,
-    save_model,
     train,
-    write_records,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_records(tmp_path_factory.mktemp("data") / "data.jsonl")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
