@@ -28,14 +28,14 @@ from decoding import VOCABULARY, NoTokenizer, random_model
 from machine import describe, save
 
 from parallelmind import Engine
+from parallelmind.answering.window import ContextWindow
 from parallelmind.jobs.job import Job
 from parallelmind.jobs.task import WorkerInfo
 from parallelmind.models.cpu import optimize_for_cpu
-from parallelmind.pipelines.answer import context_of
-from parallelmind.pipelines.answer_options import AnswerOptions
-from parallelmind.pipelines.answer_workers import EngineAnswers
-from parallelmind.rag.budget import TokenBudget, load_tokenizer
-from parallelmind.rag.window import ContextWindow
+from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
+from parallelmind.tasks.answer import context_of
+from parallelmind.tasks.answer_options import AnswerOptions
+from parallelmind.tasks.answer_workers import EngineAnswers
 
 
 def write_rows(path: Path, rows: int, documents: int) -> None:

@@ -21,7 +21,7 @@ from machine import describe, save
 
 from parallelmind.jobs.job import Job, job_folder
 from parallelmind.jobs.run import RunOptions, run_job
-from parallelmind.pipelines.copy_task import CopyTask
+from parallelmind.tasks.copy_task import CopyTask
 
 
 def write_records(path: Path, records: int) -> None:

@@ -26,20 +26,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import machine
 
 from parallelmind.jobs.progress import Silent
-from parallelmind.pipelines.context_worker import ContextWorker
-from parallelmind.pipelines.contexts import ContextOptions, run_contexts
-from parallelmind.rag.compat import substring_match
-from parallelmind.rag.corpus_rows import CorpusRow, corpus_file, corpus_versions, read_corpus, write_corpus
-from parallelmind.rag.identifiers import search_terms
-from parallelmind.rag.keyword_search import KeywordSearch
-from parallelmind.rag.matching import find_exact
-from parallelmind.rag.queries import Query
-from parallelmind.rag.ranking import Ranker
-from parallelmind.rag.retriever import Retriever, RetrieverSettings
-from parallelmind.rag.retriever_options import RetrieverOptions
-from parallelmind.rag.store import CorpusStore
-from parallelmind.rag.summary import summary
-from parallelmind.rag.version_index import VersionIndex
+from parallelmind.retrieval.compat import substring_match
+from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, corpus_versions, read_corpus, write_corpus
+from parallelmind.retrieval.identifiers import search_terms
+from parallelmind.retrieval.keyword_search import KeywordSearch
+from parallelmind.retrieval.matching import find_exact
+from parallelmind.retrieval.queries import Query
+from parallelmind.retrieval.ranking import Ranker
+from parallelmind.retrieval.retriever import Retriever, RetrieverSettings
+from parallelmind.retrieval.retriever_options import RetrieverOptions
+from parallelmind.retrieval.store import CorpusStore
+from parallelmind.retrieval.summary import summary
+from parallelmind.retrieval.version_index import VersionIndex
+from parallelmind.tasks.context_worker import ContextWorker
+from parallelmind.tasks.contexts import ContextOptions, run_contexts
 
 DOCUMENTS = 50_000
 QUALITY = {"numpy": "1.26.4", "pandas": "2.2.2"}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from parallelmind.engine.request import Branch, BranchResult, ErrorKind, Event, Request, SamplingParams
-from parallelmind.pipelines.batch_worker import Backend
+from parallelmind.tasks.batch_worker import Backend
 
 
 @dataclass

@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     for needed in (
         "py.typed", "assets/tiny/model.safetensors", "assets/tiny/tokenizer.json", "assets/demo_records.jsonl",
         "assets/rag/corpus/numpy/1.26.4.jsonl", "assets/rag/queries.json", "assets/rag/LICENSE.numpy.txt",
-        "server/static/index.html", "server/static/app.js", "rag/renames.yaml", "rag/templates/answer.yaml",
+        "server/static/index.html", "server/static/app.js", "retrieval/renames.yaml", "answering/templates/answer.yaml",
     ):  # fmt: skip
         assert needed in package
     assert wheel.stat().st_size < 10 * 2**20

@@ -15,9 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from parallelmind.rag.corpus_rows import CorpusRow, corpus_file, write_corpus
-from parallelmind.rag.matching import find_exact
-from parallelmind.rag.store import CorpusStore
+from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
+from parallelmind.retrieval.matching import find_exact
+from parallelmind.retrieval.store import CorpusStore
 
 ASSETS = Path(__file__).parents[2] / "src" / "parallelmind" / "assets" / "rag"
 VERSIONS = ("1.16.6", "1.26.4")

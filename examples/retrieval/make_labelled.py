@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from parallelmind.rag.matching import find_exact
-from parallelmind.rag.store import CorpusStore
-from parallelmind.rag.summary import summary
-from parallelmind.rag.version_index import VersionIndex
+from parallelmind.retrieval.matching import find_exact
+from parallelmind.retrieval.store import CorpusStore
+from parallelmind.retrieval.summary import summary
+from parallelmind.retrieval.version_index import VersionIndex
 
 HERE = Path(__file__).parent
 SEED = 20

@@ -14,18 +14,6 @@ Messages name the file, row, field or flag, the value found, and the remedy.
 
 from __future__ import annotations
 
-__all__ = [
-    "AdapterError",
-    "DataError",
-    "JobError",
-    "ParallelMindError",
-    "RequestError",
-    "SettingsError",
-    "TrainingError",
-    "UnsupportedModelError",
-    "first_line",
-]
-
 
 class ParallelMindError(Exception):
     """Base of all errors that a user can cause and remedy."""

@@ -32,5 +32,5 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
-    monkeypatch.setattr("parallelmind.pipelines.batch.load_backend", lambda options, worker: fake_backend(fake))
+    monkeypatch.setattr("parallelmind.tasks.batch.load_backend", lambda options, worker: fake_backend(fake))
     return fake

@@ -18,13 +18,13 @@ from parallelmind.cli.statistics import _rate
 from parallelmind.jobs.statistics import WorkerStatistics
 from tests import fake_openai
 from tests.fake_openai import KEY, FakeOpenAI
-from tests.pipelines.answering import PLAIN, context_row, everything_written, read_rows, story_rows, write_rows
+from tests.tasks.answering import PLAIN, context_row, everything_written, read_rows, story_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "utils" / "RAGutils" / "queryResultByInfer"
 SCRIPT = FOLDER / "multi_worker_inference.py"
 BACKEND = """
-from parallelmind.rag.backends import QueryBasedInference
+from parallelmind.answering.backends import QueryBasedInference
 
 class Upper(QueryBasedInference):
     def generate_answer(self, query, context, retrieval_method):
@@ -121,7 +121,7 @@ def test_the_shell_script_answers_with_two_workers(data: Path, out: Path, on_tin
 def test_under_torchrun_each_rank_is_a_worker(data: Path, out: Path, tmp_path: Path) -> None:
     """And a class of the user may take its base from the script, as documented."""
     code = tmp_path / "upper.py"
-    code.write_text(BACKEND.replace("parallelmind.rag.backends", "multi_worker_inference"))
+    code.write_text(BACKEND.replace("parallelmind.answering.backends", "multi_worker_inference"))
     write_rows(data, [context_row(n, f"q{n}", "c") for n in range(50)])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = start(*torchrun, SCRIPT, *arguments(data, out, "--backend", f"{code}:Upper")[1:], cwd=tmp_path)

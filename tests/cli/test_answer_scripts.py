@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.answering import context_row, read_rows, write_rows
+from tests.tasks.answering import context_row, read_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("utils") / "RAGutils" / "queryResultByInfer"
 WORKERS, PIPELINE = "run_multi_worker_inference.sh", "run_complete_pipeline.sh"
 CONTEXTS, RESULTS = "data/temp/contexts/batch_contexts.jsonl", "data/temp/inference/results.jsonl"
 BACKEND = """
-from parallelmind.rag.backends import QueryBasedInference
+from parallelmind.answering.backends import QueryBasedInference
 
 class Upper(QueryBasedInference):
     def generate_answer(self, query, context, retrieval_method):

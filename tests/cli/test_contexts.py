@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from parallelmind.answering.context_rows import parse_context_row
 from parallelmind.cli.main import main
-from parallelmind.data.jsonl import read_lines
-from parallelmind.rag.context_rows import parse_context_row
-from parallelmind.rag.corpus_rows import corpus_file, write_corpus
-from tests.rag.small_corpus import NEW, OLD, row, write_small_corpus
+from parallelmind.io.jsonl import read_lines
+from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+from tests.retrieval.small_corpus import NEW, OLD, row, write_small_corpus
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "utils" / "RAGutils" / "queryResultByInfer" / "batch_context_generator.py"

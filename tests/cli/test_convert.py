@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.data.jsonl import read_lines
-from parallelmind.data.records import parse_record
+from parallelmind.io.jsonl import read_lines
+from parallelmind.io.records import parse_record
 
 ROOT = Path(__file__).parents[2]
 ROWS = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from tests.rag.corpus.wheels import SHAPES, make_wheel
+from tests.retrieval.corpus.wheels import SHAPES, make_wheel
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_package_that_cannot_be_built(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_neither_the_command_nor_its_processes_load_models() -> None:
-    modules = "parallelmind.cli.corpus, parallelmind.rag.corpus.build, parallelmind.rag.corpus.worker"
+    modules = "parallelmind.cli.corpus, parallelmind.retrieval.corpus.build, parallelmind.retrieval.corpus.worker"
     code = f"import sys, {modules}; print({{'torch', 'griffe', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

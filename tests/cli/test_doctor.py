@@ -15,14 +15,14 @@ import pytest
 
 from parallelmind.cli import doctor
 from parallelmind.cli.main import main
-from parallelmind.pipelines.doctor import (
+from parallelmind.doctor import (
     GROUPS,
     DoctorOptions,
     Outcome,
     pos2d,
 )
-from parallelmind.pipelines.doctor import files as doctor_files
-from parallelmind.pipelines.doctor.check import Check
+from parallelmind.doctor import files as doctor_files
+from parallelmind.doctor.check import Check
 
 
 def failures(report: dict[str, Any]) -> list[dict[str, Any]]:

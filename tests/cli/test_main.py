@@ -15,7 +15,7 @@ import parallelmind
 from parallelmind.cli.args import parse
 from parallelmind.cli.commands import COMMANDS, GROUPS
 from parallelmind.cli.main import _parser, main
-from parallelmind.pipelines.demo_rag import ASSETS
+from parallelmind.demos.retrieval import ASSETS
 
 
 def test_a_reader_that_ends_early_is_no_error() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from parallelmind import load_model_with_lora
-from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from parallelmind.models.lora import apply_lora, save_lora
+from parallelmind.models.lora_layers import lora_layers
 
 
 class Adapters(NamedTuple):

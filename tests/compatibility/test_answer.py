@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from parallelmind.answering.backends import endpoint
 from parallelmind.cli.main import main
 from parallelmind.models.loader import bundled_model_path
-from parallelmind.rag.backends import endpoint
 from tests import fake_openai
 from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
 from tests.compatibility.contract import proves
 from tests.fake_openai import KEY, FakeOpenAI
-from tests.pipelines.answering import NAMES, PLAIN, context_row, read_rows, story, write_rows
+from tests.tasks.answering import NAMES, PLAIN, context_row, read_rows, story, write_rows
 
 LINE = "python utils/RAGutils/queryResultByInfer/multi_worker_inference.py"
 ASKED = [
@@ -203,7 +203,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     code = tmp_path / "counting.py"
     code.write_text("""
 import gc
-from parallelmind.rag.backends import QueryBasedInference
+from parallelmind.answering.backends import QueryBasedInference
 
 class Counting(QueryBasedInference):
     def generate_answer(self, query, context, retrieval_method):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.pipelines.doctor import DoctorOptions, examine
+from parallelmind.doctor import DoctorOptions, examine
 from tests.compatibility.command_lines import ROOT, link_checkout, run_line
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import proves

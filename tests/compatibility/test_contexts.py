@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.rag.dense_search import TogetherEmbedder
+from parallelmind.retrieval.dense_search import TogetherEmbedder
 from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
 from tests.compatibility.contract import proves
 from tests.compatibility.train_runs import write_jsonl
 from tests.fake_openai import KEY, FakeOpenAI, Received, Reply
-from tests.pipelines.answering import read_rows
+from tests.tasks.answering import read_rows
 
 LINE = "python utils/RAGutils/queryResultByInfer/batch_context_generator.py"
 NESTED = '{"<id>": {"queries": [{"query", "target_api"}], "original_data": {"target_dependency": {…}}}}'

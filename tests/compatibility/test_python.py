@@ -14,7 +14,7 @@ from parallelmind.columnar import find_rope_patch
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models import loader
 from parallelmind.models.loader import bundled_model_path
-from parallelmind.models.lora import lora_layers
+from parallelmind.models.lora_layers import lora_layers
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import SECTIONS, proves
 from tests.compatibility.inference_runs import QUESTIONS, STORY

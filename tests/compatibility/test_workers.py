@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from parallelmind.demos.retrieval import ASSETS
 from parallelmind.jobs.gpus import assign_gpus, visible_gpus
 from parallelmind.jobs.sharing import slice_bounds
-from parallelmind.pipelines.demo_rag import ASSETS
 from tests.compatibility.command_lines import link_checkout, run_line
 from tests.compatibility.contract import proves
-from tests.pipelines.answering import context_row, read_rows, write_rows
+from tests.tasks.answering import context_row, read_rows, write_rows
 
 FOLDER = "utils/RAGutils/queryResultByInfer"
 WORKERS = f"bash {FOLDER}/run_multi_worker_inference.sh"
@@ -30,7 +30,7 @@ class Upper(QueryBasedInference):
 SLOW = """
 import os, time
 from pathlib import Path
-from parallelmind.rag.backends import QueryBasedInference
+from parallelmind.answering.backends import QueryBasedInference
 
 class Slow(QueryBasedInference):
     def setup(self):

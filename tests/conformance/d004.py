@@ -110,7 +110,7 @@ def custom(desk: Desk) -> str:
 
 
 def pipeline(desk: Desk) -> str:
-    from parallelmind.pipelines.demo_rag import ASSETS
+    from parallelmind.demos.retrieval import ASSETS
 
     desk.command(
         f"bash {FOLDER}/run_complete_pipeline.sh",

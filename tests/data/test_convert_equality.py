@@ -12,14 +12,15 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from parallelmind.data.batches import BatchLimits
 from parallelmind.data.collator import TrainingRow
 from parallelmind.data.convert import ConvertOptions, ConvertReport, convert
-from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset
+from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import JsonlSource
 from parallelmind.models.loader import bundled_model_path
-from tests.data.test_chat import CHATML, byte_tokenizer
+from tests.prompts.test_chat import CHATML, byte_tokenizer
 from tests.training.test_forward import assert_same, lora_model, packed_gradients
 
 ROWS = 12

@@ -14,13 +14,14 @@ import pytest
 from datasets import Dataset
 
 import parallelmind.data
+from parallelmind.data.batches import BatchLimits
 from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
-from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset, Share
-from parallelmind.data.encode import closed, encode_main, encode_parts
+from parallelmind.data.dataset import ParallelPretrainDataset, Share
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource
 from parallelmind.errors import DataError, SettingsError
+from parallelmind.prompts.encode import closed, encode_main, encode_parts
 from tests.families import char_tokenizer
 
 TOKENIZER = char_tokenizer()

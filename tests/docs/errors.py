@@ -43,8 +43,8 @@ MESSAGE_ARGUMENTS: dict[str, tuple[int, str]] = {
 MORE_ARGUMENTS = {
     "cli/args.py": {"error": (0, "message")},
     "server/schemas.py": {"ValueError": (0, "message")},
-    "pipelines/batch_worker.py": {"fail": (1, "error")},
-    "pipelines/answer_workers.py": {"answer_row": (9, "error")},
+    "tasks/batch_worker.py": {"fail": (1, "error")},
+    "tasks/answer_workers.py": {"answer_row": (9, "error")},
 }
 """Such calls in one module only; elsewhere the name means something else."""
 
@@ -53,7 +53,7 @@ MESSAGE_VARIABLES = {
     ("jobs/supervisor.py", "_replace", "gave_up"),
     ("jobs/ray_run.py", "_lost", "text"),
     ("jobs/ray_run.py", "_lost", "_failures"),
-    ("rag/store.py", "resolve", "missing"),
+    ("retrieval/store.py", "resolve", "missing"),
     ("server/service.py", "_unavailable", "said"),
     ("server/problems.py", "", "_HTTP_MESSAGES"),
 }

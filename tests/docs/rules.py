@@ -131,7 +131,7 @@ NOT_RUN = [
     NotRun(
         r"make demo-rag$",
         "run as a function",
-        "tests/pipelines/test_rag_pipeline.py::test_the_demo_shows_what_differs_between_the_versions",
+        "tests/tasks/test_pipeline.py::test_the_demo_shows_what_differs_between_the_versions",
     ),
     NotRun(r"make (test|test-slow|check|bench)$", "it would run itself, or takes minutes"),
     NotRun(r"parallelmind corpus build", "downloads packages", "tests/cli/test_corpus.py::test_what_is_there"),
@@ -162,7 +162,7 @@ NOT_RUN = [
     NotRun(
         r"bash utils/RAGutils/.*/run_complete_pipeline\.sh",
         "several processes",
-        "tests/pipelines/test_rag_pipeline.py::test_the_shell_script_with_two_workers",
+        "tests/tasks/test_pipeline.py::test_the_shell_script_with_two_workers",
     ),
     NotRun(
         r"parallelmind .*(--inference_type (togetherai|openai)|--embedding_source togetherai)",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.data.jsonl import read_lines
 from parallelmind.errors import ParallelMindError
+from parallelmind.io.jsonl import read_lines
 from parallelmind.jobs.gpus import assign_gpus
 from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.sidecar import RopeSettings

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from parallelmind.columnar import auto_pair_indices, pack_row, patch_model_with_interleaved_2d_rope
 from parallelmind.data.collator import ParallelPretrainCollator, TrainingRow
-from parallelmind.models.lora import apply_lora, lora_layers
+from parallelmind.models.lora import apply_lora
+from parallelmind.models.lora_layers import lora_layers
 from parallelmind.training.forward import PackedForward
 
 TOKENS, RANK = 256, 8

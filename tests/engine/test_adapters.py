@@ -13,7 +13,8 @@ from parallelmind.columnar import Visibility, auto_pair_indices, patch_model_wit
 from parallelmind.errors import AdapterError, RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.adapters_load import attach_adapters, load_model_with_adapters
-from parallelmind.models.lora import apply_lora, load_lora, lora_layers, save_lora
+from parallelmind.models.lora import apply_lora, load_lora, save_lora
+from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.sidecar import RopeSettings, Sidecar
 from tests.families import DEVICE, char_tokenizer, tiny_model

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from parallelmind.models.lora import apply_lora, save_lora
+from parallelmind.models.lora_layers import lora_layers
 from tests.families import tiny_model
 
 _SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}

@@ -8,7 +8,8 @@ import torch
 from parallelmind import Engine, Request, SamplingParams
 from parallelmind.models import cpu
 from parallelmind.models.cpu import PackedLinear, optimize_for_cpu, padded_rows
-from parallelmind.models.lora import apply_lora, lora_layers
+from parallelmind.models.lora import apply_lora
+from parallelmind.models.lora_layers import lora_layers
 from tests.families import FAMILIES, char_tokenizer, tiny_model
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.lora import adapter_rank, apply_lora, load_lora, lora_layers, merge_lora, save_lora
+from parallelmind.models.lora import adapter_rank, apply_lora, load_lora, merge_lora, save_lora
+from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar
 from tests.models.adapters import logits, make, plain_state, saved, train
 

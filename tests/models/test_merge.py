@@ -13,7 +13,8 @@ from parallelmind.columnar import find_rope_patch, pack_row
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models import loader
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from parallelmind.models.lora import apply_lora, save_lora
+from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.merge import MergeOptions, merge_to_folder
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, sidecar_path
 from tests.families import char_tokenizer, tiny_model

@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from parallelmind.cli.main import main
-from parallelmind.models.lora import apply_lora, lora_layers, save_lora
+from parallelmind.models.lora import apply_lora, save_lora
+from parallelmind.models.lora_layers import lora_layers
 from tests.exact import ON_CPU, ON_CPU_VARIABLES
 from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, stream
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallelmind.data.run_names import numbered
+from parallelmind.io.numbered_names import numbered
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.training.data import batching
 from parallelmind.training.files import RunFiles

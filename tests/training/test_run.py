@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from parallelmind.cli.train_progress import LogTrainProgress
 from parallelmind.errors import AdapterError, DataError, SettingsError, TrainingError
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.lora import lora_layers
+from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.sidecar import read_sidecar
 from parallelmind.training.files import RunFiles
 from parallelmind.training.model import training_device

@@ -14,13 +14,11 @@ from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
 from parallelmind.errors import SettingsError
+from parallelmind.io.remote_files import is_remote
 from parallelmind.jobs.ranks import Rank, current_rank
-from parallelmind.jobs.remote_files import is_remote
-from parallelmind.pipelines.answer import run_answer
-from parallelmind.pipelines.answer_options import INFERENCE_TYPES, AnswerOptions
-from parallelmind.pipelines.rank_files import rank_files
-
-__all__ = ["add_answer_flags", "add_arguments", "answer_options", "run", "samples_in_all"]
+from parallelmind.tasks.answer import run_answer
+from parallelmind.tasks.answer_options import INFERENCE_TYPES, AnswerOptions
+from parallelmind.tasks.rank_files import rank_files
 
 _FIELDS = [field.name for field in dataclasses.fields(AnswerOptions)]
 EPILOG = """\
@@ -117,7 +115,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--backend",
         metavar="FILE:CLASS",
-        help="your own subclass of parallelmind.rag.backends.QueryBasedInference (default: none)",
+        help="your own subclass of parallelmind.answering.backends.QueryBasedInference (default: none)",
     )
     group.add_argument("--prompt_template", type=Path, metavar="FILE", help="YAML (default: the built-in prompts)")
     group.add_argument("--no_system_role", action="store_true", help="put the instructions into the user's turn")

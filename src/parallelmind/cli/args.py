@@ -12,8 +12,6 @@ from typing import NoReturn
 from parallelmind.cli.failures import say_failed
 from parallelmind.models.options import ModelOptions
 
-__all__ = ["Parser", "add_model_flags", "add_sampling_flags", "documented_default", "model_options"]
-
 USAGE_ERROR = 2
 
 

@@ -12,10 +12,8 @@ from parallelmind.cli.job_flags import JobFiles, add_job_flags, file_or_url, run
 from parallelmind.cli.progress import make_progress
 from parallelmind.errors import JobError
 from parallelmind.jobs.ranks import current_rank
-from parallelmind.pipelines.batch import BatchReport, run_batch
-from parallelmind.pipelines.options import BatchOptions
-
-__all__ = ["add_arguments", "run"]
+from parallelmind.tasks.batch import BatchReport, run_batch
+from parallelmind.tasks.batch_options import BatchOptions
 
 EPILOG = """\
 Input rows: {"main": "...", "branches": ["...", "..."]} or {"text": "..."}; an "id" is copied to the output.

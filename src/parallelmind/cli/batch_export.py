@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from parallelmind.answering.openai_batch_output import export_batch
 from parallelmind.cli.problems import print_problems
-from parallelmind.data.openai_batch_output import export_batch
-
-__all__ = ["add_arguments", "run"]
 
 EPILOG = """\
 Input: the output of `parallelmind answer` over rows of `parallelmind batch-import` (other answer rows will do: their id

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from parallelmind.answering.openai_batch import import_batch
 from parallelmind.cli.args import documented_default
 from parallelmind.cli.problems import print_problems
-from parallelmind.data.openai_batch import import_batch
-
-__all__ = ["add_arguments", "run"]
 
 EPILOG = """\
 Input: {"custom_id", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], ...}}, one a line;

@@ -15,9 +15,8 @@ from parallelmind.cli.terminal import NO_ANSWER, printable, stoppable, tolerate_
 from parallelmind.errors import ParallelMindError
 
 if TYPE_CHECKING:
-    from parallelmind.pipelines.chat import ChatSession
+    from parallelmind.chat import ChatSession
 
-__all__ = ["add_arguments", "add_chat_flags", "run"]
 
 _ENDINGS = {"quit", "exit"}
 _INTERRUPTED = 130
@@ -41,8 +40,8 @@ def add_chat_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Read messages and stream the replies until the end of input; 130 after Ctrl-C twice at the prompt."""
+    from parallelmind.chat import ChatSession
     from parallelmind.models.options import TINY_MODEL
-    from parallelmind.pipelines.chat import ChatSession
 
     tolerate_any_text()
     session = ChatSession(load_single(args), sampling_params(args), notify=_notify)

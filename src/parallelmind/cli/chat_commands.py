@@ -17,9 +17,8 @@ from parallelmind.engine.presets import PRESETS
 from parallelmind.errors import DataError, RequestError, SettingsError
 
 if TYPE_CHECKING:
-    from parallelmind.pipelines.chat import ChatSession
+    from parallelmind.chat import ChatSession
 
-__all__ = ["COMMANDS_HELP", "ChatCommands"]
 
 COMMANDS_HELP = (
     r"""

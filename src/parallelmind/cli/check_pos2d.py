@@ -10,8 +10,6 @@ from rich.table import Table
 
 from parallelmind.cli.args import documented_default
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -30,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 if everything holds."""
-    from parallelmind.pipelines.doctor.check import DoctorOptions, perform
-    from parallelmind.pipelines.doctor.pos2d import STRIDE, flow_checks, load_flow
+    from parallelmind.doctor.check import DoctorOptions, perform
+    from parallelmind.doctor.pos2d import STRIDE, flow_checks, load_flow
 
     console = Console()
     flow = load_flow(DoctorOptions(base_model=args.base_model, device=args.device, dtype=args.dtype))

@@ -12,8 +12,6 @@ from pathlib import Path
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.gpus import assign_gpus, count_gpus, visible_gpus
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_samples", type=int, default=103, help="records to divide (default: 103)")
@@ -78,7 +76,7 @@ def _check_workers(records: int, workers: int) -> int:
 
     from parallelmind.jobs.job import Job
     from parallelmind.jobs.run import RunOptions, run_job
-    from parallelmind.pipelines.copy_task import CopyTask
+    from parallelmind.tasks.copy_task import CopyTask
 
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"

@@ -18,7 +18,6 @@ from parallelmind.cli.terminal import NO_ANSWER, printable
 if TYPE_CHECKING:
     from parallelmind.engine.request import BranchResult, Event
 
-__all__ = ["BranchTexts", "show_branches"]
 
 _MIN_WIDTH = 24
 _MAX_COLUMNS = 6

@@ -10,8 +10,6 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["COMMANDS", "GROUPS", "Command", "overview", "prepare_parser"]
-
 
 @dataclass(frozen=True)
 class Command:

@@ -11,10 +11,8 @@ from parallelmind.cli.job_flags import add_job_flags, run_options
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.retrieval_flags import add_corpus_flags, retriever_options
 from parallelmind.jobs.ranks import current_rank
-from parallelmind.pipelines.contexts import ContextOptions, ContextReport, run_contexts
-from parallelmind.rag.retriever import METHODS, RetrieverSettings
-
-__all__ = ["add_arguments", "add_context_flags", "context_options", "log_summary", "run"]
+from parallelmind.retrieval.retriever import METHODS, RetrieverSettings
+from parallelmind.tasks.contexts import ContextOptions, ContextReport, run_contexts
 
 EPILOG = """\
 Queries: a JSON object {"<id>": {"queries": [{"query", "target_api"}], "original_data": {"target_dependency":

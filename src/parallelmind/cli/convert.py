@@ -11,8 +11,6 @@ from pathlib import Path
 from parallelmind.cli.args import documented_default
 from parallelmind.data.convert import FORMATS, ConvertOptions, ConvertReport, convert
 
-__all__ = ["add_arguments", "run"]
-
 EPILOG = """\
 What is read (each row by its own fields, unless --format says otherwise):
   conversations  {"conversations": [{"role": "user", "content": "..."}, ...]}

@@ -14,10 +14,9 @@ from parallelmind.cli.args import documented_default
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from parallelmind.rag.corpus.build import BuildResult
-    from parallelmind.rag.corpus.meta import CorpusMeta
+    from parallelmind.retrieval.corpus.build import BuildResult
+    from parallelmind.retrieval.corpus.meta import CorpusMeta
 
-__all__ = ["add_arguments", "run"]
 
 BUILD_EPILOG = """\
 Writes {corpus_path}/{import name}/{version}.jsonl, a row for each public object of the package:
@@ -108,7 +107,7 @@ def _build(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from parallelmind.cli.corpus_progress import make_progress
-    from parallelmind.rag.corpus.build import BuildOptions, build_corpora
+    from parallelmind.retrieval.corpus.build import BuildOptions, build_corpora
 
     options = BuildOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(BuildOptions)})
     results: list[BuildResult] = []
@@ -133,8 +132,8 @@ def _build(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from parallelmind.rag.corpus.meta import read_metas
-    from parallelmind.rag.corpus_rows import CORPUS_TYPES, corpus_versions
+    from parallelmind.retrieval.corpus.meta import read_metas
+    from parallelmind.retrieval.corpus_rows import CORPUS_TYPES, corpus_versions
 
     metas = read_metas(args.corpus_path)
     known = {(meta.import_name, meta.version) for meta in metas}
@@ -153,7 +152,7 @@ def _list(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from parallelmind.rag.corpus.show import find_objects, matching_metas
+    from parallelmind.retrieval.corpus.show import find_objects, matching_metas
 
     name, _, version = args.name.partition("==")
     if metas := matching_metas(args.corpus_path, name, version or args.version):

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from parallelmind.rag.corpus.build import BuildResult
+    from parallelmind.retrieval.corpus.build import BuildResult
 
-__all__ = ["make_progress"]
 
 _LOGGER = logging.getLogger(__name__)
 

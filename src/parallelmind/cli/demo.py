@@ -19,10 +19,9 @@ from parallelmind.cli.progress import make_progress
 from parallelmind.cli.typed import typed_command, typed_path
 
 if TYPE_CHECKING:
+    from parallelmind.demos.batch import DemoRecord, DemoResult
     from parallelmind.engine.request import Event
-    from parallelmind.pipelines.demo import DemoRecord, DemoResult
 
-__all__ = ["add_arguments", "run"]
 
 _SECONDS_A_STEP = 0.25
 
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the batch job, stream one record, compare with one by one, print a table."""
-    from parallelmind.pipelines.demo import (
+    from parallelmind.demos.batch import (
         OneByOne,
         ParallelDemo,
         compare,

@@ -14,8 +14,6 @@ from rich.text import Text
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.typed import typed_command, typed_path
 
-__all__ = ["add_arguments", "run"]
-
 _LINES_SHOWN = 7
 _QUESTIONS_SHOWN = 6
 
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the pipeline on the bundled queries and corpus, and show what the versions say."""
-    from parallelmind.pipelines.demo_rag import ASSETS, run_demo_rag
+    from parallelmind.demos.retrieval import ASSETS, run_demo_rag
 
     console, command = Console(), typed_command()
     console.rule("1. Queries to contexts to answers")

@@ -15,9 +15,8 @@ from parallelmind.cli.typed import typed_command
 
 if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
-    from parallelmind.pipelines.demo_train import Measured, Task, Trained
+    from parallelmind.demos.train import Measured, Task, Trained
 
-__all__ = ["add_arguments", "run"]
 
 EPILOG = """\
 1. The bundled model answers questions on a story; with 2D RoPE switched on, untuned, it answers much worse; LoRA
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _recall(console: Console, args: argparse.Namespace) -> float:
-    from parallelmind.pipelines.demo_train import RECALL, STRIDE, measure, prepare
+    from parallelmind.demos.train import RECALL, STRIDE, measure, prepare
 
     console.rule("1. What 2D RoPE costs an untuned model, and what LoRA brings back")
     _, held_out = prepare(RECALL, args.out_dir)
@@ -93,7 +92,7 @@ def _recall(console: Console, args: argparse.Namespace) -> float:
 
 
 def _cooperate(console: Console, args: argparse.Namespace) -> float:
-    from parallelmind.pipelines.demo_train import COOPERATION, measure, prepare
+    from parallelmind.demos.train import COOPERATION, measure, prepare
 
     console.rule("2. Branches that need each other")
     _, held_out = prepare(COOPERATION, args.out_dir)
@@ -112,7 +111,7 @@ def _cooperate(console: Console, args: argparse.Namespace) -> float:
 
 
 def _train(console: Console, task: Task, visibility: Visibility, args: argparse.Namespace) -> Trained:
-    from parallelmind.pipelines.demo_train import command, train, train_options
+    from parallelmind.demos.train import command, train, train_options
 
     options = train_options(task, args.out_dir, visibility, args.max_steps)
     console.print(f"{command(options)} …", highlight=False, soft_wrap=True, style="dim")

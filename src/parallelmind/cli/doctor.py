@@ -18,10 +18,8 @@ from rich.table import Table
 import parallelmind
 from parallelmind.cli.args import documented_default
 from parallelmind.cli.terminal import tolerate_any_text
-from parallelmind.pipelines.doctor import GROUPS, DoctorOptions, Outcome, examine
-from parallelmind.pipelines.doctor.check import Check, Status
-
-__all__ = ["add_arguments", "run"]
+from parallelmind.doctor import GROUPS, DoctorOptions, Outcome, examine
+from parallelmind.doctor.check import Check, Status
 
 EPILOG = """\
 Nothing is downloaded unless --base_model is a hub name, and nothing is left behind. The exit code is 0 when no check

@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 
 from parallelmind.cli.retrieval_flags import add_corpus_flags, retriever_options
-from parallelmind.data.replacing import refuse_same_file, replacing
-from parallelmind.rag.compat import CompatRetriever
-from parallelmind.rag.evaluation import Report, evaluate, read_labelled
-from parallelmind.rag.ranking import Ranker
-from parallelmind.rag.retriever import EXACT, METHODS, STRING, RetrieverSettings
-
-__all__ = ["add_arguments", "run"]
+from parallelmind.io.atomic import refuse_same_file, replacing
+from parallelmind.retrieval.compat import CompatRetriever
+from parallelmind.retrieval.evaluation import Report, evaluate, read_labelled
+from parallelmind.retrieval.ranking import Ranker
+from parallelmind.retrieval.retriever import EXACT, METHODS, STRING, RetrieverSettings
 
 EPILOG = """\
 Labelled queries are JSONL rows {"id", "query", "target_api", "dependencies", "method", "expected"}: "method" is how the

@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["say_failed"]
-
 _PATIENCE = 10.0
 """Seconds within which torchrun ends the other processes of a machine when one has failed."""
 

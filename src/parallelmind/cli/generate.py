@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
     from parallelmind.engine.request import BranchResult, SamplingParams
 
-__all__ = ["add_arguments", "add_generate_flags", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_single_arguments(parser)
@@ -69,7 +67,7 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _print_text(engine: Engine, prompt: str, sampling: SamplingParams) -> int:
-    from parallelmind.pipelines.chat import stream_text
+    from parallelmind.chat import stream_text
 
     # A file or a program gets the text as it is.
     shown = printable if sys.stdout.isatty() else str
@@ -87,8 +85,8 @@ def _print_text(engine: Engine, prompt: str, sampling: SamplingParams) -> int:
 
 
 def _show_branches(engine: Engine, prompt: str, branches: Sequence[str], sampling: SamplingParams) -> int:
+    from parallelmind.chat import seeded
     from parallelmind.engine.request import Request
-    from parallelmind.pipelines.chat import seeded
 
     request = Request(main=prompt, branches=seeded(sampling, branches))
     shown = show_branches(Console(highlight=False), branches, engine.stream([request]))
@@ -96,8 +94,8 @@ def _show_branches(engine: Engine, prompt: str, branches: Sequence[str], samplin
 
 
 def _print_json(engine: Engine, prompt: str, branches: Sequence[str], sampling: SamplingParams) -> int:
+    from parallelmind.chat import seeded
     from parallelmind.engine.request import Request
-    from parallelmind.pipelines.chat import seeded
 
     request = Request(main=prompt, branches=seeded(sampling, branches))
     [result] = engine.generate([request], sampling)

@@ -10,11 +10,9 @@ from pathlib import Path
 from parallelmind.cli.args import documented_default
 from parallelmind.cli.logs import configure_logging
 from parallelmind.errors import SettingsError
+from parallelmind.io.remote_files import LocalCopies, is_remote
 from parallelmind.jobs.ranks import Rank
-from parallelmind.jobs.remote_files import LocalCopies, is_remote
 from parallelmind.jobs.run import RunOptions
-
-__all__ = ["JobFiles", "add_job_flags", "file_or_url", "run_options"]
 
 
 def add_job_flags(parser: argparse.ArgumentParser) -> None:

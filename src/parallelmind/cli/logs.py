@@ -8,8 +8,6 @@ from typing import TextIO
 
 from parallelmind.jobs.ranks import Rank
 
-__all__ = ["configure_logging"]
-
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):
     # A progress bar replaces sys.stderr while it is shown, so that lines go above it: look at every line.

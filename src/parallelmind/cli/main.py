@@ -23,8 +23,6 @@ from parallelmind.cli.logs import configure_logging
 from parallelmind.errors import ParallelMindError
 from parallelmind.jobs.ranks import current_rank
 
-__all__ = ["main"]
-
 # Read by OpenMP when torch is imported, later. Threads that spin while they wait cost more than everything else as soon
 # as another program runs: measured on 2 cores beside one busy process, 6.1 s against 0.5 s, and no loss on idle cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from parallelmind.cli.args import add_model_flags
 
-__all__ = ["add_arguments", "run"]
-
 EPILOG = """\
 The merged weights still need 2D RoPE if the adapter was trained with it. The folder says so:
 parallelmind.json has the settings, which ParallelMind reads from --base_model, and README.md tells people.

@@ -13,11 +13,9 @@ from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
 from parallelmind.jobs.ranks import current_rank
-from parallelmind.pipelines.answer_options import ENGINE_TYPES
-from parallelmind.pipelines.rag_pipeline import PipelineFiles, run_pipeline
-from parallelmind.pipelines.rank_files import rank_files
-
-__all__ = ["add_arguments", "run"]
+from parallelmind.tasks.answer_options import ENGINE_TYPES
+from parallelmind.tasks.pipeline import PipelineFiles, run_pipeline
+from parallelmind.tasks.rank_files import rank_files
 
 EPILOG = """\
 Writes OUTPUT_DIR/contexts.jsonl, OUTPUT_DIR/answers.jsonl and OUTPUT_DIR/statistics.json. Each stage is a job of its

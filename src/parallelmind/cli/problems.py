@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-__all__ = ["print_problems"]
-
 
 def print_problems(first: Sequence[str], total: int) -> None:
     """Print the first problems to stderr, and how many more there are."""

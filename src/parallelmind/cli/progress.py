@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-__all__ = ["BarProgress", "LogProgress", "make_progress"]
-
 _LOGGER = logging.getLogger(__name__)
 _REFRESH_SECONDS = 0.1
 _WORKERS_NAMED = 8

@@ -6,12 +6,10 @@ import argparse
 from pathlib import Path
 
 from parallelmind.cli.args import documented_default
-from parallelmind.rag.corpus_rows import CORPUS_TYPES
-from parallelmind.rag.ranking import RANKINGS
-from parallelmind.rag.retriever import RetrieverSettings
-from parallelmind.rag.retriever_options import EMBEDDING_SOURCES, RetrieverOptions
-
-__all__ = ["add_corpus_flags", "retriever_options"]
+from parallelmind.retrieval.corpus_rows import CORPUS_TYPES
+from parallelmind.retrieval.ranking import RANKINGS
+from parallelmind.retrieval.retriever import RetrieverSettings
+from parallelmind.retrieval.retriever_options import EMBEDDING_SOURCES, RetrieverOptions
 
 
 def add_corpus_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from parallelmind.cli.args import add_model_flags, documented_default
 from parallelmind.errors import SettingsError
 
-__all__ = ["add_arguments", "run"]
-
 _KEY_VARIABLE = "PARALLELMIND_API_KEY"
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 

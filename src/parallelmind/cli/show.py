@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from parallelmind.data.samples import Sample
     from parallelmind.visuals.grid import RowGrid
 
-__all__ = ["add_arguments", "run"]
 
 EPILOG = """\
 The row is drawn as training packs it: main, then every branch; answers are closed with the end-of-text token.
@@ -129,8 +128,8 @@ def _grid(sample: Sample, tokenizer: Any, stride: int, visibility: Visibility, c
 
 
 def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:
-    from parallelmind.data.jsonl import scan
     from parallelmind.data.sources import JsonlSource
+    from parallelmind.io.jsonl import scan
 
     if index < 0:
         raise SettingsError(f"--index is {index}; it must be 0 or more.")

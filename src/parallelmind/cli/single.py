@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
     from parallelmind.engine.request import SamplingParams
 
-__all__ = ["add_single_arguments", "load_single", "sampling_params"]
 
 _SAMPLING_DEFAULTS: Preset = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
 

@@ -10,8 +10,6 @@ from parallelmind.cli.args import Parser
 from parallelmind.cli.main import main as run_command
 from parallelmind.cli.single import add_single_arguments
 
-__all__ = ["main"]
-
 _MODES = ("chat", "generate")
 _SCRIPT = "python scripts/inference_hf_lora.py"
 _EPILOG = f"""\

@@ -8,8 +8,6 @@ from pathlib import Path
 from parallelmind.jobs.run import JobReport
 from parallelmind.jobs.statistics import WorkerStatistics
 
-__all__ = ["print_statistics"]
-
 _LINE = "=" * 60
 _NOTHING = "none"
 _FAILURES_SHOWN = 20

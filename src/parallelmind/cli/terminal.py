@@ -11,8 +11,6 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TypeVar
 
-__all__ = ["NO_ANSWER", "Stop", "printable", "stoppable", "tolerate_any_text"]
-
 T = TypeVar("T")
 
 NO_ANSWER = "(the model answered nothing)"

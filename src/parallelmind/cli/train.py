@@ -16,8 +16,6 @@ from parallelmind.cli.train_progress import make_train_progress
 from parallelmind.errors import SettingsError
 from parallelmind.training.options import TASKS, TrainOptions
 
-__all__ = ["add_arguments", "run"]
-
 EPILOG = """\
 Data rows: {"main", "branches": [text or {"prompt", "completion"} or {"messages"}, ...]}, {"text"},
 {"prompt", "completion"}, {"messages": [...]} or {"conversations": [...]}. Learned are completions, the

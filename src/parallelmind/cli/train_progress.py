@@ -14,8 +14,6 @@ from rich.progress import Progress as RichProgress
 
 from parallelmind.cli.progress import duration
 
-__all__ = ["BarTrainProgress", "LogTrainProgress", "make_train_progress"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

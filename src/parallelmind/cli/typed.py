@@ -6,8 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["typed_command", "typed_path"]
-
 
 def typed_command() -> str:
     """How this program was started, so that what is shown can be copied: `.venv/bin/parallelmind` where it is so."""

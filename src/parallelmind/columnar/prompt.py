@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from parallelmind.columnar.rope import set_rope_pos2d
 
-__all__ = ["inject_pos2d_hook", "prepare_pos2d", "remove_pos2d_hook", "set_prompt_pos2d"]
-
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _METHOD = "prepare_inputs_for_generation"

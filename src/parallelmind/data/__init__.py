@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parallelmind.data.batches import BatchLimits
     from parallelmind.data.collator import ParallelPretrainCollator
-    from parallelmind.data.dataset import BatchLimits, ParallelPretrainDataset
+    from parallelmind.data.dataset import ParallelPretrainDataset
     from parallelmind.data.encoder import SampleEncoder
     from parallelmind.data.rows import RowLimits
     from parallelmind.data.sources import JsonlSource

@@ -14,8 +14,6 @@ from typing import TypeVar
 
 from parallelmind.data.encoder import DataCounts, EncodedBranch
 
-__all__ = ["BatchLimits", "RowPlan", "StepPlanner"]
-
 T = TypeVar("T")
 
 

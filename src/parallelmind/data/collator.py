@@ -22,8 +22,6 @@ from parallelmind.columnar import (
     visible,
 )
 
-__all__ = ["BatchInfo", "MicroBatch", "ParallelPretrainCollator", "TrainingRow", "packed_ids"]
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 from parallelmind.data.grouping import Group, GroupBy, Grouping
-from parallelmind.data.replacing import refuse_same_file, replacing
 from parallelmind.data.sft_files import Container, RawRow, container_of, read_rows
 from parallelmind.data.sft_forms import (
     BranchForm,
@@ -25,8 +24,7 @@ from parallelmind.data.sft_forms import (
     samples_of,
 )
 from parallelmind.errors import DataError, SettingsError
-
-__all__ = ["FORMATS", "ConvertOptions", "ConvertReport", "Format", "GroupBy", "Skipped", "convert"]
+from parallelmind.io.atomic import refuse_same_file, replacing
 
 Format = Literal["auto", "conversations", "sharegpt", "messages", "alpaca", "text", "csv", "records"]
 FORMATS: tuple[Format, ...] = get_args(Format)

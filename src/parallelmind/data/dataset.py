@@ -25,8 +25,6 @@ from parallelmind.data.samples import parse_sample
 from parallelmind.data.sources import RecordSource, SourceRow
 from parallelmind.errors import DataError, SettingsError
 
-__all__ = ["BatchLimits", "ParallelPretrainDataset", "Share"]
-
 _SIMILAR_LENGTHS = 32
 """Steps among which rows are sorted by length, so that a batch has little padding."""
 

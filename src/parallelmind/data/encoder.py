@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from parallelmind.data.chat import encode_chat
-from parallelmind.data.encode import closed, encode_branch, encode_main, encode_parts
 from parallelmind.data.samples import Sample, SampleBranch
 from parallelmind.errors import DataError
-
-__all__ = ["DataCounts", "EncodedBranch", "EncodedSample", "SampleEncoder"]
+from parallelmind.prompts.chat import encode_chat
+from parallelmind.prompts.encode import closed, encode_branch, encode_main, encode_parts
 
 _LISTED = 20
 

@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 from parallelmind.data.sft_forms import Branch, Sample
 
-__all__ = ["Group", "GroupBy", "Grouping"]
-
 GroupBy = Literal["all", "main", "none"]
 
 _WAITING_SAMPLES = 10_000

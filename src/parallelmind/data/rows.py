@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["RowLimits", "split_rows"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RowLimits:

@@ -22,12 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parallelmind.data.records import field_names, quoted, show_value, text_field
 from parallelmind.errors import DataError
-
-__all__ = ["Message", "Sample", "SampleBranch", "parse_sample"]
-
-Message = dict[str, Any]
+from parallelmind.io.records import field_names, quoted, show_value, text_field
+from parallelmind.prompts.chat import Message
 
 _FORMS = (
     '{"main", "branches"}, {"text"}, {"prompt", "completion"}, {"messages": [{"role", "content"}, …]} or '

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from parallelmind.data.jsonl import MAX_LINE_BYTES, read_lines
-from parallelmind.data.records import shorten
 from parallelmind.errors import DataError
-
-__all__ = ["Container", "RawRow", "container_of", "read_rows"]
+from parallelmind.io.jsonl import MAX_LINE_BYTES, read_lines
+from parallelmind.io.records import shorten
 
 Container = Literal["jsonl", "json_list", "csv", "tsv", "text"]
 

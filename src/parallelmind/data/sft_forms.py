@@ -18,10 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from parallelmind.data.records import field_names, show_value
 from parallelmind.errors import DataError
-
-__all__ = ["FIELDS", "Branch", "BranchForm", "MainFrom", "RowForm", "Sample", "SampleSettings", "samples_of"]
+from parallelmind.io.records import field_names, show_value
 
 RowForm = Literal["conversations", "sharegpt", "messages", "alpaca", "text", "records"]
 BranchForm = Literal["auto", "messages", "prompt"]

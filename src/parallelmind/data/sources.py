@@ -8,11 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from parallelmind.data.jsonl import read_lines
-from parallelmind.data.records import load_object
 from parallelmind.errors import DataError, SettingsError, first_line
-
-__all__ = ["FilteredSource", "HubSource", "JsonlSource", "RecordSource", "SourceRow"]
+from parallelmind.io.jsonl import read_lines
+from parallelmind.io.records import load_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ from parallelmind.models.loaded import LoadedModel
 from parallelmind.models.loader import load_model_with_lora, resolve_device
 from parallelmind.models.options import ModelOptions
 
-__all__ = ["load_engine", "make_engine"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

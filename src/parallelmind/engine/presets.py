@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-__all__ = ["PRESETS", "Preset"]
-
 
 class Preset(TypedDict):
     """Fields of `SamplingParams`."""

@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parallelmind.jobs.locked_file import LockedFile
+from parallelmind.io.locked_file import LockedFile
 from parallelmind.jobs.sharing import Share, slice_bounds, whose_next
-
-__all__ = ["BOARD_NAME", "Board", "Lease", "View"]
 
 BOARD_NAME = "board.json"
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["GpuShare", "assign_gpus", "count_gpus", "gpus_of_actor", "shortage", "visible_gpus"]
-
 _DEVICE_FILES = ("nvidia[0-9]*", "nvgpu", "nvhost-gpu", "kfd", "dxg")
 """Below /dev: NVIDIA's, those of its small boards, AMD's, and those of a Linux under Windows."""
 

@@ -25,8 +25,6 @@ from parallelmind.jobs.suspects import Suspects
 from parallelmind.jobs.task import Task
 from parallelmind.jobs.worker_state import is_any_working, worker_lock
 
-__all__ = ["Head", "note_given_up"]
-
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _ORPHAN_SECONDS = 30.0

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from parallelmind.jobs.parts import Entries, is_final
 
-__all__ = ["ResultIndex"]
-
 _ABSENT = -1
 _KEPT = (
     "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds", "retries", "error_class", "worker",

@@ -24,18 +24,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parallelmind.data.jsonl import InputSummary, JsonLine, read_lines
-from parallelmind.data.run_names import numbered_paths, spelled_beside
 from parallelmind.errors import DataError, JobError, SettingsError
+from parallelmind.io.jsonl import JsonLine, read_lines
+from parallelmind.io.line_table import InputSummary
+from parallelmind.io.numbered_names import numbered_paths, spelled_beside
+from parallelmind.io.output_lock import lock_output
 from parallelmind.jobs.index import ResultIndex
-from parallelmind.jobs.lock import lock_output
 from parallelmind.jobs.outcome import Outcome
 from parallelmind.jobs.parts import Part, PartWriter, storage_error
 from parallelmind.jobs.plan import GroupOf, Plan, PlanReader, make_plan
 from parallelmind.jobs.spec import Completion, JobSpec, load_job_file, other_input, save_job_file
 from parallelmind.jobs.standing_output import StandingOutput, edited
-
-__all__ = ["HEAD_PART", "Job", "WorkItem", "job_folder"]
 
 _LOGGER = logging.getLogger(__name__)
 _FAILURES_LISTED = 20

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import Rank
 
-__all__ = ["local_place", "run_token"]
-
 _TOKEN_KEY = "parallelmind/run"
 _TOKEN_SECONDS = 600
 

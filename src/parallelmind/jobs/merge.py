@@ -15,8 +15,6 @@ from parallelmind.jobs.index import ResultIndex
 from parallelmind.jobs.outcome import new_hash
 from parallelmind.jobs.parts import storage_error
 
-__all__ = ["merge_parts", "put_in_place"]
-
 _CHUNK = 2**20
 
 

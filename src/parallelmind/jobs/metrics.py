@@ -8,8 +8,6 @@ from typing import Any
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.statistics import JobStatistics
 
-__all__ = ["serve_metrics"]
-
 
 class _Collector:
     """Asked by prometheus_client at every scrape."""

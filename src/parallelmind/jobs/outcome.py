@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Outcome", "Row", "hash_of", "new_hash"]
-
 Row = Mapping[str, Any]
 """One output row; one with an `error` that is not null makes its record a failed one."""
 

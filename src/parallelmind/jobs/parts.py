@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from parallelmind.errors import JobError
 from parallelmind.jobs.outcome import Outcome
 
-__all__ = ["ENTRY", "Entries", "Part", "PartWriter", "append_all", "storage_error"]
-
 ENTRY = np.dtype(
     [
         ("record", "<u8"),

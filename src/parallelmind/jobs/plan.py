@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from parallelmind.data.jsonl import InputSummary, JsonLine, LineReader, LineTable, scan
-
-__all__ = ["GroupOf", "Plan", "PlanReader", "make_plan"]
+from parallelmind.io.jsonl import JsonLine, LineReader, scan
+from parallelmind.io.line_table import InputSummary, LineTable
 
 GroupOf = Callable[[bytes], bytes]
 """The text that the record of a line shares with others, such as its context; records that share it are neighbours."""

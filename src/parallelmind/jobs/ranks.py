@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["SINGLE", "Rank", "current_rank"]
-
 
 @dataclass(frozen=True, slots=True)
 class Rank:

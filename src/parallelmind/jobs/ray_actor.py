@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from parallelmind.data.jsonl import JsonLine
+from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.job import WorkItem
 from parallelmind.jobs.outcome import Outcome
 from parallelmind.jobs.task import Task, WorkerInfo
-
-__all__ = ["Exchange", "RayWorker"]
 
 _WAIT_SECONDS = 0.5
 

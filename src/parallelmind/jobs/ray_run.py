@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from parallelmind.data.jsonl import JsonLine
 from parallelmind.errors import JobError, ParallelMindError, SettingsError
+from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.gpus import gpus_of_actor
 from parallelmind.jobs.job import HEAD_PART, Job, WorkItem
 from parallelmind.jobs.plan import PlanReader
@@ -23,8 +23,6 @@ from parallelmind.jobs.ray_actor import Exchange, RayWorker
 from parallelmind.jobs.sharing import Share, slice_bounds, whose_next
 from parallelmind.jobs.spec import Completion
 from parallelmind.jobs.task import Task, WorkerInfo
-
-__all__ = ["RayOptions", "run_on_ray"]
 
 _LOGGER = logging.getLogger(__name__)
 _DEATHS_ALONE = 2

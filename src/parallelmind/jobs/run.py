@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from parallelmind.data.jsonl import InputSummary
 from parallelmind.errors import JobError, SettingsError
+from parallelmind.io.line_table import InputSummary
 from parallelmind.jobs.board import BOARD_NAME, Board
 from parallelmind.jobs.gpus import GpuShare, assign_gpus, count_gpus, shortage, visible_gpus
 from parallelmind.jobs.head import Head, note_given_up
@@ -27,8 +27,6 @@ from parallelmind.jobs.supervisor import Supervisor
 from parallelmind.jobs.task import Task, WorkerInfo
 from parallelmind.jobs.worker_process import Assignment
 from parallelmind.jobs.worker_state import is_any_working
-
-__all__ = ["JobReport", "RunOptions", "run_job"]
 
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1

@@ -11,8 +11,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Share", "slice_bounds", "whose_next"]
-
 _FEW = 8
 """So many records or fewer are left to the worker they belong to."""
 _LATE_SECONDS = 60.0

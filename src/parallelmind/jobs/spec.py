@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parallelmind.data.jsonl import InputSummary, begins_with
 from parallelmind.errors import JobError
-
-__all__ = ["Completion", "JobSpec", "load_job_file", "other_input", "save_job_file"]
+from parallelmind.io.jsonl import begins_with
+from parallelmind.io.line_table import InputSummary
 
 _FORMAT = 3
 

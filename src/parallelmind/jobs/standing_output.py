@@ -17,8 +17,6 @@ from parallelmind.jobs.merge import merge_parts, put_in_place
 from parallelmind.jobs.outcome import hash_of
 from parallelmind.jobs.parts import storage_error
 
-__all__ = ["StandingOutput"]
-
 _PART = -2
 """Stands for the output in an index, where parts of workers have their number."""
 _ERROR_KEPT = 500

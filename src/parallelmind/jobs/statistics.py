@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from parallelmind.jobs.index import ResultIndex
 
-__all__ = ["JobStatistics", "WorkerStatistics", "collect_statistics", "save_statistics"]
-
 _PERCENTILES = (50, 90, 95, 99)
 
 

@@ -15,8 +15,6 @@ from typing import Any
 from parallelmind.jobs.worker_process import GAVE_UP, Assignment, LifeSign, work
 from parallelmind.jobs.worker_state import Death, WorkerState, record_death, states
 
-__all__ = ["Supervisor"]
-
 _LOGGER = logging.getLogger(__name__)
 _FAILED_STARTS = 3
 """Deaths in a row before the first lease, after which a worker is given up."""

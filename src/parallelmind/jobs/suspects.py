@@ -13,8 +13,6 @@ from parallelmind.jobs.board import Board, Lease
 from parallelmind.jobs.index import ResultIndex
 from parallelmind.jobs.worker_state import Death, WorkerState, recorded_death, states
 
-__all__ = ["Suspects"]
-
 _DEATHS_ALONE = 2
 _LOST_RUNS = 2
 

@@ -10,8 +10,6 @@ from parallelmind.jobs.gpus import GpuShare
 from parallelmind.jobs.job import WorkItem
 from parallelmind.jobs.outcome import Outcome
 
-__all__ = ["RecordWorker", "Task", "WorkerInfo", "Write"]
-
 Write = Callable[[WorkItem, Outcome], None]
 """Stores what became of a record."""
 

@@ -25,8 +25,6 @@ from parallelmind.jobs.plan import PlanReader
 from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
 from parallelmind.jobs.worker_state import StateFile, WorkerState, worker_lock
 
-__all__ = ["Assignment", "GAVE_UP", "LifeSign", "work"]
-
 GAVE_UP = 3
 """Exit code of a worker that cannot work: the reason is in its state file."""
 

@@ -8,18 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from parallelmind.jobs.locked_file import LockedFile, ProcessLock
-
-__all__ = [
-    "Death",
-    "StateFile",
-    "WorkerState",
-    "is_any_working",
-    "record_death",
-    "recorded_death",
-    "states",
-    "worker_lock",
-]
+from parallelmind.io.locked_file import LockedFile, ProcessLock
 
 Phase = Literal["loading", "idle", "working"]
 

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from parallelmind.models.sidecar import RopeSettings
 
-__all__ = ["AdaptedLinear", "AdapterSet"]
-
 _Rows = Sequence[tuple[str, slice | Tensor]]
 _BASE = ""
 

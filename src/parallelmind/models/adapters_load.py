@@ -26,8 +26,6 @@ from parallelmind.models.lora_layers import linear_layers, unwrap_to_change
 from parallelmind.models.lora_read import Adapter, LayerWeights, read_adapter
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
 
-__all__ = ["attach_adapters", "load_model_with_adapters"]
-
 
 def load_model_with_adapters(
     base_model: str,

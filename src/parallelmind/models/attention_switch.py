@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["attention_switched", "model_configs"]
-
 
 @contextmanager
 def attention_switched(configs: Sequence[Any], name: str) -> Iterator[None]:

@@ -10,8 +10,6 @@ from typing import Any
 
 from parallelmind.models.sidecar import RopeSettings
 
-__all__ = ["LoadedModel"]
-
 
 class LoadedModel(tuple[Any, ...]):
     """A model, its tokenizer, and whether 2D RoPE is applied, with the settings in force and notes for the user.

@@ -35,8 +35,6 @@ from parallelmind.models.lora_read import Adapter, LayerWeights, read_adapter
 from parallelmind.models.lora_write import folder_config, folder_state, pth_state, write_folder, write_pth
 from parallelmind.models.sidecar import Sidecar
 
-__all__ = ["adapter_rank", "apply_lora", "load_lora", "lora_layers", "merge_lora", "save_lora"]
-
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _FILE_PREFIXES = ("module.", "base_model.model.")

@@ -9,8 +9,6 @@ from typing import Any
 from parallelmind.errors import AdapterError
 from parallelmind.models.lora_read import Adapter, LayerWeights
 
-__all__ = ["ExpectedLora", "check_expected", "check_rank", "expect", "expected_of"]
-
 _ATTRIBUTE = "_parallelmind_expected_lora"
 
 

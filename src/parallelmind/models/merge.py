@@ -15,8 +15,6 @@ from parallelmind.models.lora import adapter_rank, merge_lora
 from parallelmind.models.options import dtype_name
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
 
-__all__ = ["MergeOptions", "MergeReport", "merge_to_folder"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:

@@ -6,11 +6,11 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import SettingsError
-
-__all__ = ["ROPE_FLAGS", "TINY_MODEL", "ModelOptions", "dtype_name", "real_name", "rope_in_effect"]
+from parallelmind.io.fingerprints import fingerprint_of_contents
 
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
@@ -65,6 +65,16 @@ class ModelOptions:
 def real_name(name: str | None) -> str | None:
     """Where a local file or folder really is, so that two spellings of it are one; a name of the Hub as it is."""
     return os.path.realpath(name) if name and name != TINY_MODEL and os.path.exists(name) else name
+
+
+def fingerprint_of_adapter(path: Path) -> str:
+    """Of a `.pth` file with its sidecar, or of a PEFT folder."""
+    from parallelmind.models.sidecar import sidecar_path
+
+    if path.is_dir():
+        weights = (".safetensors", ".bin", ".pth", ".json")
+        return fingerprint_of_contents(file for file in sorted(path.iterdir()) if file.suffix in weights)
+    return fingerprint_of_contents(file for file in (path, sidecar_path(path)) if file.exists())
 
 
 def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, Any]:

@@ -25,8 +25,6 @@ from transformers.masking_utils import sdpa_mask
 from parallelmind.columnar import VISIBILITIES, Visibility, additive_mask, visible
 from parallelmind.models.attention_switch import attention_switched, model_configs
 
-__all__ = ["attention_name", "dense_mask", "is_packed_ids", "packed_attention"]
-
 _masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """By ids: the masks built from them, so that the layers of a forward and of its backward share them."""
 

@@ -18,18 +18,6 @@ from parallelmind.columnar.rope import PAIR_CHOICES, ROPE_MODES, PairChoice, Rop
 from parallelmind.columnar.visibility import VISIBILITIES, Visibility
 from parallelmind.errors import AdapterError, SettingsError
 
-__all__ = [
-    "SIDECAR_NAME",
-    "RopeSettings",
-    "Sidecar",
-    "adapters_in",
-    "is_weights_file",
-    "read_sidecar",
-    "resolve_settings",
-    "sidecar_path",
-    "write_sidecar",
-]
-
 SIDECAR_NAME = "parallelmind.json"
 """In a folder."""
 FORMAT_VERSION = 1

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-__all__ = ["api_page"]
-
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>

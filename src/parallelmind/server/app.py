@@ -27,8 +27,6 @@ from parallelmind.server.problems import ApiError, ErrorBody, add_error_handlers
 from parallelmind.server.service import Service
 from parallelmind.server.streaming import ClientGoneError
 
-__all__ = ["create_app"]
-
 _LOGGER = logging.getLogger(__name__)
 _STATIC = Path(__file__).parent / "static"
 _DESCRIPTION = "Parallel branches over one shared text, and OpenAI's endpoints for the clients you have."

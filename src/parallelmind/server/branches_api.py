@@ -31,8 +31,6 @@ from parallelmind.server.schemas import (
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import DONE, EventStream, data, results_of
 
-__all__ = ["ServiceOf", "branch_requests", "check_new_tokens", "encode_branches", "router", "usage_of"]
-
 router = APIRouter(tags=["branches"])
 
 

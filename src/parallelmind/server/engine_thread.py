@@ -15,8 +15,6 @@ from parallelmind.engine.request import BranchResult, Event, Request
 from parallelmind.errors import RequestError
 from parallelmind.server.mailbox import Mailbox
 
-__all__ = ["EngineLoad", "EngineThread"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

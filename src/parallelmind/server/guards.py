@@ -14,8 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parallelmind.server.problems import ApiError
 
-__all__ = ["BodyLimit", "HostCheck", "KeyCheck", "RequestCount", "SecurityHeaders"]
-
 _BODY_SECONDS = 60.0
 """Time to send a request's body."""
 _LOOPBACK = re.compile(r"127(\.\d+){3}")

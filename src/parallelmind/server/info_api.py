@@ -20,8 +20,6 @@ from parallelmind.server.schemas import GridInput, GridOutput, GridToken, Health
 from parallelmind.visuals.grid import row_grid
 from parallelmind.visuals.tokens import token_texts
 
-__all__ = ["MAX_GRID_TOKENS", "router"]
-
 MAX_GRID_TOKENS = 400
 _MAX_GRID_CHARACTERS = 40 * MAX_GRID_TOKENS
 """More is too long whatever the tokenizer, and need not be tokenized."""

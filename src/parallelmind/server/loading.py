@@ -13,8 +13,6 @@ from parallelmind.models.loaded import LoadedModel
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.server.options import ServeOptions
 
-__all__ = ["Served", "load_served", "split_adapters"]
-
 _GIB = 2**30
 
 

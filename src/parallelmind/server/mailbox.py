@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 from parallelmind.engine.request import BranchResult, Event, TokenLogprob
 
-__all__ = ["Gain", "Mailbox"]
-
 _LOGPROB_SIZE = 64
 """Characters that a token's log-probability counts for."""
 

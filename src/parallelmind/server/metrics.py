@@ -10,8 +10,6 @@ from prometheus_client.registry import Collector
 
 from parallelmind.server.engine_thread import EngineLoad
 
-__all__ = ["Metrics"]
-
 _LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
 
 

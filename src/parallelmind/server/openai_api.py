@@ -18,8 +18,6 @@ from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import EventStream, results_of
 
-__all__ = ["router"]
-
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},

@@ -14,8 +14,6 @@ from parallelmind.server.problems import error_of_result
 from parallelmind.server.streaming import DONE, data
 from parallelmind.visuals.tokens import token_bytes
 
-__all__ = ["Chat", "Completion"]
-
 
 @dataclass(kw_only=True)
 class _Format:

@@ -13,8 +13,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 from parallelmind.errors import SettingsError
 from parallelmind.models.options import ModelOptions
 
-__all__ = ["ENVIRONMENT_PREFIX", "ServeOptions"]
-
 ENVIRONMENT_PREFIX = "PARALLELMIND_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 

@@ -14,8 +14,6 @@ from starlette.exceptions import HTTPException
 from parallelmind.engine.request import BranchResult
 from parallelmind.errors import RequestError
 
-__all__ = ["ApiError", "ErrorBody", "add_error_handlers", "error_content", "error_of_result"]
-
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",

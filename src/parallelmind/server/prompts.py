@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from parallelmind.columnar import Visibility, sees_main
-from parallelmind.data.chat import render_chat
-from parallelmind.data.encode import encode_branch, encode_main
-from parallelmind.data.samples import Message
-from parallelmind.pipelines.chat_format import has_template
+from parallelmind.prompts.chat import Message, render_chat
+from parallelmind.prompts.chat_format import has_template
+from parallelmind.prompts.encode import encode_branch, encode_main
 from parallelmind.server.problems import ApiError
 from parallelmind.server.schemas import ChatMessage
-
-__all__ = ["PromptIds", "chat_ids", "completion_ids", "text_ids"]
 
 
 class PromptIds(NamedTuple):

@@ -18,8 +18,6 @@ from parallelmind.server.loading import split_adapters
 from parallelmind.server.options import ServeOptions
 from parallelmind.server.service import Service
 
-__all__ = ["serve"]
-
 _LOGGER = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
 

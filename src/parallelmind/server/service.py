@@ -24,8 +24,6 @@ from parallelmind.server.metrics import Metrics
 from parallelmind.server.options import ServeOptions
 from parallelmind.server.problems import ApiError
 
-__all__ = ["Job", "Service", "State"]
-
 _LOGGER = logging.getLogger(__name__)
 _MAX_UNREAD = 2**18
 """Characters a client may be behind."""

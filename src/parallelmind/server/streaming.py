@@ -16,8 +16,6 @@ from parallelmind.engine.request import BranchResult
 from parallelmind.server.mailbox import Gain, Mailbox
 from parallelmind.server.service import Job, Service
 
-__all__ = ["ClientGoneError", "EventStream", "StreamFormat", "data", "results_of"]
-
 KEEP_ALIVE_SECONDS = 15.0
 SEND_TIMEOUT = 60.0
 """Seconds a client may leave its connection full."""

@@ -12,8 +12,6 @@ from parallelmind.errors import SettingsError
 from parallelmind.training.files import RunFiles
 from parallelmind.training.options import TrainOptions
 
-__all__ = ["FIXED", "RENAMED", "training_arguments"]
-
 RENAMED = {
     "num_train_epochs": "epochs",
     "gradient_accumulation_steps": "accumulation_steps",

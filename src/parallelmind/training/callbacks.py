@@ -16,8 +16,6 @@ from transformers import TrainerCallback
 from parallelmind.training.arguments import UNKNOWN_STEPS
 from parallelmind.training.meter import MetricsLog
 
-__all__ = ["EndOfData", "Interruption", "Progress", "Reporting"]
-
 
 class Progress(Protocol):
     """Shows how far a run is: `start`, then `step` and `log`, and `stop` at the end, also of a run that failed."""

@@ -16,8 +16,6 @@ from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.model import Trainee
 from parallelmind.training.options import TrainOptions
 
-__all__ = ["Batching", "batching", "load_data"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:

@@ -16,8 +16,6 @@ from parallelmind.engine.request import Branch, Request, SamplingParams
 from parallelmind.models.lora_layers import unwrap
 from parallelmind.training.forward import PackedForward
 
-__all__ = ["Evaluation"]
-
 _SPARE_TOKENS = 8
 """The same text may be written with other tokens than the tokenizer's own choice."""
 

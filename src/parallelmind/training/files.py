@@ -12,8 +12,6 @@ from typing import Any
 
 from parallelmind.errors import TrainingError
 
-__all__ = ["RunFiles", "unwritable"]
-
 _STATE = "trainer_state.json"
 """The file of a checkpoint that transformers writes last."""
 

@@ -21,8 +21,6 @@ from parallelmind.models.lora_layers import unwrap
 from parallelmind.models.packed_attention import dense_mask, packed_attention
 from parallelmind.training.router_balance import RouterBalance
 
-__all__ = ["PackedForward"]
-
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
 _PROBE_MAIN, _PROBE_BRANCHES = 5, (4, 3)

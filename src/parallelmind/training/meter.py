@@ -11,8 +11,6 @@ from typing import Any
 from parallelmind.data.collator import BatchInfo
 from parallelmind.errors import TrainingError
 
-__all__ = ["Meter", "MetricsLog"]
-
 
 class Meter:
     """Counts the tokens of this process since it was last read."""

@@ -21,14 +21,12 @@ from parallelmind.models.loader import (
     pretrained_model,
     resolve_device,
 )
-from parallelmind.models.lora import apply_lora, load_lora, lora_layers
-from parallelmind.models.lora_layers import ADAPTER
+from parallelmind.models.lora import apply_lora, load_lora
+from parallelmind.models.lora_layers import ADAPTER, lora_layers
 from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.sidecar import RopeSettings, Sidecar
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import NEW_MODEL, new_model_values, resolve_rank, resolve_rope
-
-__all__ = ["Trainee", "load_trainee", "training_device"]
 
 
 @dataclass(kw_only=True)

@@ -10,14 +10,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallelmind.data.run_names import numbered
 from parallelmind.errors import SettingsError
+from parallelmind.io.numbered_names import numbered
 from parallelmind.training.files import RunFiles, is_whole
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import model_family
 from parallelmind.training.settings import differences
-
-__all__ = ["ChosenRun", "agreed", "choose_run", "run_names"]
 
 _LOGGER = logging.getLogger(__name__)
 _SHOWN = 3

@@ -11,8 +11,6 @@ from typing import Any, Literal, get_args
 from parallelmind.errors import SettingsError
 from parallelmind.models.options import dtype_name
 
-__all__ = ["TASKS", "Task", "TrainOptions"]
-
 Task = Literal["parallel_lora", "lora", "pretrain"]
 TASKS: tuple[Task, ...] = get_args(Task)
 _LORA_ONLY = (

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.columnar import PackedRow, Visibility
-from parallelmind.data.replacing import replacing
+from parallelmind.io.atomic import replacing
 from parallelmind.training.report_charts import Series, line_chart
 from parallelmind.training.report_row import row_section
 from parallelmind.training.report_style import STYLE
 from parallelmind.visuals.grid import row_grid
 from parallelmind.visuals.tokens import readable
-
-__all__ = ["TrainingReport", "write_report"]
 
 _COUNTED = {
     "records": "records",

@@ -14,8 +14,6 @@ import torch
 
 from parallelmind.visuals.grid import RowGrid, branch_colour
 
-__all__ = ["Series", "line_chart", "mask_png"]
-
 _WIDTH, _HEIGHT = 480, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 34
 _MOST_POINTS = 300

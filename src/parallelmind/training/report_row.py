@@ -8,8 +8,6 @@ from itertools import groupby
 from parallelmind.training.report_charts import mask_png
 from parallelmind.visuals.grid import EXPLAINED, Cell, Column, RowGrid, branch_colour
 
-__all__ = ["row_section"]
-
 _MOST_MAIN = 240
 _MOST_BRANCHES = 16
 _MOST_TIMES = 40

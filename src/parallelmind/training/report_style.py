@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["STYLE"]
-
 STYLE = """
 :root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#17202e;--muted:#5d6b80;--line:#e3e7ee;
 --train:#8a9ab3;--held:#2f6fde;--plain:#1f8f66;--hidden:#eef1f6}

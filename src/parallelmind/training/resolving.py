@@ -14,8 +14,6 @@ from parallelmind.models.lora import adapter_rank
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
 from parallelmind.training.options import TrainOptions
 
-__all__ = ["NEW_MODEL", "model_family", "new_model_values", "resolve_rank", "resolve_rope"]
-
 _DEFAULT_RANK = 8
 NEW_MODEL = {
     "model_type": "qwen2",

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from parallelmind.errors import UnsupportedModelError
 
-__all__ = ["RouterBalance"]
-
 
 class RouterBalance:
     """The load-balancing loss of a model whose config has `output_router_logits` (Fedus et al., 2021,

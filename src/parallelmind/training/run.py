@@ -34,8 +34,6 @@ from parallelmind.training.settings import effective_settings
 from parallelmind.training.taking import taken_run
 from parallelmind.training.trainer import PackedTrainer
 
-__all__ = ["TrainReport", "run_training"]
-
 _LOGGER = logging.getLogger(__name__)
 _FLEX_BLOCK = 128
 """FlexAttention computes blocks of this many tokens."""

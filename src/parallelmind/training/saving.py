@@ -8,13 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from parallelmind.errors import TrainingError
-from parallelmind.models.lora import lora_layers, save_lora
-from parallelmind.models.lora_layers import ADAPTER
+from parallelmind.models.lora import save_lora
+from parallelmind.models.lora_layers import ADAPTER, lora_layers
 from parallelmind.models.sidecar import sidecar_path, write_sidecar
 from parallelmind.training.files import RunFiles
 from parallelmind.training.model import Trainee
-
-__all__ = ["save_adapter", "save_model"]
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -13,20 +13,17 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from parallelmind.data.jsonl import read_lines
-from parallelmind.models.file_prints import (
-    print_of_adapter,
-    print_of_content,
-    print_of_folder,
-    print_of_large_file,
-    print_of_tree,
+from parallelmind.io.fingerprints import (
+    fingerprint_of_content,
+    fingerprint_of_folder,
+    fingerprint_of_large_file,
+    fingerprint_of_tree,
 )
-from parallelmind.models.options import TINY_MODEL, real_name
+from parallelmind.io.jsonl import read_lines
+from parallelmind.models.options import TINY_MODEL, fingerprint_of_adapter, real_name
 from parallelmind.models.sidecar import RopeSettings
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import new_model_values, resolve_rank
-
-__all__ = ["differences", "effective_settings"]
 
 _NOT_THE_RUN = ("dataloader_", "ddp_", "hub_", "log_", "project", "push_", "report_", "run_", "save_", "trackio_")
 """Beginnings of fields of TrainingArguments that may change when a run is continued."""
@@ -136,16 +133,16 @@ def _contents(options: TrainOptions) -> dict[str, str]:
     tokenizer = _unless(real_name(options.tokenizer_path), real_name(options.base_model))
     for flag, name in (("base_model", real_name(options.base_model)), ("tokenizer_path", tokenizer)):
         if name not in (None, TINY_MODEL) and Path(name).is_dir():
-            prints[flag] = print_of_folder(Path(name))
+            prints[flag] = fingerprint_of_folder(Path(name))
     if options.load_lora is not None:
-        prints["load_lora"] = print_of_adapter(Path(options.load_lora))
+        prints["load_lora"] = fingerprint_of_adapter(Path(options.load_lora))
     if options.data_path is not None:
-        print_of = print_of_large_file if options.use_streaming else print_of_content
+        print_of = fingerprint_of_large_file if options.use_streaming else fingerprint_of_content
         prints["data_path"] = print_of(options.data_path)
     if options.hf_dataset is not None and Path(options.hf_dataset).is_dir():
-        prints["hf_dataset"] = print_of_tree(Path(options.hf_dataset))
+        prints["hf_dataset"] = fingerprint_of_tree(Path(options.hf_dataset))
     if options.eval_data_path is not None:
-        prints["eval_data_path"] = print_of_content(options.eval_data_path)
+        prints["eval_data_path"] = fingerprint_of_content(options.eval_data_path)
     return {_CONTENT + flag: value for flag, value in prints.items()}
 
 

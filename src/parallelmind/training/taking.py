@@ -17,8 +17,6 @@ from parallelmind.training.files import unwritable
 from parallelmind.training.naming import ChosenRun, choose_run
 from parallelmind.training.options import TrainOptions
 
-__all__ = ["taken_run"]
-
 _LOGGER = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CHOOSING_SECONDS = 60.0

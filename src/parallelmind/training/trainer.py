@@ -24,8 +24,6 @@ from parallelmind.training.files import write_json
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import Meter
 
-__all__ = ["PackedTrainer"]
-
 _TRAINED = "trained.safetensors"
 _DATA_STATE = "data_state.json"
 _SHOWN_SOURCES = 5

@@ -8,10 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from parallelmind.data.replacing import replacing
+from parallelmind.io.atomic import replacing
 from parallelmind.visuals.fonts import Fonts
-
-__all__ = ["INK", "LINE", "MUTED", "Canvas", "tint"]
 
 INK = "#1e293b"
 MUTED = "#64748b"

@@ -10,8 +10,6 @@ from PIL import ImageFont
 
 from parallelmind.errors import SettingsError
 
-__all__ = ["Fonts"]
-
 _LATIN = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",

@@ -11,17 +11,6 @@ from torch import Tensor
 from parallelmind.columnar import PAD_BRANCH, PackedRow, Visibility, visible
 from parallelmind.columnar.layout import MAIN_BRANCH
 
-__all__ = [
-    "BRANCH_COLOURS",
-    "EXPLAINED",
-    "MAIN_COLOUR",
-    "Cell",
-    "Column",
-    "RowGrid",
-    "branch_colour",
-    "row_grid",
-]
-
 MAIN_COLOUR = "#64748b"
 BRANCH_COLOURS = ("#2f6fde", "#e0701b", "#1f9d6b", "#b4459f", "#7a5af0", "#c8901a", "#1496a8", "#d1435b")
 """Of the branches in order, then again from the first."""

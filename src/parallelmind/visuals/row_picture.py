@@ -13,8 +13,6 @@ from parallelmind.visuals.canvas import INK, LINE, MUTED, Canvas, tint
 from parallelmind.visuals.fonts import Fonts
 from parallelmind.visuals.grid import EXPLAINED, Cell, Column, RowGrid, branch_colour
 
-__all__ = ["draw_masks", "draw_row"]
-
 _WIDTH = 900
 _GUTTER = 36
 _MASK = 316

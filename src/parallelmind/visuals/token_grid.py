@@ -12,8 +12,6 @@ from rich.text import Text
 
 from parallelmind.visuals.grid import EXPLAINED, Cell, Column, RowGrid, branch_colour
 
-__all__ = ["mask_text", "terminal_picture"]
-
 _MOST_MAIN = 160
 _MOST_TIMES = 48
 _COLUMN_WIDTH = 16

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["readable", "token_bytes", "token_texts"]
-
 _SHOWN = {" ": "·", "\n": "⏎", "\r": "↵", "\t": "⇥", "\u3000": "□"}
 _BROKEN = "\ufffd"
 

@@ -1,0 +1,255 @@
+"""Answers from OpenAI, Together AI, or any server that speaks their protocol."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from parallelmind.answering.backends.api_errors import ErrorReader, read_answer
+from parallelmind.answering.backends.base import Answer, Outcome, Prompt, try_prompt
+from parallelmind.answering.backends.clock import Clock, Sleep
+from parallelmind.answering.backends.limits import RateLimits, estimate_tokens
+from parallelmind.answering.backends.pause import Pause
+from parallelmind.answering.backends.redact import Redactor
+from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Retrying, RetryPolicy
+from parallelmind.answering.backends.threads import run_bounded
+from parallelmind.errors import SettingsError
+from parallelmind.io.endpoint import Endpoint
+
+_LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_MAX_RESPONSE_BYTES = 32 * 2**20
+_MAX_CONNECT_SECONDS = 10.0
+_CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings:
+    """How requests are made.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    model: str
+    """As the server names it."""
+    max_new_tokens: int = 512
+    temperature: float = 0.2
+    top_p: float = 0.95
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """More fields of the request, for what only this server knows; they win over the fields above."""
+    concurrency: int = 16
+    """Requests at once."""
+    timeout: float = 120.0
+    """Seconds for one request."""
+    rpm: float | None = None
+    """Requests a minute at most, of this process."""
+    tpm: float | None = None
+    """Tokens a minute at most, of this process."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+    def __post_init__(self) -> None:
+        checks = {
+            "concurrency": (self.concurrency >= 1, "at least 1"),
+            "timeout": (self.timeout > 0, "above 0 seconds"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+        }
+        for name, (valid, expected) in checks.items():
+            if not valid:
+                raise SettingsError(f"--{name} is {getattr(self, name)}; it must be {expected}.")
+        if not self.model:
+            raise SettingsError("--model_path is empty; it names the model as the server does.")
+
+
+class OpenAICompatibleBackend:
+    """An `AnswerBackend` over HTTP, through the official SDK with its own retries off.
+
+    `clock` and `rng` can be replaced, so that a test needs no real waiting.
+
+    Raises:
+        SettingsError: the package `openai` is not installed.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: HttpSettings,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._endpoint = endpoint
+        self._clock = clock or Clock()
+        rng = rng or random.Random()
+        self._redactor = Redactor(endpoint.secret)
+        self._errors = ErrorReader(endpoint, settings.model, self._redactor, self._clock.wall)
+        self._limits = RateLimits(rpm=settings.rpm, tpm=settings.tpm, clock=self._clock)
+        self._retrying = Retrying(settings.retry, Pause(self._clock, rng), self._clock, rng)
+        self._client = _connect(endpoint, settings.timeout)
+
+    def run(self, rows: Iterable[T], prompt_of: Callable[[T], Prompt], done: Callable[[T, Outcome], None]) -> None:
+        """See `AnswerBackend.run`."""
+        stop = threading.Event()
+        sleep = functools.partial(self._clock.sleep, stop=stop)
+
+        def call(work: tuple[T, Prompt | Outcome]) -> Outcome:
+            return work[1] if isinstance(work[1], Outcome) else self._answer(work[1], sleep)
+
+        run_bounded(
+            ((row, try_prompt(prompt_of, row)) for row in rows),
+            call,
+            lambda work, outcome: done(work[0], outcome),
+            concurrency=self._settings.concurrency,
+            stop=stop,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _answer(self, prompt: Prompt, sleep: Sleep) -> Outcome:
+        endpoint, body = (
+            (prompt.endpoint, dict(prompt.body)) if prompt.body is not None else (_CHAT, self._body(prompt))
+        )
+        estimated = self._estimate(body)
+        try:
+            tried = self._retrying(
+                lambda: self._attempt(endpoint, body, estimated, own_model=prompt.body is not None),
+                ready=lambda: self._limits.acquire(estimated, sleep),
+                sleep=sleep,
+            )
+        except GaveUpError as given_up:
+            failure, retries, seconds = given_up.failure, given_up.retries, given_up.seconds
+        else:
+            answer, response = tried.result
+            return Outcome(
+                text=answer.text,
+                retries=tried.retries,
+                seconds=tried.seconds,
+                tokens_in=answer.tokens_in,
+                tokens_out=answer.tokens_out,
+                finish_reason=answer.finish_reason,
+                body=response if prompt.body is not None else None,
+            )
+        # Outside of the handler: a chained exception of the SDK would carry what the server said, keys included.
+        if failure.fatal:
+            raise SettingsError(failure.message)
+        return Outcome(
+            error=failure.message, error_class=failure.kind, final=failure.final, retries=retries, seconds=seconds
+        )
+
+    def _body(self, prompt: Prompt) -> dict[str, Any]:
+        settings = self._settings
+        # OpenAI's newer models refuse max_tokens; the servers that follow the protocol often know nothing else.
+        longest = "max_completion_tokens" if self._endpoint.is_openai else "max_tokens"
+        body: dict[str, Any] = {
+            "model": settings.model,
+            "messages": list(prompt.messages),
+            longest: settings.max_new_tokens,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+        }
+        if settings.stop:
+            body["stop"] = list(settings.stop)
+        if settings.seed is not None:
+            body["seed"] = settings.seed
+        return body | dict(settings.extra_body)
+
+    def _estimate(self, body: Mapping[str, Any]) -> int:
+        if self._settings.tpm is None:
+            return 0
+        asked = json.dumps(body.get("messages", body.get("prompt", "")), ensure_ascii=False)
+        longest = body.get("max_completion_tokens") or body.get("max_tokens") or self._settings.max_new_tokens
+        longest = longest if isinstance(longest, int) else self._settings.max_new_tokens
+        return estimate_tokens(len(asked.encode("utf-8", "replace")), longest)
+
+    def _attempt(
+        self, endpoint: str, body: Mapping[str, Any], estimated: int, *, own_model: bool
+    ) -> tuple[Answer, dict[str, Any]]:
+        used = 0
+        try:
+            content = self._send(endpoint, body, own_model=own_model)
+            answer, response = read_answer(content, self._endpoint, self._redactor)
+            known = answer.tokens_in is not None and answer.tokens_out is not None
+            used = (answer.tokens_in or 0) + (answer.tokens_out or 0) if known else estimated
+            return answer, response
+        except AttemptError as failure:
+            _LOGGER.debug("%s", failure.message)
+            raise
+        finally:
+            self._limits.settle(estimated, used)
+
+    def _send(self, endpoint: str, body: Mapping[str, Any], *, own_model: bool) -> bytes:
+        """One request; the whole body of its response."""
+        rest = dict(body)
+        model = rest.pop("model", self._settings.model)
+        try:
+            if endpoint == _CHAT:
+                request = self._client.chat.completions.with_streaming_response.create(
+                    model=model, messages=rest.pop("messages", []), extra_body=rest
+                )
+            else:
+                request = self._client.completions.with_streaming_response.create(
+                    model=model, prompt=rest.pop("prompt", ""), extra_body=rest
+                )
+            response = request.__enter__()
+        except Exception as error:
+            failure = self._errors.read(error, self._settings.timeout, own_model=own_model)
+        else:
+            self._errors.reached = True
+            try:
+                return self._read(response)
+            finally:
+                request.__exit__(None, None, None)
+        raise failure  # not in the handler: no chain to what the SDK raised
+
+    def _read(self, response: Any) -> bytes:
+        """Read within bounds: a server may send without end, or one byte a minute."""
+        deadline = self._clock.now() + self._settings.timeout
+        content = bytearray()
+        url = self._endpoint.shown_url
+        try:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > _MAX_RESPONSE_BYTES:
+                    failure = AttemptError(
+                        kind="response_too_large",
+                        message=f"{url} answered more than {_MAX_RESPONSE_BYTES:,} bytes.",
+                    )
+                    break
+                if self._clock.now() > deadline:
+                    message = f"{url} did not finish its answer in {self._settings.timeout:g} s."
+                    failure = AttemptError(kind="timeout", message=message, retry=True)
+                    break
+            else:
+                return bytes(content)
+        except Exception as error:  # of the HTTP library under the SDK, which the SDK does not translate here
+            failure = self._errors.dropped(error)
+        raise failure
+
+
+def _connect(endpoint: Endpoint, timeout: float) -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise SettingsError(
+            "answering over HTTP needs the package openai; install it with: pip install 'parallelmind[api]'"
+        ) from error
+    return openai.OpenAI(
+        api_key=endpoint.key,
+        base_url=endpoint.base_url,
+        max_retries=0,
+        timeout=openai.Timeout(timeout, connect=min(timeout, _MAX_CONNECT_SECONDS)),
+    )

@@ -1,0 +1,130 @@
+"""The requests of the OpenAI protocol as the engine understands them: messages, prompt, sampling.
+
+Fields without an equal in the engine are refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from parallelmind.errors import DataError
+from parallelmind.io.records import quoted, shorten, show_value, text_field
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+ENDPOINTS = {CHAT: "messages", COMPLETIONS: "prompt"}
+"""The field each is about."""
+
+_SAMPLING = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "stop": "stop",
+    "seed": "seed",
+}
+"""Fields with an equal in the engine, by its name there."""
+_WITHOUT_EFFECT = ("model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+"""Fields that do not change the answer of a model of one's own."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logprobs": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+"""Fields the engine has no equal for, with the values that ask for nothing."""
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def engine_sampling(body: Mapping[str, Any], where: str = "the request") -> dict[str, Any]:
+    """The parameters of `SamplingParams` that a body sets.
+
+    Raises:
+        DataError: names a field that the engine has no equal for, or a value of the wrong type.
+    """
+    sampling: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None or name in _WITHOUT_EFFECT or name in ENDPOINTS.values():
+            continue
+        if name in _SAMPLING:
+            sampling[_SAMPLING[name]] = _sampling_value(name, value, where)
+        elif not any(_same(value, neutral) for neutral in _NEUTRAL.get(name, ())):
+            raise DataError(
+                f'{where}."{shorten(name)}" is {show_value(value)}; the engine has no such option, so leave it out '
+                "or use a server that has it (--inference_type openai)."
+            )
+    return sampling
+
+
+def chat_messages(body: Mapping[str, Any], where: str = "the request") -> list[dict[str, str]]:
+    """The conversation as plain texts, ending with the user's turn.
+
+    Raises:
+        DataError: a message is no text of a system, user or assistant.
+    """
+    messages = []
+    for place, message in enumerate(body["messages"]):
+        name = f'{where}."messages"[{place}]'
+        role = _ROLES.get(message.get("role") if isinstance(message.get("role"), str) else "")
+        if role is None:
+            raise DataError(
+                f'{name}."role" is {show_value(message.get("role"))}; expected one of {quoted(list(_ROLES))}.'
+            )
+        if extra := [key for key in message if key not in ("role", "content", "name") and message[key] is not None]:
+            raise DataError(f"{name} has {quoted(extra)}; the engine takes texts only.")
+        messages.append({"role": role, "content": _content_text(message.get("content"), f'{name}."content"')})
+    if messages[-1]["role"] != "user":
+        raise DataError(f"{where}: the last message is of the {messages[-1]['role']}; expected the user's.")
+    return messages
+
+
+def completion_prompt(body: Mapping[str, Any], where: str = "the request") -> str:
+    """The prompt of a completion.
+
+    Raises:
+        DataError: it is no single text.
+    """
+    prompt = body["prompt"]
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    return text_field(prompt, f'{where}."prompt"')
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal, where 0 and 0.0 are the same number, but false is none."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _sampling_value(name: str, value: Any, where: str) -> Any:
+    if name == "stop":
+        stop = [value] if isinstance(value, str) else value
+        if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
+            raise DataError(f'{where}."stop" is {show_value(value)}; expected a text or a list of texts.')
+        return tuple(stop)
+    whole = name in ("max_tokens", "max_completion_tokens", "top_k", "seed")
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise DataError(f'{where}."{name}" is {show_value(value)}; expected a {"whole " if whole else ""}number.')
+    return value
+
+
+def _content_text(content: Any, name: str) -> str:
+    if isinstance(content, list):
+        for place, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise DataError(f"{name}[{place}] is {show_value(part)}; the engine takes texts only.")
+        content = "".join(part["text"] for part in content)
+    return text_field(content, name, may_be_empty=True)

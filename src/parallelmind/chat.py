@@ -1,0 +1,187 @@
+"""A conversation, or one prompt, on the engine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+from parallelmind.engine.engine import Engine
+from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.errors import RequestError
+from parallelmind.prompts.chat_format import PLAIN_STOP, Conversation, Turn, has_template, prompt_ids
+
+_LOGGER = logging.getLogger(__name__)
+_PROBES = ("0", "a")  # two questions that begin differently, and so mark where any question begins
+_ROOM_SHARE = 4
+
+
+@dataclass(frozen=True)
+class AnswerStats:
+    """How fast the last answer, or group of branches, came."""
+
+    tokens: int
+    seconds: float
+    seconds_to_first: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def stream_text(engine: Engine, main: str | list[int], sampling: SamplingParams) -> Generator[str]:
+    """The continuation of a text, piece by piece; closing the iterator stops it.
+
+    Raises:
+        RequestError: the text is empty or too long for the model.
+    """
+    for event in engine.stream([Request(main=main)], sampling):
+        if event.text:
+            yield event.text
+        if event.result is not None and event.result.finish_reason == "error":
+            raise RequestError(str(event.result.error))
+
+
+def seeded(sampling: SamplingParams, prompts: Iterable[str | Sequence[int]]) -> list[Branch]:
+    """Branches with seeds of their own, so that equal prompts may get different answers; none without a seed."""
+    seed = sampling.seed
+    return [
+        Branch(prompt=prompt, sampling=sampling if seed is None else replace(sampling, seed=seed + index))
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+class ChatSession:
+    """Turns of a user and the model. The keys and values of earlier turns stay in the engine's prefix cache.
+
+    Where the conversation outgrows the model, the oldest turns are dropped, and `notify` is told so.
+    """
+
+    def __init__(
+        self, engine: Engine, sampling: SamplingParams, *, notify: Callable[[str], None] = _LOGGER.warning
+    ) -> None:
+        self.engine = engine
+        self.sampling = sampling
+        self.conversation = Conversation()
+        self.last_stats: AnswerStats | None = None
+        self._notify = notify
+        self._group: list[Turn] = []
+
+    def set_main(self, text: str) -> None:
+        """Put a shared text above the conversation, a line of its own; "" takes it away."""
+        self.conversation.main = text if not text or text.endswith("\n") else text + "\n"
+
+    def clear(self) -> None:
+        """Forget the turns; the system message and the shared text stay."""
+        self.conversation.turns.clear()
+        self._group = []
+
+    def num_tokens(self) -> int:
+        """Length of what the model is shown of the conversation so far."""
+        return len(prompt_ids(self.engine.tokenizer, self.conversation.asked("")))
+
+    def reply(self, text: str) -> Generator[str]:
+        """Stream the answer to a user's message; what was generated is kept, also when closed early.
+
+        Raises:
+            RequestError: the message is too long for the model, or its chat template refuses it.
+        """
+        [ids] = self._fitting([text])
+        pieces: list[str] = []
+        failed = False
+        try:
+            for event in self._timed([Request(main=ids)]):
+                if event.text:
+                    pieces.append(event.text)
+                    yield event.text
+                if event.result is not None and event.result.finish_reason == "error":
+                    failed = True
+                    raise RequestError(str(event.result.error))
+        finally:
+            if not failed:
+                self.conversation.turns.append(Turn(text, "".join(pieces)))
+
+    def branch(self, questions: Sequence[str]) -> Generator[Event]:
+        """Ask several questions at once, each as if it alone came next; their events, numbered by `branch_index`.
+
+        The conversation does not change until `join`.
+
+        Raises:
+            RequestError: there is no question, or the conversation does not fit with one of them.
+        """
+        if not questions:
+            raise RequestError("no question was given; type one a line.")
+        prompts = self._fitting(questions)
+        tokenizer, conversation = self.engine.tokenizer, self.conversation
+        probes = [prompt_ids(tokenizer, conversation.asked(probe)) for probe in _PROBES]
+        shared = len(_common_prefix([*prompts, *probes]))
+        request = Request(
+            main=prompts[0][:shared], branches=seeded(self._sampling(), [prompt[shared:] for prompt in prompts])
+        )
+        answers: dict[int, BranchResult] = {}
+        self._group = []
+        texts = [""] * len(questions)
+        try:
+            for event in self._timed([request]):
+                texts[event.branch_index] += event.text
+                if event.result is not None:
+                    answers[event.branch_index] = event.result
+                yield event
+        finally:
+            self._group = [
+                Turn(question, text)
+                for index, (question, text) in enumerate(zip(questions, texts, strict=True))
+                if index not in answers or answers[index].finish_reason != "error"
+            ]
+
+    def join(self) -> int:
+        """Make the last branches turns of the conversation, in order; returns how many."""
+        self.conversation.turns += self._group
+        joined, self._group = len(self._group), []
+        return joined
+
+    def _sampling(self) -> SamplingParams:
+        written_out = not has_template(self.engine.tokenizer) and not self.conversation.main
+        if not written_out or PLAIN_STOP in self.sampling.stop_texts:
+            return self.sampling
+        return replace(self.sampling, stop=(*self.sampling.stop_texts, PLAIN_STOP))
+
+    def _fitting(self, messages: Sequence[str]) -> list[list[int]]:
+        """The conversation with each message; drops the oldest turns until there is room for an answer."""
+        longest = self.engine.max_model_len
+        room = max(1, min(self.sampling.max_new_tokens, longest // _ROOM_SHARE))
+        kept = replace(self.conversation)
+        while True:
+            prompts = [prompt_ids(self.engine.tokenizer, kept.asked(message)) for message in messages]
+            if max(map(len, prompts)) + room <= longest or not kept.turns:
+                break
+            kept = replace(kept, turns=kept.turns[1:])
+        if (tokens := max(map(len, prompts))) >= longest:
+            raise RequestError(
+                f"the message is too long for the model: with the shared text it has {tokens} tokens, the model takes "
+                f"{longest} with at least one new token; shorten it or the shared text."
+            )
+        if dropped := len(self.conversation.turns) - len(kept.turns):
+            self.conversation = kept
+            turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
+            self._notify(f"{turns} dropped: the conversation is longer than the {longest} tokens the model takes")
+        return prompts
+
+    def _timed(self, requests: list[Request]) -> Generator[Event]:
+        started = time.perf_counter()
+        first, tokens = 0.0, 0
+        stream = self.engine.stream(requests, self._sampling())
+        try:
+            for event in stream:
+                tokens += len(event.token_ids)
+                first = first or time.perf_counter() - started
+                yield event
+        finally:
+            self.last_stats = AnswerStats(tokens, time.perf_counter() - started, first)
+
+
+def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    return [column[0] for column in columns]

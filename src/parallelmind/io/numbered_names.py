@@ -1,0 +1,30 @@
+"""The names that a run may take: its own, or the next one if that belongs to another run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Yield name, name_2, name_3, … without end."""
+    yield name
+    for number in itertools.count(2):
+        yield f"{name}_{number}"
+
+
+def numbered_paths(asked: Path) -> Iterator[Path]:
+    """Yield the file that is asked for, then file_2, file_3, …; real paths, since two names of one file must meet."""
+    real = Path(os.path.realpath(asked))
+    for stem in numbered(real.stem):
+        yield real.with_name(stem + real.suffix)
+
+
+def spelled_beside(asked: Path, found: Path) -> Path:
+    """One of the `numbered_paths` as who asked would spell it."""
+    if found == Path(os.path.realpath(asked)):
+        return asked
+    beside = asked.with_name(found.name)
+    return beside if os.path.realpath(beside) == str(found) else found

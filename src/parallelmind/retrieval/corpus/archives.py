@@ -1,0 +1,169 @@
+"""Unpack wheels and source archives that are not trusted.
+
+Nothing is written outside the target, no links are made, and sizes are checked while they are written: what an archive
+says about its sizes may be a lie.
+"""
+
+from __future__ import annotations
+
+import lzma
+import posixpath
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from parallelmind.errors import DataError
+
+_MIB = 2**20
+_CHUNK = 256 * 1024
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError, OverflowError, struct.error),
+)
+_READ_SUFFIXES = frozenset({".py", ".pyi", ".txt", ".cfg", ".toml"})
+_READ_NAMES = frozenset({"RECORD", "METADATA", "WHEEL", "PKG-INFO"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackLimits:
+    """Beyond these an archive is refused."""
+
+    members: int = 100_000
+    member_bytes: int = 1024 * _MIB
+    total_bytes: int = 8192 * _MIB
+    ratio: int = 500
+    """Of a member's unpacked to its packed bytes, where it is larger than `ratio_from`."""
+    ratio_from: int = 8 * _MIB
+    depth: int = 40
+
+
+def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> None:
+    """Write the texts of a .whl, .zip or .tar.* to `target`: Python files, stubs and metadata; of others the name only.
+
+    Raises:
+        DataError: the archive is damaged, or a member is refused; names the archive, the member and the reason.
+    """
+    limits = limits or UnpackLimits()
+    budget = _Budget(archive.name, limits)
+    try:
+        if archive.suffix in (".whl", ".zip"):
+            _unpack_zip(archive, target, budget)
+        else:
+            _unpack_tar(archive, target, budget)
+    except _DAMAGED as error:
+        raise DataError(f"{archive.name} is damaged: {error or type(error).__name__}; get it anew.") from error
+    except OSError as error:
+        raise DataError(
+            f"{archive.name} cannot be unpacked to {target}: {error.strerror or error}; free space, or permit it."
+        ) from error
+
+
+class _Budget:
+    """What an archive may still write."""
+
+    def __init__(self, archive: str, limits: UnpackLimits) -> None:
+        self.archive, self.limits = archive, limits
+        self.members = self.written = 0
+
+    def refuse(self, member: str, reason: str) -> DataError:
+        return DataError(f"{self.archive}: member {member!r:.200} {reason}; the archive is not unpacked.")
+
+    def count(self, member: str) -> None:
+        self.members += 1
+        if self.members > self.limits.members:
+            raise self.refuse(member, f"is beyond the {self.limits.members:,} members an archive may have")
+
+    def destination(self, member: str, target: Path) -> Path:
+        """Where a member belongs, if it has any right to be there."""
+        path = PurePosixPath(member)
+        if "\0" in member or "\\" in member or path.is_absolute() or ":" in (path.parts or ("",))[0]:
+            raise self.refuse(member, "has an absolute or foreign path")
+        if ".." in path.parts:
+            raise self.refuse(member, "leaves the target folder")
+        if len(path.parts) > self.limits.depth or any(len(part.encode()) > 255 for part in path.parts):
+            raise self.refuse(member, "has a path that is too long")
+        return target / path
+
+    def copy(self, source: IO[bytes], destination: Path, member: str, packed: int) -> None:
+        """Write one member, and stop as soon as it is more than it may be."""
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        size = 0
+        with destination.open("wb") as file:
+            while chunk := source.read(_CHUNK):
+                size += len(chunk)
+                self.written += len(chunk)
+                self.check(member, size, packed)
+                file.write(chunk)
+
+    def check(self, member: str, size: int, packed: int) -> None:
+        limits = self.limits
+        if size > limits.member_bytes:
+            raise self.refuse(member, f"unpacks to more than {limits.member_bytes:,} bytes")
+        if size > limits.ratio_from and packed and size > packed * limits.ratio:
+            raise self.refuse(member, f"unpacks to more than {limits.ratio} times its packed size (a zip bomb?)")
+        if self.written > limits.total_bytes:
+            raise self.refuse(member, f"is beyond the {limits.total_bytes:,} bytes an archive may unpack to")
+
+
+def _unpack_zip(archive: Path, target: Path, budget: _Budget) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            budget.count(info.filename)
+            destination = budget.destination(info.filename, target)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise budget.refuse(info.filename, "is a link or a special file")
+            if info.flag_bits & 1:
+                raise budget.refuse(info.filename, "is encrypted")
+            if info.is_dir():
+                continue
+            budget.check(info.filename, info.file_size, info.compress_size)
+            if _is_read(destination):
+                with file.open(info) as source:
+                    budget.copy(source, destination, info.filename, info.compress_size)
+            else:
+                _mark(destination)
+
+
+def _unpack_tar(archive: Path, target: Path, budget: _Budget) -> None:
+    packed = archive.stat().st_size
+    with tarfile.open(archive, "r|*") as file:
+        for info in file:
+            budget.count(info.name)
+            destination = budget.destination(info.name, target)
+            if info.isdir():
+                continue
+            if not info.isreg():
+                # Links are frequent in source archives, in documentation and tests, and are of no use here.
+                if not info.issym() and not info.islnk():
+                    raise budget.refuse(info.name, "is a special file")
+                folder = posixpath.dirname(info.name) if info.issym() else ""
+                linked = posixpath.normpath(posixpath.join(folder, info.linkname))
+                if linked.startswith(("/", "../")) or linked == "..":
+                    raise budget.refuse(info.name, f"is a link out of the archive, to {info.linkname!r:.200}")
+                continue
+            # A tar is compressed as a whole: what is skipped is unpacked as well, and counts.
+            budget.check(info.name, info.size, packed)
+            budget.written += 0 if _is_read(destination) else info.size
+            budget.check(info.name, info.size, packed)
+            source = file.extractfile(info) if _is_read(destination) else None
+            if source is not None:
+                budget.copy(source, destination, info.name, packed)
+            else:
+                _mark(destination)
+
+
+def _is_read(path: Path) -> bool:
+    return path.suffix in _READ_SUFFIXES or path.name in _READ_NAMES
+
+
+def _mark(destination: Path) -> None:
+    """Of a compiled module only the name matters."""
+    if destination.suffix in (".so", ".pyd"):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.touch()

@@ -1,0 +1,236 @@
+"""Build the corpora of many packages: a process for each, several at a time; finished ones are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from packaging.version import Version
+
+from parallelmind.errors import SettingsError
+from parallelmind.retrieval.corpus.fetch import open_archive
+from parallelmind.retrieval.corpus.meta import CorpusMeta, read_metas
+from parallelmind.retrieval.corpus.names import parse_request
+from parallelmind.retrieval.corpus.package import PackageTask
+from parallelmind.retrieval.corpus_rows import CORPUS_TYPES
+
+_SHOWN_OF_STDERR = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What to build and how."""
+
+    packages: list[str] = field(default_factory=list)
+    """Such as numpy==1.26.4."""
+    wheel: list[Path] = field(default_factory=list)
+    """Archives to build from instead."""
+    corpus_path: Path
+    corpus_type: str = "docstring"
+    """docstring, srccodes or both."""
+    jobs: int = 1
+    python: str | None = None
+    """The interpreter that inspects running packages (default: ours); "none" for no inspection."""
+    timeout: float = 300.0
+    """Seconds for reading one package's files, and for each inspection."""
+    overwrite: bool = False
+    no_runtime: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.packages and not self.wheel:
+            raise SettingsError("nothing to build: name packages, as numpy==1.26.4, or give archives with --wheel.")
+        if self.jobs < 1:
+            raise SettingsError(f"--jobs is {self.jobs}; it must be at least 1.")
+        if not self.timeout > 0:
+            raise SettingsError(f"--timeout is {self.timeout}; it must be more than 0 seconds.")
+        if self.corpus_type not in (*CORPUS_TYPES, "both"):
+            raise SettingsError(f"--corpus_type is {self.corpus_type!r}; choose docstring, srccodes or both.")
+        for request in self.packages:
+            parse_request(request)
+        if self._names_interpreter and shutil.which(str(self.python)) is None:
+            raise SettingsError(f"--python {self.python} is not an interpreter that can be run; give its path or name.")
+
+    @property
+    def _names_interpreter(self) -> bool:
+        return self.python is not None and self.python != "none" and not self.no_runtime
+
+    @property
+    def corpus_types(self) -> list[str]:
+        return list(CORPUS_TYPES) if self.corpus_type == "both" else [self.corpus_type]
+
+    @property
+    def interpreter(self) -> str:
+        """The interpreter that inspects; "" for none."""
+        if self.no_runtime or self.python == "none":
+            return ""
+        return os.path.abspath(str(shutil.which(self.python))) if self.python else sys.executable
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """How one package ended."""
+
+    name: str
+    metas: list[CorpusMeta]
+    error: str = ""
+    kept: bool = False
+    """It was there already."""
+
+
+def build_corpora(options: BuildOptions, on_stage: Callable[[str, str], None]) -> Iterator[BuildResult]:
+    """Yield a result for each package, in the order they end; `on_stage(package, stage)` is called from threads.
+
+    Raises:
+        SettingsError: `corpus_path` cannot be written.
+    """
+    waiting = {}
+    for name, task in _tasks(options).items():
+        metas = [] if options.overwrite else _finished(task, options)
+        if metas:
+            yield BuildResult(name, metas, kept=True)
+        else:
+            waiting[name] = task
+    if not waiting:
+        return
+    work = _work_folder(options.corpus_path)
+    runner = _Runner(work, on_stage)
+    pool = ThreadPoolExecutor(options.jobs)
+    try:
+        futures = [pool.submit(runner.run, name, task) for name, task in waiting.items()]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        runner.stop()
+        pool.shutdown(cancel_futures=True)
+        with contextlib.suppress(OSError):
+            work.rmdir()
+
+
+class _Runner:
+    """Runs worker processes, and ends those that run when it is told to stop."""
+
+    def __init__(self, work: Path, on_stage: Callable[[str, str], None]) -> None:
+        self._work, self._on_stage = work, on_stage
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock, self._stopped = threading.Lock(), False
+
+    def run(self, name: str, task: PackageTask) -> BuildResult:
+        with tempfile.TemporaryDirectory(
+            dir=self._work, prefix=f"{os.getpid()}-", ignore_cleanup_errors=True
+        ) as folder:
+            process = self._start(task, folder)
+            if process is None:
+                return BuildResult(name, [], "stopped")
+            try:
+                return self._follow(name, process, Path(folder) / "stderr")
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def _start(self, task: PackageTask, folder: str) -> subprocess.Popen[str] | None:
+        arguments = [json.dumps(dataclasses.asdict(task)), folder]
+        with self._lock, (Path(folder) / "stderr").open("wb") as stderr:
+            if self._stopped:
+                return None
+            process = subprocess.Popen(
+                [sys.executable, "-m", "parallelmind.retrieval.corpus.worker", *arguments],
+                stdin=subprocess.PIPE,  # closed when we end, however we end: then the worker ends too
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C is for us; we then end the workers, and they what they started
+            )
+            self._running.add(process)
+            return process
+
+    def _follow(self, name: str, process: subprocess.Popen[str], stderr: Path) -> BuildResult:
+        message: dict[str, Any] = {}
+        assert process.stdout is not None
+        assert process.stdin is not None
+        with process.stdin, process.stdout:
+            for line in process.stdout:
+                message = json.loads(line)
+                if "stage" in message:
+                    self._on_stage(name, message["stage"])
+        code = process.wait()
+        if "metas" in message:
+            return BuildResult(name, [CorpusMeta(**meta) for meta in message["metas"]])
+        if "error" in message:
+            return BuildResult(name, [], message["error"])
+        said = stderr.read_text("utf-8", "replace").strip()[-_SHOWN_OF_STDERR:]
+        stage = f" while {message['stage']}" if "stage" in message else ""
+        return BuildResult(name, [], f"the process that built it ended with code {code}{stage}: {said or 'no message'}")
+
+
+def _tasks(options: BuildOptions) -> dict[str, PackageTask]:
+    def task(request: str, archive: str) -> PackageTask:
+        return PackageTask(
+            request=request,
+            archive=archive,
+            corpus_path=str(options.corpus_path.absolute()),
+            corpus_types=options.corpus_types,
+            python=options.interpreter,
+            own_python=options.python is None,
+            timeout=options.timeout,
+        )
+
+    tasks = {str(parse_request(text)): task(text, "") for text in options.packages}
+    return tasks | {path.name: task("", str(path.absolute())) for path in options.wheel}
+
+
+def _finished(task: PackageTask, options: BuildOptions) -> list[CorpusMeta]:
+    """What is built already of a request, if it is all of it."""
+    if task.archive:
+        archive = open_archive(Path(task.archive))
+        distribution, version, sha256 = archive.distribution, Version(archive.version), archive.sha256
+    else:
+        request = parse_request(task.request)
+        if request.version is None:  # what it stands for may have changed
+            return []
+        distribution, version, sha256 = request.distribution, request.version, None
+    metas = [
+        meta
+        for meta in read_metas(options.corpus_path)
+        if (meta.distribution, Version(meta.version)) == (distribution, version) and sha256 in (None, meta.wheel_sha256)
+    ]
+    complete = bool(metas) and {meta.import_name for meta in metas} == set(metas[0].import_names)
+    return metas if complete and all(meta.covers(task.corpus_types, task.runtime_requested) for meta in metas) else []
+
+
+def _work_folder(corpus_path: Path) -> Path:
+    """Where workers keep what they need for a while; what a killed build left there is deleted.
+
+    An absolute path, since what a worker starts runs in another folder.
+    """
+    work = corpus_path.absolute() / ".work"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        for left in work.iterdir():
+            pid = left.name.partition("-")[0]
+            if not pid.isdigit() or not psutil.pid_exists(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        raise SettingsError(
+            f"--corpus_path {corpus_path} cannot be written: {error.strerror}; permit it, or choose another folder."
+        ) from error
+    return work

@@ -1,0 +1,243 @@
+"""Build the corpora of one distribution: fetch, read, inspect, merge, write."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from parallelmind.errors import DataError
+from parallelmind.retrieval.corpus.archives import unpack
+from parallelmind.retrieval.corpus.environment import (
+    fitting_interpreter,
+    install,
+    installed_versions,
+    older_dependencies,
+)
+from parallelmind.retrieval.corpus.fetch import Archive, fetch, fetch_source, open_archive
+from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime
+from parallelmind.retrieval.corpus.meta import CorpusMeta, write_meta
+from parallelmind.retrieval.corpus.names import find_import_names, parse_request, source_root
+from parallelmind.retrieval.corpus.newdocs import find_newdocs
+from parallelmind.retrieval.corpus.objects import PackageObject
+from parallelmind.retrieval.corpus.rows import Origin, docstring_rows, source_rows
+from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
+from parallelmind.retrieval.corpus.sandbox import Limits, isolation
+from parallelmind.retrieval.corpus.static import analyse
+from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageTask:
+    """One distribution to build."""
+
+    request: str
+    """Such as numpy==1.26.4; "" with `archive`."""
+    archive: str
+    """A file to build from; "" to fetch one."""
+    corpus_path: str
+    corpus_types: list[str]
+    python: str
+    """The interpreter that inspects the running package; "" for none."""
+    own_python: bool
+    """Whether that is the interpreter we run in ourselves."""
+    timeout: float
+    """Seconds for reading the files, and for each inspection."""
+
+    @property
+    def runtime_requested(self) -> str:
+        """The interpreter as the meta file says it."""
+        return "default" if self.python and self.own_python else self.python
+
+
+def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], None]) -> list[CorpusMeta]:
+    """Write the corpora of all packages that a distribution installs.
+
+    Raises:
+        DataError: the archive cannot be had, is refused, or holds no package.
+    """
+    corpus_path, other_python = Path(task.corpus_path), None if task.own_python or not task.python else task.python
+    on_stage("fetching")
+    if task.archive:
+        archive = open_archive(Path(task.archive))
+    else:
+        archive = fetch(parse_request(task.request), corpus_path / ".wheels", scratch, other_python)
+    on_stage(f"unpacking {archive.path.name}")
+    unpacked = scratch / "unpacked"
+    unpacked.mkdir()
+    unpack(archive.path, unpacked)
+    root = unpacked if archive.is_wheel else source_root(unpacked)
+    names = find_import_names(root)
+    if not names:
+        raise DataError(f"{archive.path.name} holds no Python package; give the archive of one that can be imported.")
+    found = {}
+    for name in names:
+        on_stage(f"reading {name}")
+        with _time_limit(task.timeout, f"reading the files of {name}"):
+            found[name] = _read(root, name)
+    shutil.rmtree(unpacked)
+    runtime = _Runtime(task, archive, scratch, other_python, on_stage)
+    return [_write(task, archive, names, found[name], runtime) for name in names]
+
+
+class _Runtime:
+    """Installs the archive once and inspects its packages."""
+
+    def __init__(
+        self, task: PackageTask, archive: Archive, scratch: Path, python: str | None, on_stage: Callable[[str], None]
+    ) -> None:
+        self._task, self._archive, self._python, self._on_stage = task, archive, python, on_stage
+        self.scratch, self._folder = scratch, scratch / "installed"
+        self._interpreter, self._failure = task.python, ""
+        if not archive.is_wheel:
+            self._failure = "a source archive is not built"
+        elif task.python:
+            on_stage(f"installing {archive.path.name} apart")
+            try:
+                self._install()
+            except DataError as error:
+                self._failure = str(error)
+
+    def _install(self) -> None:
+        """For our interpreter, or else for one on PATH that the wheel was made for."""
+        try:
+            install(self._archive, self._folder, self._python)
+        except DataError:
+            other = fitting_interpreter(self._archive) if self._task.own_python else None
+            if other is None:
+                raise
+            self._on_stage(f"installing {self._archive.path.name} for {other}")
+            self._interpreter = self._python = other
+            install(self._archive, self._folder, other)
+
+    @property
+    def dependencies(self) -> dict[str, str]:
+        return installed_versions(self._folder)
+
+    def inspect(self, import_name: str) -> RuntimeReport | None:
+        """None if it was not asked for."""
+        if not self._task.python:
+            return None
+        if self._failure:
+            return RuntimeReport(failure=self._failure)
+        report = self._inspect(import_name)
+        if report.failure and (rules := older_dependencies(self._folder, self._archive.distribution)):
+            self._on_stage(f"trying {', '.join(rules)}")
+            try:
+                install(self._archive, self._folder, self._python, rules)
+            except DataError:
+                return report
+            second = self._inspect(import_name)
+            return report if second.failure else second
+        return report
+
+    def _inspect(self, import_name: str) -> RuntimeReport:
+        self._on_stage(f"inspecting {import_name}")
+        folder = self.scratch / "home"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return inspect_package(
+            self._interpreter, [self._folder], import_name, folder, Limits(seconds=self._task.timeout)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What the files of one package say."""
+
+    import_name: str
+    objects: dict[str, PackageObject]
+    resolve: Callable[[str], str]
+    unread: list[str]
+
+
+def _read(root: Path, import_name: str) -> _Read:
+    static = analyse(root, import_name)
+    objects = add_newdocs(static.objects, find_newdocs(root, import_name), static.resolve)
+    return _Read(import_name, objects, static.resolve, static.unread)
+
+
+def _add_source_newdocs(found: _Read, archive: Archive, scratch: Path) -> tuple[dict[str, PackageObject], str]:
+    """`add_newdoc` calls that are compiled into a wheel, from the source archive: numpy's ufuncs."""
+    folder = scratch / "source"
+    folder.mkdir(exist_ok=True)
+    source = fetch_source(archive, folder) if archive.is_wheel else None
+    if source is None:
+        return found.objects, ""
+    unpack(source.path, folder / "unpacked")
+    docs = find_newdocs(source_root(folder / "unpacked"), found.import_name)
+    return add_newdocs(found.objects, docs, found.resolve), source.path.name
+
+
+def _write(
+    task: PackageTask,
+    archive: Archive,
+    names: list[str],
+    found: _Read,
+    runtime: _Runtime,
+) -> CorpusMeta:
+    import_name = found.import_name
+    report = runtime.inspect(import_name)
+    objects = found.objects
+    coverage: Coverage | None = None
+    source_archive = ""
+    if report is not None and report.objects:
+        objects, coverage = add_runtime(objects, report.objects)
+    elif not task.archive and any(item.source == "add_newdoc" for item in found.objects.values()):
+        objects, source_archive = _add_source_newdocs(found, archive, runtime.scratch)
+    origin = Origin(
+        distribution=archive.distribution,
+        version=archive.version,
+        wheel=archive.path.name,
+        wheel_sha256=archive.sha256,
+    )
+    corpus_path, rows = Path(task.corpus_path), {}
+    for kind in task.corpus_types:
+        made = docstring_rows(objects, origin) if kind == "docstring" else source_rows(objects, origin)
+        rows[kind] = write_corpus(corpus_file(corpus_path, import_name, archive.version, kind), made)
+    documented = Counter(row.source for row in docstring_rows(objects, origin) if row.doc)
+    inspected = report is not None and not report.failure
+    meta = CorpusMeta(
+        import_name=import_name,
+        version=archive.version,
+        distribution=archive.distribution,
+        import_names=names,
+        wheel=archive.path.name,
+        wheel_sha256=archive.sha256,
+        source_archive=source_archive,
+        unread_files=found.unread,
+        rows=rows,
+        documented=dict(sorted(documented.items())),
+        runtime_requested=task.runtime_requested,
+        runtime_python=report.python if report is not None else "",
+        runtime_failure=report.failure if report is not None else "",
+        module_errors=report.module_errors if report is not None else {},
+        isolated=bool(isolation()) if inspected else False,
+        dependencies=runtime.dependencies if inspected else {},
+        runtime_documented=coverage.runtime_documented if coverage else None,
+        static_documented=coverage.static_documented if coverage else None,
+    )
+    write_meta(corpus_path, meta)
+    return meta
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float, what: str) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise DataError(f"{what} took more than {seconds:g} seconds; raise --timeout.")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,139 @@
+"""One row of a corpus: an object of one version of a package, with its documentation or its source code.
+
+A corpus folder holds `{import name}/{version}.jsonl` (docstrings) and `{import name}/{version}.srccodes.jsonl`. `path`
+and `doc` are required, so corpora written by hand or by other tools can be read; fields beyond those below are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from parallelmind.errors import DataError
+from parallelmind.io.atomic import replacing
+from parallelmind.io.jsonl import JsonLine, read_lines
+from parallelmind.io.records import field_names, shorten, show_value, text_field
+
+CORPUS_TYPES = ("docstring", "srccodes")
+
+_SUFFIXES = {"docstring": ".jsonl", "srccodes": ".srccodes.jsonl"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusRow:
+    """An object of a package."""
+
+    path: str
+    """Dotted name, where the object is defined."""
+    aliases: tuple[str, ...] = ()
+    """Every other public dotted name that reaches it."""
+    doc: str
+    """The docstring, or the source code; "" if the object exists and has none."""
+    type: str = ""
+    """function, class, method, property, attribute, module, ufunc …"""
+    signature: str = ""
+    """Such as `(a, axis=None)`; "" if there is none or it is not known."""
+    members: tuple[str, ...] = ()
+    """Public names below a module or class."""
+    source: str = ""
+    """Where `doc` was found: static, add_newdoc or runtime."""
+    distribution: str = ""
+    version: str = ""
+    wheel: str = ""
+    """File name of the archive the row was made from."""
+    wheel_sha256: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`path` and `aliases`."""
+        return (self.path, *self.aliases)
+
+
+_LISTS = ("aliases", "members")
+_FIELDS = tuple(field.name for field in fields(CorpusRow))
+
+
+def corpus_file(corpus_path: Path, import_name: str, version: str, corpus_type: str = "docstring") -> Path:
+    """The file of one version of a package; it need not exist."""
+    return corpus_path / import_name / f"{version}{_SUFFIXES[corpus_type]}"
+
+
+def corpus_versions(corpus_path: Path, corpus_type: str = "docstring") -> dict[str, list[str]]:
+    """The versions of every import name that the folder holds, both sorted as text.
+
+    Raises:
+        DataError: `corpus_path` is not a folder.
+    """
+    if not corpus_path.is_dir():
+        raise DataError(f"--corpus_path {corpus_path} is not a folder; make it with parallelmind corpus build.")
+    found: dict[str, list[str]] = {}
+    for path in sorted(corpus_path.glob("*/*.jsonl")):
+        if path.name.startswith(".") or path.parent.name.startswith("."):
+            continue
+        is_source = path.name.endswith(_SUFFIXES["srccodes"])
+        if is_source == (corpus_type == "srccodes"):
+            found.setdefault(path.parent.name, []).append(path.name.removesuffix(_SUFFIXES[corpus_type]))
+    return found
+
+
+def read_corpus(path: Path) -> Iterator[CorpusRow]:
+    """Stream the rows of one file.
+
+    Raises:
+        DataError: the file cannot be read, or a row is wrong; names the file, the line and the field.
+    """
+    for line in read_lines(path):
+        yield parse_row(line, path)
+
+
+def parse_row(line: JsonLine, path: Path) -> CorpusRow:
+    """Parse and check one line of `path`.
+
+    Raises:
+        DataError: names the file, the line, the field and the value found.
+    """
+    where = f"{path}: line {line.number}"
+    if line.too_long:
+        raise DataError(f"{where} has {line.size:,} bytes, more than one row may have.")
+    try:
+        row = json.loads(line.content)
+    except (ValueError, RecursionError) as error:
+        found = shorten(line.content.decode("utf-8", "replace"))
+        raise DataError(f"{where} is not valid JSON ({error}): {found}") from None
+    if not isinstance(row, dict):
+        raise DataError(f'{where} is {show_value(row)}; expected an object with "path" and "doc".')
+    if missing := [name for name in ("path", "doc") if name not in row]:
+        raise DataError(f'{where} has no "{missing[0]}" (found: {field_names(row)}).')
+    text_field(row["path"], f'{where}: "path"')
+    given = {name: row[name] for name in _FIELDS if name in ("path", "doc") or row.get(name) is not None}
+    return CorpusRow(**{name: _value(value, name, where) for name, value in given.items()})
+
+
+def write_corpus(path: Path, rows: Iterable[CorpusRow]) -> int:
+    """Write the rows as a file that appears only when it is complete; returns their number.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+    count = 0
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(_as_object(row), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _value(value: Any, name: str, where: str) -> Any:
+    place = f'{where}: "{name}"'
+    if name not in _LISTS:
+        return text_field(value, place, may_be_empty=True)
+    if not isinstance(value, list):
+        raise DataError(f"{place} is {show_value(value)}; expected a list of texts.")
+    return tuple(text_field(item, f"{place}[{index}]") for index, item in enumerate(value))
+
+
+def _as_object(row: CorpusRow) -> Mapping[str, Any]:
+    return {name: getattr(row, name) for name in _FIELDS}

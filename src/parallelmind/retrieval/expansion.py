@@ -1,0 +1,111 @@
+"""Expand a file of queries into one row a query, without duplicates, in a JSONL file that a job can work on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallelmind.errors import DataError
+from parallelmind.retrieval.cached_folder import cached_folder
+from parallelmind.retrieval.queries import Query, expand_item
+from parallelmind.retrieval.query_files import read_items
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """The queries of a file, one JSON line each."""
+
+    path: Path
+    queries: int
+    """In the file, or in the part of it that was asked for."""
+    duplicates: int
+    """Dropped: `queries` - `duplicates` rows are left."""
+
+
+def expand_queries(
+    queries_file: Path,
+    folder: Path,
+    *,
+    start_index: int = 0,
+    max_samples: int | None = None,
+    key: Callable[[Query], str] = lambda query: query.dedup_key,
+) -> Expansion:
+    """Write the expanded rows below `folder`, unless an earlier call did for the same content.
+
+    `start_index` and `max_samples` count queries, before duplicates are dropped. Queries with the same `key` are
+    duplicates of the first one; memory is 16 bytes and a set entry for each. Safe with many processes.
+
+    Raises:
+        DataError: the file cannot be read, or is no queries file.
+        SettingsError: the rows cannot be written.
+    """
+
+    def build(folder: Path) -> None:
+        counts = {"queries": 0, "duplicates": 0}
+        seen: set[bytes] = set()
+        with (folder / "queries.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+            for query in itertools.islice(_all_queries(queries_file), start_index, _end(start_index, max_samples)):
+                counts["queries"] += 1
+                # A broken query is no duplicate: its error is told as often as it comes.
+                if query.error is None:
+                    mark = bytes.fromhex(key(query))
+                    if mark in seen:
+                        counts["duplicates"] += 1
+                        continue
+                    seen.add(mark)
+                file.write(json.dumps(_stored(query), ensure_ascii=False) + "\n")
+        (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+
+    parts = f"{_FORMAT} {start_index} {max_samples} {getattr(key, '__name__', '')}"
+    name = hashlib.blake2b(parts.encode() + _digest(queries_file), digest_size=8).hexdigest()
+    made = cached_folder(folder / f"queries-{name}", build)
+    counts = json.loads((made / "counts.json").read_text(encoding="utf-8"))
+    return Expansion(path=made / "queries.jsonl", **counts)
+
+
+def load_query(line: bytes) -> Query:
+    """A row of an expansion."""
+    return Query(**json.loads(line))
+
+
+def remove_other_expansions(kept: Expansion) -> None:
+    """Drop what earlier forms of the queries file left beside it."""
+    for other in kept.path.parent.parent.glob("queries-*"):
+        if other.is_dir() and other != kept.path.parent:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _all_queries(queries_file: Path) -> Iterator[Query]:
+    for item in read_items(queries_file):
+        if item.error:
+            yield Query(original_item_id=item.id, query_index=0, error=item.error)
+        else:
+            yield from expand_item(item.value, item.id, item.where)
+
+
+def _stored(query: Query) -> dict[str, Any]:
+    return {field.name: getattr(query, field.name) for field in dataclasses.fields(query)}
+
+
+def _end(start_index: int, max_samples: int | None) -> int | None:
+    return None if max_samples is None else start_index + max_samples
+
+
+def _digest(queries_file: Path) -> bytes:
+    try:
+        with queries_file.open("rb") as file:
+            return hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=16)).digest()
+    except OSError as error:
+        raise DataError(
+            f"cannot read --queries_file {queries_file}: {error.strerror}; check the path and its permissions."
+        ) from error

@@ -1,0 +1,195 @@
+"""From a query to its context: exact name, renamed module, absence, likeness, ranked search, in that order."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from parallelmind.errors import DataError, SettingsError
+from parallelmind.retrieval.absence import Absence, absent_by_parent, absent_elsewhere
+from parallelmind.retrieval.budget import TokenBudget
+from parallelmind.retrieval.context_text import Context, Document, absence_text, assemble, document_text
+from parallelmind.retrieval.matching import SimilarNames, find_exact, find_renamed, nearest_ancestor
+from parallelmind.retrieval.queries import Query
+from parallelmind.retrieval.ranking import Hit, Ranker
+from parallelmind.retrieval.renames import RenameTable, load_renames
+from parallelmind.retrieval.store import CorpusStore, Resolved
+from parallelmind.retrieval.version_index import VersionIndex
+
+EXACT, STRING, FALLBACK, ABSENT = METHODS = ("exact_api_match", "rag_string_match", "rag_fallback", "absent")
+_SIMILAR_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieverSettings:
+    """How contexts are found and how long they may be."""
+
+    max_documents: int = 10
+    """Documents that ranked search puts into a context at most."""
+    fixed_docs_per_query: int = 1
+    """Documents that it puts in, if it finds as many; 0: as many as fit, up to `max_documents`."""
+    max_tokens: int = 4000
+    """Of a context; 0: no limit."""
+    enable_str_match: bool = False
+    jump_exact_match: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_documents", 1), ("fixed_docs_per_query", 0), ("max_tokens", 0)):
+            if (value := getattr(self, name)) < least:
+                raise SettingsError(f"--{name} is {value}; it must be at least {least}.")
+        if self.fixed_docs_per_query > self.max_documents:
+            raise SettingsError(
+                f"--fixed_docs_per_query is {self.fixed_docs_per_query}, above --max_documents {self.max_documents}; "
+                "raise that too."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """What was found for a query."""
+
+    method: str
+    context: Context
+    absence: Absence | None = None
+    unserved: dict[str, str] = field(default_factory=dict)
+    """Dependencies that the corpus lacks, and that this query could do without."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    method: str
+    hits: Sequence[tuple[Hit, str]]
+    """Rows with the names to show, the best first."""
+    absence: Absence | None = None
+    absence_text: str = ""
+    title: str = ""
+    """What each document is, before it."""
+
+
+class Retriever:
+    """Answers queries from one corpus; one per process."""
+
+    def __init__(
+        self,
+        store: CorpusStore,
+        settings: RetrieverSettings,
+        *,
+        ranker: Ranker | None = None,
+        budget: TokenBudget | None = None,
+        renames: RenameTable | None = None,
+    ) -> None:
+        """Without a `budget`, `max_tokens` must be 0."""
+        assert budget or not settings.max_tokens
+        self._store = store
+        self._settings = settings
+        self._ranker = ranker or Ranker()
+        self._budget = budget
+        self._renames = renames or load_renames()
+        self._similar: weakref.WeakKeyDictionary[VersionIndex, SimilarNames] = weakref.WeakKeyDictionary()
+
+    def close(self) -> None:
+        """Close the corpus."""
+        self._store.close()
+
+    def retrieve(self, query: Query) -> Retrieval:
+        """The context of a query.
+
+        Raises:
+            DataError: the query is wrong, or the corpus lacks a version that it needs.
+        """
+        if query.error:
+            raise DataError(query.error)
+        resolved = self._store.resolve(query.dependencies)
+        name = self._renames.spelled_out(query.target_api)
+        owner = self._owner(name, resolved)
+        if owner:
+            found = self._find(self._store.index(owner, resolved.versions[owner]), name, query)
+        else:
+            found = self._find_anywhere(self._indexes(resolved), name, query)
+        return Retrieval(
+            method=found.method, context=self._context(found), absence=found.absence, unserved=dict(resolved.missing)
+        )
+
+    def _owner(self, name: str, resolved: Resolved) -> str | None:
+        """The import name among the dependencies that the API belongs to; None if it does not say."""
+        first = name.partition(".")[0]
+        if first in resolved.versions:
+            return first
+        if resolved.missing and ("." in name or not resolved.versions):
+            raise DataError("; ".join(resolved.missing.values()))
+        if first in self._store.packages() and "." in name:
+            raise DataError(f'"dependencies" has no version of {first}, the package of {name}; add it.')
+        return None
+
+    def _indexes(self, resolved: Resolved) -> list[VersionIndex]:
+        return [self._store.index(package, version) for package, version in resolved.versions.items()]
+
+    def _find(self, index: VersionIndex, name: str, query: Query) -> _Found:
+        row = find_exact(index, name)
+        if row is not None and not self._settings.jump_exact_match:
+            return _Found(EXACT, [((index, row), name)])
+        by_likeness = self._settings.enable_str_match
+        is_removed = row is None and self._renames.removal(name, index.version) is not None
+        if by_likeness and not is_removed and (other := find_renamed(index, name, self._renames)) is not None:
+            return self._instead(index, other, name)
+        if row is None:
+            keywords = self._ranker.keywords(index)
+            if absence := absent_elsewhere(self._store, index, keywords, name, self._renames):
+                return self._absent(index, name, absence)
+        if by_likeness and (other := self._similar_names(index).find(index, name)) is not None:
+            return self._instead(index, other, name)
+        if row is None and (absence := absent_by_parent(index, name)):
+            return self._absent(index, name, absence)
+        return self._search([index], name, query)
+
+    def _find_anywhere(self, indexes: Sequence[VersionIndex], name: str, query: Query) -> _Found:
+        if name and self._settings.enable_str_match:
+            for index in indexes:
+                if (row := self._similar_names(index).find(index, name)) is not None:
+                    return self._instead(index, row, name)
+        return self._search(indexes, name, query)
+
+    def _instead(self, index: VersionIndex, row: int, name: str) -> _Found:
+        public = index.public(row)
+        is_other = find_exact(index, name) != row
+        title = f"{index.package} {index.version} documents {public}; it has no {name}.\n\n" if is_other else ""
+        return _Found(STRING, [((index, row), public)], title=title)
+
+    def _search(self, indexes: Sequence[VersionIndex], name: str, query: Query) -> _Found:
+        most = self._settings.fixed_docs_per_query or self._settings.max_documents
+        hits = self._ranker.search(indexes, f"{query.query}\n{name}", most)
+        for index in indexes:
+            # A parameter or an attribute of instances is documented with what it belongs to.
+            ancestor = nearest_ancestor(index, name)
+            if ancestor and index.row(ancestor[0]).type != "module":
+                parent = (index, ancestor[0])
+                hits = [parent, *(hit for hit in hits if hit != parent)][:most]
+        if not hits:
+            where = ", ".join(f"{index.package} {index.version}" for index in indexes)
+            raise DataError(f"no document of {where} shares a word with the query.")
+        return _Found(FALLBACK, [(hit, hit[0].public(hit[1])) for hit in hits])
+
+    def _absent(self, index: VersionIndex, name: str, absence: Absence) -> _Found:
+        similar: list[str] = []
+        if absence.evidence == "parent":
+            qualifier, _, last = name.rpartition(".")
+            like = (f"{qualifier}.{other}" for other in self._similar_names(index).like(last))
+            similar = [other for other in like if find_exact(index, other) is not None][:_SIMILAR_NAMED]
+        text = absence_text(name, index.package, index.version, absence, similar)
+        row = find_exact(index, absence.moved_to) if absence.moved_to else None
+        hits = [] if row is None or absence.moved_to is None else [((index, row), absence.moved_to)]
+        return _Found(ABSENT, hits, absence, text, title="What takes its place:\n\n")
+
+    def _similar_names(self, index: VersionIndex) -> SimilarNames:
+        if index not in self._similar:
+            self._similar[index] = SimilarNames(index)
+        return self._similar[index]
+
+    def _context(self, found: _Found) -> Context:
+        fill = found.method == FALLBACK and not self._settings.fixed_docs_per_query
+        texts: list[tuple[Document | None, str]] = [(None, found.absence_text)] if found.absence else []
+        for (index, row), name in found.hits:
+            document = Document(index.package, index.version, row, name)
+            texts.append((document, document_text(document, index.row(row), title=found.title)))
+        return assemble(texts, fill=fill, budget=self._budget, max_tokens=self._settings.max_tokens)

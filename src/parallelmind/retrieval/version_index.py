@@ -1,0 +1,166 @@
+"""Names of one version of a package, on disk: a look-up reads a few pages, and processes share them.
+
+The index is a SQLite file: for every path and alias the row it names, and for every row where
+it lies in the corpus file. It is named after a hash of that file, so an edited corpus gets a new index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import shutil
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from parallelmind.errors import DataError
+from parallelmind.io.jsonl import MAX_LINE_BYTES, JsonLine
+from parallelmind.io.line_table import UTF8_BOM
+from parallelmind.retrieval.cached_folder import cached_folder
+from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row
+
+_FORMAT = 1
+_ROWS_KEPT = 256
+_SCHEMA = """
+CREATE TABLE rows (id INTEGER PRIMARY KEY, offset INTEGER, size INTEGER, public TEXT);
+CREATE TABLE names (name TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
+CREATE TABLE lasts (last TEXT, row INTEGER, PRIMARY KEY (last, row)) WITHOUT ROWID;
+CREATE TABLE facts (inspected INTEGER);
+"""
+
+
+class VersionIndex:
+    """The rows of one corpus file, by number (their order in the file) and by name."""
+
+    def __init__(self, corpus_file: Path, index_path: Path, *, package: str, version: str) -> None:
+        """Opens the index, and builds it first if there is none for the present content of `corpus_file`.
+
+        Raises:
+            DataError: the corpus file cannot be read, or a row of it is wrong.
+            SettingsError: the index cannot be written.
+        """
+        self.package = package
+        self.version = version
+        self._corpus_file = corpus_file
+        try:
+            # Kept open: a corpus that is built anew replaces the name, and this file stays what was indexed.
+            self._file = corpus_file.open("rb")
+        except OSError as error:
+            raise DataError(
+                f"cannot read {corpus_file}: {error.strerror}; check the path and its permissions."
+            ) from error
+        try:
+            self._database = self._open_database(index_path)
+        except BaseException:
+            self._file.close()
+            raise
+        (self.rows,) = self._database.execute("SELECT count(*) FROM rows").fetchone()
+        (inspected,) = self._database.execute("SELECT inspected FROM facts").fetchone()
+        self.inspected = bool(inspected)
+        """Whether the version was inspected at run time: then every public name is there."""
+        # Nothing below refers to this object, so that one which is dropped while others open closes at once.
+        self._read = functools.partial(_read_row, self._file, self._database, corpus_file)
+        self.row = functools.lru_cache(_ROWS_KEPT)(self._read)
+        self.close = weakref.finalize(self, _close, self._file, self._database)
+
+    def find(self, name: str) -> int | None:
+        """The row with this path or alias."""
+        found = self._database.execute("SELECT row FROM names WHERE name = ?", (name,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def rows_ending_in(self, last: str) -> list[int]:
+        """The rows with a name whose last component is `last`."""
+        return [row for (row,) in self._database.execute("SELECT row FROM lasts WHERE last = ? ORDER BY row", (last,))]
+
+    def last_components(self) -> list[str]:
+        """Every last component of a name, once."""
+        return [last for (last,) in self._database.execute("SELECT DISTINCT last FROM lasts ORDER BY last")]
+
+    def public(self, row: int) -> str:
+        """The name to show for a row: the one that users write."""
+        (name,) = self._database.execute("SELECT public FROM rows WHERE id = ?", (row,)).fetchone()
+        return str(name)
+
+    def all_rows(self) -> Iterator[CorpusRow]:
+        return (self._read(row) for row in range(self.rows))
+
+    def all_names(self) -> Iterator[tuple[str, int]]:
+        """(name, row) of every path and alias, in the order of the rows."""
+        yield from self._database.execute("SELECT name, row FROM names ORDER BY row, name")
+
+    def _open_database(self, index_path: Path) -> sqlite3.Connection:
+        digest = hashlib.file_digest(self._file, functools.partial(hashlib.blake2b, digest_size=8)).hexdigest()
+        self.folder = index_path / self.package / f"{self._corpus_file.name.removesuffix('.jsonl')}-{digest}"
+        names = cached_folder(self.folder / f"names-{_FORMAT}", self._build, flag="--index_path") / "names.sqlite"
+        # Immutable: no locks and no journal, so a read-only or network folder will do.
+        database = sqlite3.connect(f"{names.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        database.execute("PRAGMA mmap_size = 1073741824")  # the pages are then shared by all processes
+        return database
+
+    def _build(self, folder: Path) -> None:
+        _remove_indexes_of_former_content(self.folder)
+        with contextlib.closing(sqlite3.connect(folder / "names.sqlite", isolation_level=None)) as database:
+            database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_SCHEMA} BEGIN;")
+            aliases: list[tuple[str, int]] = []
+            inspected = False
+            for row, (offset, line) in enumerate(_lines_with_offsets(self._file)):
+                parsed = parse_row(line, self._corpus_file)
+                place = (row, offset, line.size, public_name(parsed))
+                database.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", place)
+                database.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (parsed.path, row))
+                lasts = {(name.rpartition(".")[2], row) for name in parsed.names}
+                database.executemany("INSERT OR IGNORE INTO lasts VALUES (?, ?)", sorted(lasts))
+                aliases += [(alias, row) for alias in parsed.aliases]
+                inspected |= parsed.source == "runtime"
+            # After all paths: where an object is defined counts more than a name that leads elsewhere.
+            database.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", aliases)
+            database.execute("INSERT INTO facts VALUES (?)", (inspected,))
+            database.execute("COMMIT")
+
+
+def _read_row(file: BinaryIO, database: sqlite3.Connection, corpus_file: Path, row: int) -> CorpusRow:
+    offset, size = database.execute("SELECT offset, size FROM rows WHERE id = ?", (row,)).fetchone()
+    file.seek(offset)
+    content = file.read(size)
+    try:
+        return parse_row(JsonLine(index=row, number=row + 1, content=content, size=len(content)), corpus_file)
+    except DataError:
+        raise DataError(f"{corpus_file} was edited in place while it was read; start again.") from None
+
+
+def _close(file: BinaryIO, database: sqlite3.Connection) -> None:
+    database.close()
+    file.close()
+
+
+def public_name(row: CorpusRow) -> str:
+    """The name with the fewest private components, then the fewest components, then the shortest."""
+
+    def cost(name: str) -> tuple[int, int, int, str]:
+        components = name.split(".")
+        return sum(part.startswith("_") for part in components), len(components), len(name), name
+
+    return min(row.names, key=cost)
+
+
+def _lines_with_offsets(file: BinaryIO) -> Iterator[tuple[int, JsonLine]]:
+    file.seek(0)
+    offset = number = index = 0
+    while content := file.readline(MAX_LINE_BYTES):
+        number += 1
+        skipped = len(UTF8_BOM) if number == 1 and content.startswith(UTF8_BOM) else 0
+        stripped = content[skipped:].rstrip()
+        if stripped:
+            yield offset + skipped, JsonLine(index=index, number=number, content=stripped, size=len(stripped))
+            index += 1
+        offset += len(content)
+
+
+def _remove_indexes_of_former_content(folder: Path) -> None:
+    stem = folder.name.rpartition("-")[0]
+    for other in folder.parent.glob(f"{stem}-*"):
+        if other != folder and other.name.rpartition("-")[0] == stem:
+            shutil.rmtree(other, ignore_errors=True)

@@ -1,0 +1,276 @@
+"""Answer records with the engine: tokenise ahead, decode rows, collect the branches of each record.
+
+Nothing here knows where records come from or where rows go, so that one worker or many can run it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from parallelmind.data.rows import RowLimits, split_rows
+from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.errors import DataError
+from parallelmind.io.records import Record, parse_record, salvage_fields, shorten
+from parallelmind.jobs.job import WorkItem
+from parallelmind.jobs.outcome import Outcome
+from parallelmind.jobs.task import Write
+from parallelmind.tasks.read_ahead import map_ahead
+
+_LOGGER = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+"""One output row."""
+
+
+class EngineStats(Protocol):
+    """What the engine has counted since it was made."""
+
+    @property
+    def generated_tokens(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_main_tokens(self) -> int: ...
+
+
+class EngineLike(Protocol):
+    """What is asked of the engine."""
+
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    def stream(self, requests: Iterable[Request], sampling: SamplingParams) -> Iterator[Event]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """An engine and the tokenisation that belongs to its model."""
+
+    engine: EngineLike
+    encode_main: Callable[[str], list[int]]
+    encode_branch: Callable[[str, bool], list[int]]
+    """(text, whether there is a main before it)."""
+
+
+@dataclass(kw_only=True)
+class _Answers:
+    """A record on its way: its output rows as far as they are known."""
+
+    item: WorkItem
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Copied to every row."""
+    inputs: tuple[str, ...] = ()
+    first_branch_id: int = 1
+    rows: list[Row | None] = field(default_factory=list)
+    missing: int = 0
+    """Branches without an output row."""
+    main_ids: list[int] = field(default_factory=list)
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    packed: list[list[int]] = field(default_factory=list)
+    """For each row of the model, the branches in it."""
+    error_class: str = ""
+    """Kind of the first failure."""
+    retryable: bool = False
+    """A branch failed that may succeed when it is tried again."""
+    tokens_out: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def fail(self, branch: int, error: str, error_class: str, *, retryable: bool = False) -> None:
+        self.error_class = self.error_class or error_class
+        self.retryable = self.retryable or retryable
+        self._put(branch, {"input": self.inputs[branch], "output": None, "error": error})
+
+    def take(self, branch: int, result: BranchResult) -> None:
+        if result.finish_reason in ("error", "cancelled"):
+            error = result.error or f"the engine ended this branch: {result.finish_reason}"
+            self.fail(branch, error, "RequestError", retryable=result.error_kind not in LASTING_ERRORS)
+            return
+        self.tokens_out += len(result.token_ids)
+        answer = {"input": self.inputs[branch], "output": result.text}
+        ending = {"finish_reason": result.finish_reason, "output_tokens": len(result.token_ids)}
+        self._put(branch, answer, ending)
+
+    def fail_whole(self, text: str, error: str, error_class: str) -> None:
+        self.error_class = error_class
+        row = {"input": text, "output": None, "error": error, "line": self.item.line.number}
+        self.rows, self.missing, self.packed = [{**row, **self.fields}], 0, []
+
+    def outcome(self) -> Outcome:
+        assert not self.missing
+        return Outcome.of(
+            [row for row in self.rows if row is not None],
+            final=not self.retryable,
+            error_class=self.error_class,
+            tokens_in=len(self.main_ids) + sum(map(len, self.prompt_ids)),
+            tokens_out=self.tokens_out,
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def _put(self, branch: int, answer: Row, ending: Row | None = None) -> None:
+        assert self.rows[branch] is None
+        place = {"line": self.item.line.number, "branch": branch}
+        self.rows[branch] = {**answer, **place, **self.fields, **(ending or {})}
+        self.missing -= 1
+
+
+@dataclass(kw_only=True)
+class _RunningRow:
+    """A row the engine has; its branches by their place in the request."""
+
+    answers: _Answers
+    branches: list[int]
+    unfinished: int
+
+
+class BatchWorker:
+    """Answers records; `run` may be called for any share of them."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        sampling: SamplingParams,
+        limits: RowLimits,
+        seed: int = 0,
+        num_workers: int = 1,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._backend = backend
+        self._sampling = sampling
+        self._limits = limits
+        self._seed = seed
+        self._num_workers = num_workers
+        self._on_step = on_step
+
+    def run(self, items: Iterable[WorkItem], write: Write) -> None:
+        """Answer `items` and hand each record's outcome to `write` as soon as it is complete.
+
+        Items are read only as far ahead as the engine and the reading threads need.
+        """
+        running: dict[int, _RunningRow] = {}
+        requests = self._requests(items, running, write)
+        try:
+            for event in self._backend.engine.stream(requests, sampling=self._sampling):
+                self._on_step()
+                if event.result is None:
+                    continue
+                row = running[event.request_index]
+                row.answers.take(row.branches[event.branch_index], event.result)
+                row.unfinished -= 1
+                if not row.unfinished:
+                    del running[event.request_index]
+                if not row.answers.missing:
+                    write(row.answers.item, row.answers.outcome())
+        finally:
+            requests.close()
+        assert not running, "the engine ended before every branch had its result"
+
+    def _requests(
+        self,
+        items: Iterable[WorkItem],
+        running: dict[int, _RunningRow],
+        write: Write,
+    ) -> Generator[Request, None, None]:
+        number = 0
+        prepared = map_ahead(self._prepare, items, workers=self._num_workers, size=lambda item: len(item.line.content))
+        try:
+            for answers in prepared:
+                if not answers.missing:  # nothing the engine could do
+                    write(answers.item, answers.outcome())
+                    self._on_step()
+                for branches in answers.packed:
+                    running[number] = _RunningRow(answers=answers, branches=branches, unfinished=len(branches))
+                    number += 1
+                    yield self._request(answers, branches)
+        finally:
+            prepared.close()
+
+    def _prepare(self, item: WorkItem) -> _Answers:
+        answers = _Answers(item=item)
+        try:
+            record = parse_record(item.line)
+        except DataError as error:
+            answers.fields = salvage_fields(item.line)
+            answers.fail_whole(answers.fields["input"], str(error), "DataError")
+            return answers
+        answers.fields = record.fields
+        try:
+            self._encode(answers, record)
+        except Exception as error:  # tokenizers raise plain Exception; one text must not stop the job
+            _LOGGER.debug("line %d cannot be tokenised", item.line.number, exc_info=True)
+            reason = shorten(f"{type(error).__name__}: {error}", 200)
+            message = f"line {item.line.number} cannot be tokenised ({reason})."
+            answers.fail_whole(record.main, message, "TokenizerError")
+        return answers
+
+    def _encode(self, answers: _Answers, record: Record) -> None:
+        main_ids = self._backend.encode_main(record.main) if record.main else []
+        room = self._backend.engine.max_model_len
+        if len(main_ids) >= room:
+            answers.fail_whole(
+                record.main,
+                f"line {answers.item.line.number}: main has {len(main_ids)} tokens, and the model takes "
+                f"{room} with at least one new token; shorten it.",
+                "TooLong",
+            )
+            return
+        answers.main_ids = main_ids
+        answers.inputs = record.inputs
+        answers.rows = [None] * len(record.inputs)
+        answers.missing = len(record.inputs)
+        # A {"text"} record is one continuation of main itself: branch id 0.
+        answers.first_branch_id = 1 if record.branches else 0
+        prompts = record.branches or ("",)
+        encode = self._backend.encode_branch
+        answers.prompt_ids = [encode(text, bool(main_ids)) if text else [] for text in prompts]
+        self._pack(answers)
+
+    def _pack(self, answers: _Answers) -> None:
+        line, main, room = answers.item.line.number, len(answers.main_ids), self._backend.engine.max_model_len
+        fitting = []
+        for branch, prompt_ids in enumerate(answers.prompt_ids):
+            prompt, limit = len(prompt_ids), self._limits.max_tokens
+            lengths = f"line {line}, branch {branch}: main has {main} tokens and the prompt {prompt}"
+            if not main + prompt:
+                answers.fail(branch, f"{lengths}; there is nothing to continue.", "Empty")
+            elif main + prompt >= room:
+                answers.fail(
+                    branch,
+                    f"{lengths}, and the model takes {room} with at least one new token; shorten them.",
+                    "TooLong",
+                )
+            elif limit and main + prompt > limit:
+                message = f"{lengths}, above --max_total_tokens {limit}; shorten them or raise it."
+                answers.fail(branch, message, "TooLong")
+            else:
+                fitting.append(branch)
+        rows = split_rows([len(answers.prompt_ids[branch]) for branch in fitting], self._limits, main_tokens=main)
+        answers.packed = [[fitting[place] for place in row] for row in rows]
+
+    def _request(self, answers: _Answers, branches: list[int]) -> Request:
+        return Request(main=answers.main_ids, branches=[self._branch(answers, branch) for branch in branches])
+
+    def _branch(self, answers: _Answers, branch: int) -> Branch:
+        branch_id = branch + answers.first_branch_id
+        seed = branch_seed(self._seed, answers.item.line.index, branch_id)
+        sampling = dataclasses.replace(self._sampling, seed=seed)
+        return Branch(prompt=answers.prompt_ids[branch], branch_id=branch_id, sampling=sampling)
+
+
+def lost_record(item: WorkItem, reason: str, error_class: str) -> Outcome:
+    """The outcome of a record that no worker survived."""
+    row = {**salvage_fields(item.line), "output": None, "error": reason, "line": item.line.number}
+    return Outcome.of([row], error_class=error_class)
+
+
+def branch_seed(seed: int, record: int, branch_id: int) -> int:
+    """The seed of one branch, from 0 to 2^63 - 1: the same however records are batched, split or resumed."""
+    digest = hashlib.blake2b(f"{seed} {record} {branch_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

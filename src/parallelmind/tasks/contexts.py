@@ -1,0 +1,156 @@
+"""The context stage: a file of queries and a corpus, to a file of context rows, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallelmind.errors import SettingsError
+from parallelmind.io.atomic import replacing
+from parallelmind.jobs.job import Job, WorkItem, job_folder
+from parallelmind.jobs.outcome import Outcome
+from parallelmind.jobs.progress import Progress
+from parallelmind.jobs.ranks import SINGLE, Rank
+from parallelmind.jobs.run import RunOptions, run_job
+from parallelmind.jobs.task import RecordWorker, WorkerInfo
+from parallelmind.retrieval.compat import text_key
+from parallelmind.retrieval.expansion import Expansion, expand_queries, load_query, remove_other_expansions
+from parallelmind.retrieval.retriever_options import RetrieverOptions
+from parallelmind.retrieval.statistics import ContextStatistics, collect_context_statistics
+from parallelmind.tasks.context_worker import ContextWorker, error_row
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions:
+    """Everything `parallelmind contexts` can be told; the names are the flags.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    queries_file: Path
+    output_file: Path
+    retriever: RetrieverOptions
+    start_index: int = 0
+    max_samples: int | None = None
+    retry_failed: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start_index < 0:
+            raise SettingsError(f"--start_index is {self.start_index}; it must be 0 or more.")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise SettingsError(f"--max_samples is {self.max_samples}; it must be 1 or more.")
+
+    @property
+    def statistics_file(self) -> Path:
+        return self.output_file.with_name(self.output_file.name + ".stats.json")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make this another job when they differ."""
+        return self.retriever.identity() | {"start_index": self.start_index}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextReport:
+    """What a run came to."""
+
+    options: ContextOptions
+    """Those of the run, with the output that was written."""
+    statistics: ContextStatistics
+    resumed: int
+    """Rows that earlier runs made."""
+    failures: list[tuple[int, str]]
+    """(place among the expanded rows, reason) of the first failed ones."""
+    seconds: float
+    """Of this run."""
+
+
+@dataclass(frozen=True)
+class ContextTask:
+    """Finds contexts; a worker process opens the corpus for itself, and shares its indexes with the others."""
+
+    options: RetrieverOptions
+
+    def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
+        return ContextWorker(self.options.make(), on_step=alive)
+
+    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
+        return Outcome.of([error_row(load_query(item.line.content), reason)], error_class=error_class)
+
+
+def run_contexts(
+    options: ContextOptions,
+    *,
+    progress: Progress,
+    rank: Rank = SINGLE,
+    run: RunOptions | None = None,
+    placed: Callable[[Path], None] = lambda path: None,
+) -> ContextReport | None:
+    """Find the context of every query that has none yet, and put the output in place.
+
+    Of several ranks only the first one has a report; all of them tell `placed` where the output is.
+
+    Raises:
+        ParallelMindError: the queries, a setting, the corpus or the output is wrong; what was done is kept.
+    """
+    options.retriever.open_store().close()  # a wrong corpus path is told before anything is written
+    expansion = expand_queries(
+        options.queries_file,
+        job_folder(options.output_file),
+        start_index=options.start_index,
+        max_samples=options.max_samples,
+        **({"key": text_key} if options.retriever.compat else {}),
+    )
+    job = Job(
+        kind="contexts",
+        input_path=expansion.path,
+        out_path=options.output_file,
+        settings=options.identity(),
+        retry_failed=options.retry_failed,
+        overwrite=options.overwrite,
+    )
+    report = run_job(
+        job,
+        ContextTask(options.retriever),
+        options=run or RunOptions(),
+        rank=rank,
+        progress=progress,
+        on_open=lambda opened: _log_input(opened, expansion, options),
+    )
+    placed(job.shown_path)
+    if report is None:
+        return None
+    options = dataclasses.replace(options, output_file=report.out_path)
+    remove_other_expansions(expansion)
+    statistics = collect_context_statistics(job.out_path, queries=expansion.queries, duplicates=expansion.duplicates)
+    with replacing(options.statistics_file) as temporary:
+        temporary.write_text(json.dumps(statistics.fields(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return ContextReport(
+        options=options,
+        statistics=statistics,
+        resumed=report.resumed,
+        failures=report.completion.failures,
+        seconds=report.statistics.seconds,
+    )
+
+
+def _log_input(job: Job, expansion: Expansion, options: ContextOptions) -> None:
+    _LOGGER.info(
+        "loaded %d queries from %s: %d rows, %d duplicates dropped",
+        expansion.queries, options.queries_file, job.input.records, expansion.duplicates,
+    )  # fmt: skip
+    if not expansion.queries:
+        _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
+    if job.completion:
+        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", job.shown_path)
+    elif job.resumed:
+        left = job.input.records - job.resumed
+        _LOGGER.info("continuing: %d of %d rows are done, %d to do", job.resumed, job.input.records, left)

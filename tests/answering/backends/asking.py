@@ -1,0 +1,54 @@
+"""Questions to a backend of the OpenAI protocol, and their outcomes."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+from parallelmind.answering.backends import (
+    Endpoint,
+    HttpSettings,
+    OpenAICompatibleBackend,
+    Outcome,
+    Prompt,
+)
+from tests.answering.backends.clocks import FakeClock
+from tests.fake_openai import KEY, FakeOpenAI
+
+
+def prompt_of(question: str) -> Prompt:
+    return Prompt(query=question, messages=({"role": "user", "content": question},))
+
+
+def answer(
+    server: FakeOpenAI | str, questions: list[str], *, clock: FakeClock | None = None, **changes: Any
+) -> dict[str, Outcome]:
+    """The outcome of each question; every question has one."""
+    outcomes: dict[str, Outcome] = {}
+    caller = threading.current_thread()
+
+    def done(question: str, outcome: Outcome) -> None:
+        assert question not in outcomes
+        assert threading.current_thread() is caller
+        outcomes[question] = outcome
+
+    backend = make_backend(server, clock=clock, **changes)
+    try:
+        backend.run(questions, prompt_of, done)
+    finally:
+        backend.close()
+    assert sorted(outcomes) == sorted(questions)
+    return outcomes
+
+
+def make_backend(
+    server: FakeOpenAI | str, *, clock: FakeClock | None = None, **changes: Any
+) -> OpenAICompatibleBackend:
+    url = server if isinstance(server, str) else server.base_url
+    return OpenAICompatibleBackend(
+        Endpoint(url, "TEST_KEY", KEY),
+        HttpSettings(**{"model": "fake", "concurrency": 4, "timeout": 60.0} | changes),
+        clock=clock or FakeClock(),
+        rng=random.Random(0),
+    )

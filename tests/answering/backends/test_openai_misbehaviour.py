@@ -1,0 +1,160 @@
+"""The real SDK against a local server that misbehaves: no key anywhere, nothing lost, an interrupt that ends it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import traceback
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallelmind.answering.backends import (
+    Endpoint,
+    HttpSettings,
+    OpenAICompatibleBackend,
+    Outcome,
+    RetryPolicy,
+    find_endpoint,
+)
+from parallelmind.errors import SettingsError
+from tests import fake_openai as fake
+from tests.answering.backends.asking import answer, make_backend, prompt_of
+from tests.fake_openai import KEY, FakeOpenAI, Reply
+
+ECHOES = [fake.echoed_key(500), fake.echoed_key(400), fake.echoed_key_as_answer()]
+
+
+@pytest.mark.parametrize("reply", ECHOES, ids=["500", "400", "answer"])
+def test_an_echoed_key_is_in_no_output(reply: Reply, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with FakeOpenAI({"q": [reply] * 9}) as server:
+        backend = make_backend(server)
+        outcomes: list[Outcome] = []
+        backend.run(["q"], prompt_of, lambda row, outcome: outcomes.append(outcome))
+    shown = repr((outcomes, backend, vars(backend), Endpoint(server.base_url, "TEST_KEY", KEY)))
+    assert "[key removed]" in shown
+    assert KEY not in shown + caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_echoed_key_is_in_no_traceback(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with FakeOpenAI(always=fake.echoed_key(status)) as server:
+        try:
+            answer(server, ["q"])
+        except SettingsError as error:
+            shown = "".join(traceback.format_exception(error)) + caplog.text
+            chain = [error.__cause__, error.__context__]
+    assert "[key removed]" in shown
+    assert KEY not in shown
+    assert chain == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        (400, "no", "context_length_exceeded"),
+        (400, "This model's maximum context length is 2048 tokens. However, you requested 3000 tokens.", None),
+        (400, "The decoder prompt (length 9000) is longer than the maximum model length of 4096.", None),
+        (400, "The input (9000 tokens) is longer than the model's context length (4096 tokens).", None),
+        (400, "the request exceeds the available context size", None),
+        (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193.", None),
+    ],
+)
+def test_a_prompt_beyond_the_window_is_not_asked_again(status: int, said: str, code: str | None) -> None:
+    with FakeOpenAI(
+        {"q": [fake.error(status, said, code=code)] * 3, "other": [fake.error(400, "a tool is missing")]}
+    ) as s:
+        outcomes = answer(s, ["q", "other"])
+        assert Counter(request.question for request in s.requests) == {"q": 1, "other": 1}
+    assert (outcomes["q"].final, outcomes["q"].error_class) == (True, "too_long")
+    assert "parallelmind contexts --max_tokens" in str(outcomes["q"].error)
+    assert (outcomes["other"].final, outcomes["other"].error_class) == (False, "http_400")
+
+
+MISBEHAVIOUR = {  # but for silence: a time limit short enough to wait for it would cut off answers on a busy machine
+    "429": fake.too_many_requests(1),
+    "500": fake.error(500),
+    "400": fake.error(400),
+    "json": fake.broken_json(),
+    "dropped": fake.dropped(),
+    "hung up": fake.hung_up(),
+    "choices": fake.empty_choices(),
+    "null": fake.null_content(),
+    "refusal": fake.completion(None, refusal="no"),
+    "echo": fake.echoed_key(502),
+}
+LASTING = {"400", "refusal"}
+scripts = st.lists(st.lists(st.sampled_from(sorted(MISBEHAVIOUR)), max_size=5), min_size=1, max_size=8)
+
+
+@settings(max_examples=15)
+@given(script=scripts, concurrency=st.integers(1, 6))
+def test_any_misbehaviour_ends_with_one_outcome_per_row_and_the_right_number_of_requests(
+    script: list[list[str]], concurrency: int
+) -> None:
+    attempts = 3
+    replies = {f"q{n}": [MISBEHAVIOUR[kind] for kind in kinds] for n, kinds in enumerate(script)}
+    with FakeOpenAI(replies) as server:
+        policy = RetryPolicy(max_attempts=attempts, max_seconds=1e9)
+        outcomes = answer(server, list(replies), concurrency=concurrency, retry=policy)
+        asked = Counter(request.question for request in server.requests)
+    for number, kinds in enumerate(script):
+        requests, failed = 0, 0
+        for kind in kinds:
+            requests += 1
+            failed += kind != "429"
+            if kind in LASTING or failed == attempts:
+                break
+        else:
+            requests, failed = requests + 1, -1
+        outcome = outcomes[f"q{number}"]
+        assert asked[f"q{number}"] == requests
+        assert outcome.retries == requests - 1
+        assert outcome.text == (f"answer to q{number}" if failed < 0 else None)
+    assert KEY not in repr(outcomes)
+
+
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may ignore it
+from parallelmind.answering.backends import Endpoint, HttpSettings, OpenAICompatibleBackend, Prompt
+done = []
+backend = OpenAICompatibleBackend(Endpoint(sys.argv[1], "K", "secret-key"), HttpSettings(model="m", concurrency=4))
+prompt = lambda row: Prompt(messages=({"role": "user", "content": row},))
+rows = ["quick 0", "quick 1", *(f"slow {n}" for n in range(50))]
+try:
+    backend.run(rows, prompt, lambda row, outcome: done.append(row))
+except KeyboardInterrupt:
+    print("interrupted", sorted(done))
+"""
+
+
+def test_an_interrupt_abandons_what_runs_and_the_program_ends() -> None:
+    with FakeOpenAI({f"slow {n}": [fake.silent()] for n in range(50)}) as server:
+        command = [sys.executable, "-c", INTERRUPTED, server.base_url]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        server.wait_until_received(6)  # 2 that are answered at once, and as many as may wait
+        child.send_signal(signal.SIGINT)
+        said, errors = child.communicate(timeout=60)  # the timeout of the requests is 120 s
+        assert len(server.requests) == 6
+    assert (said, child.returncode) == ("interrupted ['quick 0', 'quick 1']\n", 0), errors
+
+
+def test_settings_are_checked() -> None:
+    for name, value in {"concurrency": 0, "timeout": 0, "max_new_tokens": 0, "temperature": -1, "top_p": 0}.items():
+        with pytest.raises(SettingsError, match=f"--{name} is {value}"):
+            HttpSettings(**{"model": "m", name: value})  # type: ignore[arg-type]
+
+
+def test_openai_itself_is_asked_with_its_own_name_for_the_limit() -> None:
+    endpoint = find_endpoint("openai", environ={"OPENAI_API_KEY": KEY})
+    backend = OpenAICompatibleBackend(endpoint, HttpSettings(model="m"))
+    body = backend._body(prompt_of("q"))
+    assert body["max_completion_tokens"] == 512
+    assert "max_tokens" not in body

@@ -1,0 +1,169 @@
+"""Archives that are not what they should be are refused, by the name of the member."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parallelmind.errors import DataError
+from parallelmind.retrieval.corpus.archives import UnpackLimits, unpack
+from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel
+
+
+def test_a_wheel_is_unpacked_as_far_as_it_is_read(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, {**SHAPES, "shapes/data.bin": "x" * 100, "shapes/_fast.cpython-311-x.so": "\x7fELF"})
+    unpack(wheel, tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    info = {f"shapes-1.0.dist-info/{name}" for name in ("METADATA", "WHEEL", "RECORD")}
+    assert found == {*SHAPES, *info, "shapes/_fast.cpython-311-x.so"}
+    assert (tmp_path / "out/shapes/_fast.cpython-311-x.so").stat().st_size == 0
+    assert "面积" in (tmp_path / "out/shapes/_impl.py").read_text("utf-8")
+
+
+def test_a_source_archive_is_unpacked(tmp_path: Path) -> None:
+    unpack(make_sdist(tmp_path, SHAPES), tmp_path / "out")
+    assert (tmp_path / "out/shapes-1.0/shapes/extra.py").read_text().startswith('"""More."""')
+
+
+@pytest.mark.parametrize(
+    ("member", "reason"),
+    [
+        ("../evil.py", "leaves the target folder"),
+        ("a/../../evil.py", "leaves the target folder"),
+        ("/etc/evil.py", "absolute or foreign"),
+        ("C:/evil.py", "absolute or foreign"),
+        ("a\\..\\evil.py", "absolute or foreign"),
+        ("a/" * 50 + "deep.py", "too long"),
+        ("n" * 300 + ".py", "too long"),
+    ],
+)
+def test_paths_that_lead_elsewhere(tmp_path: Path, member: str, reason: str) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
+        archive.writestr("good.py", "x = 1")
+        archive.writestr(member, "x = 1")
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
+        entry = tarfile.TarInfo(member)
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    for name in ("bad.whl", "bad.tar.gz"):
+        with pytest.raises(DataError, match=reason) as caught:
+            unpack(tmp_path / name, tmp_path / "target" / "inner")
+        assert name in str(caught.value)
+        assert member[:100] in str(caught.value).replace("\\\\", "\\")
+    assert {path.name for path in tmp_path.rglob("*.py")} == {"good.py"}
+
+
+def test_links_in_a_wheel(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
+        link = zipfile.ZipInfo("link.py")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match=r"'link\.py' is a link"):
+        unpack(tmp_path / "bad.whl", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../outside.py"])
+def test_links_out_of_a_source_archive(tmp_path: Path, kind: bytes, target: str) -> None:
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
+        entry = tarfile.TarInfo("a/link.py")
+        entry.type, entry.linkname = kind, target
+        tar.addfile(entry)
+    with pytest.raises(DataError, match=r"'a/link.py' is a link out of the archive"):
+        unpack(tmp_path / "bad.tar.gz", tmp_path / "out")
+
+
+def test_links_inside_a_source_archive_are_left_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "good.tar.gz", "w:gz") as tar:
+        entry = tarfile.TarInfo("a/link.py")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "../real.py"
+        tar.addfile(entry)
+        real = tarfile.TarInfo("real.py")
+        real.size = 1
+        tar.addfile(real, io.BytesIO(b"x"))
+    unpack(tmp_path / "good.tar.gz", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["real.py"]
+
+
+def test_devices_in_a_source_archive(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        entry = tarfile.TarInfo("pipe.py")
+        entry.type = tarfile.FIFOTYPE
+        tar.addfile(entry)
+    with pytest.raises(DataError, match=r"'pipe.py' is a special file"):
+        unpack(tmp_path / "bad.tar", tmp_path / "out")
+
+
+SMALL = UnpackLimits(members=10, member_bytes=2_000_000, total_bytes=3_000_000, ratio=100, ratio_from=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ([1_500_000], "100 times its packed size"),
+        ([10] * 11, "'m10.py' is beyond the 10 members"),
+    ],
+)
+def test_bombs(tmp_path: Path, sizes: list[int], reason: str) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, size in enumerate(sizes):
+            archive.writestr(f"m{number}.py", b"0" * size)
+    with pytest.raises(DataError, match=reason):
+        unpack(tmp_path / "bomb.whl", tmp_path / "out", SMALL)
+
+
+def test_sizes_in_all(tmp_path: Path) -> None:
+    limits = UnpackLimits(total_bytes=3_000)
+    with zipfile.ZipFile(tmp_path / "large.whl", "w") as archive:
+        for number in range(4):
+            archive.writestr(f"m{number}.py", b"0" * 1000)
+    with pytest.raises(DataError, match=r"'m3.py' is beyond the 3,000 bytes"):
+        unpack(tmp_path / "large.whl", tmp_path / "out", limits)
+
+
+def test_the_size_of_what_is_written_counts_and_not_what_the_archive_says(tmp_path: Path) -> None:
+    path = tmp_path / "lie.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("lie.py", b"0" * 100_000)
+    content = bytearray(path.read_bytes())
+    for header, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):  # the unpacked size, in both headers
+        start = content.index(header) + place
+        content[start : start + 4] = (10).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="lie"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out/lie.py").exists() or (tmp_path / "out/lie.py").stat().st_size <= 10
+
+
+def _wrong_checksum(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.py", "value = 1")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"value = 1", b"value = 2"))
+
+
+def _cut(path: Path) -> None:
+    with tarfile.open(path, "w:gz") as tar:
+        entry = tarfile.TarInfo("a.py")
+        entry.size = 200_000
+        tar.addfile(entry, io.BytesIO(bytes(i * 7 % 251 for i in range(200_000))))
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def _no_archive(path: Path) -> None:
+    path.write_bytes(b"not found")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("crc.whl", _wrong_checksum), ("cut.tar.gz", _cut), ("page.whl", _no_archive)]
+)
+def test_damage(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    make(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        unpack(tmp_path / name, tmp_path / "out")

@@ -1,0 +1,225 @@
+"""Packages that misbehave when they are imported: the inspection ends, and what can be known is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallelmind.retrieval.corpus.objects import PackageObject
+from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package, read_report
+from parallelmind.retrieval.corpus.sandbox import Limits, isolation
+from tests.retrieval.corpus.wheels import SHAPES, write_package
+
+
+def inspect(tmp_path: Path, files: dict[str, str], name: str = "odd", **limits: float) -> RuntimeReport:
+    package = write_package(tmp_path / "package", files)
+    home = tmp_path / "home"
+    home.mkdir()
+    return inspect_package(sys.executable, [package], name, home, Limits(**{"seconds": 60.0, **limits}))  # type: ignore[arg-type]
+
+
+def by_name(report: RuntimeReport) -> dict[str, PackageObject]:
+    return {name: item for item in report.objects for name in item.names}
+
+
+def test_objects_have_all_names_that_reach_them(tmp_path: Path) -> None:
+    report = inspect(tmp_path, SHAPES, "shapes")
+    assert (report.failure, report.module_errors) == ("", {})
+    names = by_name(report)
+    assert names["shapes.area"].names == {"shapes.area", "shapes.surface"}
+    assert names["shapes.area"].path == "shapes._impl.area"
+    assert names["shapes.area"].signature == "(shape, *, exact=False)"
+    assert names["shapes.Circle.scale"].signature == "(factor: float = 2.0) -> Shape"
+    assert names["shapes.Circle.move"].doc == "Put it elsewhere."
+    assert names["shapes.Circle.diameter"].type == "property"
+    assert names["shapes.double"].names == {"shapes.double", "shapes.extra.double"}
+    assert names["shapes"].type == "module"
+    assert not any("_hidden" in name or "tests" in name for name in names)
+
+
+def test_texts_made_at_run_time(tmp_path: Path) -> None:
+    code = """
+        def documented(doc):
+            def decorate(function):
+                function.__doc__ = doc.format(klass="DataFrame")
+                return function
+            return decorate
+
+        @documented("Group a {klass}. 分组")
+        def group(by=None, *, sort=True): ...
+
+        __all__ = ["group", "lazy"]
+
+        def __getattr__(name):
+            if name == "lazy":
+                return group
+            raise AttributeError(name)
+        """
+    names = by_name(inspect(tmp_path, {"odd/__init__.py": code}))
+    assert (names["odd.group"].doc, names["odd.group"].signature) == (
+        "Group a DataFrame. 分组",
+        "(by=None, *, sort=True)",
+    )
+    assert names["odd.lazy"] is names["odd.group"]
+
+
+def test_instances_accessors_and_aliased_modules(tmp_path: Path) -> None:
+    code = '''
+        from odd import inner as char
+
+        class Methods:
+            """String methods."""
+            def contains(self, text):
+                """Whether it is in there."""
+
+        class Accessor:
+            def __get__(self, instance, owner):
+                return Methods if instance is None else Methods()
+
+        class Series:
+            str = Accessor()
+
+        class Distribution:
+            """Any distribution."""
+            def pdf(self, x):
+                """Density."""
+
+        norm = Distribution()
+        '''
+    names = by_name(inspect(tmp_path, {"odd/__init__.py": code, "odd/inner.py": "def add(a, b): ...\n"}))
+    assert names["odd.Series.str.contains"].names == {"odd.Series.str.contains", "odd.Methods.contains"}
+    assert names["odd.norm.pdf"].names == {"odd.norm.pdf", "odd.Distribution.pdf"}
+    assert (names["odd.norm"].type, names["odd.norm"].doc) == ("object", "Any distribution.")
+    assert names["odd.char.add"].names == {"odd.char.add", "odd.inner.add"}
+
+
+GOOD = {"odd/good.py": 'def f():\n    """Here."""\n'}
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("raise RuntimeError('no GPU')", "RuntimeError: no GPU"),
+        ("import missing_thing", "ModuleNotFoundError: No module named 'missing_thing'"),
+        ("x = ", "SyntaxError"),
+        ("import os; os._exit(0)", "ended the process"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL); import ctypes; ctypes.string_at(0)",
+            "ended the process",
+        ),
+        ("x = bytearray(10**11)", "MemoryError"),
+    ],
+)
+def test_one_bad_module(tmp_path: Path, code: str, error: str) -> None:
+    report = inspect(tmp_path, {"odd/__init__.py": "", "odd/bad.py": code + "\n", **GOOD})
+    assert report.failure == ""
+    assert report.module_errors["odd.bad"].startswith(error)
+    assert by_name(report)["odd.good.f"].doc == "Here."
+
+
+@pytest.mark.parametrize(
+    ("code", "failure", "seconds"),
+    [
+        ("raise SystemExit(3)", "importing odd failed: SystemExit: 3", 60.0),
+        ("import os; os._exit(7)", "the inspection in odd ended with code 7", 60.0),
+        ("while True: pass", "the inspection in odd took too long and was stopped", 2.0),
+        ("import time; time.sleep(1000)", "the inspection in odd took too long and was stopped", 2.0),
+    ],
+)
+def test_a_bad_package(tmp_path: Path, code: str, failure: str, seconds: float) -> None:
+    report = inspect(tmp_path, {"odd/__init__.py": code + "\n", **GOOD}, seconds=seconds)
+    assert report.failure.startswith(failure)
+    assert report.objects == []
+
+
+def test_forks_and_children_end_with_the_inspection(tmp_path: Path) -> None:
+    code = f'''
+        import os, time
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(4)
+                open({str(tmp_path / "survived")!r}, "w")
+                os._exit(0)
+        def f():
+            """Once."""
+        '''
+    report = inspect(tmp_path, {"odd/__init__.py": code})
+    assert [item.doc for item in report.objects if item.type == "function"] == ["Once."]
+    if isolation():
+        # Process ids of its own: when the inspection has ended, so has all it started.
+        sleepers = [pid for pid in os.listdir("/proc") if pid.isdigit() and _opened_by(pid, str(tmp_path / "package"))]
+        assert sleepers == []
+
+
+def _opened_by(pid: str, text: str) -> bool:
+    try:
+        return text in Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
+    except OSError:
+        return False
+
+
+def test_ten_gigabytes_of_output(tmp_path: Path) -> None:
+    code = "import sys\nline = 'x' * 10**6\nfor _ in range(10**4):\n    print(line)\n    sys.stderr.write(line)\n"
+    report = inspect(tmp_path, {"odd/__init__.py": code}, file_bytes=2_000_000, seconds=60.0)
+    sizes = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert sizes < 10_000_000
+    assert "odd" in (report.failure or "odd")
+
+
+def test_no_network_and_none_of_our_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "s3cret")
+    code = """
+        import os, socket
+        try:
+            socket.create_connection(("127.0.0.1", PORT), timeout=2)
+            reached = "reached"
+        except OSError as error:
+            reached = "no network"
+        def f(): ...
+        f.__doc__ = reached + "; " + " ".join(sorted(os.environ)) + "; " + os.path.basename(os.path.expanduser("~"))
+        """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        text = code.replace("PORT", str(server.getsockname()[1]))
+        doc = by_name(inspect(tmp_path, {"odd/__init__.py": text}))["odd.f"].doc
+    network, environment, home = doc.split("; ")
+    assert network == ("no network" if isolation() else "reached")
+    assert "SECRET_TOKEN" not in environment
+    assert home == "home"
+
+
+def test_the_description_is_not_trusted(tmp_path: Path) -> None:
+    head = {"python": "3", "errors": {}}
+    row = {"path": "odd.f", "names": ["odd.f"], "type": "function", "doc": "D", "signature": ""}
+    end = {"complete": True}
+
+    def read(*lines: object) -> RuntimeReport:
+        path = tmp_path / "objects.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return read_report(path, "odd")
+
+    assert [item.path for item in read(head, row, end).objects] == ["odd.f"]
+    # Names of other packages are dropped; a row of nothing else, or of anything unexpected, ends the report.
+    assert read(head, {**row, "names": ["odd.f", "numpy.array", "odd.a/../b"]}, end).objects[0].names == {"odd.f"}
+    for bad in (
+        {**row, "names": ["numpy.array"]},
+        {**row, "path": "numpy.array"},
+        {**row, "path": "odd.../x"},
+        {**row, "type": "evil"},
+        {**row, "doc": 5},
+        {**row, "members": "abc", "names": "odd.f"},
+        {"path": "odd.f"},
+        [],
+        "text",
+    ):
+        report = read(head, row, bad, end)
+        assert "unusable description" in report.failure
+        assert report.objects == []
+    assert "the end is missing" in read(head, row).failure
+    assert read(5).failure
