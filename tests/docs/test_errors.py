@@ -168,6 +168,7 @@ def test_every_place_that_raises_is_read() -> None:
         "str(error)",
         "str(event.result.error)",
         "f'--{error}'",
+        "f'{where}: {error}'",
         "str(error).replace('--base_model', '--model_path')",
         "'; '.join(resolved.missing.values())",
     }

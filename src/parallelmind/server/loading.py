@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from parallelmind.engine.engine import Engine
@@ -11,6 +12,7 @@ from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.loaded import LoadedModel
 from parallelmind.models.loader import load_model_with_lora
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.options import ServeOptions
 
 _GIB = 2**30
@@ -24,6 +26,11 @@ class Served:
     model: str
     """Name of the model without an adapter."""
     adapters: tuple[str, ...]
+
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        """Token ids for the engine."""
+        return PromptEncoder(self.engine.tokenizer)
 
 
 def load_served(options: ServeOptions) -> Served:

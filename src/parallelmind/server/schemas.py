@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
 from parallelmind.engine.request import SamplingParams
+from parallelmind.prompts.conversation import Message, role_of
 
 
 def _whole(text: str) -> str:
@@ -48,8 +49,10 @@ class ChatMessage(Strict):
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
 
     @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def message(self) -> Message:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": role_of(self.role), "content": text}
 
 
 class TextPart(Strict):

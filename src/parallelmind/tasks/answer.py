@@ -12,9 +12,7 @@ from parallelmind.answering.backends.adapter import UserBackend
 from parallelmind.answering.backends.base import AnswerBackend, InferenceSettings
 from parallelmind.answering.backends.loading import load_backend_class
 from parallelmind.answering.backends.openai_compatible import OpenAICompatibleBackend
-from parallelmind.answering.chat_format import ChatFormat
 from parallelmind.answering.context_rows import answer_row, parse_context_row
-from parallelmind.answering.prompt_pieces import PieceEncoder
 from parallelmind.answering.prompt_template import PromptTemplate
 from parallelmind.answering.prompts import Prompts
 from parallelmind.answering.window import ContextWindow
@@ -26,6 +24,7 @@ from parallelmind.jobs.progress import Progress
 from parallelmind.jobs.ranks import SINGLE, Rank
 from parallelmind.jobs.run import JobReport, RunOptions, run_job
 from parallelmind.jobs.task import RecordWorker, WorkerInfo
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.answer_workers import BackendAnswers, EngineAnswers, unreadable
@@ -158,11 +157,13 @@ def _engine_answers(
         )
     except SettingsError as error:  # here the flag has another name
         raise SettingsError(str(error).replace("--base_model", "--model_path")) from error
-    chat, encode = ChatFormat(loaded.tokenizer), PieceEncoder(loaded.tokenizer)
+    encoder = PromptEncoder(loaded.tokenizer)
     # The few tokenizers that are not of the tokenizers library cannot tell where tokens end: then another one's tell.
     tokenizer = getattr(loaded.tokenizer, "backend_tokenizer", None) or load_tokenizer("tiny")
     window = ContextWindow(
-        lambda row: encode(prompts.split(row, chat)), TokenBudget(tokenizer), tokens=engine.max_model_len
+        lambda row: encoder.split(prompts.split(row, encoder.slots)),
+        TokenBudget(tokenizer),
+        tokens=engine.max_model_len,
     )
     return EngineAnswers(
         engine,

@@ -133,6 +133,7 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
     Raises:
         ParallelMindError: the model or adapter cannot be loaded or does not fit the settings.
     """
+    from parallelmind.columnar import sees_main
     from parallelmind.engine.loading import load_engine
     from parallelmind.prompts.encode import encode_branch, encode_main
 
@@ -144,11 +145,11 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
         prefix_cache_bytes=PREFIX_CACHE_BYTES,
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
-    tokenizer, sees_main = loaded.tokenizer, loaded.settings.visibility != "strict"
+    tokenizer, reads_main = loaded.tokenizer, sees_main(loaded.settings.visibility)
     return Backend(
         engine=engine,
         encode_main=lambda text: encode_main(tokenizer, text),
-        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and sees_main),
+        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and reads_main),
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from parallelmind.errors import DataError
-from parallelmind.prompts.chat import encode_chat
+from parallelmind.data.encoder import DataCounts, SampleEncoder
+from parallelmind.data.samples import parse_sample
+from parallelmind.errors import DataError, RequestError
+from parallelmind.prompts.prompt_encoder import PromptEncoder
+from tests.prompts.templates import CHATML, THINKING, byte_tokenizer
 
 TURNS = [
     {"role": "user", "content": "one?"},
@@ -17,39 +18,13 @@ TURNS = [
     {"role": "user", "content": "say yes again"},
     {"role": "assistant", "content": "yes"},
 ]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# As Qwen3 does: the last turn gets an empty block of thoughts, earlier ones lose it.
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 STRICT = "{{ raise_exception('roles must alternate') }}"
-
-
-def byte_tokenizer(template: str | None) -> Any:
-    specials = ["<|im_start|>", "<|im_end|>", "<bos>", "<eos>"]
-    vocabulary = {s: n for n, s in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *specials])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<eos>",
-        bos_token="<bos>",
-        additional_special_tokens=specials[:2],
-        chat_template=template,
-    )
 
 
 def learned_text(template: str | None, turns: list[dict[str, str]] = TURNS, **options: Any) -> tuple[str, list[str]]:
     """The whole text, and each run of learned tokens."""
     tokenizer = byte_tokenizer(template)
-    ids, learned = encode_chat(tokenizer, turns, has_main=options.get("has_main", False), where="f line 1")
+    ids, learned = PromptEncoder(tokenizer).learned(turns, has_main=options.get("has_main", False))
     runs: list[list[int]] = []
     for index, (token, is_learned) in enumerate(zip(ids, learned, strict=True)):
         if is_learned:
@@ -90,7 +65,7 @@ def test_under_a_main_there_is_no_second_beginning() -> None:
 
 def test_a_slow_tokenizer_has_no_offsets() -> None:
     tokenizer = byte_tokenizer(CHATML)
-    expected = encode_chat(tokenizer, TURNS, has_main=False, where="f")
+    expected = PromptEncoder(tokenizer).learned(TURNS, has_main=False)
 
     class Slow:
         is_fast = False
@@ -102,14 +77,19 @@ def test_a_slow_tokenizer_has_no_offsets() -> None:
             assert "return_offsets_mapping" not in options
             return tokenizer(*arguments, **options)
 
-    assert encode_chat(Slow(), TURNS, has_main=False, where="f") == expected
+    assert PromptEncoder(Slow()).learned(TURNS, has_main=False) == expected
 
 
 def test_a_template_that_refuses_is_named() -> None:
-    with pytest.raises(DataError, match=r"f line 1: the tokenizer's chat template refuses.*roles must alternate"):
+    with pytest.raises(RequestError, match=r"the model's chat template refuses the conversation: roles must alternate"):
         learned_text(STRICT)
+    encoder = SampleEncoder(byte_tokenizer(STRICT), max_seq_len=99)
+    with pytest.raises(DataError, match=r"^f line 1: the model's chat template refuses the conversation: roles must"):
+        encoder.encode(parse_sample({"messages": TURNS}, "f line 1"), DataCounts())
 
 
 def test_a_template_that_drops_the_answers_is_an_error() -> None:
+    dropping = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    encoder = SampleEncoder(byte_tokenizer(dropping), max_seq_len=99)
     with pytest.raises(DataError, match="f line 1: the assistant's turns are not found"):
-        learned_text("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
+        encoder.encode(parse_sample({"messages": TURNS}, "f line 1"), DataCounts())
