@@ -83,7 +83,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 FORMS["everything"] = [row for number in range(ROWS) for row in [rows[number] for rows in FORMS.values()]]
-AS_THEY_ARE = ("conversations", "sharegpt", "messages", "prompt", "text", "records")
+AS_THEY_ARE = ("conversations", "sharegpt", "sharegpt system", "messages", "prompt", "text", "records")
 """Forms that training reads as well, without any conversion."""
 
 

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from parallelmind.errors import RequestError
 from parallelmind.prompts.conversation import user
 from parallelmind.prompts.encode import encode_branch, encode_main
-from parallelmind.prompts.pieces import Piece, PieceEncoder
+from parallelmind.prompts.pieces import Piece
 from parallelmind.prompts.prompt_encoder import PromptEncoder
-from tests.prompts.templates import CHATML, GEMMA, MISTRAL, TEMPLATES, TOKENIZERS, byte_tokenizer
+from parallelmind.prompts.slots import Turn
+from tests.prompts.templates import (
+    CHATML,
+    GEMMA,
+    MISTRAL,
+    TEMPLATES,
+    TOKENIZERS,
+    VICUNA,
+    byte_tokenizer,
+    word_tokenizer,
+)
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 
@@ -112,35 +122,67 @@ def test_a_template_that_refuses_says_why() -> None:
         prompts.conversation([SYSTEM, user("Who?")])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     make=st.sampled_from(sorted(TOKENIZERS)),
     name=st.sampled_from([*sorted(TEMPLATES), None]),
     parts=st.lists(
-        st.sampled_from(["a", " ", "the", "\n", "3 ", "<", "<|im_start|>", "<|im_end|>", "<bos>", "<eos>", "▁", "how"])
+        st.sampled_from(["a ", " ", "the", "\n", "3 ", "<|im_end|>", "<eos>", "▁", "how", "北京 "]), min_size=1
+    ),
+    texts=st.lists(st.text("a 3\n", max_size=5), min_size=3, max_size=6),
+)
+def test_many_branches_have_the_ids_that_each_has_alone(
+    make: str, name: str | None, parts: list[str], texts: list[str]
+) -> None:
+    """Also where the long text that all begin with is encoded once."""
+    prompts = PromptEncoder(TOKENIZERS[make](TEMPLATES[name] if name else None))
+    said = [user("".join(parts) * (400 // len("".join(parts)) + 1)), {"role": "assistant", "content": "yes"}]
+    found = prompts.conversation(said, [[user(text)] for text in texts])
+    alone = [prompts.conversation([*said, user(text)]) for text in texts]
+    assert [found.main + branch for branch in found.branches] == [ids.main for ids in alone]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    make=st.sampled_from(sorted(TOKENIZERS)),
+    name=st.sampled_from([*sorted(TEMPLATES), None]),
+    said=st.lists(
+        st.lists(
+            st.sampled_from(["a", " ", "\n", "<", "|", ">", "im_end", "<|im_start|>", "<|im_end|>", "<bos>", "<eos>"]),
+            min_size=1,
+        ).map("".join),
+        min_size=3,
+        max_size=3,
     ),
 )
-def test_text_that_is_no_data_is_encoded_as_a_whole(make: str, name: str | None, parts: list[str]) -> None:
-    """Also where it is cut before special tokens, so that equal beginnings are encoded once."""
+def test_data_has_no_control_tokens(make: str, name: str | None, said: list[str]) -> None:
+    """Whatever stands in it: the control tokens are those of the same conversation with harmless texts."""
     tokenizer = TOKENIZERS[make](TEMPLATES[name] if name else None)
-    encode, text = PieceEncoder(tokenizer), "".join(parts)
-    pieces = [Piece(text, is_data=False)]
-    assert encode([pieces, pieces], with_start=False) == [tokenizer(text, add_special_tokens=False)["input_ids"]] * 2
-    assert encode([pieces], with_start=True) == [encode_main(tokenizer, text)]
+    prompts = PromptEncoder(tokenizer)
+    roles = ("user", "assistant", "user")
+
+    def control_tokens(texts: list[str]) -> list[int]:
+        turns = [Turn(role, (Piece(text, is_data=True),)) for role, text in zip(roles[:2], texts, strict=False)]
+        main, branch = prompts.split(prompts.slots.split([*turns, Turn("user", ())], [Piece(texts[-1], is_data=True)]))
+        return [token for token in main + branch if token in special]
+
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert control_tokens(said) == control_tokens(["a", "a", "a"])
 
 
-def test_equal_beginnings_are_encoded_once() -> None:
-    tokenizer = byte_tokenizer(CHATML)
+@pytest.mark.parametrize("template", [CHATML, VICUNA, None])
+def test_a_long_text_that_all_begin_with_is_encoded_once(template: str | None) -> None:
+    tokenizer = word_tokenizer(template)
     given: list[str] = []
 
     class Counting:
         def __getattr__(self, name: str) -> Any:
             return getattr(tokenizer, name)
 
-        def __call__(self, texts: list[str], **options: Any) -> Any:
-            given.extend(texts)
+        def __call__(self, texts: str | list[str], **options: Any) -> Any:
+            given.extend([texts] if isinstance(texts, str) else texts)
             return tokenizer(texts, **options)
 
-    said = [user("x" * 1000), {"role": "assistant", "content": "yes"}]
+    said = [user("The hat costs 91 dollars. " * 100), {"role": "assistant", "content": "yes"}]
     PromptEncoder(Counting()).conversation(said, [[user(f"{number}?")] for number in range(50)])
-    assert sum(map(len, given)) < 5000
+    assert sum(map(len, given)) < 20_000

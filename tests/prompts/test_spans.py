@@ -10,7 +10,7 @@ from parallelmind.data.encoder import DataCounts, SampleEncoder
 from parallelmind.data.samples import parse_sample
 from parallelmind.errors import DataError, RequestError
 from parallelmind.prompts.prompt_encoder import PromptEncoder
-from tests.prompts.templates import CHATML, THINKING, byte_tokenizer
+from tests.prompts.templates import CHATML, GEMMA, MISTRAL, THINKING, byte_tokenizer, spaced_tokenizer
 
 TURNS = [
     {"role": "user", "content": "one?"},
@@ -18,6 +18,7 @@ TURNS = [
     {"role": "user", "content": "say yes again"},
     {"role": "assistant", "content": "yes"},
 ]
+LINES = "{% for m in messages %}{{ m.content }}{{ '\n' if m.role == 'user' }}{% endfor %}"
 STRICT = "{{ raise_exception('roles must alternate') }}"
 
 
@@ -78,6 +79,46 @@ def test_a_slow_tokenizer_has_no_offsets() -> None:
             return tokenizer(*arguments, **options)
 
     assert PromptEncoder(Slow()).learned(TURNS, has_main=False) == expected
+
+
+def test_a_template_that_moves_the_system_turn_when_it_is_answered() -> None:
+    """What is learned follows from the prompt that asks for it, system turn included."""
+    text, learned = learned_text(MISTRAL, [{"role": "system", "content": "be kind"}, *TURNS])
+    assert text == "<bos>[INST] one?[/INST] yes<eos>[INST] be kind\n\nsay yes again[/INST] yes<eos>"
+    assert learned == [" yes<eos>", " yes<eos>"]
+
+
+def test_a_system_turn_that_the_template_refuses_begins_the_first_message() -> None:
+    text, learned = learned_text(GEMMA, [{"role": "system", "content": "be kind"}, *TURNS[:2]])
+    assert text.startswith("<bos><start_of_turn>user\nbe kind\n\none?<end_of_turn>")
+    assert learned == ["yes<end_of_turn>"]
+
+
+@pytest.mark.parametrize("template", [LINES, None])
+def test_a_token_never_holds_the_end_of_a_prompt_and_the_beginning_of_its_answer(template: str | None) -> None:
+    """The model is asked with the ids of the prompt alone."""
+    tokenizer = spaced_tokenizer(template)
+    asked, answer = {"role": "user", "content": "one?"}, {"role": "assistant", "content": "\nyes"}
+    assert "\n\n" in tokenizer.tokenize("one?\n\nyes")
+    prompts = PromptEncoder(tokenizer)
+    ids, learned = prompts.learned([asked, answer, asked, answer], has_main=False)
+    asking = prompts.conversation([asked, answer, asked]).main
+    assert ids[: len(asking)] == asking
+    assert learned[len(asking) - 1 : len(asking) + 1] == [False, True]
+    assert ids[0] == tokenizer.bos_token_id or template
+
+
+def test_tools_of_a_row_stand_in_its_prompt() -> None:
+    template = "{% for tool in tools or [] %}<tool>{{ tool.name }}</tool>{% endfor %}" + CHATML
+    tokenizer = byte_tokenizer(template)
+    row = {"messages": TURNS, "tools": [{"name": "search"}]}
+    for tools in (row["tools"], '[{"name": "search"}]'):
+        sample = parse_sample({**row, "tools": tools}, "f line 1")
+        encoded = SampleEncoder(tokenizer, max_seq_len=999).encode(sample, DataCounts())
+        assert encoded is not None
+        assert tokenizer.decode(list(encoded.branches[0].ids)).startswith("<tool>search</tool><|im_start|>user\none?")
+    with pytest.raises(DataError, match=r'f line 1: "tools" is a list \(\["search"\]\); expected a list of objects'):
+        parse_sample({**row, "tools": ["search"]}, "f line 1")
 
 
 def test_a_template_that_refuses_is_named() -> None:

@@ -10,10 +10,10 @@
 | `{"prompt", "completion"}` | the completion |
 | `{"conversations": […]}`, `{"messages": […]}` | the assistant's turns |
 
-Beside turns may stand `tools`, which the chat template writes into the prompt. The forms of one branch may be mixed. A
-branch that is an object may have a `main` of its own, which it alone sees: it stands before the branch, in the same
-tokens as the main of a record. The last three rows have no main: they are *loose*, several of them become the branches
-of one packed row. Other fields are ignored.
+Beside turns may stand `system`, which takes the place of system turns, and `tools`, which the chat template writes into
+the prompt. The forms of one branch may be mixed. A branch that is an object may have a `main` of its own, which it
+alone sees: it stands before the branch, in the same tokens as the main of a record. The last three rows have no main:
+they are *loose*, several of them become the branches of one packed row. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from parallelmind.errors import DataError
 from parallelmind.io.records import field_names, quoted, show_value, text_field
-from parallelmind.prompts.conversation import Message, Tool, parse_messages, parse_tools
+from parallelmind.prompts.conversation import Message, Tool, parse_messages, parse_tools, under_row_system
 
 _FORMS = (
     '{"main", "branches"}, {"text"}, {"prompt", "completion"}, {"messages": [{"role", "content"}, …]} or '
@@ -146,4 +146,5 @@ def _conversation(row: Mapping[str, Any], field: str, name: str) -> SampleBranch
     messages = parse_messages(row[field], where)
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{where} has no turn of the assistant; there is nothing to learn from it.")
+    messages = tuple(under_row_system(messages, row))
     return SampleBranch(messages=messages, tools=parse_tools(row.get("tools"), f'{name}"tools"'))

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from parallelmind.errors import DataError
 from parallelmind.io.records import field_names, show_value
-from parallelmind.prompts.conversation import ROLES, Message, Tool, content_text, parse_tools, user
+from parallelmind.prompts.conversation import ROLES, Message, Tool, content_text, parse_tools, under_row_system, user
 
 RowForm = Literal["conversations", "sharegpt", "messages", "alpaca", "text", "records"]
 BranchForm = Literal["auto", "messages", "prompt"]
@@ -88,11 +88,8 @@ def samples_of(row: Any, settings: SampleSettings) -> list[Sample]:
     in_messages = form == "messages" or (form == "sharegpt" and "messages" in fields and "conversations" not in fields)
     name = "messages" if in_messages else "conversations"
     turns = _turns(fields, name, sharegpt=form == "sharegpt")
-    replaced = 0
-    if isinstance(system := fields.get("system", fields.get("system_prompt")), str) and system.strip():
-        own = {"role": "system", "content": system}
-        replaced = sum(turn["role"] == "system" and turn != own for turn in turns)
-        turns = [own, *(turn for turn in turns if turn["role"] != "system")]
+    given, turns = turns, under_row_system(turns, fields)
+    replaced = sum(turn["role"] == "system" and turn not in turns for turn in given)
     tools = parse_tools(fields.get("tools"), '"tools"')
     return [dataclasses.replace(_of_turns(turns, tools, name, settings), replaced_turns=replaced)]
 

@@ -104,6 +104,17 @@ def parse_tools(value: Any, where: str) -> tuple[Tool, ...]:
     return tuple(dict(tool) for tool in found)
 
 
+def under_row_system(messages: Sequence[Message], row: Mapping[str, Any]) -> list[Message]:
+    """The conversation under the system prompt in the row's own field, `system` as ShareGPT has it, if there is one.
+
+    It takes the place of the system turns.
+    """
+    system = row.get("system", row.get("system_prompt"))
+    if not isinstance(system, str) or not system.strip():
+        return list(messages)
+    return [{"role": "system", "content": system}, *(turn for turn in messages if turn["role"] != "system")]
+
+
 def without_system(messages: Sequence[Message]) -> list[Message]:
     """The same without system turns in front: their text begins the user's first turn, or is one."""
     count = next((place for place, message in enumerate(messages) if message["role"] != "system"), len(messages))

@@ -36,6 +36,11 @@ def encode_branch(tokenizer: Any, text: str, *, has_main: bool) -> list[int]:
     return _encode(tokenizer, text, add_special_tokens=False) if text else []
 
 
+def start_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts in front of a text (BOS)."""
+    return encode_main(tokenizer, "a")[: -len(_encode(tokenizer, "a", add_special_tokens=False))]
+
+
 def closed(tokenizer: Any, ids: list[int]) -> list[int]:
     """Ids of what a model is to write after a prompt, with the end-of-text token behind if the tokenizer has one."""
     end: int | None = tokenizer.eos_token_id
@@ -51,8 +56,8 @@ def encode_parts(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
     return parts
 
 
-def shared_length(several: Sequence[list[int]]) -> int:
-    """How many ids all of them begin with in common."""
+def shared_length(several: Sequence[list[int]] | Sequence[str]) -> int:
+    """How many ids, or characters, all of them begin with in common."""
     # What the first and the last in sorted order share, all between them share; comparing all, item by item, took
     # minutes for a long main under many branches.
     first, last = min(several), max(several)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from parallelmind.prompts.encode import encode_main, encode_parts
+from parallelmind.prompts.encode import encode_branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,51 +67,41 @@ def strip(pieces: Sequence[Piece], *, left: bool = True, right: bool = True) -> 
 
 
 class PieceEncoder:
-    """Token ids of texts in pieces, in which data has no control tokens.
+    """Token ids of a text in pieces, in which data has no control tokens.
 
     Control tokens are the tokenizer's special tokens and those added tokens that its chat template writes. Where one
     stands in data, or arises where data meets other text, the text is encoded in two parts with the cut inside of it.
-    Works for any tokenizer; some put a space where the cut is. A text without data has the ids that the tokenizer gives
-    it as a whole.
+    Everything else is encoded in one go, as any other text. Works for any tokenizer; some put a space where the cut is.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._control = _control_pattern(tokenizer)
-        self._sections = _section_pattern(tokenizer)
 
-    def __call__(self, texts: Sequence[Sequence[Piece]], *, with_start: bool) -> list[list[int]]:
-        """The ids of each text; `with_start` puts what the tokenizer begins a text with (BOS) in front."""
-        divided = [self._divide(pieces) for pieces in texts]
-        starts, rest = [parts[:with_start] for parts in divided], [parts[with_start:] for parts in divided]
-        known = encode_parts(self._tokenizer, [part for parts in rest for part in parts])
-        begun = {part: encode_main(self._tokenizer, part) for part in {part for parts in starts for part in parts}}
-        return [
-            [token for part in start for token in begun[part]] + [token for part in parts for token in known[part]]
-            for start, parts in zip(starts, rest, strict=True)
-        ]
-
-    def _divide(self, pieces: Sequence[Piece]) -> list[str]:
-        """The text in parts that are encoded alone."""
+    def __call__(self, pieces: Sequence[Piece], *, with_start: bool) -> list[int]:
+        """The ids; `with_start` puts what the tokenizer begins a text with (BOS) in front."""
         text = join(pieces)
+        bounds = [0, *self._cuts(pieces, text), len(text)]
+        ids: list[int] = []
+        for start, end in pairwise(bounds):
+            ids += encode_branch(self._tokenizer, text[start:end], has_main=not with_start or start > 0)
+        return ids
+
+    def _cuts(self, pieces: Sequence[Piece], text: str) -> list[int]:
+        """Where control tokens that are not the template's own are cut: after their first character."""
+        if self._control is None:
+            return []
         own: list[tuple[int, int]] = []
         position = 0
         for piece in pieces:
             if not piece.is_data:
                 own.append((position, position + len(piece.text)))
             position += len(piece.text)
-
-        def is_own(start: int, end: int) -> bool:
-            return any(first <= start and end <= last for first, last in own)
-
-        bounds = {0, len(text)}
-        for match in self._control.finditer(text) if self._control else ():
-            if not is_own(match.start(), match.end(1)):
-                bounds.add(match.start() + 1)  # inside of it
-        for match in self._sections.finditer(text) if self._sections else ():
-            if is_own(*match.span()):
-                bounds.add(match.start())
-        return [text[start:end] for start, end in pairwise(sorted(bounds))]
+        return [
+            match.start() + 1
+            for match in self._control.finditer(text)
+            if not any(start <= match.start() and match.end(1) <= end for start, end in own)
+        ]
 
 
 def _control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
@@ -124,30 +114,3 @@ def _control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     texts = sorted((text for text in tokens if len(text) > 1 and text.strip()), key=len, reverse=True)
     # A lookahead, so that tokens that overlap are all found.
     return re.compile(f"(?=({'|'.join(map(re.escape, texts))}))") if texts else None
-
-
-def _section_pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    """Tokens before which a text can be cut without a change of its ids.
-
-    The tokenizers library finds added tokens first and encodes what lies between them apart, so that the turns that
-    many prompts begin with in common are encoded once. Left out are tokens that reach beyond their own text or may be a
-    part of another one.
-    """
-    if not tokenizer.is_fast or getattr(tokenizer, "split_special_tokens", False):
-        return None
-    template = str(getattr(tokenizer, "chat_template", None) or "")
-    added = list(tokenizer.added_tokens_decoder.values())
-    found = [
-        token.content
-        for token in added
-        if (token.special or token.content in template)
-        and not (token.normalized or token.lstrip or token.single_word)
-        and not any(_may_cover(other.content, token.content) for other in added)
-    ]
-    return re.compile("|".join(map(re.escape, found))) if found else None
-
-
-def _may_cover(other: str, text: str) -> bool:
-    if other == text:
-        return False
-    return text in other or any(other.endswith(text[:size]) and len(other) > size for size in range(1, len(text)))

@@ -13,21 +13,27 @@ In the second to fourth row, what all prompts begin with in common is main.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 from parallelmind.columnar import Visibility, sees_main
 from parallelmind.prompts.conversation import Message, Tool, user
-from parallelmind.prompts.encode import PromptIds, encode_branch, encode_main, shared_length
+from parallelmind.prompts.encode import PromptIds, encode_branch, encode_main, encode_parts, shared_length, start_ids
 from parallelmind.prompts.pieces import Piece, PieceEncoder, SplitPrompt
 from parallelmind.prompts.slots import Slots
-from parallelmind.prompts.spans import LearnedIds, encode_spans, spoken_text
+from parallelmind.prompts.spans import LearnedIds, encode_spans, mark_answers
 from parallelmind.prompts.template import ChatTemplate
 
 _PROBES = ("0", "a")
 """Two texts that begin differently, and so mark where any text begins: main depends on no branch."""
 _KEPT_MAINS = 4
+_WORD = re.compile(r"(?<=\S)[ \n](?=\S)")
+"""Where a word begins, with the space or line end that belongs to its token."""
+_FAR = 100
+_SEARCHED = 10_000
+"""Characters before the place where prompts part: a cut is not nearer than the one and not farther than the other."""
 
 
 class PromptEncoder:
@@ -69,9 +75,12 @@ class PromptEncoder:
             RequestError: the chat template refuses the conversation.
         """
         probes = [[user(probe)] for probe in _PROBES] if any(branches) else []
-        prompts = [self.template.accept([*messages, *added], tools).prompt for added in (*branches, *probes)]
-        wholes = self._conversations([[Piece(prompt, is_data=False)] for prompt in prompts])
-        return _divided(wholes[: len(branches)], wholes[len(branches) :], visibility)
+        prompts, probed = (
+            [self.template.accept([*messages, *added], tools).prompt for added in several]
+            for several in (branches, probes)
+        )
+        known = [self._dialogue(prompt) for prompt in probed]
+        return _divided(self._encode_all(prompts, probed, known), known, visibility)
 
     def continued(self, main: str, said: str, prompts: Sequence[str]) -> PromptIds:
         """The same for a text and what was said under it, without any template: `said` and a prompt are one branch."""
@@ -85,10 +94,9 @@ class PromptEncoder:
     def split(self, prompt: SplitPrompt) -> tuple[list[int], list[int]]:
         """Ids of main and branch. Equal mains have equal ids, unless a branch begins within main's last token."""
         if prompt.form == "text":
-            [main] = self._encode_pieces([prompt.main], with_start=True)
-            [branch] = self._encode_pieces([prompt.branch], with_start=not main)
-            return main, branch
-        [whole] = self._conversations([(*prompt.main, *prompt.branch)])
+            main = self._encode_pieces(prompt.main, with_start=True)
+            return main, self._encode_pieces(prompt.branch, with_start=not main)
+        whole = self._conversation((*prompt.main, *prompt.branch))
         main, [branch] = _divided([whole], [self._main_of(prompt.main)])
         return main, branch
 
@@ -100,18 +108,42 @@ class PromptEncoder:
         Raises:
             RequestError: the chat template refuses the conversation.
         """
-        spoken = spoken_text(self.tokenizer, self.template, messages, tools)
-        ids, learned = encode_spans(self.tokenizer, spoken)
+        marked = mark_answers(self.tokenizer, self.template, messages, tools)
+        ids, learned = encode_spans(self.tokenizer, marked)
         if has_main and ids and ids[0] == self.tokenizer.bos_token_id:
             return LearnedIds(ids[1:], learned[1:])
         if not has_main and not self.template.is_own:
-            start = encode_main(self.tokenizer, spoken.text)[: -len(ids)]
+            start = start_ids(self.tokenizer)
             ids, learned = start + ids, [False] * len(start) + learned
         return LearnedIds(ids, learned)
 
-    def _conversations(self, texts: Sequence[Sequence[Piece]]) -> list[list[int]]:
+    def _dialogue(self, text: str) -> list[int]:
         """A chat template writes its own special tokens; the plain form of a dialogue does not."""
-        return self._encode_pieces(texts, with_start=not self.template.is_own)
+        return encode_branch(self.tokenizer, text, has_main=self.template.is_own)
+
+    def _encode_all(self, prompts: Sequence[str], probes: Sequence[str], known: Sequence[list[int]]) -> list[list[int]]:
+        """The ids of each prompt as a whole; of many, a long text that all begin with is encoded once.
+
+        `known` are the ids of the probes. A cut far from where they part that does not change them changes none.
+        """
+        shared = shared_length([*prompts, *probes])
+        places = [
+            match.start() for match in _WORD.finditer(prompts[0], max(0, shared - _SEARCHED), max(0, shared - _FAR))
+        ]
+        if probes and places and len(prompts) > 1:
+            cut = places[-1]
+            head = self._dialogue(prompts[0][:cut])
+
+            def joined(texts: Sequence[str]) -> list[list[int]]:
+                tails = encode_parts(self.tokenizer, [text[cut:] for text in texts])
+                return [head + tails[text[cut:]] for text in texts]
+
+            if joined(probes) == list(known):
+                return joined(prompts)
+        return [self._dialogue(prompt) for prompt in prompts]
+
+    def _conversation(self, pieces: Sequence[Piece]) -> list[int]:
+        return self._encode_pieces(pieces, with_start=not self.template.is_own)
 
     @cached_property
     def _encode_pieces(self) -> PieceEncoder:
@@ -119,8 +151,7 @@ class PromptEncoder:
 
     def _find_main(self, main: tuple[Piece, ...]) -> list[int]:
         """What main is whatever follows it."""
-        probed = self._conversations([(*main, Piece(probe, is_data=True)) for probe in _PROBES])
-        return _divided(probed).main
+        return _divided([self._conversation((*main, Piece(probe, is_data=True))) for probe in _PROBES]).main
 
 
 def _divided(

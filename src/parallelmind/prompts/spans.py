@@ -11,23 +11,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from parallelmind.prompts.conversation import Message, Tool
-from parallelmind.prompts.encode import shared_length
-from parallelmind.prompts.template import ChatTemplate
-
-_PROBE = "PMPROBEQ"
+from parallelmind.prompts.encode import encode_branch, shared_length
+from parallelmind.prompts.template import PROBE, ChatTemplate
 
 Span = tuple[int, int]
 
 
-class SpokenText(NamedTuple):
+class MarkedText(NamedTuple):
     """The text of a conversation, and the spans of the assistant's turns in it, end marks included."""
 
     text: str
     spans: list[Span]
-
-    def without(self, size: int) -> SpokenText:
-        """The same without so many characters in front."""
-        return SpokenText(self.text[size:], [(start - size, end - size) for start, end in self.spans])
 
 
 class LearnedIds(NamedTuple):
@@ -37,9 +31,9 @@ class LearnedIds(NamedTuple):
     learned: list[bool]
 
 
-def spoken_text(
+def mark_answers(
     tokenizer: Any, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool] = ()
-) -> SpokenText:
+) -> MarkedText:
     """What is trained of a conversation. Up to the assistant's last turn it is the prompt that asks for that turn.
 
     Raises:
@@ -65,7 +59,7 @@ def spoken_text(
         elif message["role"] != "system":  # which some templates write elsewhere
             content = message["content"].strip()
             position = max(position, text.find(content, position) + len(content))
-    return SpokenText(text, spans)
+    return MarkedText(text, spans)
 
 
 def _find_span(
@@ -89,8 +83,8 @@ def _find_span(
 
 def _start_of_text(template: ChatTemplate, turns: Sequence[Message], tools: Sequence[Tool]) -> int | None:
     """Where the template writes what the last turn says."""
-    probed = [*turns[:-1], {**turns[-1], "content": _PROBE}]
-    before, found, _ = template.render(probed, tools=tools).partition(_PROBE)
+    probed = [*turns[:-1], {**turns[-1], "content": PROBE}]
+    before, found, _ = template.render(probed, tools=tools).partition(PROBE)
     return _with_space(before, len(before)) if found else None
 
 
@@ -108,36 +102,38 @@ def _end_of_turn(tokenizer: Any, text: str, end: int) -> int:
     return end
 
 
-def encode_spans(tokenizer: Any, spoken: SpokenText) -> LearnedIds:
+def encode_spans(tokenizer: Any, marked: MarkedText) -> LearnedIds:
     """Ids of the text as a whole; learned are the tokens that begin in a span.
 
-    Where a token would hold the end of a prompt and the beginning of its answer, both are encoded apart: the model is
-    asked with the ids of the prompt alone.
+    Where a token would hold the end of the last prompt and the beginning of its answer, the answer is encoded apart:
+    the model is asked with the ids of the prompt alone.
     """
-    text, spans = spoken
+    text, spans = marked
     if not tokenizer.is_fast:
-        return _encode_by_prefixes(tokenizer, spoken)
+        return _encode_by_prefixes(tokenizer, text, spans)
+    ids, learned, crosses = _encode_by_offsets(tokenizer, text, spans)
+    if not crosses:
+        return LearnedIds(ids, learned)
+    cut, end = spans[-1]
+    prompt = _encode_by_offsets(tokenizer, text[:cut], spans[:-1])
+    answer = _encode_by_offsets(tokenizer, text[cut:], [(0, end - cut)])
+    return LearnedIds(prompt[0] + answer[0], prompt[1] + answer[1])
+
+
+def _encode_by_offsets(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool], bool]:
+    """The ids, which of them are learned, and whether one crosses the beginning of the last span."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = encoded["offset_mapping"]
-    for number, (cut, _) in enumerate(spans):
-        if any(start < cut < end for start, end in offsets):
-            ids, learned = encode_spans(tokenizer, SpokenText(text[:cut], spans[:number]))
-            more = encode_spans(tokenizer, SpokenText(text, spans[number:]).without(cut))
-            return LearnedIds(ids + more.ids, learned + more.learned)
-    return LearnedIds(encoded["input_ids"], [any(a <= start < b for a, b in spans) for start, _ in offsets])
+    learned = [any(first <= start < last for first, last in spans) for start, _ in offsets]
+    crosses = any(start < spans[-1][0] < stop for start, stop in offsets) if spans else False
+    return encoded["input_ids"], learned, crosses
 
 
-def _encode_by_prefixes(tokenizer: Any, spoken: SpokenText) -> LearnedIds:
+def _encode_by_prefixes(tokenizer: Any, text: str, spans: Sequence[Span]) -> LearnedIds:
     """Tokenizers that are not of the tokenizers library cannot tell where a token begins."""
-    text, spans = spoken
-    ids = _plain_ids(tokenizer, text)
+    ids = encode_branch(tokenizer, text, has_main=True)
     learned = [False] * len(ids)
-    for start, end in spans:
-        first, stop = (shared_length([ids, _plain_ids(tokenizer, text[:place])]) for place in (start, end))
+    for span in spans:
+        first, stop = (shared_length([ids, encode_branch(tokenizer, text[:end], has_main=True)]) for end in span)
         learned[first:stop] = [True] * (stop - first)
     return LearnedIds(ids, learned)
-
-
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
-    return ids

@@ -21,7 +21,8 @@ _PLAIN = (
 """For tokenizers without a chat template of their own (base models): the dialogue written out, a turn a line."""
 PLAIN_STOP = "\nUser:"
 """Where an answer ends that is written out: a model without a template goes on with the user's next turn."""
-_PROBE = "PMPROBEQ"
+PROBE = "PMPROBEQ"
+"""A text that no template writes by itself: where it stands, the template writes what a turn says."""
 
 
 class Accepted(NamedTuple):
@@ -88,6 +89,6 @@ class ChatTemplate:
     def _drops_system(self) -> bool:
         """Some templates neither write a system turn nor refuse it."""
         try:
-            return _PROBE not in self.render([{"role": "system", "content": _PROBE}, user("a")], reply=True)
+            return PROBE not in self.render([{"role": "system", "content": PROBE}, user("a")], reply=True)
         except RequestError:
             return False
