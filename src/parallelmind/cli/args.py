@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from parallelmind.cli.failures import say_failed
-from parallelmind.models.options import ModelOptions
+from parallelmind.settings.model import ModelOptions
 
 USAGE_ERROR = 2
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.loader import AUTO_DTYPE, load_model_with_lora
 from parallelmind.models.lora import adapter_rank, merge_lora
-from parallelmind.models.options import dtype_name
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
+from parallelmind.settings.model import dtype_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import RequestError
 from parallelmind.server.mailbox import Gain
 from parallelmind.server.problems import ApiError, error_of_result
@@ -30,6 +30,7 @@ from parallelmind.server.schemas import (
 )
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import DONE, EventStream, data, results_of
+from parallelmind.settings.sampling import SamplingParams
 
 router = APIRouter(tags=["branches"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from parallelmind.errors import SettingsError
-from parallelmind.models.options import dtype_name
+from parallelmind.settings.model import dtype_name
 
 Task = Literal["parallel_lora", "lora", "pretrain"]
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -20,8 +20,9 @@ from parallelmind.io.fingerprints import (
     fingerprint_of_tree,
 )
 from parallelmind.io.jsonl import read_lines
-from parallelmind.models.options import TINY_MODEL, fingerprint_of_adapter, real_name
+from parallelmind.models.options import fingerprint_of_adapter, real_name
 from parallelmind.models.sidecar import RopeSettings
+from parallelmind.settings.model import TINY_MODEL
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import new_model_values, resolve_rank
 
