@@ -16,6 +16,9 @@ _GROUP = "model"
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
 
+DEFAULT_STRIDE = 128
+"""Branch position = branch id × stride."""
+
 BaseModel = Annotated[
     str, Setting("Hub name, local folder, or tiny: the bundled model", _GROUP, flag=Flag(metavar="MODEL"))
 ]
@@ -52,7 +55,7 @@ RopePairs = Annotated[
 BranchStride = Annotated[
     int | None,
     Ge(0),
-    Setting("branch position = branch id x stride", _GROUP, default="the adapter's, else 128"),
+    Setting("branch position = branch id x stride", _GROUP, default=f"the adapter's, else {DEFAULT_STRIDE}"),
 ]
 VisibilityOption = Annotated[
     Literal["isolated", "columnar", "strict"] | None,

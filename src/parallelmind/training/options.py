@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt
 
 from parallelmind.errors import SettingsError
 from parallelmind.settings.model import (
+    DEFAULT_STRIDE,
     Device,
     LoadIn4Bit,
     LoadIn8Bit,
@@ -173,7 +174,7 @@ class TrainOptions(Settings):
         int | None,
         Ge(0),
         Setting(
-            "branch position = branch id x stride", _MODEL, default="the adapter's, else 128",
+            "branch position = branch id x stride", _MODEL, default=f"the adapter's, else {DEFAULT_STRIDE}",
             flag=Flag(also=("--branch_stride",)),
         ),
     ] = None  # fmt: skip
