@@ -14,17 +14,6 @@ from parallelmind.server.loading import split_adapters
 from parallelmind.server.options import ServeOptions
 
 
-def test_every_option_has_a_flag_with_the_same_default() -> None:
-    parser = Parser()
-    serve.add_arguments(parser)
-    given = vars(parser.parse_args(["--base_model", "m"]))
-    for field in dataclasses.fields(ServeOptions):
-        default = given.pop(field.name)
-        if field.name != "base_model":
-            assert (tuple(default or ()) if field.type == "tuple[str, ...]" else default) == field.default, field.name
-    assert given == {}
-
-
 def test_options_from_the_environment() -> None:
     found = ServeOptions.from_environment(
         {

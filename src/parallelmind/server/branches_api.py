@@ -47,7 +47,7 @@ ServiceOf = Annotated[Service, Depends(_service)]
     "/v1/branches",
     response_model=BranchesOutput,
     response_description="The answers; with `stream`, server-sent events",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def create_branches(body: BranchesInput, http: HttpRequest, service: ServiceOf) -> Any:
     """Decode all branches of one main in parallel; main is computed once.

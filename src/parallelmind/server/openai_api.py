@@ -21,7 +21,7 @@ from parallelmind.settings.sampling import SamplingParams
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {}}},
 }
 _LIKE_OPENAI = {"temperature": 1.0, "top_p": 1.0}
 """Their defaults are not ours."""
