@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 import pytest
 
 from parallelmind.cli import serve
-from parallelmind.cli.args import Parser
 from parallelmind.errors import SettingsError
 from parallelmind.server.loading import split_adapters
 from parallelmind.server.options import ServeOptions
