@@ -11,8 +11,8 @@ from pathlib import Path
 __all__ = ["DOCUMENTS", "ROOT", "Block", "Command", "blocks_of", "commands_of", "prose_of"]
 
 ROOT = Path(__file__).parents[2]
-_GENERATED = {"docs/cli.md", "docs/compatibility.md"}
-"""Made from the parser and from tests, which check them."""
+_GENERATED = {"docs/api.md", "docs/cli.md", "docs/compatibility.md", "docs/errors.md"}
+"""Made from the source, the parsers and from tests, which check them."""
 DOCUMENTS = [
     str(path.relative_to(ROOT))
     for path in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")))
