@@ -64,7 +64,7 @@ def test_the_source_archive_holds_what_a_checkout_does(tmp_path: Path) -> None:
     for needed in (
         "LICENSE", "Makefile", "README.md", "constraints.txt", "requirements.txt", "pyproject.toml",
         "docs/architecture.md", "run_from_checkout.py",
-        "examples/draw_row.py", "scripts/inference_hf_lora.py", "tests/conftest.py", "trainer/train_hf_lora.py",
+        "docs/images/draw_row.py", "scripts/inference_hf_lora.py", "tests/conftest.py", "trainer/train_hf_lora.py",
         "utils/RAGutils/queryResultByInfer/multi_worker_inference.py", "src/parallelmind/assets/tiny/model.safetensors",
     ):  # fmt: skip
         assert needed in names
