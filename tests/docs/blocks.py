@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DOCUMENTS", "ROOT", "Block", "Command", "blocks_of", "commands_of", "prose_of"]
-
 ROOT = Path(__file__).parents[2]
 _GENERATED = {"docs/cli.md", "docs/compatibility.md", "docs/errors.md"}
 """Made from the source, the parsers and from tests, which check them."""

@@ -115,7 +115,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--backend",
         metavar="FILE:CLASS",
-        help="your own subclass of parallelmind.answering.backends.QueryBasedInference (default: none)",
+        help="your own subclass of parallelmind.QueryBasedInference (default: none)",
     )
     group.add_argument("--prompt_template", type=Path, metavar="FILE", help="YAML (default: the built-in prompts)")
     group.add_argument("--no_system_role", action="store_true", help="put the instructions into the user's turn")
