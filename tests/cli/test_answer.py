@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "utils" / "RAGutils" / "queryResultByInfer"
 SCRIPT = FOLDER / "multi_worker_inference.py"
 BACKEND = """
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 class Upper(QueryBasedInference):
     def generate_answer(self, query, context, retrieval_method):
