@@ -15,12 +15,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, Event, Request
 from parallelmind.errors import RequestError
 from parallelmind.prompts.conversation import Message, user
 from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.prompts.template import PLAIN_STOP
+from parallelmind.settings.sampling import SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 _ROOM_SHARE = 4

@@ -63,7 +63,7 @@ class BatchTask:
         return _BatchRecords(
             BatchWorker(
                 backend,
-                sampling=options.sampling,
+                sampling=options.sampling(seed=None),
                 limits=options.row_limits,
                 seed=options.seed,
                 num_workers=options.num_workers,
@@ -92,7 +92,7 @@ class _BatchRecords:
 def run_batch(
     options: BatchOptions,
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     rank: Rank = SINGLE,
     run: RunOptions | None = None,
     load: Callable[[BatchOptions], Backend] | None = None,
