@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from parallelmind.models.loader import bundled_model_path
+from parallelmind.models.options import bundled_model_path
 
 __all__ = ["Desk", "Done", "rows_of"]
 

@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> int:
     """Merge, and say what the folder needs."""
     from parallelmind.models.merge import MergeOptions, merge_to_folder
 
-    report = merge_to_folder(
-        MergeOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(MergeOptions)})
-    )
+    names = {field.name for field in dataclasses.fields(MergeOptions)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    report = merge_to_folder(MergeOptions(**given))
     for note in report.notes:
         _LOGGER.info("%s", note)
     _LOGGER.info("%s parameters in %s are in %s", f"{report.parameters:,}", report.dtype, report.output_dir)

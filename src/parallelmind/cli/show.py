@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallelmind.cli.args import documented_default
 from parallelmind.errors import DataError, SettingsError, first_line
+from parallelmind.models.options import DEFAULT_BRANCH_STRIDE, model_path
 
 if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
@@ -45,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--branch_stride",
         "--stride",
         type=int,
-        default=128,
+        default=DEFAULT_BRANCH_STRIDE,
         metavar="N",
-        help=documented_default("branch position = branch id x stride", 128),
+        help=documented_default("branch position = branch id x stride", DEFAULT_BRANCH_STRIDE),
     )
     parser.add_argument(
         "--visibility",
@@ -141,8 +142,6 @@ def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:
 
 def _tokenizer(base_model: str) -> Any:
     from transformers import AutoTokenizer
-
-    from parallelmind.models.loader import model_path
 
     try:
         return AutoTokenizer.from_pretrained(model_path(base_model))

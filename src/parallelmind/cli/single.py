@@ -46,7 +46,6 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 def load_single(args: argparse.Namespace) -> Engine:
     """Load the model and make its engine."""
-    from parallelmind.engine.loading import load_engine
+    from parallelmind.engine.engine import Engine
 
-    engine, _ = load_engine(model_options(args), args.lora_path)
-    return engine
+    return Engine.from_pretrained(lora_path=args.lora_path, **model_options(args).loading())

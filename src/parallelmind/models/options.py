@@ -14,7 +14,18 @@ from parallelmind.io.fingerprints import fingerprint_of_contents
 
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
-ROPE_FLAGS = ("rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs", "branch_stride", "visibility")
+DEFAULT_BRANCH_STRIDE = 128
+"""Branch position = branch id × stride."""
+ROPE_FLAGS = {
+    "rope_2d_ratio": "ratio",
+    "rope_2d_mode": "mode",
+    "rope_2d_pairs": "pairs",
+    "branch_stride": "branch_stride",
+    "visibility": "visibility",
+}
+"""The flags of a row's 2D settings, and the field of `RopeSettings` that each one is about."""
+AdapterPath = str | os.PathLike[str]
+"""Of a `.pth` file or a PEFT folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +68,29 @@ class ModelOptions:
         if self.load_in_8bit and self.load_in_4bit:
             raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
 
+    @classmethod
+    def of(cls, options: object, **others: Any) -> ModelOptions:
+        """The settings of this class among those of a command; `others` are what it names otherwise."""
+        names = (field.name for field in dataclasses.fields(ModelOptions))
+        return ModelOptions(**({name: getattr(options, name) for name in names if hasattr(options, name)} | others))
+
     def loading(self) -> dict[str, Any]:
-        """The arguments of `load_model_with_lora`, but for the adapter."""
+        """The settings by name: the arguments of `load_model_with_lora`, but for the adapter."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
+
+    def rope_flags(self) -> dict[str, Any]:
+        """What was said about 2D RoPE: the arguments of `resolve_rope`."""
+        return {name: getattr(self, name) for name in ("patch_rope", *ROPE_FLAGS)}
+
+
+def bundled_model_path() -> Path:
+    """Folder of the model that ships with the package."""
+    return Path(__file__).parents[1] / "assets" / "tiny"
+
+
+def model_path(base_model: str) -> str:
+    """Folder or hub name of a base model, the bundled one included."""
+    return str(bundled_model_path()) if base_model == TINY_MODEL else base_model
 
 
 def real_name(name: str | None) -> str | None:
@@ -83,17 +114,19 @@ def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, An
     Raises:
         ParallelMindError: the flags contradict each other or what the adapter was trained with.
     """
-    given = [name for name in ("patch_rope", *ROPE_FLAGS) if getattr(options, name) is not None]
-    if lora_path is None and not given and not os.path.isdir(options.base_model):
+    flags = options.rope_flags()
+    if (
+        lora_path is None
+        and not any(value is not None for value in flags.values())
+        and not os.path.isdir(options.base_model)
+    ):
         return {"patch_rope": False, "visibility": "isolated"}  # without torch, which the rest needs
-    from parallelmind.models.loader import settings_in_force
+    from parallelmind.models.rope_settings import resolve_rope
 
-    settings, patched, _ = settings_in_force(
-        options.base_model, lora_path, options.patch_rope, **{name: getattr(options, name) for name in ROPE_FLAGS}
-    )
-    if not patched:
-        return {"patch_rope": False, "visibility": settings.visibility}
-    return {"patch_rope": True, **dataclasses.asdict(settings)}
+    resolved = resolve_rope(options.base_model, lora_path, **flags)
+    if not resolved.patched:
+        return {"patch_rope": False, "visibility": resolved.settings.visibility}
+    return {"patch_rope": True, **dataclasses.asdict(resolved.settings)}
 
 
 def dtype_name(dtype: object) -> str:
