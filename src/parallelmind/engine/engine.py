@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -134,6 +135,7 @@ class Engine:
                 `patch_rope`, …), and parameters of `Engine` (`max_running_branches`, `kv_cache_bytes`, …).
         Raises:
             ParallelMindError: as `load_model_with_lora` and `Engine`.
+            TypeError: a setting has a name that neither has.
         """
         # Imported here, as transformers takes seconds to import.
         from parallelmind.models.cpu import optimize_for_cpu
@@ -142,6 +144,7 @@ class Engine:
         names = {field.name for field in dataclasses.fields(ModelOptions)}
         loading = {name: value for name, value in settings.items() if name in names}
         limits = {name: value for name, value in settings.items() if name not in names}
+        inspect.signature(cls).bind(None, None, **limits)  # a misspelled name ends it before the long wait
         options = ModelOptions(base_model=base_model, **loading)
         paths = lora_path.values() if isinstance(lora_path, Mapping) else [lora_path] if lora_path else []
         adapter = f" with {', '.join(map(str, paths))}" if paths else ""
