@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
-    from parallelmind.engine.request import Branch, BranchResult, Event, Request, RequestResult, SamplingParams
+    from parallelmind.engine.request import Branch, BranchResult, Event, Request, RequestResult
     from parallelmind.models.cpu import optimize_for_cpu
     from parallelmind.models.loader import load_model_with_lora
+    from parallelmind.settings.sampling import SamplingParams
 
 __version__ = "0.1.0"
 

@@ -14,9 +14,9 @@ from parallelmind.errors import AdapterError, ParallelMindError, SettingsError
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.merge import MergeOptions, merge_to_folder
-from parallelmind.models.options import DEFAULT_BRANCH_STRIDE
 from parallelmind.models.rope_settings import resolve_rope, resolve_ropes
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
+from parallelmind.settings.model import DEFAULT_STRIDE
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.training.model import load_trainee
 from parallelmind.training.options import TrainOptions
@@ -53,7 +53,7 @@ def test_defaults_given_and_stored_values(base: str, adapters: dict[str, str]) -
         return resolve_rope(base, None if adapter is None else adapters[adapter], **flags).settings
 
     for adapter in (None, "silent", "without"):
-        assert settings(adapter) == RopeSettings(branch_stride=DEFAULT_BRANCH_STRIDE)
+        assert settings(adapter) == RopeSettings(branch_stride=DEFAULT_STRIDE)
         asked = {"rope_2d_ratio": 0.75, "rope_2d_mode": "additive", "branch_stride": 32}
         assert settings(adapter, **asked) == RopeSettings(ratio=0.75, mode="additive", branch_stride=32)
     assert settings("with") == STORED

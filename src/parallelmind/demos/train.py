@@ -24,8 +24,9 @@ from parallelmind.columnar import Visibility
 from parallelmind.data.sources import JsonlSource
 from parallelmind.demos.stories import private_facts, recall, write_records
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, Request, SamplingParams
-from parallelmind.models.options import DEFAULT_BRANCH_STRIDE, TINY_MODEL
+from parallelmind.engine.request import Branch, Request
+from parallelmind.settings.model import DEFAULT_STRIDE, TINY_MODEL
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.training.callbacks import Progress
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.run import TrainReport, run_training
@@ -88,7 +89,7 @@ def train_options(task: Task, folder: Path, visibility: Visibility, steps: int |
         lora_rank=8,
         lora_name=f"{task.name}_{visibility}",
         rope_2d_mode="split",
-        stride=DEFAULT_BRANCH_STRIDE,
+        stride=DEFAULT_STRIDE,
         visibility=visibility,
         data_path=training,
         eval_data_path=held_out,

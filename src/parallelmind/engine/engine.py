@@ -23,7 +23,6 @@ from parallelmind.engine.request import (
     Prompt,
     Request,
     RequestResult,
-    SamplingParams,
     TokenLogprob,
 )
 from parallelmind.engine.sampler import NextToken, next_tokens
@@ -31,7 +30,10 @@ from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.errors import RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.options import DEFAULT_BRANCH_STRIDE, AdapterPath, ModelOptions
+from parallelmind.models.options import AdapterPath
+from parallelmind.settings.model import DEFAULT_STRIDE, ModelOptions
+from parallelmind.settings.sampling import SamplingParams
+from parallelmind.settings.setting import names
 
 _LOGGER = logging.getLogger(__name__)
 _OVERFLOW = (
@@ -71,7 +73,7 @@ class Engine:
         tokenizer: Any,
         *,
         visibility: Visibility = "isolated",
-        branch_stride: int = DEFAULT_BRANCH_STRIDE,
+        branch_stride: int = DEFAULT_STRIDE,
         max_running_branches: int | None = 64,
         max_running_requests: int | None = None,
         max_batched_tokens: int = 2048,
@@ -131,7 +133,7 @@ class Engine:
         Args:
             base_model: hub name, local folder, or "tiny" for the bundled model.
             lora_path: a `.pth` file or PEFT folder; or several by the names that requests choose them by.
-            settings: fields of `parallelmind.models.options.ModelOptions` (`dtype`, `device`, `load_in_4bit`,
+            settings: those of `parallelmind.settings.model.ModelOptions` (`dtype`, `device`, `load_in_4bit`,
                 `patch_rope`, …), and parameters of `Engine` (`max_running_branches`, `kv_cache_bytes`, …).
         Raises:
             ParallelMindError: as `load_model_with_lora` and `Engine`.
@@ -141,9 +143,8 @@ class Engine:
         from parallelmind.models.cpu import optimize_for_cpu
         from parallelmind.models.loader import load_model, resolve_device
 
-        names = {field.name for field in dataclasses.fields(ModelOptions)}
-        loading = {name: value for name, value in settings.items() if name in names}
-        limits = {name: value for name, value in settings.items() if name not in names}
+        loading = {name: value for name, value in settings.items() if name in names(ModelOptions)}
+        limits = {name: value for name, value in settings.items() if name not in loading}
         inspect.signature(cls).bind(None, None, **limits)  # a misspelled name ends it before the long wait
         options = ModelOptions(base_model=base_model, **loading)
         paths = lora_path.values() if isinstance(lora_path, Mapping) else [lora_path] if lora_path else []

@@ -18,8 +18,9 @@ from transformers.utils import logging as transformers_logging
 from parallelmind.errors import SettingsError, first_line
 from parallelmind.models.adapters import attach_adapters
 from parallelmind.models.loaded import LoadedModel
-from parallelmind.models.options import AdapterPath, ModelOptions, dtype_name, model_path
+from parallelmind.models.options import AdapterPath, model_path
 from parallelmind.models.rope_settings import resolve_rope, resolve_ropes
+from parallelmind.settings.model import ModelOptions, dtype_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO_DTYPE = "auto"
@@ -103,22 +104,22 @@ def load_model_with_lora(
         AdapterError: the adapter does not fit or is not safe to read.
         UnsupportedModelError: 2D RoPE cannot be applied to the model.
     """
-    options = ModelOptions(
-        base_model=base_model,
-        lora_rank=lora_rank,
-        patch_rope=patch_rope,
-        rope_2d_ratio=rope_2d_ratio,
-        rope_2d_mode=rope_2d_mode,
-        rope_2d_pairs=rope_2d_pairs,
-        branch_stride=branch_stride,
-        visibility=visibility,
-        device=device,
-        dtype=dtype_name(dtype),
-        device_map=device_map,
-        load_in_8bit=load_in_8bit,
-        load_in_4bit=load_in_4bit,
-    )
-    return load_model(options, lora_path, attn_implementation=attn_implementation)
+    settings: dict[str, Any] = {
+        "base_model": base_model,
+        "lora_rank": lora_rank,
+        "patch_rope": patch_rope,
+        "rope_2d_ratio": rope_2d_ratio,
+        "rope_2d_mode": rope_2d_mode,
+        "rope_2d_pairs": rope_2d_pairs,
+        "branch_stride": branch_stride,
+        "visibility": visibility,
+        "device": device,
+        "dtype": dtype,
+        "device_map": device_map,
+        "load_in_8bit": load_in_8bit,
+        "load_in_4bit": load_in_4bit,
+    }
+    return load_model(ModelOptions(**settings), lora_path, attn_implementation=attn_implementation)
 
 
 def load_model(

@@ -10,19 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.loader import AUTO_DTYPE, load_model
+from parallelmind.models.loader import load_model
 from parallelmind.models.lora import adapter_rank, merge_lora
-from parallelmind.models.options import ModelOptions, dtype_name
+from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeOptions(ModelOptions):
-    """What to merge, and where to."""
-
-    lora_path: str
-    output_dir: Path
-    dtype: str = AUTO_DTYPE
+from parallelmind.settings.model import ModelOptions, dtype_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +41,7 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
     output = Path(os.path.abspath(options.output_dir))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise SettingsError(f"--output_dir {output} exists already; give a new name, or remove it first.")
-    loaded = load_model(options, options.lora_path)
+    loaded = load_model(ModelOptions.of(options), options.lora_path)
     model = merge_lora(loaded.model)
     rope = loaded.settings if loaded.patch_rope else None
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")

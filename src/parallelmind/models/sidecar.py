@@ -16,7 +16,7 @@ from typing import Any
 from parallelmind.columnar.rope import PAIR_CHOICES, ROPE_MODES, PairChoice, RopeMode
 from parallelmind.columnar.visibility import VISIBILITIES, Visibility
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.options import DEFAULT_BRANCH_STRIDE, ROPE_FLAGS
+from parallelmind.settings.model import DEFAULT_STRIDE, ROPE_FLAGS
 
 SIDECAR_NAME = "parallelmind.json"
 """In a folder."""
@@ -37,7 +37,7 @@ class RopeSettings:
     """split: branch pairs turn by branch position only; additive: by time + branch position."""
     pairs: PairChoice = "low"
     """low: the slowest pairs carry the branch; interleaved: pairs spread evenly."""
-    branch_stride: int = DEFAULT_BRANCH_STRIDE
+    branch_stride: int = DEFAULT_STRIDE
     """Branch position = branch id x stride. 0 puts all branches at one position."""
     visibility: Visibility = "isolated"
     """What a branch token sees besides its own branch: main; main and the other branches' past; nothing."""

@@ -15,9 +15,9 @@ from parallelmind.models.loader import DTYPES, load_base_model, load_tokenizer, 
 from parallelmind.models.lora import apply_lora, load_lora
 from parallelmind.models.lora_layers import ADAPTER, lora_layers
 from parallelmind.models.lora_read import read_adapter
-from parallelmind.models.options import ModelOptions
 from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.models.sidecar import RopeSettings, Sidecar
+from parallelmind.settings.model import ModelOptions
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import NEW_MODEL, new_model_values, resolve_rank, rope_of_run
 
