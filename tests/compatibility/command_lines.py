@@ -14,8 +14,6 @@ import pytest
 
 from parallelmind.cli import main as commands
 
-__all__ = ["link_checkout", "parsed", "refusal", "run_line", "run_script"]
-
 ROOT = Path(__file__).parents[2]
 _ENTRY_POINTS = ("parallel_generate.py", "scripts", "trainer", "utils")
 

@@ -19,8 +19,6 @@ import pytest
 
 from parallelmind.models.options import bundled_model_path
 
-__all__ = ["Desk", "Done", "rows_of"]
-
 ROOT = Path(__file__).parents[2]
 ENTRY_POINTS = ("scripts", "trainer", "utils", "model", "parallel", "parallel_generate.py")
 MODELS = (

@@ -19,8 +19,6 @@ from tests.docs.blocks import ROOT, Block, Command, commands_of
 from tests.docs.rules import ADDED, ENVIRONMENT, NEEDS, PREPARED, SUBSTITUTED, not_run
 from tests.docs.usage import check_usage, run_script
 
-__all__ = ["Reader", "substituted"]
-
 _LINKED = ("scripts", "trainer", "utils", "model", "parallel", "examples", "benchmarks")
 """Folders of the checkout that commands name by relative paths."""
 _TYPED = "The hat costs 91 dollars. How much does the hat cost?\nquit\n"

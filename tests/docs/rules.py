@@ -14,19 +14,6 @@ import torch
 
 from tests.docs.blocks import ROOT
 
-__all__ = [
-    "ADDED",
-    "ENVIRONMENT",
-    "NEEDS",
-    "NOT_RUN",
-    "PREPARED",
-    "SUBSTITUTED",
-    "TRANSLATIONS",
-    "Needs",
-    "NotRun",
-    "not_run",
-]
-
 SUBSTITUTED: list[tuple[str, str]] = [
     # Weights cannot be downloaded: every hub model is the bundled one.
     (r'(?<=from_pretrained\(")[\w.-]+/[\w.-]+', str(ROOT / "src/parallelmind/assets/tiny")),

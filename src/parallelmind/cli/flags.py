@@ -43,7 +43,7 @@ def help_of(one: Described) -> str:
     text = one.setting.help
     if one.kind is tuple and one.setting.flag is not None and one.setting.flag.form != "list":
         text += "; may be given several times"
-    if one.required or one.default in (True, False):
+    if one.required or isinstance(one.default, bool):
         return text if _is_switch(one) or one.required else documented_default(text, str(one.default).lower())
     shown = f"{one.default:g}" if isinstance(one.default, float) else str(one.default)
     if one.default is None or one.default == ():

@@ -71,7 +71,7 @@ class AnswerTask:
 def run_answer(
     options: AnswerOptions,
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     rank: Rank = SINGLE,
     run: RunOptions | None = None,
     rank_files: bool = True,

@@ -92,7 +92,7 @@ class _BatchRecords:
 def run_batch(
     options: BatchOptions,
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     rank: Rank = SINGLE,
     run: RunOptions | None = None,
     load: Callable[[BatchOptions], Backend] | None = None,

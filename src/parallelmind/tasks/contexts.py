@@ -89,7 +89,7 @@ class ContextTask:
 def run_contexts(
     options: ContextOptions,
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     rank: Rank = SINGLE,
     run: RunOptions | None = None,
     placed: Callable[[Path], None] = lambda path: None,

@@ -18,7 +18,7 @@ from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
-from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting
+from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting, Silent
 from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
 from parallelmind.training.files import RunFiles
@@ -57,7 +57,7 @@ class TrainReport:
     """None on all processes but the first."""
 
 
-def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
+def run_training(options: TrainOptions, *, progress: Progress | None = None) -> TrainReport:
     """Train, save, evaluate and report; an earlier run of the same name and settings is continued.
 
     Raises:
@@ -71,7 +71,7 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     layout = batches.layout(current_rank().world_size)
     settings = effective_settings(options, rope=rope, layout=layout)
     with taken_run(options, settings) as run:
-        return _train(options, run, settings, batches, device, note, progress)
+        return _train(options, run, settings, batches, device, note, progress or Silent())
 
 
 def _train(

@@ -6,13 +6,9 @@ import random
 import threading
 from typing import Any
 
-from parallelmind.answering.backends import (
-    Endpoint,
-    HttpSettings,
-    OpenAICompatibleBackend,
-    Outcome,
-    Prompt,
-)
+from parallelmind.answering.backends.base import Outcome, Prompt
+from parallelmind.answering.backends.openai_compatible import HttpSettings, OpenAICompatibleBackend
+from parallelmind.io.endpoint import Endpoint
 from tests.answering.backends.clocks import FakeClock
 from tests.fake_openai import KEY, FakeOpenAI
 

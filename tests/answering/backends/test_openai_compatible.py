@@ -6,11 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from parallelmind.answering.backends import (
-    Outcome,
-    Prompt,
-    RetryPolicy,
-)
+from parallelmind.answering.backends.base import Outcome, Prompt
+from parallelmind.answering.backends.retry import RetryPolicy
 from parallelmind.errors import DataError, SettingsError
 from tests import fake_openai as fake
 from tests.answering.backends.asking import answer, make_backend, prompt_of

@@ -120,7 +120,7 @@ class InferenceSettings(SamplingSettings):
 class QueryBasedInference:
     """Subclass this and override `generate_answer` to answer with anything: another library, a service, a lookup.
 
-        from parallelmind.answering.backends import QueryBasedInference
+        from parallelmind import QueryBasedInference
 
         class Mine(QueryBasedInference):
             def setup(self):

@@ -1,7 +1,7 @@
 """Make src/parallelmind/assets/rag: a few rows of two real versions of numpy, and questions about both.
 
     parallelmind corpus build numpy==1.16.6 numpy==1.26.4 --corpus_path corpora
-    python examples/retrieval/make_demo_corpus.py --corpus_path corpora
+    python benchmarks/make_demo_corpus.py --corpus_path corpora
 
 A row is taken from every version that has it, and as it is, so that what the small corpora say of an API is what the
 whole ones say. numpy is BSD-3-Clause; its licence lies beside the rows.
@@ -19,7 +19,7 @@ from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_cor
 from parallelmind.retrieval.matching import find_exact
 from parallelmind.retrieval.store import CorpusStore
 
-ASSETS = Path(__file__).parents[2] / "src" / "parallelmind" / "assets" / "rag"
+ASSETS = Path(__file__).parents[1] / "src" / "parallelmind" / "assets" / "rag"
 VERSIONS = ("1.16.6", "1.26.4")
 ASKED = {
     "numpy.bool": "May I write numpy.bool as a dtype?",

@@ -21,7 +21,7 @@ LABELS, CELL, HEIGHT = 160, 21, 26
 def main() -> None:
     """Draw one line of cells for each choice, and the turn of each pair from branch to branch below them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out_dir", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
+    parser.add_argument("--out_dir", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     canvas = Canvas(900, Fonts())
     left, y = canvas.margin, 36.0

@@ -2,7 +2,7 @@
 
     parallelmind corpus build numpy==1.16.6 numpy==1.26.4 pandas==1.5.3 pandas==2.2.2 \\
         scikit-learn==0.24.2 scikit-learn==1.5.0 scipy==1.7.3 scipy==1.11.4 --corpus_path corpora
-    python examples/retrieval/make_labelled.py --corpus_path corpora
+    python benchmarks/make_labelled.py --corpus_path corpora
 
 Drawn from each version: names that must be found exactly, and summaries of docstrings as questions, without the name,
 for ranked search. Drawn from each pair of versions: names of public modules that the later one does not have. What is
@@ -23,7 +23,7 @@ from parallelmind.retrieval.store import CorpusStore
 from parallelmind.retrieval.summary import summary
 from parallelmind.retrieval.version_index import VersionIndex
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "examples" / "retrieval"
 SEED = 20
 PAIRS = {
     "numpy": ("1.16.6", "1.26.4"),

@@ -41,7 +41,7 @@ def example_row() -> tuple[PackedRow, list[str], list[bool]]:
 def main() -> None:
     """Draw both pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out_dir", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
+    parser.add_argument("--out_dir", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     row, tokens, learned = example_row()
 
