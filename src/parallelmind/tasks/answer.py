@@ -141,22 +141,21 @@ def context_of(line: bytes) -> bytes:
 def _engine_answers(
     options: AnswerOptions, prompts: Prompts, worker: WorkerInfo, alive: Callable[[], None]
 ) -> EngineAnswers:
-    from parallelmind.engine.loading import load_engine
+    from parallelmind.engine.engine import Engine
 
     try:
-        engine, loaded = load_engine(
-            spread_over(options.model(), worker),
-            options.lora_path,
-            visibility="isolated",
+        engine = Engine.from_pretrained(
+            lora_path=options.lora_path,
+            **spread_over(options.model(), worker).loading(),
             max_running_branches=options.batch_size,
             prefix_cache_bytes=PREFIX_CACHE_BYTES,
             kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
         )
     except SettingsError as error:  # here the flag has another name
         raise SettingsError(str(error).replace("--base_model", "--model_path")) from error
-    encoder = PromptEncoder(loaded.tokenizer)
+    encoder = PromptEncoder(engine.tokenizer)
     # The few tokenizers that are not of the tokenizers library cannot tell where tokens end: then another one's tell.
-    tokenizer = getattr(loaded.tokenizer, "backend_tokenizer", None) or load_tokenizer("tiny")
+    tokenizer = getattr(engine.tokenizer, "backend_tokenizer", None) or load_tokenizer("tiny")
     window = ContextWindow(
         lambda row: encoder.split(prompts.split(row, encoder.slots)),
         TokenBudget(tokenizer),
@@ -167,7 +166,7 @@ def _engine_answers(
         window,
         options,
         worker,
-        one_each=loaded.patch_rope,
+        one_each=engine.patched,
         alive=alive,
     )
 

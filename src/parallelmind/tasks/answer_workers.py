@@ -116,7 +116,7 @@ class EngineAnswers:
             asked[number] = {place: question for place, (question, _) in enumerate(group)}
             branches = [branch for _, branch in group]
             number, group = number + 1, []
-            return Request(main=main_ids or [], branches=branches)
+            return Request(main=main_ids or [], branches=branches, visibility="isolated")
 
         for item, row in parse_rows(items, write, self._rank):
             try:

@@ -1,4 +1,4 @@
-"""From a request to the groups and branches the scheduler runs, and what is wrong with those that cannot run."""
+"""From a request to the sequences that the scheduler runs, and what is wrong with those that cannot run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intake:
+class InputProcessor:
     """Turns requests into groups of branch sequences."""
 
     tokenizer: Any
@@ -42,7 +42,7 @@ class Intake:
     visibilities: dict[str, Visibility] = field(default_factory=dict)
     """By adapter, BASE_MODEL included: what its requests see unless they say otherwise."""
 
-    def groups(
+    def process(
         self, request_id: int, request: Request, sampling: SamplingParams, max_model_len: int
     ) -> tuple[list[RequestGroup], list[Problem]]:
         """One group for each adapter among the branches; the branches of `problems` are in none's `waiting`.

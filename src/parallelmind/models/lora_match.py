@@ -1,14 +1,20 @@
-"""What a caller expects of an adapter file, and the errors where the file says something else."""
+"""Whether an adapter file fits a model and what the caller asked for, and the errors where it does not."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from parallelmind.errors import AdapterError
+from parallelmind.models.lora_layers import canonical, plain_modules
 from parallelmind.models.lora_read import Adapter, LayerWeights
 
+_FILE_PREFIXES = ("module.", "base_model.model.")
 _ATTRIBUTE = "_parallelmind_expected_lora"
 
 
@@ -80,3 +86,62 @@ def _compare_ranks(adapter: Adapter, rank: int | None, path: str | os.PathLike[s
     raise AdapterError(
         f"{path}: size mismatch for {name}.lora.A.weight: its rank is {adapter.rank}, but rank {rank} {said}"
     )
+
+
+def match_layers(
+    adapter: Adapter, model: nn.Module, linears: Mapping[str, nn.Linear], path: str | os.PathLike[str]
+) -> dict[str, LayerWeights]:
+    """The adapter's layers by the model's module paths. Raises AdapterError naming the first misfits."""
+    modules = dict(plain_modules(model))
+    layers: dict[str, LayerWeights] = {}
+    problems = []
+    for file_name, layer in adapter.layers.items():
+        name = _name_in_model(file_name, modules)
+        if name in layers:
+            raise AdapterError(f"{path}: holds {name} twice, under different prefixes")
+        layers[name] = layer
+        shapes = f"A {list(layer.A.shape)} and B {list(layer.B.shape)} in the file"
+        if name not in modules:
+            problems.append(f"  {file_name}: {shapes}, no such module in the model")
+        elif name not in linears:
+            problems.append(f"  {name}: {shapes}, a {type(modules[name]).__name__} in the model, not a Linear")
+        else:
+            n_in, n_out, rank = linears[name].in_features, linears[name].out_features, layer.rank
+            wrong_magnitude = layer.magnitude is not None and list(layer.magnitude.shape) != [n_out]
+            if (layer.A.shape[1], layer.B.shape[0]) != (n_in, n_out) or wrong_magnitude:
+                problems.append(
+                    f"  size mismatch for {name}: {shapes}, A [{rank}, {n_in}] and B [{n_out}, {rank}] in the model"
+                )
+    if problems:
+        more = [f"  and {len(problems) - 4} more"] if len(problems) > 4 else []
+        raise AdapterError(
+            f"{path}: {len(problems)} of its {len(adapter.layers)} layers do not fit this "
+            f"{type(model).__name__}: the adapter was trained on another base model; give that one as "
+            "--base_model. What differs:\n" + "\n".join(problems[:4] + more)
+        )
+    return layers
+
+
+def _name_in_model(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The path without prefixes of wrappers; a prefix that the model itself has stays."""
+    name = canonical(name)
+    while name not in modules:
+        prefix = next((prefix for prefix in _FILE_PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            break
+        name = name.removeprefix(prefix)
+    return name
+
+
+def cast_layer(layer: LayerWeights, dtype: torch.dtype, name: str, path: str | os.PathLike[str]) -> LayerWeights:
+    if not dtype.is_floating_point:  # quantized weights: PEFT chooses the adapter's dtype
+        return layer
+    cast = LayerWeights(
+        layer.A.to(dtype),
+        layer.B.to(dtype),
+        alpha=layer.alpha,
+        magnitude=None if layer.magnitude is None else layer.magnitude.to(dtype),
+    )
+    if not all(torch.isfinite(tensor.float()).all() for tensor in cast.tensors()):
+        raise AdapterError(f"{path}: {name} has values too large for {dtype}; pass --dtype bfloat16 or float32")
+    return cast
