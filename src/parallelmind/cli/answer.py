@@ -16,9 +16,9 @@ from parallelmind.cli.statistics import print_statistics
 from parallelmind.errors import SettingsError
 from parallelmind.io.remote_files import is_remote
 from parallelmind.jobs.ranks import Rank, current_rank
+from parallelmind.jobs.worker_files import worker_files
 from parallelmind.tasks.answer import run_answer
 from parallelmind.tasks.answer_options import INFERENCE_TYPES, AnswerOptions
-from parallelmind.tasks.rank_files import rank_files
 
 _FIELDS = [field.name for field in dataclasses.fields(AnswerOptions)]
 EPILOG = """\
@@ -63,13 +63,12 @@ def run(args: argparse.Namespace) -> int:
     report = run_answer(
         answer_options(args),
         progress=make_progress(args.log_interval),
-        rank=rank,
         run=options,
-        rank_files=not remote,
+        worker_files=not remote,
     )
     if report is not None:
         out_path = files.finish(report.out_path)
-        print_statistics(report, "INFERENCE", out_path, {} if remote else rank_files(report.out_path))
+        print_statistics(report, "INFERENCE", out_path, {} if remote else worker_files(report.out_path))
     return 0
 
 

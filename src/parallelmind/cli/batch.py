@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         files = JobFiles(args, args.data_path, args.out_path, rank)
         args.data_path, args.out_path = files.data, files.out
         options = BatchOptions(**{name: getattr(args, name) for name in _FIELDS})
-        report = run_batch(options, progress=make_progress(args.log_interval), rank=rank, run=run)
+        report = run_batch(options, progress=make_progress(args.log_interval), run=run)
         out_path = None if report is None else files.finish(report.out_path)
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")

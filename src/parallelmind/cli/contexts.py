@@ -10,7 +10,6 @@ from parallelmind.cli.args import documented_default
 from parallelmind.cli.job_flags import add_job_flags, run_options
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.retrieval_flags import add_corpus_flags, retriever_options
-from parallelmind.jobs.ranks import current_rank
 from parallelmind.retrieval.retriever import METHODS, RetrieverSettings
 from parallelmind.tasks.contexts import ContextOptions, ContextReport, run_contexts
 
@@ -70,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
         report = run_contexts(
             options,
             progress=make_progress(args.log_interval),
-            rank=current_rank(),
             run=run_options(args),
         )
     except KeyboardInterrupt:
