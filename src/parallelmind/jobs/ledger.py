@@ -271,14 +271,10 @@ class Ledger:
         with self._errors():
             return {record: Suspicion(*values) for record, *values in self._file.execute("SELECT * FROM quarantine")}
 
-    def latest_counts(self) -> dict[str, int]:
-        """Records with a result, those that failed, and those that may be tried again; for readers."""
+    def ask(self, question: str) -> list[tuple[Any, ...]]:
+        """What any reader could ask."""
         with self._errors():
-            done, failed, final = self._file.execute(
-                "SELECT count(*), coalesce(sum(failed_rows > 0), 0), coalesce(sum(failed_rows > 0 AND final), 0)"
-                " FROM (SELECT max(id) AS newest FROM results GROUP BY record) JOIN results ON id = newest"
-            ).fetchone()
-        return {"done": done, "failed": failed, "retryable": failed - final}
+            return self._file.execute(question).fetchall()
 
     def _load(self, index: ResultIndex, keys: NDArray[Any], *, after: int, through: int) -> int:
         chosen = f"SELECT {', '.join(_RESULT)} FROM results WHERE id > ? AND id <= ? ORDER BY id"
