@@ -1,8 +1,8 @@
-"""The answers of each worker in a file of its own, beside the output that holds them all.
+"""The rows of each worker in a file of its own, beside the output that holds them all.
 
 `answers.jsonl` has `answers_rank0.jsonl`, `answers_rank1.jsonl` and so on beside it when several workers answered. They
-are derived from the finished output, by its `worker_rank`, so that they hold together exactly its rows. Rows that no
-worker answered (each that tried was lost) have no rank and stand in the output alone.
+are derived from the finished output, so that they hold together exactly its rows. Rows that no worker made (each that
+tried was lost) stand in the output alone.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from parallelmind.errors import JobError
 from parallelmind.io.atomic import replacing
-from parallelmind.jobs.job import job_folder
-from parallelmind.jobs.run import JobReport
+from parallelmind.jobs.index import BY_COORDINATOR, ResultIndex
+from parallelmind.jobs.opening import OpenJob
+from parallelmind.jobs.storage import job_folder
 
 _STATE = "rank-files.json"
+_CHUNK = 2**20
 
 
-def rank_files(out_path: Path) -> dict[int, Path]:
+def worker_files(out_path: Path) -> dict[int, Path]:
     """The files that were made beside a finished output, by rank."""
     return {int(rank): out_path.with_name(_name(out_path, int(rank))) for rank in _state(out_path)["sizes"]}
 
 
-def check_rank_files(out_path: Path, *, world_size: int, overwrite: bool) -> None:
+def check_worker_files(out_path: Path, *, world_size: int, overwrite: bool) -> None:
     """Refuse, before any work, to replace files that somebody else made.
 
     Raises:
         JobError: names the file.
     """
-    own = rank_files(out_path)
+    own = worker_files(out_path)
     for rank in range(world_size if world_size > 1 and not overwrite else 0):
         path = out_path.with_name(_name(out_path, rank))
         if rank not in own and path.exists():
@@ -42,25 +46,25 @@ def check_rank_files(out_path: Path, *, world_size: int, overwrite: bool) -> Non
             )
 
 
-def write_rank_files(out_path: Path, report: JobReport) -> None:
-    """Make the files of an output that is complete, if several workers answered it; remove those that hold no more.
+def write_worker_files(job: OpenJob, *, world_size: int) -> None:
+    """Make the files of an output that is complete, if several workers made it; remove those that hold no more.
 
     Raises:
         SettingsError: a file cannot be written.
     """
-    before, state = rank_files(out_path), _state(out_path)
-    workers = report.statistics.workers
-    # Without statistics of workers the job was complete before this run: files are made again only if some are lost.
-    if report.world_size > 1 or len(workers) > 1 or (before and not workers):
-        if state["output"] == _stamp(out_path) and _sizes(before) == state["sizes"]:
-            return
+    out_path = job.shown_path
+    before, state = worker_files(out_path), _state(out_path)
+    if state["output"] == _stamp(out_path) and _sizes(before) == state["sizes"]:
+        return
+    index = job.finished_index()
+    workers = index.records_by_worker()
+    sizes: dict[str, int] = {}
+    if world_size > 1 or len(workers) > 1:
         # Noted first: after a kill in between, the files are known to be ours, and are made again.
-        named = {*before, *workers, *range(report.world_size)}
+        named = {*before, *workers, *range(world_size)}
         _save_state(out_path, output=None, sizes=dict.fromkeys(map(str, sorted(named)), 0))
-        sizes = _divide(out_path)
-    elif workers and before:
-        sizes = {}
-    else:
+        sizes = _divide(out_path, index)
+    elif not before:
         return
     for rank, path in before.items():
         if str(rank) not in sizes:
@@ -68,21 +72,28 @@ def write_rank_files(out_path: Path, report: JobReport) -> None:
     _save_state(out_path, output=_stamp(out_path), sizes=sizes)
 
 
-def _divide(out_path: Path) -> dict[str, int]:
+def _divide(out_path: Path, index: ResultIndex) -> dict[str, int]:
     """Write the rows of each rank, in the order of the output; returns the bytes of each file."""
     files: dict[int, BinaryIO] = {}
-    sizes: Counter[str] = Counter()
+    written: Counter[str] = Counter()
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(index.worker)) + 1))[: len(index)]
+    sizes = np.add.reduceat(index.size.astype(np.int64), starts) if len(index) else starts
     with contextlib.ExitStack() as stack:
-        for line in stack.enter_context(out_path.open("rb")):
-            rank = json.loads(line)["worker_rank"]
-            if rank is None:
+        output = stack.enter_context(out_path.open("rb"))
+        for worker, size in zip(index.worker[starts].tolist(), sizes.tolist(), strict=True):
+            rank, left = worker - 1, size
+            if worker == BY_COORDINATOR:
+                output.seek(size, 1)
                 continue
             if rank not in files:
                 temporary = stack.enter_context(replacing(out_path.with_name(_name(out_path, rank))))
                 files[rank] = stack.enter_context(temporary.open("wb"))
-            files[rank].write(line)
-            sizes[str(rank)] += len(line)
-    return dict(sizes)
+            while left:
+                content = output.read(min(left, _CHUNK))
+                files[rank].write(content)
+                left -= len(content)
+            written[str(rank)] += size
+    return dict(written)
 
 
 def _name(out_path: Path, rank: int) -> str:

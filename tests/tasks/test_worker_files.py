@@ -11,7 +11,7 @@ import pytest
 
 from parallelmind.errors import JobError
 from parallelmind.jobs.run import JobReport
-from parallelmind.tasks.rank_files import rank_files, write_rank_files
+from parallelmind.jobs.worker_files import worker_files
 from tests.tasks.answering import answer, context_row, read_rows, write_rows
 
 BACKEND = """
@@ -53,7 +53,7 @@ def questions(tmp_path: Path, *texts: str) -> Path:
 
 def check(out: Path, report: JobReport) -> None:
     """Each file has the rows of its rank in the order of the output, as many as the worker's statistics say."""
-    rows, files = read_rows(out), rank_files(out)
+    rows, files = read_rows(out), worker_files(out)
     counted = {rank: worker.processed for rank, worker in report.statistics.workers.items()}
     assert {rank: len(read_rows(path)) for rank, path in files.items()} == counted
     for rank, path in files.items():
@@ -67,7 +67,7 @@ def test_two_workers_and_a_retry(tmp_path: Path, backend: Any) -> None:
     data, out = questions(tmp_path, *(f"q{n}" for n in range(20)), "fails"), tmp_path / "out.jsonl"
     report = answer(data, out, workers=2, **backend)
     check(out, report)
-    assert list(rank_files(out)) == [0, 1]
+    assert list(worker_files(out)) == [0, 1]
     assert (report.completion.answered, report.completion.failed) == (20, 1)
     (tmp_path / "mended").touch()
     again = answer(data, out, workers=2, **backend)
@@ -82,26 +82,26 @@ def test_one_worker_needs_no_second_file(tmp_path: Path, backend: Any) -> None:
     data, out = questions(tmp_path, "a", "b"), tmp_path / "out.jsonl"
     for workers in (0, 1):
         answer(data, out, workers=workers, overwrite=True, **backend)
-        assert rank_files(out) == {}
+        assert worker_files(out) == {}
         assert not list(tmp_path.glob("out_rank*"))
 
 
 def test_files_of_workers_that_have_no_rows_any_more_go(tmp_path: Path, backend: Any) -> None:
     data, out = questions(tmp_path, *(f"q{n}" for n in range(20))), tmp_path / "out.jsonl"
     answer(data, out, workers=2, **backend)
-    assert len(rank_files(out)) == 2
+    assert len(worker_files(out)) == 2
     answer(data, out, workers=0, overwrite=True, **backend)
-    assert rank_files(out) == {}
+    assert worker_files(out) == {}
     assert not list(tmp_path.glob("out_rank*"))
 
 
 def test_a_complete_job_leaves_them_and_makes_lost_ones_again(tmp_path: Path, backend: Any) -> None:
     data, out = questions(tmp_path, *(f"q{n}" for n in range(20))), tmp_path / "out.jsonl"
     answer(data, out, workers=2, **backend)
-    first = {rank: (path, path.read_bytes(), path.stat().st_mtime_ns) for rank, path in rank_files(out).items()}
+    first = {rank: (path, path.read_bytes(), path.stat().st_mtime_ns) for rank, path in worker_files(out).items()}
     for workers in (0, 2):
         answer(data, out, workers=workers, **backend)
-        assert {rank: (p, p.read_bytes(), p.stat().st_mtime_ns) for rank, p in rank_files(out).items()} == first
+        assert {rank: (p, p.read_bytes(), p.stat().st_mtime_ns) for rank, p in worker_files(out).items()} == first
         lost = first[1][0]
         lost.unlink()
         answer(data, out, workers=workers, **backend)
@@ -124,7 +124,7 @@ def test_a_kill_between_the_output_and_its_files(tmp_path: Path, backend: Any, m
             answer(data, out, workers=2, **backend)
     answer(data, out, workers=2, **backend)
     ranks = {row["worker_rank"] for row in read_rows(out)}
-    assert {rank: read_rows(path) for rank, path in rank_files(out).items()} == {
+    assert {rank: read_rows(path) for rank, path in worker_files(out).items()} == {
         rank: [row for row in read_rows(out) if row["worker_rank"] == rank] for rank in ranks
     }
 
@@ -160,8 +160,8 @@ def test_the_state_names_the_output_it_belongs_to(tmp_path: Path, backend: Any) 
     report = answer(data, out, workers=2, **backend)
     state = tmp_path / "out.jsonl.job" / "rank-files.json"
     stored = json.loads(state.read_text())
-    assert stored["sizes"] == {str(rank): path.stat().st_size for rank, path in rank_files(out).items()}
+    assert stored["sizes"] == {str(rank): path.stat().st_size for rank, path in worker_files(out).items()}
     state.write_text(json.dumps(stored | {"output": [1, 1]}))
-    rank_files(out)[0].write_text("other\n" * 9)
-    write_rank_files(out, report)
+    worker_files(out)[0].write_text("other\n" * 9)
+    answer(data, out, workers=2, **backend)
     check(out, report)

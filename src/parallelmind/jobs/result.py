@@ -1,21 +1,18 @@
-"""What becomes of one record."""
+"""What a record comes to."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
 """One output row; one with an `error` that is not null makes its record a failed one."""
 
-
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-class Outcome(NamedTuple):
+class RecordResult(NamedTuple):
     """The output rows of a record, and what it took to make them."""
 
     payload: bytes
@@ -43,8 +40,8 @@ class Outcome(NamedTuple):
         tokens_out: int = 0,
         seconds: float = 0.0,
         retries: int = 0,
-    ) -> Outcome:
-        """The outcome with these output rows."""
+    ) -> RecordResult:
+        """The result with these output rows."""
         failed = 0
         for row in rows:
             failed += row.get("error") is not None
@@ -60,14 +57,3 @@ class Outcome(NamedTuple):
             seconds=seconds,
             retries=retries,
         )
-
-
-def new_hash() -> Any:
-    """Of the bytes of an output."""
-    return hashlib.blake2b(digest_size=16)
-
-
-def hash_of(output: Path) -> str:
-    """Of an output that is there."""
-    with output.open("rb") as file:
-        return hashlib.file_digest(file, new_hash).hexdigest()

@@ -5,173 +5,147 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from parallelmind.errors import DataError, JobError, SettingsError
-from parallelmind.jobs.outcome import Outcome
-from tests.jobs.doubling import complete, double, expected, fails_on, job, rows
+from tests.jobs.doubling import double, expected, fails_on, job, rows
 
 
 def test_rows_are_merged_in_input_order_whatever_the_order_of_writing(data: Path, out: Path) -> None:
-    assert complete(job(data, out), shuffled=True) == list(range(10))
+    assert job(data, out).complete(shuffled=True) == list(range(10))
     assert rows(out) == expected()
     assert "é" in out.read_text("utf-8")
 
 
 def test_an_interrupted_job_does_only_what_is_left(data: Path, out: Path) -> None:
-    with job(data, out) as first:
-        for item in [item for item in first.pending() if item.line.index in (2, 3, 7)]:
-            first.write(item, Outcome.of(double(item.line.content)))
+    job(data, out).interrupt(2, 3, 7)
     assert not out.exists()
-    with job(data, out) as second:
+    with job(data, out).open() as second:
         assert second.resumed == 3
-    assert complete(job(data, out)) == [0, 1, 4, 5, 6, 8, 9]
+    assert job(data, out).complete() == [0, 1, 4, 5, 6, 8, 9]
     assert rows(out) == expected()
 
 
 def test_a_job_killed_before_the_merge_only_merges(data: Path, out: Path) -> None:
-    with job(data, out) as first:
-        for item in first.pending():
-            first.write(item, Outcome.of(double(item.line.content)))
+    job(data, out).interrupt(*range(10))
     (out.with_name("out.jsonl.job") / "output.tmp").write_text("half of the out")
-    assert complete(job(data, out)) == []
+    assert job(data, out).complete() == []
     assert rows(out) == expected()
     assert not (out.with_name("out.jsonl.job") / "output.tmp").exists()
 
 
-def test_a_finished_job_is_complete_and_keeps_no_parts(data: Path, out: Path) -> None:
-    complete(job(data, out))
+def test_a_finished_job_is_complete_and_keeps_no_rows(data: Path, out: Path) -> None:
+    job(data, out).complete()
     before = out.stat().st_mtime_ns
-    with job(data, out) as again:
+    with job(data, out).open() as again:
         assert again.completion is not None
         assert (again.completion.answered, again.completion.failed, again.completion.rows) == (10, 0, 15)
     assert out.stat().st_mtime_ns == before
-    assert not list(out.with_name("out.jsonl.job").glob("part-*"))
+    assert b"twice" not in (out.with_name("out.jsonl.job") / "ledger.sqlite").read_bytes()
 
 
 def test_equal_records_are_each_done(data: Path, out: Path) -> None:
     data.write_text('{"n": 3}\n' * 4)
-    assert complete(job(data, out)) == [0, 1, 2, 3]
+    assert job(data, out).complete() == [0, 1, 2, 3]
     assert rows(out) == double(b'{"n": 3}') * 4
 
 
-@pytest.mark.parametrize("cut", [1, 5, 30, 200])
-def test_a_torn_end_is_cut_and_done_again(data: Path, out: Path, cut: int) -> None:
-    with job(data, out) as first:
-        for item in first.pending():
-            first.write(item, Outcome.of(double(item.line.content)))
-    part = out.with_name("out.jsonl.job") / "part-00001.rows"
-    os.truncate(part, part.stat().st_size - cut)
-    done_again = complete(job(data, out))
-    assert done_again == list(range(done_again[0], 10))
-    assert rows(out) == expected()
-
-
-def test_bytes_changed_by_a_power_cut_are_noticed(data: Path, out: Path) -> None:
-    with job(data, out) as first:
-        for item in first.pending():
-            first.write(item, Outcome.of(double(item.line.content)))
-    part = out.with_name("out.jsonl.job") / "part-00001.rows"
-    content = part.read_bytes()
-    place = content.index(b'{"twice": 8')
-    part.write_bytes(content[:place] + b"\0" * 9 + content[place + 9 :])
-    assert complete(job(data, out)) == [4, 5, 6, 7, 8, 9]
-    assert rows(out) == expected()
-
-
 def test_failed_records_are_tried_again_only_on_request(data: Path, out: Path) -> None:
-    assert complete(job(data, out), fails_on(3, 5)) == list(range(10))
+    assert job(data, out).complete(fails_on(3, 5)) == list(range(10))
     assert rows(out) == expected(fails_on(3, 5))
-    with job(data, out) as again:
+    with job(data, out).open() as again:
         assert again.completion
         assert (again.completion.answered, again.completion.failed, again.completion.failed_rows) == (8, 2, 2)
         assert again.completion.failures == [(4, "3 is bad"), (6, "5 is bad")]
-    assert complete(job(data, out, retry_failed=True), fails_on(5)) == [3, 5]
+    assert job(data, out, retry_failed=True).complete(fails_on(5)) == [3, 5]
     assert rows(out) == expected(fails_on(5))
-    assert complete(job(data, out, retry_failed=True)) == [5]
+    assert job(data, out, retry_failed=True).complete() == [5]
     assert rows(out) == expected()
-    assert complete(job(data, out, retry_failed=True)) == []
+    assert job(data, out, retry_failed=True).complete() == []
 
 
 def test_an_interrupted_retry_keeps_the_old_output_and_goes_on(data: Path, out: Path) -> None:
-    complete(job(data, out), fails_on(3, 5))
-    with job(data, out, retry_failed=True) as retry:
-        item = next(retry.pending())
-        retry.write(item, Outcome.of(double(item.line.content)))
+    job(data, out).complete(fails_on(3, 5))
+    job(data, out, retry_failed=True).interrupt(3)
     assert rows(out) == expected(fails_on(3, 5))
-    assert complete(job(data, out, retry_failed=True)) == [5]
+    assert job(data, out, retry_failed=True).complete() == [5]
     assert rows(out) == expected()
 
 
 def test_settings_may_change_while_nothing_is_done(data: Path, out: Path) -> None:
-    with job(data, out, {"a": 1}):
+    with job(data, out, {"a": 1}).open():
         pass
-    assert complete(job(data, out, {"a": 2})) == list(range(10))
+    assert job(data, out, {"a": 2}).complete() == list(range(10))
 
 
-def test_an_input_edited_while_the_job_runs_is_noticed(data: Path, out: Path) -> None:
-    with job(data, out) as first:
-        items = first.pending()
-        next(items)
-        data.write_text(data.read_text() + '{"n": 1}\n')
-        with pytest.raises(JobError, match="was edited while the job ran"):
-            list(items)
+@pytest.mark.parametrize("at", [0, 9])
+def test_an_input_edited_while_the_job_runs_is_noticed(data: Path, out: Path, at: int) -> None:
+    def edits(content: bytes) -> list[dict[str, Any]]:
+        if content == b'{"n": %d}' % at:
+            data.write_text(data.read_text() + '{"n": 1}\n')
+        return double(content)
+
+    with pytest.raises(JobError, match="was edited while the job ran"):
+        job(data, out).complete(edits)
+    assert not out.exists()
 
 
 def test_overwrite_begins_anew_and_keeps_the_old_output_until_the_end(data: Path, out: Path) -> None:
-    complete(job(data, out))
-    with job(data, out, {"a": 2}, overwrite=True) as second:
+    job(data, out).complete()
+    with job(data, out, {"a": 2}, overwrite=True).open() as second:
         assert second.resumed == 0
         assert rows(out) == expected()
-    assert complete(job(data, out, {"a": 2}), fails_on(1)) == list(range(10))
+    assert job(data, out, {"a": 2}).complete(fails_on(1)) == list(range(10))
     assert rows(out) == expected(fails_on(1))
 
 
 def test_an_output_that_is_not_the_jobs_is_not_replaced(data: Path, out: Path) -> None:
     out.write_text("precious")
-    with pytest.raises(JobError, match="was not made by this job"), job(data, out):
-        pass
+    with pytest.raises(JobError, match="was not made by this job"):
+        job(data, out).open()
     assert os.listdir(out.parent) == ["in.jsonl", "out.jsonl"] or not out.with_name("out.jsonl.job").exists()
-    assert complete(job(data, out, overwrite=True)) == list(range(10))
+    assert job(data, out, overwrite=True).complete() == list(range(10))
     assert rows(out) == expected()
 
 
 def test_an_output_edited_after_the_end_is_not_replaced(data: Path, out: Path) -> None:
-    complete(job(data, out))
+    job(data, out).complete()
     out.write_text("my notes")
-    with pytest.raises(JobError, match="was edited after its job was complete"), job(data, out):
-        pass
+    with pytest.raises(JobError, match="was edited after its job was complete"):
+        job(data, out).open()
 
 
 def test_a_removed_output_is_made_again(data: Path, out: Path) -> None:
-    complete(job(data, out))
+    job(data, out).complete()
     out.unlink()
-    assert complete(job(data, out)) == list(range(10))
+    assert job(data, out).complete() == list(range(10))
     assert rows(out) == expected()
 
 
 def test_a_second_job_on_an_output_is_refused_by_any_name(data: Path, out: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.jsonl"
     link.symlink_to(out)
-    with job(data, out):
+    with job(data, out).open():
         for name in (out, link):
-            with pytest.raises(JobError, match=r"another run is writing .*out\.jsonl"), job(data, name):
-                pass
-    complete(job(data, link))
+            with pytest.raises(JobError, match=r"another run is writing .*out\.jsonl"):
+                job(data, name).open()
+    job(data, link).complete()
     assert link.is_symlink()
     assert rows(out) == expected()
 
 
 def test_only_the_first_records(data: Path, out: Path) -> None:
-    assert complete(job(data, out, max_records=4)) == [0, 1, 2, 3]
+    assert job(data, out, max_records=4).complete() == [0, 1, 2, 3]
 
 
 def test_an_empty_input_gives_an_empty_output(data: Path, out: Path) -> None:
     data.write_text("\n\n")
-    assert complete(job(data, out)) == []
+    assert job(data, out).complete() == []
     assert out.read_bytes() == b""
 
 
@@ -186,32 +160,32 @@ def test_wrong_paths_are_refused_before_anything_is_written(data: Path, out: Pat
         (data, data, SettingsError, "is the input itself"),
     ]
     for data_path, out_path, kind, message in cases:
-        with pytest.raises(kind, match=message), job(data_path, out_path):
-            pass
+        with pytest.raises(kind, match=message):
+            job(data_path, out_path).open()
     assert sorted(os.listdir(tmp_path)) == ["fifo", "in.jsonl"]
 
 
 def test_the_folder_of_the_output_is_made(data: Path, tmp_path: Path) -> None:
-    complete(job(data, tmp_path / "new" / "folder" / "out.jsonl"))
+    job(data, tmp_path / "new" / "folder" / "out.jsonl").complete()
     assert rows(tmp_path / "new" / "folder" / "out.jsonl") == expected()
 
 
-def test_a_damaged_job_file_is_named(data: Path, out: Path) -> None:
-    complete(job(data, out))
-    (out.with_name("out.jsonl.job") / "job.json").write_text('{"format": 1, "ki')
-    with pytest.raises(JobError, match=r"job\.json is damaged"), job(data, out):
-        pass
-    assert complete(job(data, out, overwrite=True)) == list(range(10))
+def test_a_damaged_ledger_is_named(data: Path, out: Path) -> None:
+    job(data, out).complete()
+    (out.with_name("out.jsonl.job") / "ledger.sqlite").write_bytes(b"something else" * 999)
+    with pytest.raises(JobError, match=r"ledger\.sqlite is damaged"):
+        job(data, out).open()
+    assert job(data, out, overwrite=True).complete() == list(range(10))
 
 
 def test_half_a_surrogate_pair_in_an_error_is_written_as_json_writes_it(data: Path, out: Path) -> None:
-    complete(job(data, out), lambda content: [{"error": "the server said \ud83d, ☃"}])
+    job(data, out).complete(lambda content: [{"error": "the server said \ud83d, ☃"}])
     assert out.read_bytes().splitlines()[0] == '{"error": "the server said \\ud83d, ☃"}'.encode()
     assert rows(out)[0] == {"error": "the server said \ud83d, ☃"}
 
 
 def test_finishing_early_is_refused(data: Path, out: Path) -> None:
-    with job(data, out) as first, pytest.raises(JobError, match=r"10 records .* have no result"):
+    with job(data, out).open() as first, pytest.raises(JobError, match=r"10 records .* have no result"):
         first.finish()
 
 
@@ -228,28 +202,30 @@ def small_disk() -> Iterator[Callable[[int], None]]:
 def test_a_full_disk_is_a_clear_error_and_can_be_resumed(
     data: Path, out: Path, small_disk: Callable[[int], None]
 ) -> None:
-    small_disk(4000)  # the job file fits, the part does not
-    with pytest.raises(JobError, match=r"cannot write .*part-00001.* Free some space"):
-        complete(job(data, out), lambda content: double(content) * 30)
+    def much(content: bytes) -> list[dict[str, Any]]:
+        time.sleep(0.03)  # each result is stored by itself
+        return double(content) * 1000
+
+    small_disk(600_000)  # what is empty fits, the results do not
+    with pytest.raises(JobError, match=r"cannot write .*ledger\.sqlite.* Free some space"):
+        job(data, out).complete(much)
     small_disk(resource.RLIM_INFINITY)
-    left = complete(job(data, out), lambda content: double(content) * 30)
+    left = job(data, out).complete(much)
     assert 0 < left[0] < 9
-    assert rows(out) == expected(lambda content: double(content) * 30)
+    assert rows(out) == expected(lambda content: double(content) * 1000)
 
 
-def test_a_disk_that_fills_up_in_the_merge_is_a_clear_error_and_can_be_resumed(
+def test_a_disk_that_fills_up_while_the_output_is_written_is_a_clear_error_and_can_be_resumed(
     data: Path, out: Path, small_disk: Callable[[int], None]
 ) -> None:
-    with job(data, out) as first:
-        for item in first.pending():
-            first.write(item, Outcome.of(double(item.line.content)))
-        first.refresh()
+    job(data, out).interrupt(*range(10))
+    with job(data, out).open() as first:
         small_disk(100)
         with pytest.raises(JobError, match=r"cannot write .*out\.jsonl.* Free some space"):
             first.finish()
-    small_disk(resource.RLIM_INFINITY)
+        small_disk(resource.RLIM_INFINITY)
     assert not out.exists()
-    assert complete(job(data, out)) == []
+    assert job(data, out).complete() == []
     assert rows(out) == expected()
 
 
@@ -260,16 +236,23 @@ def test_kill_9_at_any_moment_and_again_ends_as_uninterrupted(tmp_path: Path) ->
         """
         import json, sys
         from pathlib import Path
-        from parallelmind.jobs.job import Job
-        from parallelmind.jobs.outcome import Outcome
+        from parallelmind.jobs.options import RunOptions
+        from parallelmind.jobs.result import RecordResult
+        from parallelmind.jobs.run import run_job
+        from parallelmind.tasks.copy_task import CopyTask
+
+        class Fill(CopyTask):
+            def start(self, worker, alive):
+                print("open", flush=True)
+                return self
+
+            def run(self, lines, write):
+                for line in lines:
+                    n = json.loads(line.content)["n"]
+                    write(line, RecordResult.of([{"n": n, "fill": "x" * (n % 500)}] * (n % 3)))
+
         data, out = map(Path, sys.argv[1:])
-        with Job(kind="test", input_path=data, out_path=out, settings={}) as job:
-            print("open", flush=True)
-            if not job.completion:
-                for item in job.pending():
-                    n = json.loads(item.line.content)["n"]
-                    job.write(item, Outcome.of([{"n": n, "fill": "x" * (n % 500)}] * (n % 3)))
-                job.finish()
+        run_job(Fill(data, out), RunOptions())
         """
     )
     chance = random.Random(0)
