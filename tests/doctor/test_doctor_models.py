@@ -105,7 +105,7 @@ def test_an_adapter_of_another_rank_fails(adapter: Path) -> None:
 def test_branches_at_wrong_positions_are_noticed(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = Engine.__init__
 
-    def shifted(self: Engine, *args: Any, branch_stride: int, **options: Any) -> None:
+    def shifted(self: Engine, *args: Any, branch_stride: int = 0, **options: Any) -> None:
         make(self, *args, branch_stride=branch_stride + 64, **options)
 
     monkeypatch.setattr(Engine, "__init__", shifted)

@@ -70,7 +70,7 @@ def resolve_dtype(dtype: str | torch.dtype, base_model: str) -> torch.dtype:
 
 def load_model_with_lora(
     base_model: str,
-    lora_path: AdapterPath | None = None,
+    lora_path: str | os.PathLike[str] | None = None,
     lora_rank: int | None = None,
     rope_2d_ratio: float | None = None,
     patch_rope: bool | None = None,
