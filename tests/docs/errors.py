@@ -50,9 +50,8 @@ MORE_ARGUMENTS = {
 
 MESSAGE_VARIABLES = {
     ("engine/scheduler.py", "_wait_or_reject", "reason"),
-    ("jobs/supervisor.py", "_replace", "gave_up"),
-    ("jobs/ray_run.py", "_lost", "text"),
-    ("jobs/ray_run.py", "_lost", "_failures"),
+    ("jobs/coordinator.py", "_bury", "given_up"),
+    ("jobs/coordinator.py", "_isolate", "reason"),
     ("retrieval/store.py", "resolve", "missing"),
     ("server/service.py", "_unavailable", "said"),
     ("server/problems.py", "", "_HTTP_MESSAGES"),
