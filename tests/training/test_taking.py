@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from parallelmind.errors import DataError, TrainingError
+from parallelmind.io import locks
 from parallelmind.training import taking
 from parallelmind.training.files import RunFiles
 from tests.training.runs import (
@@ -134,7 +135,7 @@ def test_a_disk_without_locks(
     def acquire(*_: Any, **__: Any) -> None:
         raise kind
 
-    monkeypatch.setattr(taking.FileLock, "acquire", acquire)
+    monkeypatch.setattr(locks.FileLock, "acquire", acquire)
     with taking.taken_run(options(model, data, tmp_path), {"seed": 1}) as run:
         assert run.files.former_settings() == {"seed": 1}
     assert "cannot lock" in caplog.text

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallelmind.errors import DataError
-from parallelmind.io.line_table import UTF8_BOM, InputSummary, LineTable
+from parallelmind.io.line_table import KEY_BYTES, UTF8_BOM, InputSummary, LineTable
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are not read into memory; each becomes one bad record."""
@@ -116,27 +116,30 @@ def scan(
         DataError: as `read_lines`.
     """
     table = LineTable() if table is None else table
-    number = offset = 0
+    add_offset, add_number, add_key = table.adders()
+    sha256, limit = hashlib.sha256, max_line_bytes + 2
+    records = number = offset = 0
     with _open(path) as file:
-        while max_records is None or len(table) < max_records:
-            head = file.readline(max_line_bytes + 2)
-            if not head:
-                break
+        readline = file.readline
+        while records != max_records and (head := readline(limit)):
             number += 1
             size = len(head)
             if size > max_line_bytes:
                 content, digest, size = _scan_long(head, file, max_line_bytes)
             else:
-                content = head.rstrip(b"\r\n").removeprefix(UTF8_BOM)
-                digest = b"" if not content or content.isspace() else hashlib.sha256(content).digest()
+                content = head.rstrip(b"\r\n")
+                if content[:3] == UTF8_BOM:
+                    content = content[3:]
+                digest = b"" if not content or content.isspace() else sha256(content).digest()
             if digest:
-                table.add(offset=offset, number=number, digest=digest)
+                records += 1
+                add_offset(offset)
+                add_number(number)
+                add_key(digest[:KEY_BYTES])
                 if on_line is not None:
                     on_line(content)
             offset += size
-    return InputSummary(
-        records=len(table), blank_lines=number - len(table), size=offset, digest=table.digest(len(table))
-    )
+    return InputSummary(records=records, blank_lines=number - records, size=offset, digest=table.digest(records))
 
 
 def _scan_long(head: bytes, file: BinaryIO, max_line_bytes: int) -> tuple[bytes, bytes, int]:

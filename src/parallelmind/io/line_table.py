@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,11 +37,12 @@ class LineTable:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def add(self, *, offset: int, number: int, digest: bytes) -> None:
-        """Note the next record: the byte and the number of its line, and the SHA-256 of its content."""
-        self._offsets.append(offset)
-        self._numbers.append(number)
-        self._keys += digest[:KEY_BYTES]
+    def adders(self) -> tuple[Callable[[int], None], Callable[[int], None], Callable[[bytes], None]]:
+        """What notes of the next record the byte and the number of its line, and the first bytes of its content's hash.
+
+        Apart, since a method for all three would be a fifth of the time that a file takes to scan.
+        """
+        return self._offsets.append, self._numbers.append, self._keys.extend
 
     @property
     def offsets(self) -> NDArray[np.uint64]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 from pathlib import Path
+from types import TracebackType
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from parallelmind.errors import ParallelMindError
 
@@ -14,29 +15,40 @@ _LOGGER = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-def hold_lock(path: Path, *, busy: ParallelMindError, seconds: float = 0.0) -> BaseFileLock:
-    """Take a lock, whose folder must exist; leave it with `release`, or use it in a `with` statement.
+class HeldLock:
+    """A lock that this process has until it lets go of it.
 
     Where the disk has no locks, as some network disks, there is a warning instead of a lock.
 
     Args:
+        path: its folder must exist.
         busy: raised if another process has it.
         seconds: how long to wait for it.
     Raises:
         OSError: the file cannot be written.
     """
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=seconds)
-    except Timeout:
-        raise busy from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise
-        _LOGGER.warning(
-            "cannot lock %s (%s): start no second run on this output while this one is going on", path, error
-        )
-    return lock
+
+    def __init__(self, path: Path, *, busy: ParallelMindError, seconds: float = 0.0) -> None:
+        self._lock = FileLock(path)
+        try:
+            self._lock.acquire(timeout=seconds)
+        except Timeout:
+            raise busy from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            _LOGGER.warning("cannot lock %s (%s): start no second run there while this one is going on", path, error)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> HeldLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 def is_locked(path: Path) -> bool:

@@ -140,10 +140,10 @@ class Coordinator:
         if lease is None:
             return None
         self._job.ledger.note_lease(lease.fence, rank, lease.alone, lease.records)
-        lines = self._job.input.read(lease.records)
+        contents, sizes = self._job.input.contents(lease.records)
+        numbers = self._job.input.numbers[lease.records].tolist()
         self._workers[rank].has_begun = self.has_begun = True
-        columns = zip(*((line.index, line.number, line.content, line.size) for line in lines), strict=True)
-        return Records(lease.fence, lease.alone, *map(list, columns))
+        return Records(lease.fence, lease.alone, lease.records.tolist(), numbers, contents, sizes)
 
     def accept(self, rank: int, finished: Finished) -> None:
         """Take results into the ledger, if their lease was not revoked.

@@ -139,14 +139,12 @@ class ResultIndex:
 
     def _stored(self, kind: type, values: Sequence[Any]) -> NDArray[Any]:
         if kind is str:
-            return np.array([self._number(text) for text in values], np.int16)
+            return np.array([self._number(text) if text else 0 for text in values], np.int16)
         if kind is int:
             return np.minimum(np.array(values, np.int64), 2**32 - 1)
         return np.array(values, _DTYPES[kind])
 
     def _number(self, text: str) -> int:
-        if not text:
-            return 0
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text)

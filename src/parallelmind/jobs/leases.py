@@ -117,10 +117,14 @@ class Leases:
         lease = self.held.get(fence)
         if lease is None:
             return [False] * len(records)
-        counts = []
-        for record in records:
-            counts.append(record in lease.left)
-            lease.left.discard(record)
+        if lease.left.issuperset(records) and len(set(records)) == len(records):
+            counts = [True] * len(records)
+            lease.left.difference_update(records)
+        else:
+            counts = []
+            for record in records:
+                counts.append(record in lease.left)
+                lease.left.discard(record)
         if not lease.left:
             del self.held[fence]
         return counts

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from parallelmind.errors import DataError, JobError, SettingsError
 from parallelmind.io.jsonl import read_lines
 from parallelmind.io.line_table import InputSummary
-from parallelmind.io.locks import hold_lock
+from parallelmind.io.locks import HeldLock
 from parallelmind.io.numbered_names import numbered_paths, spelled_beside
 from parallelmind.jobs.identity import Completion, Identity, other_input
 from parallelmind.jobs.index import BY_COORDINATOR, ResultIndex
@@ -197,7 +197,7 @@ class OpenJob:
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = hold_lock(self.folder / "lock", busy=busy)
+            self._lock = HeldLock(self.folder / "lock", busy=busy)
         except OSError as error:
             raise storage_error(self.folder, error) from error
         except JobError:

@@ -70,16 +70,29 @@ class JobInput:
         Raises:
             JobError: the input was edited since it was opened.
         """
-        lines: list[JsonLine] = []
+        contents, sizes = self.contents(records)
+        places = zip(records.tolist(), self.numbers[records].tolist(), contents, sizes, strict=True)
+        return [JsonLine(index, number, content, size) for index, number, content, size in places]
+
+    def contents(self, records: NDArray[np.int64]) -> tuple[list[bytes], list[int]]:
+        """The content of each of these records, and its size, which is larger for a line that is too long to be kept.
+
+        Raises:
+            JobError: the input was edited since it was opened.
+        """
+        contents: list[bytes] = []
+        sizes: list[int] = []
         breaks = np.flatnonzero(np.diff(records) != 1) + 1
         try:
             for run in np.split(records, breaks):
-                self._read_run(run, lines)
+                found = self._read_run(run)
+                contents += found[0]
+                sizes += found[1]
         except DataError:
             self.check_unchanged()
             raise
         self.check_unchanged()
-        return lines
+        return contents, sizes
 
     def check_unchanged(self) -> None:
         """Raises:
@@ -98,27 +111,31 @@ class JobInput:
         ends = self._offsets[following].astype(np.int64)
         return np.where(records + 1 < len(self), ends, self.summary.size)
 
-    def _read_run(self, run: NDArray[np.int64], lines: list[JsonLine]) -> None:
-        """Add the lines of records that follow one another."""
+    def _read_run(self, run: NDArray[np.int64]) -> tuple[list[bytes], list[int]]:
+        """Contents and sizes of records that follow one another."""
         if not len(run):
-            return
+            return [], []
         offsets, ends = self._offsets[run].astype(np.int64), self._ends(run)
-        numbers = self.numbers[run].tolist()
+        numbers = self.numbers[run]
         if int((ends - offsets).max()) > MAX_LINE_BYTES:
             self._long_lines = self._long_lines or LineReader(self.path)
-            for record, number, offset in zip(run.tolist(), numbers, offsets.tolist(), strict=True):
-                lines.append(self._long_lines.read(index=record, number=number, offset=offset))
-            return
+            places = zip(run.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
+            lines = [self._long_lines.read(index=index, number=number, offset=at) for index, number, at in places]
+            return [line.content for line in lines], [line.size for line in lines]
         first = int(offsets[0])
         self._file.seek(first)
         span = self._file.read(int(ends[-1]) - first)
-        starts, stops = (offsets - first).tolist(), (ends - first).tolist()
-        for record, number, start, stop in zip(run.tolist(), numbers, starts, stops, strict=True):
-            # Up to the next record there may be blank lines.
-            content = span[start:stop].partition(b"\n")[0].rstrip(b"\r").removeprefix(UTF8_BOM)
-            if not content:
-                raise DataError(f"{self.path} was edited: line {number} is not where it was; restore the file.")
-            lines.append(JsonLine(record, number, content, len(content)))
+        if int(numbers[-1] - numbers[0]) == len(run) - 1:
+            contents = span.split(b"\n", len(run))[: len(run)]
+        else:  # blank lines stand between them
+            starts, stops = (offsets - first).tolist(), (ends - first).tolist()
+            contents = [span[start:stop].partition(b"\n")[0] for start, stop in zip(starts, stops, strict=True)]
+        if b"\r" in span or UTF8_BOM in span:
+            contents = [content.rstrip(b"\r").removeprefix(UTF8_BOM) for content in contents]
+        if len(contents) < len(run) or not all(contents):
+            number = numbers[contents.index(b"") if b"" in contents else len(contents)]
+            raise DataError(f"{self.path} was edited: line {number} is not where it was; restore the file.")
+        return contents, [len(content) for content in contents]
 
 
 def _stamp(path: Path) -> tuple[int, int]:

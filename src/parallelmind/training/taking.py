@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from parallelmind.errors import TrainingError
+from parallelmind.io.locks import HeldLock
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.files import unwritable
 from parallelmind.training.naming import ChosenRun, choose_run
 from parallelmind.training.options import TrainOptions
 
-_LOGGER = logging.getLogger(__name__)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CHOOSING_SECONDS = 60.0
 """Choosing takes milliseconds; whoever needs longer is stuck, as on a network disk that hangs."""
 _LEAVING_SECONDS = 8.0
@@ -70,22 +65,10 @@ def _take(options: TrainOptions, settings: Mapping[str, Any], held: ExitStack) -
                 return now
 
 
-@contextmanager
-def _locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
-    """Hold a lock, for which to wait so long; without one where the disk has none, as some network disks."""
-    lock = FileLock(path)
+def _locked(path: Path, seconds: float, busy: str) -> HeldLock:
+    """A lock that is held, for which to wait so long."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=seconds)
-    except Timeout:
-        raise TrainingError(busy) from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise unwritable(path, error) from error
-        _LOGGER.warning(
-            "cannot lock %s (%s): start no second run with this name while this one is going on", path, error
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+        return HeldLock(path, busy=TrainingError(busy), seconds=seconds)
+    except OSError as error:
+        raise unwritable(path, error) from error
