@@ -72,7 +72,7 @@ class Grouping:
         yield from self._flush()
 
     def _join(self, sample: Sample) -> Iterator[Group]:
-        """Put a sample to the others with its main."""
+        """Add a sample to the others with its main."""
         size = len(str(sample.branch))
         group = self._open.get(sample.main)
         if group is not None and group.characters + size > _RECORD_CHARACTERS:
@@ -98,7 +98,7 @@ class Grouping:
             yield Group(main, [sample.branch for sample in group.samples])
 
     def _fill(self, sample: Sample) -> Iterator[Group]:
-        """Put a sample to others that it has nothing in common with."""
+        """Add a sample to others that have nothing in common with it."""
         if self._group_by != "all" or (sample.main and _has_main(sample.branch)):
             yield Group(sample.main, [sample.branch])
             return

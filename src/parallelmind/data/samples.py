@@ -51,7 +51,7 @@ class SampleBranch:
     messages: tuple[Message, ...] = ()
     """Instead of both: turns, of which the assistant's are learned."""
     main: str = ""
-    """Before all of it, of this branch only."""
+    """A main of this branch only, which stands before all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
         role = text_field(turn[names[0]], f'{where}."{names[0]}"')
         calls = turn[names[1]] is None and turn.get("tool_calls")
         content = "" if calls else text_field(turn[names[1]], f'{where}."{names[1]}"', may_be_empty=True)
-        # Further fields of a turn (tool calls, reasoning) are the chat template's business.
+        # Further fields of a turn (tool calls, reasoning) are for the chat template to use.
         rest = {key: item for key, item in turn.items() if key not in names and item is not None}
         messages.append({**rest, "role": _ROLES.get(role, role), "content": content})
     if not any(message["role"] == "assistant" for message in messages):

@@ -63,12 +63,12 @@ class _Lines:
         self.size = 0
         self._max_line_bytes = max_line_bytes
         self._offset = 0
-        """Where the line begins that the last block did not end."""
+        """Where the line begins that has not ended in the blocks so far."""
         self._begun: bytes | None = b""
         """What is known of it; None: it is not blank, whatever follows."""
 
     def add(self, block: bytes) -> None:
-        """The next bytes of the file."""
+        """Take the next bytes of the file."""
         octets = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(octets == ord("\n")) + 1
         first = int(ends[0]) if len(ends) else len(block)
@@ -82,12 +82,12 @@ class _Lines:
         self.size += len(block)
 
     def end(self) -> None:
-        """The file is at its end: a last line without a line end is a line too."""
+        """End the file: a last line without a line end is a line too."""
         if self._offset < self.size:
             self._finish()
 
     def _add_whole(self, block: bytes, octets: np.ndarray, ends: np.ndarray) -> None:
-        """The lines that begin and end in the block, which has the line ends `ends`."""
+        """Note the lines that begin and end in the block, whose line ends are `ends`."""
         starts = ends[:-1]
         kept = np.ones(len(starts), dtype=bool)
         for line in np.flatnonzero(_MAY_BEGIN_BLANK[octets[starts]]).tolist():
@@ -98,7 +98,7 @@ class _Lines:
         self.number += len(starts)
 
     def _begin(self, part: bytes) -> None:
-        """More of the line that is not ended yet."""
+        """Take more of the line that has not ended yet."""
         if self._begun is None or not part:
             return
         if self._begun or _MAY_BEGIN_BLANK[part[0]]:

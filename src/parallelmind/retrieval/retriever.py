@@ -30,7 +30,7 @@ class RetrieverSettings:
     fixed_docs_per_query: int = 1
     """Documents that it puts in, if it finds as many; 0: as many as fit, up to `max_documents`."""
     max_tokens: int = 4000
-    """Of a context; 0: no limit."""
+    """Tokens of a context at most; 0: no limit."""
     enable_str_match: bool = False
     jump_exact_match: bool = False
 
@@ -64,7 +64,7 @@ class _Found:
     absence: Absence | None = None
     absence_text: str = ""
     title: str = ""
-    """What each document is, before it."""
+    """What stands before each document, to say what it is."""
 
 
 class Retriever:
