@@ -307,7 +307,7 @@ def test_a_former_output_is_kept_unless_it_may_be_replaced(tmp_path, former):
     }.get(former, former.encode())
     output.write_bytes(other)
     times = output.stat().st_mtime_ns, skipped.stat().st_mtime_ns
-    with pytest.raises(SettingsError, match=r"--output .*records.jsonl: .* exists already .*--overwrite"):
+    with pytest.raises(SettingsError, match=r"--output .*records.jsonl: .* exists already.*--overwrite"):
         converted(tmp_path, rows, **options)
     assert (output.read_bytes(), output.stat().st_mtime_ns, skipped.stat().st_mtime_ns) == (other, *times)
     assert len(list(output.parent.iterdir())) == 1
