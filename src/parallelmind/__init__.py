@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from parallelmind.data.collator import ParallelPretrainCollator
     from parallelmind.data.dataset import ParallelPretrainDataset
     from parallelmind.engine.engine import Engine
-    from parallelmind.engine.request import Branch, BranchResult, Event, Request, RequestResult, SamplingParams
+    from parallelmind.engine.request import Branch, BranchResult, Event, Request, RequestResult
     from parallelmind.models.cpu import optimize_for_cpu
     from parallelmind.models.generation import generate_text
     from parallelmind.models.loader import load_model_with_lora
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from parallelmind.retrieval.queries import Query
     from parallelmind.retrieval.retriever import RetrieverSettings
     from parallelmind.retrieval.retriever_options import RetrieverOptions
+    from parallelmind.settings.sampling import SamplingParams
     from parallelmind.tasks.answer import run_answer
     from parallelmind.tasks.answer_options import AnswerOptions
     from parallelmind.tasks.batch import run_batch
@@ -90,7 +91,8 @@ _LAZY = {
     "parallelmind.data.collator": ("ParallelPretrainCollator",),
     "parallelmind.data.dataset": ("ParallelPretrainDataset",),
     "parallelmind.engine.engine": ("Engine",),
-    "parallelmind.engine.request": ("Branch", "BranchResult", "Event", "Request", "RequestResult", "SamplingParams"),
+    "parallelmind.engine.request": ("Branch", "BranchResult", "Event", "Request", "RequestResult"),
+    "parallelmind.settings.sampling": ("SamplingParams",),
     "parallelmind.models.cpu": ("optimize_for_cpu",),
     "parallelmind.models.generation": ("generate_text",),
     "parallelmind.models.loader": ("load_model_with_lora",),

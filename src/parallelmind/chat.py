@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, Event, Request
 from parallelmind.errors import RequestError
 from parallelmind.prompts.chat_format import PLAIN_STOP, Conversation, Turn, has_template, prompt_ids
+from parallelmind.settings.sampling import SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 _PROBES = ("0", "a")  # two questions that begin differently, and so mark where any question begins

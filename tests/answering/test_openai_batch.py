@@ -12,9 +12,9 @@ from parallelmind.answering.context_rows import answer_row, parse_context_row
 from parallelmind.answering.openai_batch import import_batch, parse_request
 from parallelmind.answering.openai_batch_output import export_batch
 from parallelmind.answering.openai_body import chat_messages, completion_prompt, engine_sampling
-from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.jsonl import JsonLine
+from parallelmind.settings.sampling import SamplingParams
 
 CHAT = {
     "model": "m",

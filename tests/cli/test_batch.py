@@ -106,7 +106,7 @@ def test_an_error_is_one_line_and_a_traceback_only_with_debug(
         (["--batch", "3"], "unknown flag --batch; did you mean --batch_size?"),
         (["-x"], "unknown flag -x"),
         (["stray"], "unexpected argument 'stray'"),
-        (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
+        (["--batch_size", "many"], "--batch_size is 'many'; it must be a whole number, 1 or more."),
         (["--visibility", "all"], "argument --visibility: invalid choice: 'all'"),
         (["--patch_rope", "--no_patch_rope"], "not allowed with argument --patch_rope"),
     ],

@@ -148,7 +148,7 @@ def test_an_adapter_without_2d_rope_makes_an_ordinary_model(tmp_path):
 
 def test_the_dtype_is_the_bases_own_unless_given(tmp_path):
     base, adapter = base_and_adapter(tmp_path, dtype=torch.bfloat16)
-    for asked, expected in ((None, "bfloat16"), ("float16", "float16")):
+    for asked, expected in (("auto", "bfloat16"), ("float16", "float16")):
         output = tmp_path / f"merged {asked}"
         report = merge_to_folder(MergeOptions(base_model=base, lora_path=adapter, output_dir=output, dtype=asked))
         assert report.dtype == expected

@@ -7,7 +7,7 @@ import functools
 import math
 from pathlib import Path
 
-from parallelmind.cli.args import documented_default
+from parallelmind.cli.flags import documented_default
 from parallelmind.cli.logs import configure_logging
 from parallelmind.errors import SettingsError
 from parallelmind.io.remote_files import LocalCopies, is_remote

@@ -14,8 +14,8 @@ import torch
 from parallelmind.engine.request import Event, Request
 from parallelmind.jobs.progress import Progress
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.options import TINY_MODEL
 from parallelmind.prompts.encode import encode_branch, encode_main
+from parallelmind.settings.model import TINY_MODEL
 from parallelmind.tasks.batch import BatchReport, load_backend, run_batch
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.tasks.batch_worker import Backend
@@ -82,7 +82,7 @@ class ParallelDemo:
     def stream(self, record: DemoRecord) -> Iterator[Event]:
         """Text of all branches of a record as it is generated."""
         request = Request(main=record.main, branches=record.branches)
-        return self._backend.engine.stream([request], self.options.sampling)
+        return self._backend.engine.stream([request], self.options.sampling(seed=None))
 
     def outputs(self) -> dict[tuple[int, int], str]:
         """The answers in the output file by (record, branch)."""

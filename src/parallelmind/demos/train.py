@@ -24,9 +24,10 @@ from parallelmind.columnar import Visibility
 from parallelmind.data.sources import JsonlSource
 from parallelmind.demos.stories import private_facts, recall, write_records
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, Request, SamplingParams
+from parallelmind.engine.request import Branch, Request
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.options import TINY_MODEL
+from parallelmind.settings.model import TINY_MODEL
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.training.callbacks import Progress
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.run import TrainReport, run_training

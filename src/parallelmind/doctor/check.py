@@ -4,26 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
+
+from annotated_types import Ge
 
 from parallelmind.errors import ParallelMindError
+from parallelmind.settings.model import TINY_MODEL, Device, LoraPath
+from parallelmind.settings.setting import Flag, Setting, Settings
 
 Status = Literal["pass", "fail", "skip"]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
+class DoctorOptions(Settings):
     """What is checked besides the installation itself."""
 
-    base_model: str = "tiny"
-    lora_path: str | None = None
-    lora_rank: int | None = None
-    """None: the adapter's own; 8 where an adapter is trained."""
-    device: str | None = None
-    """None: cuda, or cpu without a GPU."""
-    dtype: str | None = None
-    """None: float32 on a CPU, bfloat16 elsewhere."""
+    base_model: Annotated[
+        str,
+        Setting(
+            "model of the checks of inference and pos2d: Hub name, local folder, or tiny, the bundled one", "model",
+            flag=Flag(metavar="MODEL"),
+        ),
+    ] = TINY_MODEL  # fmt: skip
+    lora_path: LoraPath = None
+    lora_rank: Annotated[
+        int | None,
+        Ge(1),
+        Setting(
+            "the rank that the adapter must have; also that of the training check", "model",
+            default="the adapter's own; 8 in the check",
+        ),
+    ] = None  # fmt: skip
+    device: Device = None
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Setting("number format of the weights", "model", default="float32 on a CPU, bfloat16 elsewhere"),
+    ] = None
 
 
 class CheckFailedError(Exception):

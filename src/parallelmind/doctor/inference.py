@@ -12,12 +12,13 @@ import torch
 from parallelmind.demos.batch import read_demo_records
 from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Request, SamplingParams
+from parallelmind.engine.request import Request
 from parallelmind.models.cpu import optimize_for_cpu
 from parallelmind.models.loader import load_model_with_lora, resolve_device
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.options import TINY_MODEL
 from parallelmind.prompts.encode import encode_branch, encode_main
+from parallelmind.settings.model import TINY_MODEL
+from parallelmind.settings.sampling import SamplingParams
 
 _MAIN = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue. Tina counted 36 coins.\n"
 _BRANCHES = ("How old is Dan?", "How much does the hat cost?", "Which colour does Emma like?", "小明几岁？🙂")

@@ -36,9 +36,10 @@ from parallelmind.doctor.check import (
     Once,
 )
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.loader import load_model_with_lora, resolve_device
+from parallelmind.settings.sampling import SamplingParams
 
 STRIDE = 128
 _MAIN_TOKENS, _BRANCH_TOKENS = 4, (3, 2)

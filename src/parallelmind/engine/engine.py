@@ -23,7 +23,6 @@ from parallelmind.engine.request import (
     Prompt,
     Request,
     RequestResult,
-    SamplingParams,
     TokenLogprob,
 )
 from parallelmind.engine.sampler import NextToken, next_tokens
@@ -32,6 +31,7 @@ from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.stats import EngineStats
 from parallelmind.errors import RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
+from parallelmind.settings.sampling import SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 _OVERFLOW = (

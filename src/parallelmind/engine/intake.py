@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from parallelmind.columnar import VISIBILITIES, Visibility
 from parallelmind.engine.detokenizer import Detokenizer
-from parallelmind.engine.request import BASE_MODEL, Branch, ErrorKind, Prompt, Request, SamplingParams
+from parallelmind.engine.request import BASE_MODEL, Branch, ErrorKind, Prompt, Request
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.errors import RequestError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.prompts.encode import encode_branch, encode_main
+from parallelmind.settings.sampling import SamplingParams
 
 
 def default_visibilities(visibility: Visibility, adapters: AdapterSet | None) -> dict[str, Visibility]:

@@ -10,7 +10,7 @@ from parallelmind.engine.engine import Engine
 from parallelmind.models.cpu import optimize_for_cpu
 from parallelmind.models.loaded import LoadedModel
 from parallelmind.models.loader import load_model_with_lora, resolve_device
-from parallelmind.models.options import ModelOptions
+from parallelmind.settings.model import ModelOptions
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from transformers.utils import logging as transformers_logging
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, SettingsError, first_line
 from parallelmind.models.loaded import LoadedModel
-from parallelmind.models.options import TINY_MODEL, dtype_name
 from parallelmind.models.sidecar import (
     SIDECAR_NAME,
     RopeSettings,
@@ -26,6 +25,7 @@ from parallelmind.models.sidecar import (
     read_sidecar,
     resolve_settings,
 )
+from parallelmind.settings.model import TINY_MODEL, dtype_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO_DTYPE = "auto"

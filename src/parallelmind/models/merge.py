@@ -10,29 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.loader import AUTO_DTYPE, load_model_with_lora
+from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora import adapter_rank, merge_lora
-from parallelmind.models.options import dtype_name
+from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeOptions:
-    """What to merge; None means not given, as in `load_model_with_lora`."""
-
-    base_model: str
-    lora_path: str
-    output_dir: Path
-    lora_rank: int | None = None
-    patch_rope: bool | None = None
-    rope_2d_ratio: float | None = None
-    rope_2d_mode: str | None = None
-    rope_2d_pairs: str | None = None
-    branch_stride: int | None = None
-    visibility: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    """None: the base model's own."""
+from parallelmind.settings.model import dtype_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +43,6 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
         raise SettingsError(f"--output_dir {output} exists already; give a new name, or remove it first.")
     values = dataclasses.asdict(options)
     del values["output_dir"]
-    values["dtype"] = options.dtype or AUTO_DTYPE
     loaded = load_model_with_lora(**values)
     model = merge_lora(loaded.model)
     rope = loaded.settings if loaded.patch_rope else None

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import RequestError
 from parallelmind.server.mailbox import Gain
 from parallelmind.server.problems import ApiError, error_of_result
@@ -30,6 +30,7 @@ from parallelmind.server.schemas import (
 )
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import DONE, EventStream, data, results_of
+from parallelmind.settings.sampling import SamplingParams
 
 router = APIRouter(tags=["branches"])
 
@@ -46,7 +47,7 @@ ServiceOf = Annotated[Service, Depends(_service)]
     "/v1/branches",
     response_model=BranchesOutput,
     response_description="The answers; with `stream`, server-sent events",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def create_branches(body: BranchesInput, http: HttpRequest, service: ServiceOf) -> Any:
     """Decode all branches of one main in parallel; main is computed once.

@@ -11,12 +11,12 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 import parallelmind
 from parallelmind.columnar import VISIBILITIES, pack_row
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.presets import PRESETS
 from parallelmind.errors import RequestError
 from parallelmind.server.branches_api import ServiceOf
 from parallelmind.server.problems import ApiError
 from parallelmind.server.prompts import PromptIds, text_ids
 from parallelmind.server.schemas import GridInput, GridOutput, GridToken, Health, PresetOutput
+from parallelmind.settings.sampling import PRESETS
 from parallelmind.visuals.grid import row_grid
 from parallelmind.visuals.tokens import token_texts
 

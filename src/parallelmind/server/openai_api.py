@@ -8,19 +8,20 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
-from parallelmind.engine.request import Branch, Request, SamplingParams
+from parallelmind.engine.request import Branch, Request
 from parallelmind.server.branches_api import ServiceOf, check_new_tokens, encode_branches
 from parallelmind.server.openai_format import Chat, Completion
 from parallelmind.server.openai_schemas import ChatInput, CompletionInput, OpenAiInput
 from parallelmind.server.problems import ApiError
 from parallelmind.server.prompts import PromptIds, chat_ids, completion_ids
-from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params
+from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params, shifted_seed
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import EventStream, results_of
+from parallelmind.settings.sampling import SamplingParams
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {}}},
 }
 _LIKE_OPENAI = {"temperature": 1.0, "top_p": 1.0}
 """The defaults of OpenAI differ from ours."""
@@ -120,7 +121,7 @@ def _sampling(
     service: Service, body: OpenAiInput, index: int, alternatives: int | None, **documented: Any
 ) -> SamplingParams:
     settings = _LIKE_OPENAI | {"logprobs": alternatives} | documented
-    shifted = body if body.seed is None else body.model_copy(update={"seed": body.seed + index})
+    shifted = body if body.seed is None else body.model_copy(update={"seed": shifted_seed(body.seed, index)})
     sampling = sampling_params(shifted, Sampling(), index, **settings)
     check_new_tokens(service, sampling, "max_tokens")
     return sampling

@@ -27,6 +27,8 @@ from parallelmind.jobs.ranks import SINGLE, Rank
 from parallelmind.jobs.run import JobReport, RunOptions, run_job
 from parallelmind.jobs.task import RecordWorker, WorkerInfo
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
+from parallelmind.settings.sampling import SamplingSettings
+from parallelmind.settings.setting import values_of
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.answer_workers import BackendAnswers, EngineAnswers, unreadable
 from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
@@ -60,12 +62,7 @@ class AnswerTask:
     def _backend(self, worker: WorkerInfo) -> AnswerBackend:
         options = self.options
         if options.backend is not None:
-            settings = InferenceSettings(
-                model_path=options.model_path,
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-                top_p=options.top_p,
-            )
+            settings = InferenceSettings(model_path=options.model_path, **values_of(SamplingSettings, options))
             return UserBackend(load_backend_class(options.backend), settings)
         endpoint = find_endpoint(options.inference_type, base_url=options.base_url, api_key_env=options.api_key_env)
         return OpenAICompatibleBackend(endpoint, options.http(world_size=worker.world_size))

@@ -13,11 +13,12 @@ from parallelmind.answering.backends.base import Outcome as BackendOutcome
 from parallelmind.answering.context_rows import ContextRow, answer_row, parse_context_row, unreadable_row
 from parallelmind.answering.prompts import Prompts
 from parallelmind.answering.window import ContextWindow
-from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request, SamplingParams
+from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request
 from parallelmind.errors import ParallelMindError
 from parallelmind.jobs.job import WorkItem
 from parallelmind.jobs.outcome import Outcome
 from parallelmind.jobs.task import WorkerInfo, Write
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.batch_worker import EngineLike, branch_seed
 

@@ -63,7 +63,7 @@ class BatchTask:
         return _BatchRecords(
             BatchWorker(
                 backend,
-                sampling=options.sampling,
+                sampling=options.sampling(seed=None),
                 limits=options.row_limits,
                 seed=options.seed,
                 num_workers=options.num_workers,

@@ -181,7 +181,7 @@ def test_a_full_server_in_the_end_answers_everyone() -> None:
     """Far more refusals than attempts: they are not the requests' fault."""
     questions = [f"q{n}" for n in range(12)]
     with FakeOpenAI({question: [fake.too_many_requests(1)] * 12 for question in questions}) as server:
-        outcomes = answer(server, questions, retry=RetryPolicy(max_attempts=2, max_seconds=1e6))
+        outcomes = answer(server, questions, retry=RetryPolicy(max_attempts=2, max_retry_seconds=1e6))
         assert len(server.requests) == 12 * 13
     assert all(outcome.text and outcome.retries == 12 for outcome in outcomes.values())
 

@@ -97,7 +97,7 @@ def test_any_misbehaviour_ends_with_one_outcome_per_row_and_the_right_number_of_
     attempts = 3
     replies = {f"q{n}": [MISBEHAVIOUR[kind] for kind in kinds] for n, kinds in enumerate(script)}
     with FakeOpenAI(replies) as server:
-        policy = RetryPolicy(max_attempts=attempts, max_seconds=1e9)
+        policy = RetryPolicy(max_attempts=attempts, max_retry_seconds=1e9)
         outcomes = answer(server, list(replies), concurrency=concurrency, retry=policy)
         asked = Counter(request.question for request in server.requests)
     for number, kinds in enumerate(script):
