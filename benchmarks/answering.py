@@ -17,6 +17,8 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,12 @@ from machine import describe, save
 
 from parallelmind import Engine
 from parallelmind.answering.window import ContextWindow
-from parallelmind.jobs.job import Job
-from parallelmind.jobs.task import WorkerInfo
+from parallelmind.jobs.options import RunOptions
+from parallelmind.jobs.run import run_job
+from parallelmind.jobs.task import GroupOf, RecordWorker, WorkerInfo
 from parallelmind.models.cpu import optimize_for_cpu
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
-from parallelmind.tasks.answer import context_of
+from parallelmind.tasks.answer import AnswerTask, context_of
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.answer_workers import EngineAnswers
 
@@ -53,6 +56,25 @@ def token_ids(text: str, length: int) -> list[int]:
     """The same tokens for the same text."""
     chance = random.Random(text)
     return [chance.randrange(VOCABULARY) for _ in range(length)]
+
+
+@dataclass(frozen=True)
+class Answering(AnswerTask):
+    """Answers with an engine that is there already."""
+
+    worker: RecordWorker
+    group: GroupOf | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def group_of(self) -> GroupOf | None:
+        return self.group
+
+    def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
+        return self.worker
 
 
 def answer(model: Any, data: Path, args: argparse.Namespace, *, grouped: bool, prefix_cache: bool) -> float:
@@ -85,18 +107,10 @@ def answer(model: Any, data: Path, args: argparse.Namespace, *, grouped: bool, p
         one_each=not grouped,
         alive=lambda: None,
     )
-    job = Job(
-        kind="answer",
-        input_path=data,
-        out_path=options.output_file,
-        settings={},
-        overwrite=True,
-        group_of=context_of if grouped else None,
-    )
     began = time.perf_counter()
-    with job:
-        worker.run(job.pending(), job.write)
-        completion = job.finish()
+    report = run_job(Answering(options, worker, context_of if grouped else None), RunOptions(overwrite=True))
+    assert report
+    completion = report.completion
     seconds = time.perf_counter() - began
     assert (completion.answered, completion.failed) == (args.rows, 0)
     return seconds

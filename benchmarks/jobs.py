@@ -2,8 +2,8 @@
 
     python benchmarks/jobs.py [--records 1000000] [--save]
 
-Records of 1 KB become output rows of 1 KB: reading and planning the input, leases, part files, statistics and the
-ordered merge are all in the time; the start of the Python processes is in the first line of each pair only. "bytes"
+Records of 1 KB become output rows of 1 KB: reading the input, leases, the ledger, statistics and the ordered merge are
+all in the time; the start of the Python processes is in the first line of each pair only. "bytes"
 hands every line on as it is, so that the job itself is measured; "json" parses and serialises it, as real work does,
 and beside it stands one loop that does the same with no guarantee at all.
 """
@@ -11,16 +11,22 @@ and beside it stands one loop that does the same with no guarantee at all.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from machine import describe, save
 
-from parallelmind.jobs.job import Job, job_folder
-from parallelmind.jobs.run import RunOptions, run_job
+from parallelmind.io.jsonl import JsonLine
+from parallelmind.jobs.opening import OpenJob
+from parallelmind.jobs.options import RunOptions
+from parallelmind.jobs.run import run_job
+from parallelmind.jobs.storage import job_folder
+from parallelmind.jobs.task import Write
 from parallelmind.tasks.copy_task import CopyTask
 
 
@@ -41,31 +47,39 @@ def plain_copy(data: Path, out: Path) -> float:
     return time.perf_counter() - began
 
 
-def job(data: Path, out: Path) -> Job:
-    return Job(kind="copy", input_path=data, out_path=out, settings={})
+class InterruptedRunError(Exception):
+    """Before the output was written."""
 
 
-def with_workers(data: Path, out: Path, task: CopyTask, workers: int) -> tuple[float, float]:
+class UpToTheMerge(CopyTask):
+    """Is interrupted when every record has its result."""
+
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
+        super().run(lines, write)
+        raise InterruptedRunError
+
+
+def with_workers(task: CopyTask, workers: int) -> tuple[float, float]:
     """(seconds of the whole run, seconds from the first working worker to the last result)."""
     began = time.perf_counter()
-    report = run_job(job(data, out), task, options=RunOptions(workers=workers))
+    report = run_job(task, RunOptions(workers=workers))
     assert report is not None
-    assert out.stat().st_size == data.stat().st_size
+    assert task.out.stat().st_size == task.data.stat().st_size
     return time.perf_counter() - began, report.statistics.seconds
 
 
 def resume(data: Path, out: Path) -> tuple[float, float]:
     """(seconds to open a job whose records all have results, seconds to merge)."""
-    with job(data, out) as running:
-        worker = CopyTask(parse=False)
-        worker.run(running.pending(), running.write)
+    task = UpToTheMerge(data, out)
+    with contextlib.suppress(InterruptedRunError):
+        run_job(task, RunOptions())
     began = time.perf_counter()
-    with job(data, out) as again:
+    with OpenJob(task, RunOptions()) as again:
         opened = time.perf_counter() - began
         assert not len(again.todo())
         began = time.perf_counter()
         again.finish()
-    return opened, time.perf_counter() - began
+        return opened, time.perf_counter() - began
 
 
 def main() -> None:
@@ -92,7 +106,7 @@ def main() -> None:
             for workers in args.workers:
                 kind = "json" if parse else "bytes"
                 out = Path(folder) / "out.jsonl"
-                whole, working = with_workers(data, out, CopyTask(parse), workers)
+                whole, working = with_workers(CopyTask(data, out, parse), workers)
                 show(f"{kind}, {workers} worker(s), whole run", whole, workers)
                 show(f"{kind}, {workers} worker(s), from the first lease to the end", working, workers)
                 shutil.rmtree(job_folder(out))

@@ -231,10 +231,10 @@ def stage(corpus_path: Path, folder: Path, drawn: random.Random) -> Iterator[tup
         queries = [query(place, *one) for place, one in enumerate(asked)]
         worker = ContextWorker(options.make())
         for one in queries[:50]:
-            worker._outcome(one)
+            worker._result(one)
         started = time.perf_counter()
         for one in queries:
-            worker._outcome(one)
+            worker._result(one)
         rate = len(queries) / (time.perf_counter() - started)
         tokens = "no token limit" if not max_tokens else f"--max_tokens {max_tokens} with the bundled tokenizer"
         yield (

@@ -62,9 +62,10 @@ class Chaos:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [part.format(workers=self.chance.choice([1, 2, 3])) for part in self.command]
+        path = os.pathsep.join([os.getcwd(), *sys.path])
         log = self.out.with_suffix(".log").open("ab")
         with log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": os.getcwd()})
+            return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": path})
 
     def _kill(self, launcher: subprocess.Popen[bytes]) -> None:
         if not self._victims:
@@ -82,12 +83,10 @@ class Chaos:
         assert launcher.returncode is not None
 
     def _tear(self) -> None:
-        """What a power cut may leave: a part whose last bytes are missing. Its worker is gone."""
-        folder = self.out.with_name(self.out.name + ".job")
-        parts = [path for path in folder.glob("part-*.*") if path.stat().st_size > 200]
-        if parts and not _orphans():
-            path = self.chance.choice(parts)
-            os.truncate(path, path.stat().st_size - self.chance.randrange(1, 150))
+        """What a power cut may leave: a journal whose last bytes are missing. Its writer is gone."""
+        journal = self.out.with_name(self.out.name + ".job") / "ledger.sqlite-wal"
+        if not _orphans() and journal.exists() and journal.stat().st_size > 200:
+            os.truncate(journal, journal.stat().st_size - self.chance.randrange(1, 150))
             self.kills["torn"] += 1
 
 

@@ -6,19 +6,17 @@ import logging
 import sys
 from pathlib import Path
 
-from parallelmind.jobs.job import Job
+from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.ranks import current_rank
-from parallelmind.jobs.run import RunOptions, run_job
+from parallelmind.jobs.run import run_job
 from tests.jobs.tasks import Records
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO)
     data, out, workers, *retry = sys.argv[1:]
-    job = Job(kind="chaos", input_path=Path(data), out_path=Path(out), settings={}, retry_failed=bool(retry))
-    report = run_job(
-        job, Records(seconds=0.002, ahead=3), options=RunOptions(workers=int(workers)), rank=current_rank()
-    )
+    task = Records(Path(data), Path(out), seconds=0.002, ahead=3)
+    report = run_job(task, RunOptions(workers=int(workers), rank=current_rank(), retry_failed=bool(retry)))
     if report:
         print(f"{report.completion.answered} answered, {report.completion.failed} failed", flush=True)
     return 0

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.models.loader import bundled_model_path
+from parallelmind.models.options import bundled_model_path
 from tests.cli.batch_runs import arguments, rows
+from tests.jobs.ledgers import ask, stored_results
 from tests.random_model import save_random_model
 
 CHECKOUT = Path(__file__).parents[2]
@@ -82,11 +83,7 @@ def make_many(data: Path) -> None:
 
 def wait_for_results(process: subprocess.Popen[str], out: Path) -> None:
     """Until the first record of a running job has its result."""
-    while process.poll() is None and not any(out.with_name("out.jsonl.job").glob("part-*.rows")):
-        time.sleep(0.001)
-    while process.poll() is None and not any(
-        path.stat().st_size for path in out.with_name("out.jsonl.job").glob("part-*.rows")
-    ):
+    while process.poll() is None and not stored_results(out):
         time.sleep(0.001)
 
 
@@ -129,7 +126,7 @@ def test_an_interrupted_run_with_workers_ends_them_and_continues(
     assert process.returncode == code, log
     assert "what is done is kept: the same command continues where it was" in log
     assert not out.exists()
-    assert not list(out.with_name("out.jsonl.job").glob("worker-*.json"))  # no record is under suspicion
+    assert not ask(out, "SELECT * FROM leases UNION SELECT 0, 0, 0, record FROM quarantine")  # no record is to blame
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert re.search(r"continuing: \d+ of 100 records have results", done.stderr)

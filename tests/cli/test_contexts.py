@@ -17,6 +17,7 @@ from parallelmind.answering.context_rows import parse_context_row
 from parallelmind.cli.main import main
 from parallelmind.io.jsonl import read_lines
 from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+from tests.jobs.ledgers import stored_results
 from tests.retrieval.small_corpus import NEW, OLD, row, write_small_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -243,11 +244,11 @@ def test_killed_at_any_moment_the_same_command_goes_on(corpus: Path, tmp_path: P
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, str(SCRIPT), *flags], env=environment, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
-    while process.poll() is None and not stored(out) and time.monotonic() < until:
+    while process.poll() is None and not stored_results(out) and time.monotonic() < until:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert stored(out), "it was killed before it had stored a row"
+    assert stored_results(out), "it was killed before it had stored a row"
     assert not out.exists(), "it was done before it was killed"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *flags], env=environment, capture_output=True, text=True, timeout=300
@@ -256,11 +257,6 @@ def test_killed_at_any_moment_the_same_command_goes_on(corpus: Path, tmp_path: P
     assert [row["id"] for row in rows_of(out)] == [f"{number}_0" for number in range(3000)]
     contexts(many, corpus, tmp_path / "whole.jsonl")
     assert untimed(out) == untimed(tmp_path / "whole.jsonl")
-
-
-def stored(out: Path) -> int:
-    """Bytes of rows in the part files of a job."""
-    return sum(path.stat().st_size for path in Path(f"{out}.job").glob("part-*.rows"))
 
 
 def test_evaluate_prints_and_writes_the_numbers(

@@ -177,10 +177,11 @@ def test_shares_of_gpus(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def _log_of_shared_gpus() -> None:
-    from parallelmind.jobs import run
+    from parallelmind.jobs.options import RunOptions
     from parallelmind.jobs.ranks import Rank
+    from parallelmind.jobs.transports.local import gpu_share
 
-    run._gpus(Rank(1, 2), run.RunOptions(workers=2), visible_gpus({"CUDA_VISIBLE_DEVICES": "5"}, 8))
+    gpu_share(Rank(1, 2), RunOptions(workers=2), visible_gpus({"CUDA_VISIBLE_DEVICES": "5"}, 8))
 
 
 @proves("workers", "slicing", "test_multi_worker_inference.py --skip-inference")

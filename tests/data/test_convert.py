@@ -251,7 +251,10 @@ BAD = [
         r'"conversations"\[0\]."role" is a text \("wizard"\)',
     ),
     ({"conversations": [{"role": "user", "content": ""}, ASKED[1]]}, r"\[0\].\"content\" is empty"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASKED[1]]}, "not text"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASKED[1]]},
+        "pictures and sounds are not supported",
+    ),
     ({"instruction": "q"}, "has no output or completion or response or answer"),
     ({"instruction": "q", "output": " "}, '"output" is empty'),
     ({"instruction": "q", "output": 5}, '"output" is a number'),

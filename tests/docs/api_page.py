@@ -30,8 +30,6 @@ GROUPS = [
     Group(
         "Generate",
         (
-            "load_model_with_lora",
-            "optimize_for_cpu",
             "Engine",
             "Request",
             "Branch",
@@ -39,7 +37,9 @@ GROUPS = [
             "RequestResult",
             "BranchResult",
             "Event",
+            "load_model_with_lora",
             "generate_text",
+            "optimize_for_cpu",
         ),
         """
 from parallelmind import (
@@ -55,10 +55,7 @@ from parallelmind import (
     optimize_for_cpu,
 )
 
-model, tokenizer, patch_rope = load_model_with_lora("tiny", device="cpu", dtype="float32")
-print(generate_text(model, tokenizer, "Story: Emma likes blue.\\nWhat does Emma like?", temperature=0))
-optimize_for_cpu(model)
-engine = Engine(model, tokenizer)
+engine = Engine.from_pretrained("tiny", device="cpu", dtype="float32")
 
 request = Request(
     main="Story: The age of Dan is 26. The hat costs 91 dollars.\\n",
@@ -72,6 +69,11 @@ print(answer.text, answer.finish_reason)
 event: Event
 for event in engine.stream([request], sampling=greedy):
     print(event.branch_index, event.text)
+
+model, tokenizer, patch_rope = load_model_with_lora("tiny", device="cpu", dtype="float32")
+print(generate_text(model, tokenizer, "Story: Emma likes blue.\\nWhat does Emma like?", temperature=0))
+optimize_for_cpu(model)  # for inference alone from here on
+shared = Engine(model, tokenizer)
 """,
     ),
     Group(

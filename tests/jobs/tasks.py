@@ -7,32 +7,50 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import SettingsError
-from parallelmind.jobs.job import Job, WorkItem
-from parallelmind.jobs.outcome import Outcome
-from parallelmind.jobs.run import JobReport, RunOptions, run_job
-from parallelmind.jobs.task import WorkerInfo, Write
+from parallelmind.io.jsonl import JsonLine
+from parallelmind.jobs.options import RunOptions
+from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.run import JobReport, run_job
+from parallelmind.jobs.task import Task, WorkerInfo, Write
 
 
 @dataclass(frozen=True)
-class Records:
-    """Doubles "n"; a record may also say {"do": "die" | "end" | "leave" | "hang" | "fail"}, or {"do": "wait",
-    "until": records begun}."""
+class Records(Task):
+    """Doubles "n"; a record may also say {"do": "die" | "end" | "leave" | "stop" | "hang" | "fail" | "refuse"}, or
+    {"do": "wait", "until": records begun}."""
 
+    data: Path
+    out: Path
     seconds: float = 0.0
     ahead: int = 1
     """Records taken before the first of them is written."""
     log: Path | None = None
-    """Gets a line for each record that is begun, with the number of records at hand."""
+    """Gets a line for each record that is begun, with the number of records at hand and the rank."""
     refuse: tuple[int, ...] = ()
     """Ranks that cannot start."""
     crash_after: float | None = None
     """Loading kills the process after so many seconds."""
+    rank: int = 0
+
+    kind = "test"
+
+    @property
+    def input_path(self) -> Path:
+        return self.data
+
+    @property
+    def out_path(self) -> Path:
+        return self.out
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {}
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> Records:
         if self.crash_after is not None:
@@ -40,20 +58,21 @@ class Records:
             os.kill(os.getpid(), signal.SIGKILL)
         if worker.rank in self.refuse:
             raise SettingsError(f"rank {worker.rank} has no model; get one.")
+        object.__setattr__(self, "rank", worker.rank)
         return self
 
-    def run(self, items: Iterable[WorkItem], write: Write) -> None:
-        batch: list[WorkItem] = []
-        for item in items:
-            batch.append(item)
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
+        batch: list[JsonLine] = []
+        for line in lines:
+            batch.append(line)
             if len(batch) >= self.ahead:
                 self._finish(batch, write)
         self._finish(batch, write)
 
     def close(self) -> None: ...
 
-    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
-        return Outcome.of([{"n": json.loads(item.line.content)["n"], "error": reason}], error_class=error_class)
+    def failure(self, line: JsonLine, reason: str, error_class: str) -> RecordResult:
+        return RecordResult.of([{"n": json.loads(line.content)["n"], "error": reason}], error_class=error_class)
 
     def _wait(self, begun: int) -> None:
         """Until so many records were begun by all workers together."""
@@ -64,26 +83,26 @@ class Records:
             time.sleep(0.02)
         raise TimeoutError(f"{begun} records were not begun within a minute.")
 
-    def _finish(self, batch: list[WorkItem], write: Write) -> None:
+    def _finish(self, batch: list[JsonLine], write: Write) -> None:
         at_hand = len(batch)
         while batch:
-            item = batch[0]
-            row = json.loads(item.line.content)
+            line = batch[0]
+            row = json.loads(line.content)
             if self.log:
                 with self.log.open("a") as file:
-                    file.write(f"{row['n']} {at_hand}\n")
+                    file.write(f"{row['n']} {at_hand} {self.rank}\n")
             _do(row.get("do"))
             if row.get("do") == "wait":
                 self._wait(row["until"])
             time.sleep(self.seconds)
             batch.pop(0)
-            write(item, outcome(row))
+            write(line, result(row))
 
 
-def outcome(row: dict[str, Any]) -> Outcome:
+def result(row: dict[str, Any]) -> RecordResult:
     if row.get("do") == "fail":
-        return Outcome.of([{"n": row["n"], "error": "it failed"}], error_class="Failed")
-    return Outcome.of([{"n": row["n"], "twice": 2 * row["n"], "text": row.get("text")}], tokens_out=2, seconds=0.5)
+        return RecordResult.of([{"n": row["n"], "error": "it failed"}], error_class="Failed")
+    return RecordResult.of([{"n": row["n"], "twice": 2 * row["n"], "text": row.get("text")}], tokens_out=2, seconds=0.5)
 
 
 def _do(what: str | None) -> None:
@@ -93,8 +112,12 @@ def _do(what: str | None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     elif what == "leave":
         sys.exit(0)
+    elif what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "hang":
         time.sleep(3600)
+    elif what == "refuse":
+        raise SettingsError("the key was revoked; get another.")
 
 
 def write_input(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
@@ -102,13 +125,16 @@ def write_input(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def run(data: Path, out: Path, task: Records, workers: int, **options: Any) -> JobReport:
+def run(task: Records, workers: int, **options: Any) -> JobReport:
     """One run of the job with worker processes."""
-    job = Job(kind="test", input_path=data, out_path=out, settings={})
-    report = run_job(job, task, options=RunOptions(workers=workers, **options))
+    report = run_job(task, RunOptions(workers=workers, **options))
     assert report is not None
     return report
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def doubled(count: int) -> list[dict[str, Any]]:
+    return [{"n": n, "twice": 2 * n, "text": None} for n in range(count)]

@@ -11,8 +11,9 @@ import pytest
 
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.gpus import GpuShare, assign_gpus, count_gpus, gpus_of_actor, visible_gpus
+from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.ranks import Rank
-from parallelmind.jobs.run import RunOptions, _gpus
+from parallelmind.jobs.transports.local import gpu_share
 
 EIGHT = [str(number) for number in range(8)]
 UUIDS = ["GPU-0aa1", "GPU-1bb2", "MIG-2cc3/1/0"]
@@ -127,7 +128,7 @@ def test_what_the_log_tells_of_a_run(
     gpus: list[str], asked: dict[str, Any], said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        _gpus(Rank(0, 4), RunOptions(workers=4, **asked), gpus)
+        gpu_share(Rank(0, 4), RunOptions(workers=4, **asked), gpus)
     assert caplog.messages == said
 
 
@@ -181,7 +182,7 @@ def test_without_nvidia_smi_the_device_files_tell(monkeypatch: pytest.MonkeyPatc
     ("options", "message"),
     [
         ({"total_gpus": -1}, "--total_gpus is -1; it must be 0"),
-        ({"total_gpus": 1, "ray": ""}, "--total_gpus is not for --launcher ray"),
+        ({"total_gpus": 1, "launcher": "ray"}, "--total_gpus is not for --launcher ray"),
         ({"gpus_per_worker": 0}, "--gpus_per_worker is 0; it must be 1 or more"),
     ],
 )

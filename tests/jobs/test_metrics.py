@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 from parallelmind.errors import SettingsError
-from parallelmind.jobs.job import Job
 from parallelmind.jobs.metrics import serve_metrics
-from parallelmind.jobs.run import RunOptions, run_job
+from parallelmind.jobs.options import RunOptions
+from parallelmind.jobs.run import run_job
 from parallelmind.jobs.statistics import JobStatistics, WorkerStatistics
 from tests.jobs.tasks import Records, write_input
 
@@ -81,8 +81,7 @@ def test_a_running_job_can_be_scraped_until_it_ends(tmp_path: Path) -> None:
             found.append(scrape(port))
             super()._finish(batch, write)
 
-    job = Job(kind="test", input_path=data, out_path=tmp_path / "out.jsonl", settings={})
-    run_job(job, Scraping(), options=RunOptions(prometheus_port=port))
+    run_job(Scraping(data, tmp_path / "out.jsonl"), RunOptions(prometheus_port=port))
     assert [metrics["parallelmind_job_records"] for metrics in found] == [4] * 5
     with pytest.raises(urllib.error.URLError):
         scrape(port)

@@ -1,4 +1,4 @@
-"""The numbers of a job, from the entries of its parts."""
+"""The numbers of a job, from what is known of its results."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parallelmind.jobs.index import ResultIndex
-from parallelmind.jobs.parts import ENTRY
+from parallelmind.jobs.index import BY_COORDINATOR, MEASURES, ResultIndex
+from parallelmind.jobs.result import RecordResult
 from parallelmind.jobs.statistics import WorkerStatistics, collect_statistics, save_statistics
 
 
-def entries(*rows: dict[str, Any]) -> Any:
-    made = np.zeros(len(rows), ENTRY)
-    for place, row in enumerate(rows):
-        for name, value in ({"attempt": 1, "rows": 1} | row).items():
-            made[place][name] = value
-    return made
+def add(index: ResultIndex, record: int, *, rank: int | None = None, attempt: int = 1, **measures: Any) -> None:
+    result = RecordResult(payload=b"", rows=1, **measures)
+    assert result._fields[1:] == MEASURES
+    index.add(
+        np.array([record]),
+        block=1,
+        offset=np.zeros(1),
+        size=np.zeros(1),
+        attempt=np.array([attempt]),
+        worker=BY_COORDINATOR if rank is None else rank + 1,
+        measures=[[value] for value in result[1:]],
+    )
 
 
 @pytest.fixture
 def index() -> ResultIndex:
-    """5 records: two of worker 0, one of worker 1 that failed, one that the head gave up, one without a result."""
+    """5 records: two of worker 0, a failed one of worker 1, one that the coordinator gave up, one without a result."""
     index = ResultIndex(5)
-    index.add(
-        entries(
-            {"record": 0, "worker": 1, "tokens_in": 10, "tokens_out": 1, "seconds": 1.0},
-            {"record": 2, "worker": 1, "tokens_in": 20, "tokens_out": 2, "seconds": 3.0, "retries": 4},
-        )
-    )
-    index.add(
-        entries(
-            {"record": 1, "worker": 2, "tokens_in": 5, "seconds": 2.0, "failed_rows": 1, "error_class": b"http_500"}
-        )
-    )
-    index.add(entries({"record": 3, "worker": 0, "failed_rows": 1, "error_class": b"WorkerDied"}))
+    add(index, 0, rank=0, tokens_in=10, tokens_out=1, seconds=1.0)
+    add(index, 2, rank=0, tokens_in=20, tokens_out=2, seconds=3.0, retries=4)
+    add(index, 1, rank=1, tokens_in=5, seconds=2.0, failed_rows=1, error_class="http_500")
+    add(index, 3, failed_rows=1, error_class="WorkerDied")
     return index
 
 
@@ -51,7 +49,7 @@ def test_the_counts(index: ResultIndex) -> None:
     assert found.seconds_percentiles == {
         "p50": 1.5, "p90": pytest.approx(2.7), "p95": pytest.approx(2.85), "p99": pytest.approx(2.97)
     }  # fmt: skip
-    assert found.workers == {  # the record that the head gave up is of no worker
+    assert found.workers == {  # the record that the coordinator gave up is of no worker
         0: WorkerStatistics(
             processed=2, successful=2, errors=0, tokens_in=30, tokens_out=3, retries=4, mean_seconds=2.0
         ),
@@ -63,7 +61,7 @@ def test_the_counts(index: ResultIndex) -> None:
 
 def test_of_two_attempts_the_later_counts(index: ResultIndex) -> None:
     index.reopen_failed()
-    index.add(entries({"record": 1, "worker": 1, "attempt": 2, "tokens_out": 7, "seconds": 2.0}))
+    add(index, 1, rank=0, attempt=2, tokens_out=7, seconds=2.0)
     found = collect_statistics(index, seconds=1.0, resumed=2)
     assert (found.successful, found.errors, found.errors_by_class) == (3, 1, {"WorkerDied": 1})
     assert {rank: worker.processed for rank, worker in found.workers.items()} == {0: 3}
@@ -78,7 +76,8 @@ def test_a_job_without_results_has_no_rates() -> None:
 
 def test_sums_beyond_32_bits() -> None:
     index = ResultIndex(2)
-    index.add(entries(*({"record": n, "worker": 1, "tokens_in": 2**32 - 1} for n in range(2))))
+    for record in range(2):
+        add(index, record, rank=0, tokens_in=2**32 - 1)
     assert collect_statistics(index, seconds=1.0, resumed=0).tokens_in == 2 * (2**32 - 1)
 
 
@@ -96,3 +95,9 @@ def test_the_file(index: ResultIndex, tmp_path: Path) -> None:
         "mean_seconds": 2.0, "success_rate": 0.0,
     }  # fmt: skip
     assert [file.name for file in tmp_path.iterdir()] == ["stats.json"]
+
+
+def test_numbers_that_do_not_fit_are_the_largest_that_do() -> None:
+    index = ResultIndex(1)
+    add(index, 0, rank=0, attempt=10**6, tokens_in=2**40)
+    assert (index.attempt[0], index["tokens_in"][0]) == (2**16 - 1, 2**32 - 1)

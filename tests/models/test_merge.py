@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from parallelmind.columnar import find_rope_patch, pack_row
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models import loader
+from parallelmind.models import rope_settings
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
@@ -118,8 +118,8 @@ def test_a_merged_model_on_the_hub_keeps_its_settings(tmp_path, monkeypatch):
         asked.append((path, name))
         return str(merged.output_dir / name)
 
-    monkeypatch.setattr(loader, "cached_file", downloaded)
-    assert loader.sidecar_of_model("someone/merged").rope == ROPE
+    monkeypatch.setattr(rope_settings, "cached_file", downloaded)
+    assert rope_settings.resolve_rope("someone/merged", None).rope == ROPE
     assert asked == [("someone/merged", "parallelmind.json")]
 
 
@@ -128,7 +128,7 @@ def test_the_model_card_tells_people(tmp_path):
     merge_to_folder(MergeOptions(base_model=base, lora_path=adapter, output_dir=tmp_path / "merged"))
     card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     assert "needs 2D RoPE" in card
-    assert 'load_model_with_lora("merged")' in card
+    assert 'Engine.from_pretrained("merged")' in card
     assert "| branch_stride | 7 |" in card
     assert str(tmp_path) not in card
 

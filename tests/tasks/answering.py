@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.progress import Silent
-from parallelmind.jobs.run import JobReport, RunOptions
+from parallelmind.jobs.run import JobReport
 from parallelmind.tasks.answer import run_answer
 from parallelmind.tasks.answer_options import AnswerOptions
 

@@ -14,8 +14,9 @@ import pytest
 from parallelmind.answering.context_rows import ContextRow
 from parallelmind.answering.window import ContextWindow
 from parallelmind.errors import DataError, SettingsError
+from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.progress import Silent
-from parallelmind.jobs.run import JobReport, RunOptions
+from parallelmind.jobs.run import JobReport
 from parallelmind.retrieval.budget import TokenBudget
 from parallelmind.retrieval.context_text import SEPARATOR
 from parallelmind.tasks.answer import AnswerTask, run_answer
@@ -270,14 +271,10 @@ def test_memory_does_not_grow_with_the_rows(out: Path, tmp_path: Path, monkeypat
 
 def test_a_row_that_killed_its_worker_keeps_its_fields(tmp_path: Path) -> None:
     from parallelmind.io.jsonl import read_lines
-    from parallelmind.jobs.job import WorkItem
 
     data = write_rows(tmp_path / "in.jsonl", [context_row("a", "q", "c"), "{broken"])
     task = AnswerTask(AnswerOptions(contexts_file=data, output_file=tmp_path / "out", model_path="m"))
-    rows = [
-        json.loads(task.failure(WorkItem(line=line), "line 1: it died.", "WorkerDied").payload)
-        for line in read_lines(data)
-    ]
+    rows = [json.loads(task.failure(line, "line 1: it died.", "WorkerDied").payload) for line in read_lines(data)]
     assert {name: rows[0][name] for name in ASKED} == {name: context_row("a", "q", "c")[name] for name in ASKED}
     assert [(row["success"], row["answer"], row["error"]) for row in rows] == [(False, None, "line 1: it died.")] * 2
     assert "context" not in rows[0]

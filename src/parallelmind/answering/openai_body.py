@@ -10,6 +10,7 @@ from typing import Any
 
 from parallelmind.errors import DataError
 from parallelmind.io.records import quoted, shorten, show_value, text_field
+from parallelmind.prompts.conversation import content_text, role_of
 from parallelmind.settings.sampling import SamplingSettings
 from parallelmind.settings.setting import described
 
@@ -40,7 +41,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }
 """Fields the engine has no equal for, with the values that ask for nothing."""
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = ("system", "developer", "user", "assistant")
 
 
 def engine_sampling(body: Mapping[str, Any], where: str = "the request") -> dict[str, Any]:
@@ -75,14 +76,12 @@ def chat_messages(body: Mapping[str, Any], where: str = "the request") -> list[d
     messages = []
     for place, message in enumerate(body["messages"]):
         name = f'{where}."messages"[{place}]'
-        role = _ROLES.get(message.get("role") if isinstance(message.get("role"), str) else "")
-        if role is None:
-            raise DataError(
-                f'{name}."role" is {show_value(message.get("role"))}; expected one of {quoted(list(_ROLES))}.'
-            )
+        role = message.get("role")
+        if role not in _ROLES:
+            raise DataError(f'{name}."role" is {show_value(role)}; expected one of {quoted(_ROLES)}.')
         if extra := [key for key in message if key not in ("role", "content", "name") and message[key] is not None]:
             raise DataError(f"{name} has {quoted(extra)}; the engine takes texts only.")
-        messages.append({"role": role, "content": _content_text(message.get("content"), f'{name}."content"')})
+        messages.append({"role": role_of(role), "content": content_text(message.get("content"), f'{name}."content"')})
     if messages[-1]["role"] != "user":
         raise DataError(f"{where}: the last message is of the {messages[-1]['role']}; expected the user's.")
     return messages
@@ -103,12 +102,3 @@ def completion_prompt(body: Mapping[str, Any], where: str = "the request") -> st
 def _same(value: Any, neutral: Any) -> bool:
     """Equal, where 0 and 0.0 are the same number, but false is none."""
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
-
-
-def _content_text(content: Any, name: str) -> str:
-    if isinstance(content, list):
-        for place, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise DataError(f"{name}[{place}] is {show_value(part)}; the engine takes texts only.")
-        content = "".join(part["text"] for part in content)
-    return text_field(content, name, may_be_empty=True)

@@ -13,9 +13,9 @@ from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
 from parallelmind.io.remote_files import is_remote
 from parallelmind.jobs.ranks import Rank, current_rank
+from parallelmind.jobs.worker_files import worker_files
 from parallelmind.tasks.answer import run_answer
 from parallelmind.tasks.answer_options import AnswerOptions
-from parallelmind.tasks.rank_files import rank_files
 
 EPILOG = """\
 Input rows: {"id", "query", "context", "retrieval_method", ...} as `parallelmind contexts` writes them.
@@ -49,13 +49,12 @@ def run(args: argparse.Namespace) -> int:
     report = run_answer(
         AnswerOptions(**settings | {"max_samples": samples_in_all(settings, args, rank)}),
         progress=make_progress(args.log_interval),
-        rank=rank,
         run=run,
-        rank_files=not remote,
+        worker_files=not remote,
     )
     if report is not None:
         out_path = files.finish(report.out_path)
-        print_statistics(report, "INFERENCE", out_path, {} if remote else rank_files(report.out_path))
+        print_statistics(report, "INFERENCE", out_path, {} if remote else worker_files(report.out_path))
     return 0
 
 

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     rank, run = current_rank(), run_options(args)
     settings = given(args, BatchOptions)
     try:
-        files = JobFiles(args, args.data_path, args.out_path, rank)
+        files = JobFiles(args, settings["data_path"], settings["out_path"], rank)
         options = BatchOptions(**settings | {"data_path": files.data, "out_path": files.out})
-        report = run_batch(options, progress=make_progress(args.log_interval), rank=rank, run=run)
+        report = run_batch(options, progress=make_progress(args.log_interval), run=run)
         out_path = None if report is None else files.finish(report.out_path)
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")

@@ -50,18 +50,15 @@ def _check_slices(records: int, workers: int) -> int:
 def _check_leases(records: int, workers: int) -> int:
     import numpy as np
 
-    from parallelmind.jobs.board import Board
+    from parallelmind.jobs.leases import Leases
 
     chance, given = random.Random(0), Counter[int]()
-    with tempfile.TemporaryDirectory() as folder:
-        board = Board(Path(folder))
-        board.begin("check", b"", records)
-        board.open_round(1, np.arange(records), np.ones(records), workers=workers)
-        # Workers of very different speed: who comes next is drawn, not taken in turn.
-        while board.read().left:
-            lease = board.take("check", min(chance.randrange(workers), chance.randrange(workers)), 5)
-            if lease is not None:
-                given.update(board.listed(lease)["record"].tolist())
+    leases = Leases(np.arange(records), workers=workers)
+    # Workers of very different speed: who comes next is drawn, not taken in turn.
+    while leases.left:
+        lease = leases.take(min(chance.randrange(workers), chance.randrange(workers)), 5)
+        if lease is not None:
+            given.update(lease.records.tolist())
     return _report("leases give every record exactly once", given == Counter(range(records)))
 
 
@@ -74,15 +71,14 @@ def _show_gpus(workers: int, total: int | None) -> None:
 def _check_workers(records: int, workers: int) -> int:
     import json
 
-    from parallelmind.jobs.job import Job
-    from parallelmind.jobs.run import RunOptions, run_job
+    from parallelmind.jobs.options import RunOptions
+    from parallelmind.jobs.run import run_job
     from parallelmind.tasks.copy_task import CopyTask
 
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
         data.write_text("".join(json.dumps({"id": number}) + "\n" for number in range(records)), encoding="utf-8")
-        job = Job(kind="check", input_path=data, out_path=out, settings={})
-        run_job(job, CopyTask(), options=RunOptions(workers=workers))
+        run_job(CopyTask(data, out), RunOptions(workers=workers))
         return _report("workers wrote every record exactly once, in order", out.read_bytes() == data.read_bytes())
 
 

@@ -80,6 +80,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         "batch-export": Command("turn answers into an OpenAI batch output file", "answers.jsonl output.jsonl"),
     },
     "Find out what is wrong": {
+        "job": Command(
+            "show a job, running or not: settings, progress, workers, failures, records under suspicion",
+            "answers.jsonl",
+        ),
         "doctor": Command("check this installation, and name the remedy of what fails", ""),
         "check-pos2d": Command(
             "show and check how the positions (branch, time) flow through a model", "--base_model tiny"

@@ -9,7 +9,6 @@ from typing import Any
 from parallelmind.cli.flags import add_settings, given
 from parallelmind.cli.job_flags import add_job_flags, run_options
 from parallelmind.cli.progress import make_progress
-from parallelmind.jobs.ranks import current_rank
 from parallelmind.retrieval.retriever import METHODS, RetrieverSettings
 from parallelmind.retrieval.retriever_options import RetrieverOptions
 from parallelmind.settings.model import TINY_MODEL
@@ -50,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
         report = run_contexts(
             options,
             progress=make_progress(args.log_interval),
-            rank=current_rank(),
             run=run_options(args),
         )
     except KeyboardInterrupt:

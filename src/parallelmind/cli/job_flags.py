@@ -11,8 +11,8 @@ from parallelmind.cli.flags import documented_default
 from parallelmind.cli.logs import configure_logging
 from parallelmind.errors import SettingsError
 from parallelmind.io.remote_files import LocalCopies, is_remote
-from parallelmind.jobs.ranks import Rank
-from parallelmind.jobs.run import RunOptions
+from parallelmind.jobs.options import RunOptions, launchers
+from parallelmind.jobs.ranks import Rank, current_rank
 
 
 def add_job_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
 
     group.add_argument(
         "--launcher",
-        choices=["local", "ray"],
+        choices=launchers(),
         default="local",
         help=documented_default("where the workers run: on this machine, or on a Ray cluster", "local"),
     )
@@ -109,7 +109,9 @@ def run_options(args: argparse.Namespace, *, most_per_worker: int | None = None)
     if args.ray_address is not None and args.launcher != "ray":
         raise SettingsError("--ray_address is for --launcher ray; give that, or leave it out.")
     return RunOptions(
-        ray=(args.ray_address or "") if args.launcher == "ray" else None,
+        launcher=args.launcher,
+        ray_address=args.ray_address,
+        rank=current_rank(),
         workers=args.workers,
         gpus_per_worker=args.gpus_per_worker,
         most_per_worker=most_per_worker,

@@ -14,12 +14,12 @@ from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
 from parallelmind.jobs.ranks import current_rank
+from parallelmind.jobs.worker_files import worker_files
 from parallelmind.retrieval.retriever import RetrieverSettings
 from parallelmind.retrieval.retriever_options import RetrieverOptions
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.contexts import ContextOptions
 from parallelmind.tasks.pipeline import PipelineFiles, run_pipeline
-from parallelmind.tasks.rank_files import rank_files
 
 EPILOG = """\
 Writes OUTPUT_DIR/contexts.jsonl, OUTPUT_DIR/answers.jsonl and OUTPUT_DIR/statistics.json. Each stage is a job of its
@@ -58,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
             answers,
             files,
             progress=lambda: make_progress(args.log_interval),
-            rank=rank,
             run=run_options(args, most_per_worker=answers.max_samples_per_worker),
         )
     except KeyboardInterrupt:
@@ -67,6 +66,6 @@ def run(args: argparse.Namespace) -> int:
     if found is not None:
         log_summary(found.contexts, verbose=args.verbose, answered_by=local_model)
         out_path = found.answers.out_path
-        print_statistics(found.answers, "INFERENCE", out_path, rank_files(out_path))
+        print_statistics(found.answers, "INFERENCE", out_path, worker_files(out_path))
         print(f"Statistics of both stages: {found.statistics}")
     return 0

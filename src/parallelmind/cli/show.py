@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge
 
 from parallelmind.cli.flags import add_settings, given
-from parallelmind.errors import DataError, SettingsError, first_line
+from parallelmind.errors import DataError, SettingsError
 from parallelmind.settings.model import DEFAULT_STRIDE, TINY_MODEL
 from parallelmind.settings.setting import Flag, Setting, Settings
 
@@ -94,10 +94,11 @@ def _grids(records: Path, options: ShowOptions) -> list[RowGrid]:
     from parallelmind.columnar import VISIBILITIES
     from parallelmind.data.encoder import DataCounts
     from parallelmind.data.samples import parse_sample
+    from parallelmind.models.loader import load_tokenizer
 
     fields, where = _record(records, options.index)
     sample = parse_sample(fields, where)
-    tokenizer = _tokenizer(options.base_model)
+    tokenizer = load_tokenizer(options.base_model)
     counts = DataCounts()
     chosen = VISIBILITIES if options.visibility == "all" else (options.visibility,)
     grids = [_grid(sample, tokenizer, options.branch_stride, visibility, counts) for visibility in chosen]
@@ -136,17 +137,3 @@ def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:
     if row is None:
         raise SettingsError(f"--index is {index}, but {path} has {scan(path).records} records, the first being 0.")
     return row.fields, row.where
-
-
-def _tokenizer(base_model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    from parallelmind.models.loader import model_path
-
-    try:
-        return AutoTokenizer.from_pretrained(model_path(base_model))
-    except Exception as error:  # tokenizers has no type of its own
-        raise SettingsError(
-            f"--base_model {base_model}: its tokenizer cannot be loaded ({first_line(error)}). Check the spelling and "
-            "the network, or give a folder; --base_model tiny is the bundled one."
-        ) from error

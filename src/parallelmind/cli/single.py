@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from parallelmind.cli.flags import add_settings, given
 from parallelmind.settings.model import LoraPath, ModelOptions
 from parallelmind.settings.sampling import PRESETS, RepetitionPenalty, SamplingSettings, TopK
-from parallelmind.settings.setting import Setting, values_of
+from parallelmind.settings.setting import Setting
 
 if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
@@ -50,7 +50,6 @@ def single_options(args: argparse.Namespace) -> SingleOptions:
 
 def load_single(options: SingleOptions) -> Engine:
     """Load the model and make its engine."""
-    from parallelmind.engine.loading import load_engine
+    from parallelmind.engine.engine import Engine
 
-    engine, _ = load_engine(ModelOptions(**values_of(ModelOptions, options)), options.lora_path)
-    return engine
+    return Engine.from_pretrained(lora_path=options.lora_path, **options.loading())

@@ -21,7 +21,7 @@ def print_statistics(report: JobReport, name: str, out_path: str | Path, rank_fi
     statistics = report.statistics
     if statistics.records_in_this_run > 0:
         for rank in sorted({*statistics.workers, *range(report.world_size)}):
-            worker = statistics.workers.get(rank, WorkerStatistics.none())
+            worker = statistics.workers.get(rank, WorkerStatistics())
             saved = rank_files.get(rank, out_path) if worker.processed else _NOTHING
             _print_block(f"Worker {rank} {name} STATISTICS", worker, saved)
     completion = report.completion

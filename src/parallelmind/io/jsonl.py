@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallelmind.errors import DataError
-from parallelmind.io.line_table import UTF8_BOM, InputSummary, LineTable, scan_blocks
+from parallelmind.io.line_table import UTF8_BOM, InputSummary, LineTable
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are not read into memory; each becomes one bad record."""
@@ -69,7 +69,7 @@ class LineReader:
         self._position = offset + len(head)
         if len(head) > self._max_line_bytes:
             self._file.seek(offset)
-            content, size = next(_raw_lines(self._file, self._max_line_bytes, _ignore))
+            content, size = next(_raw_lines(self._file, self._max_line_bytes))
             self._position = self._file.tell()
         else:
             content = head.rstrip(b"\r\n").removeprefix(UTF8_BOM)
@@ -92,7 +92,7 @@ def read_lines(
     """
     index = 0
     with _open(path) as file:
-        for number, (content, size) in enumerate(_raw_lines(file, max_line_bytes, _ignore), start=1):
+        for number, (content, size) in enumerate(_raw_lines(file, max_line_bytes), start=1):
             if max_records is not None and index >= max_records:
                 return
             if content or size:
@@ -110,66 +110,48 @@ def scan(
 ) -> InputSummary:
     """Count and hash the records that `read_lines` yields with the same arguments.
 
-    `table` is filled with their places; `on_line` is told the content of each.
+    `table`, empty so far, is filled with their places and hashes; `on_line` is told the content of each.
 
     Raises:
         DataError: as `read_lines`.
     """
+    table = LineTable() if table is None else table
+    number = offset = 0
     with _open(path) as file:
-        if max_records is None and on_line is None:
-            return scan_blocks(file, max_line_bytes, table)
-        return _scan_lines(file, max_line_bytes, max_records, table, on_line)
+        while max_records is None or len(table) < max_records:
+            head = file.readline(max_line_bytes + 2)
+            if not head:
+                break
+            number += 1
+            size = len(head)
+            if size > max_line_bytes:
+                content, digest, size = _scan_long(head, file, max_line_bytes)
+            else:
+                content = head.rstrip(b"\r\n").removeprefix(UTF8_BOM)
+                digest = b"" if not content or content.isspace() else hashlib.sha256(content).digest()
+            if digest:
+                table.add(offset=offset, number=number, digest=digest)
+                if on_line is not None:
+                    on_line(content)
+            offset += size
+    return InputSummary(
+        records=len(table), blank_lines=number - len(table), size=offset, digest=table.digest(len(table))
+    )
 
 
-def begins_with(path: Path, earlier: InputSummary) -> bool:
-    """Whether the first records of a file are those that `scan` summed up earlier, to the byte.
-
-    Raises:
-        DataError: as `read_lines`.
-    """
-    hasher, left, last = hashlib.blake2b(digest_size=16), earlier.size, b"\n"
-    with _open(path) as file:
-        while left and (chunk := file.read(min(left, _CHUNK))):
-            hasher.update(chunk)
-            left -= len(chunk)
-            last = chunk[-1:]
-        if left or hasher.hexdigest() != earlier.digest:
-            return False
-        return last == b"\n" or file.read(1) in (b"", b"\n", b"\r")
-
-
-def _scan_lines(
-    file: BinaryIO,
-    max_line_bytes: int,
-    max_records: int | None,
-    table: LineTable | None,
-    on_line: Callable[[bytes], None] | None,
-) -> InputSummary:
-    hasher = hashlib.blake2b(digest_size=16)
-    records = blank_lines = total = 0
+def _scan_long(head: bytes, file: BinaryIO, max_line_bytes: int) -> tuple[bytes, bytes, int]:
+    """(content, hash, bytes) of a line that begins with `head` and may be too long; of a blank one the hash is b""."""
+    hasher, size = hashlib.sha256(), 0
 
     def observe(chunk: bytes) -> None:
-        nonlocal total
-        total += len(chunk)
+        nonlocal size
+        size += len(chunk)
         hasher.update(chunk)
 
-    lines = _raw_lines(file, max_line_bytes, observe)
-    while max_records is None or records < max_records:
-        offset = total
-        line = next(lines, None)
-        if line is None:
-            break
-        content, size = line
-        if not (content or size):
-            blank_lines += 1
-            continue
-        records += 1
-        if table is not None:
-            table.offsets.append(offset)
-            table.numbers.append(records + blank_lines)
-        if on_line is not None:
-            on_line(content)
-    return InputSummary(records=records, blank_lines=blank_lines, size=total, digest=hasher.hexdigest())
+    content, length = _rest_of_line(head, file, max_line_bytes, observe)
+    if length > len(content):
+        return content, hasher.digest(), size
+    return content, hashlib.sha256(content).digest() if content else b"", size
 
 
 def _open(path: Path) -> BinaryIO:
@@ -190,23 +172,29 @@ def _ignore(chunk: bytes) -> None:
     del chunk
 
 
-def _raw_lines(file: BinaryIO, max_line_bytes: int, observe: Callable[[bytes], None]) -> Iterator[tuple[bytes, int]]:
+def _raw_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Yield (content, size) of each line; a blank line is (b"", 0)."""
     while head := file.readline(max_line_bytes + 2):  # + 2: the line end of a line of just that length
-        observe(head)
-        size, end = len(head), head[-2:]
-        content = head.rstrip(b"\r\n")
-        if size > max_line_bytes and (len(content) > max_line_bytes or not head.endswith(b"\n")):
-            del head
-            content = content[: min(_KEPT_OF_LONG_LINE, max_line_bytes)]
-            while not end.endswith(b"\n") and (chunk := file.readline(_CHUNK)):
-                observe(chunk)
-                size += len(chunk)
-                end = (end + chunk)[-2:]
-            size -= 2 if end == b"\r\n" else 1 if end.endswith(b"\n") else 0
-            yield content, size
-            continue
-        content = content.removeprefix(UTF8_BOM)
-        if content.isspace():
-            content = b""
-        yield content, len(content)
+        yield _rest_of_line(head, file, max_line_bytes, _ignore)
+
+
+def _rest_of_line(
+    head: bytes, file: BinaryIO, max_line_bytes: int, observe: Callable[[bytes], None]
+) -> tuple[bytes, int]:
+    """(content, size) of the line that begins with `head`; what is beyond the limit is read and not kept."""
+    observe(head)
+    size, end = len(head), head[-2:]
+    content = head.rstrip(b"\r\n")
+    if size > max_line_bytes and (len(content) > max_line_bytes or not head.endswith(b"\n")):
+        del head
+        content = content[: min(_KEPT_OF_LONG_LINE, max_line_bytes)]
+        while not end.endswith(b"\n") and (chunk := file.readline(_CHUNK)):
+            observe(chunk)
+            size += len(chunk)
+            end = (end + chunk)[-2:]
+        size -= 2 if end == b"\r\n" else 1 if end.endswith(b"\n") else 0
+        return content, size
+    content = content.removeprefix(UTF8_BOM)
+    if content.isspace():
+        content = b""
+    return content, len(content)

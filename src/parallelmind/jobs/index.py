@@ -1,134 +1,152 @@
-"""Where the result of each record is, and what it took: 49 bytes a record, and no rows, in memory."""
+"""The latest result of each record, without its rows: some 47 bytes a record in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parallelmind.jobs.parts import Entries, is_final
+from parallelmind.jobs.result import RecordResult
 
-_ABSENT = -1
-_KEPT = (
-    "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds", "retries", "error_class", "worker",
-    "_final",
-)  # fmt: skip
+MEASURES = RecordResult._fields[1:]
+"""What is known of a result besides its rows."""
+IN_OUTPUT = -1
+"""Stands for the finished output where blocks of the ledger have their number."""
+BY_COORDINATOR = 0
+"""Stands for the coordinator where workers have rank + 1."""
+
+_ABSENT = 0
+_DTYPES = {int: np.dtype(np.uint32), bool: np.dtype(np.bool_), float: np.dtype(np.float32), str: np.dtype(np.int16)}
+_KINDS = {name: kind for name, kind in get_type_hints(RecordResult).items() if name in MEASURES}
 
 
 class ResultIndex:
-    """For each record: part, offset and size of its latest result, and the counts that came with it."""
+    """For each record where the rows of its latest result are, and the measures that came with it."""
 
     def __init__(self, records: int) -> None:
-        self.part = np.full(records, _ABSENT, np.int32)
-        """Which file has the rows."""
-        self.worker = np.zeros(records, np.uint16)
-        """Number of the part that the result was first written to: rank + 1, or 0 of the head."""
+        self.block = np.zeros(records, np.int32)
+        """Block of the ledger that has the rows."""
         self.offset = np.zeros(records, np.int64)
-        self.size = np.zeros(records, np.int64)
+        """Of the rows in the block."""
+        self.size = np.zeros(records, np.uint32)
         self.attempt = np.zeros(records, np.uint16)
-        self.rows = np.zeros(records, np.uint32)
-        self.failed_rows = np.zeros(records, np.uint32)
-        self.tokens_in = np.zeros(records, np.uint32)
-        self.tokens_out = np.zeros(records, np.uint32)
-        self.seconds = np.zeros(records, np.float32)
-        self.retries = np.zeros(records, np.uint16)
-        self.error_class = np.zeros(records, np.int16)
-        """Number in `error_classes`; 0 is none."""
-        self.error_classes = [""]
-        self._final = np.zeros(records, np.bool_)
+        self.worker = np.zeros(records, np.uint16)
+        """Rank + 1 of the worker that made it."""
+        self.measures: dict[str, NDArray[Any]] = {name: np.zeros(records, _DTYPES[_KINDS[name]]) for name in MEASURES}
+        """Texts as their number in `texts`."""
+        self.texts = [""]
         self._reopened = np.zeros(records, np.bool_)
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.block)
 
-    def add(self, entries: Entries) -> None:
-        """Note results of one part, in the order they were written; of two attempts the later counts."""
-        entries = entries[entries["attempt"] >= self.attempt[entries["record"]]]
-        # NumPy keeps the last of several values for one place: the latest entry.
-        place = entries["record"].astype(np.int64)
-        self.part[place] = self.worker[place] = entries["worker"]
-        for name in ("offset", "size", "attempt", "rows", "failed_rows", "tokens_in", "tokens_out", "seconds"):
-            getattr(self, name)[place] = entries[name]
-        self.retries[place] = entries["retries"]
-        self.error_class[place] = self._numbers(entries["error_class"])
-        self._final[place] = is_final(entries)
-        self._reopened[place] = False
+    def __getitem__(self, measure: str) -> NDArray[Any]:
+        return self.measures[measure]
 
-    def save(self, path: Path) -> None:
-        """Store what is known of an output in which the rows of all records stand in input order."""
-        columns = {name.lstrip("_"): getattr(self, name) for name in _KEPT}
-        with path.open("wb") as file:
-            np.savez_compressed(file, error_classes=np.array(self.error_classes), **columns)
+    def add(
+        self,
+        records: NDArray[np.int64],
+        *,
+        block: int | NDArray[Any],
+        offset: NDArray[Any],
+        size: NDArray[Any],
+        attempt: NDArray[Any],
+        worker: int | NDArray[Any],
+        measures: Sequence[Sequence[Any]],
+    ) -> None:
+        """Note results in the order they were made; the latest of a record counts.
 
-    def load(self, path: Path, *, part: int) -> None:
-        """Take over what `save` stored of an output, whose rows are those of `part` from now on.
-
-        It may hold fewer records than this index, which has no results yet.
+        Args:
+            measures: for each of MEASURES its values.
         """
-        with np.load(path, allow_pickle=False) as stored:
-            count = len(stored["size"])
-            for name in _KEPT:
-                getattr(self, name)[:count] = stored[name.lstrip("_")]
-            self.error_classes = stored["error_classes"].tolist()
-        self.settle(part, count)
+        # NumPy keeps the last of several values for one place: the latest result.
+        self.block[records], self.offset[records], self.size[records] = block, offset, size
+        self.attempt[records], self.worker[records] = np.minimum(attempt, 2**16 - 1), worker
+        for name, values in zip(MEASURES, measures, strict=True):
+            self.measures[name][records] = self._stored(_KINDS[name], values)
+        self._reopened[records] = False
 
-    def settle(self, part: int, count: int | None = None) -> None:
-        """The rows of the first records (all of them) now stand in `part`, one record after the other."""
-        self.part[:count] = part
-        self.offset[:count] = np.cumsum(self.size[:count]) - self.size[:count]
+    def settle(self, count: int) -> None:
+        """The rows of the first records stand in the output, one record after the other."""
+        sizes = self.size[:count].astype(np.int64)
+        self.block[:count] = IN_OUTPUT
+        self.offset[:count] = np.cumsum(sizes) - sizes
+
+    def forget(self, records: NDArray[np.int64]) -> None:
+        """These records have no result after all."""
+        self.block[records] = _ABSENT
 
     def todo(self) -> NDArray[np.int64]:
         """The records without a result, or to be tried again, in input order."""
-        return np.flatnonzero((self.part == _ABSENT) | self._reopened)
+        return np.flatnonzero((self.block == _ABSENT) | self._reopened)
 
-    def is_todo(self, place: int) -> bool:
-        return bool(self.part[place] == _ABSENT or self._reopened[place])
+    def is_todo(self, record: int) -> bool:
+        return bool(self.block[record] == _ABSENT or self._reopened[record])
 
     def reopen_failed(self) -> None:
         """Try each failed record once more, unless its failure is final; its result stays until there is a new one."""
-        self._reopened[:] = (self.failed_rows > 0) & ~self._final
+        self._reopened[:] = self._retryable()
 
-    def next_attempt(self, place: int) -> int:
-        return int(self.attempt[place]) + 1
-
-    def failed_places(self) -> Iterator[int]:
+    def failed_records(self) -> NDArray[np.int64]:
         """The records with a failed row, in input order."""
-        return (int(place) for place in np.flatnonzero(self.failed_rows))
+        return np.flatnonzero(self["failed_rows"])
 
     @property
-    def has_results(self) -> NDArray[np.bool_]:
-        return np.not_equal(self.part, _ABSENT)
+    def has_result(self) -> NDArray[np.bool_]:
+        return np.not_equal(self.block, _ABSENT)
 
     @property
     def done(self) -> int:
-        return int(np.count_nonzero(self.part != _ABSENT))
-
-    def records_by_worker(self) -> dict[int, int]:
-        """Records whose result is in the part of each worker process."""
-        counts = np.bincount(self.worker[self.has_results & (self.worker > 0)]).tolist()
-        return {part - 1: count for part, count in enumerate(counts) if count}
+        return int(np.count_nonzero(self.block != _ABSENT))
 
     @property
     def reopened(self) -> int:
         return int(np.count_nonzero(self._reopened))
 
     @property
-    def failed_records(self) -> int:
-        return int(np.count_nonzero(self.failed_rows))
+    def failed(self) -> int:
+        """Failed records."""
+        return int(np.count_nonzero(self["failed_rows"]))
 
     @property
-    def retryable_records(self) -> int:
+    def retryable(self) -> int:
         """Failed records that can be tried again."""
-        return int(np.count_nonzero((self.failed_rows > 0) & ~self._final))
+        return int(np.count_nonzero(self._retryable()))
 
-    def _numbers(self, names: NDArray[Any]) -> NDArray[np.int16]:
-        numbers = np.zeros(len(names), np.int16)
-        for name in np.unique(names[names != b""]):
-            text = name.decode("ascii")
-            if text not in self.error_classes:
-                self.error_classes.append(text)
-            numbers[names == name] = self.error_classes.index(text)
-        return numbers
+    def records_by_worker(self) -> dict[int, int]:
+        """Records whose result each worker made, by rank."""
+        counts = np.bincount(self.worker[self.has_result & (self.worker != BY_COORDINATOR)]).tolist()
+        return {worker - 1: count for worker, count in enumerate(counts) if count}
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """(block, offset, size) of stretches of a block that follow each other in the output too."""
+        if not len(self):
+            return
+        end = self.offset + self.size
+        breaks = (self.block[1:] != self.block[:-1]) | (self.offset[1:] != end[:-1])
+        starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+        lasts = np.concatenate((starts[1:], [len(self)])) - 1
+        for part in range(0, len(starts), 2**16):
+            first, last = starts[part : part + 2**16], lasts[part : part + 2**16]
+            sizes = end[last] - self.offset[first]
+            yield from zip(self.block[first].tolist(), self.offset[first].tolist(), sizes.tolist(), strict=True)
+
+    def _retryable(self) -> NDArray[np.bool_]:
+        retryable: NDArray[np.bool_] = (self["failed_rows"] > 0) & ~self["final"]
+        return retryable
+
+    def _stored(self, kind: type, values: Sequence[Any]) -> NDArray[Any]:
+        if kind is str:
+            return np.array([self._number(text) for text in values], np.int16)
+        if kind is int:
+            return np.minimum(np.array(values, np.int64), 2**32 - 1)
+        return np.array(values, _DTYPES[kind])
+
+    def _number(self, text: str) -> int:
+        if not text:
+            return 0
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text)

@@ -39,3 +39,11 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
         return int(value) if value else default
     except ValueError:
         raise SettingsError(f"the environment variable {name} is {value!r}; it must be a whole number.") from None
+
+
+def local_place(rank: Rank, environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(number of this worker on its machine, workers on the machine)."""
+    local = environ.get("LOCAL_RANK"), environ.get("LOCAL_WORLD_SIZE")
+    if local[0] is None or local[1] is None:
+        return rank.rank, rank.world_size
+    return int(local[0]), int(local[1])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parallelmind.jobs.index import ResultIndex
+from parallelmind.jobs.index import BY_COORDINATOR, ResultIndex
 
 _PERCENTILES = (50, 90, 95, 99)
 
@@ -19,20 +19,13 @@ _PERCENTILES = (50, 90, 95, 99)
 class WorkerStatistics:
     """The records whose latest result one worker made."""
 
-    processed: int
-    successful: int
-    errors: int
-    tokens_in: int
-    tokens_out: int
-    retries: int
-    mean_seconds: float
-
-    @staticmethod
-    def none() -> WorkerStatistics:
-        """Of a worker that had nothing to do."""
-        return WorkerStatistics(
-            processed=0, successful=0, errors=0, tokens_in=0, tokens_out=0, retries=0, mean_seconds=0.0
-        )
+    processed: int = 0
+    successful: int = 0
+    errors: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    retries: int = 0
+    mean_seconds: float = 0.0
 
     @property
     def success_rate(self) -> float:
@@ -69,15 +62,15 @@ class JobStatistics(WorkerStatistics):
 
 
 def collect_statistics(index: ResultIndex, *, seconds: float, resumed: int) -> JobStatistics:
-    """Count what the parts hold; `resumed` records had their result before this run of `seconds`."""
-    done = index.has_results
-    chosen = index.seconds[done]
+    """Count what is known of the results; `resumed` records had theirs before this run of `seconds`."""
+    done = index.has_result
+    chosen = index["seconds"][done]
     percentiles = np.percentile(chosen, _PERCENTILES).tolist() if len(chosen) else [0.0] * len(_PERCENTILES)
-    classes, counts = np.unique(index.error_class[done], return_counts=True)
+    classes, counts = np.unique(index["error_class"][done], return_counts=True)
     workers = {
-        int(part) - 1: WorkerStatistics(**_counts(index, done & (index.worker == part)))
-        for part in np.unique(index.worker[done]).tolist()
-        if part > 0
+        int(worker) - 1: WorkerStatistics(**_counts(index, done & (index.worker == worker)))
+        for worker in np.unique(index.worker[done]).tolist()
+        if worker != BY_COORDINATOR
     }
     return JobStatistics(
         **_counts(index, done),
@@ -86,7 +79,7 @@ def collect_statistics(index: ResultIndex, *, seconds: float, resumed: int) -> J
         records_in_this_run=max(0, index.done - index.reopened - resumed),
         seconds_percentiles={f"p{name}": value for name, value in zip(_PERCENTILES, percentiles, strict=True)},
         errors_by_class={
-            index.error_classes[number]: count
+            index.texts[number]: count
             for number, count in zip(classes.tolist(), counts.tolist(), strict=True)
             if number
         },
@@ -103,13 +96,12 @@ def save_statistics(statistics: JobStatistics, path: Path) -> None:
 
 def _counts(index: ResultIndex, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     processed = int(np.count_nonzero(chosen))
-    errors = int(np.count_nonzero(index.failed_rows[chosen]))
+    errors = int(np.count_nonzero(index["failed_rows"][chosen]))
+    sums = {name: int(index[name][chosen].sum(dtype=np.int64)) for name in ("tokens_in", "tokens_out", "retries")}
     return {
         "processed": processed,
         "successful": processed - errors,
         "errors": errors,
-        "tokens_in": int(index.tokens_in[chosen].sum(dtype=np.int64)),
-        "tokens_out": int(index.tokens_out[chosen].sum(dtype=np.int64)),
-        "retries": int(index.retries[chosen].sum(dtype=np.int64)),
-        "mean_seconds": float(index.seconds[chosen].mean()) if processed else 0.0,
+        **sums,
+        "mean_seconds": float(index["seconds"][chosen].mean()) if processed else 0.0,
     }

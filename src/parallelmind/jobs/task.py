@@ -1,17 +1,22 @@
-"""What a job does with a record: the seam between the jobs and the pipelines."""
+"""What a job does: the seam between the jobs and the pipelines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
 
+from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.gpus import GpuShare
-from parallelmind.jobs.job import WorkItem
-from parallelmind.jobs.outcome import Outcome
+from parallelmind.jobs.result import RecordResult
 
-Write = Callable[[WorkItem, Outcome], None]
-"""Stores what became of a record."""
+Write = Callable[[JsonLine, RecordResult], None]
+"""Hands over what a record came to."""
+GroupOf = Callable[[bytes], bytes]
+"""The text that a line shares with others, such as its context; records that share it are worked on together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +32,74 @@ class WorkerInfo:
 class RecordWorker(Protocol):
     """Works on records; made once per worker process."""
 
-    def run(self, items: Iterable[WorkItem], write: Write) -> None:
-        """Take every item and `write` one outcome for each, in any order, from the calling thread.
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
+        """Take every record and `write` one result for each, in any order, from the calling thread.
 
-        Items are to be taken only as far ahead as there is work on them: what was taken, no other worker can take.
+        Records are to be taken only as far ahead as there is work on them: what was taken, no other worker can take.
         """
 
     def close(self) -> None:
         """Free what it holds; nothing more will come."""
 
 
-class Task(Protocol):
-    """What the workers of a job do. It is sent to worker processes, so it must be possible to pickle it."""
+class Task(ABC):
+    """A function of one record, its input and its output, and what makes it another job.
 
+    It is sent to the workers, so it must be possible to pickle it.
+    """
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What is done with each record, such as "batch"."""
+
+    @property
+    @abstractmethod
+    def input_path(self) -> Path:
+        """The records, JSONL."""
+
+    @property
+    @abstractmethod
+    def out_path(self) -> Path:
+        """The output that is asked for, JSONL."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """JSON values as they take effect: everything that changes the output, and nothing else."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Hashes of the files that change the output, by the setting that names them."""
+        return MappingProxyType({})
+
+    @property
+    def max_records(self) -> int | None:
+        """Only the first so many records of the input; None: all."""
+        return None
+
+    @property
+    def group_of(self) -> GroupOf | None:
+        """What makes records neighbours; None: they are worked on in input order."""
+        return None
+
+    @property
+    def noun(self) -> str:
+        """What the log calls the records."""
+        return "records"
+
+    @property
+    def input_hint(self) -> str:
+        """What makes such an input, said where it does not exist."""
+        return ""
+
+    @abstractmethod
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
-        """Load what is needed. Called in the worker process, if there is work.
+        """Load what is needed. Called in the process of the worker, if there is work.
 
         `alive` is to be called at every sign of progress: a worker that shows none for the record timeout is replaced.
         """
 
-    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
-        """The outcome of a record that no worker survived. Called without `start`."""
+    @abstractmethod
+    def failure(self, line: JsonLine, reason: str, error_class: str) -> RecordResult:
+        """The result of a record that no worker survived. Called without `start`."""

@@ -10,7 +10,18 @@ from typing import Any
 from parallelmind.io.fingerprints import fingerprint_of_contents
 from parallelmind.settings.model import TINY_MODEL, ModelOptions
 
-ROPE_FLAGS = ("rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs", "branch_stride", "visibility")
+AdapterPath = str | os.PathLike[str]
+"""Of a `.pth` file or a PEFT folder."""
+
+
+def bundled_model_path() -> Path:
+    """Folder of the model that ships with the package."""
+    return Path(__file__).parents[1] / "assets" / "tiny"
+
+
+def model_path(base_model: str) -> str:
+    """Folder or hub name of a base model, the bundled one included."""
+    return str(bundled_model_path()) if base_model == TINY_MODEL else base_model
 
 
 def real_name(name: str | None) -> str | None:
@@ -34,14 +45,16 @@ def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, An
     Raises:
         ParallelMindError: the flags contradict each other or what the adapter was trained with.
     """
-    given = [name for name in ("patch_rope", *ROPE_FLAGS) if getattr(options, name) is not None]
-    if lora_path is None and not given and not os.path.isdir(options.base_model):
+    flags = options.rope_flags()
+    if (
+        lora_path is None
+        and not any(value is not None for value in flags.values())
+        and not os.path.isdir(options.base_model)
+    ):
         return {"patch_rope": False, "visibility": "isolated"}  # without torch, which the rest needs
-    from parallelmind.models.loader import settings_in_force
+    from parallelmind.models.rope_settings import resolve_rope
 
-    settings, patched, _ = settings_in_force(
-        options.base_model, lora_path, options.patch_rope, **{name: getattr(options, name) for name in ROPE_FLAGS}
-    )
-    if not patched:
-        return {"patch_rope": False, "visibility": settings.visibility}
-    return {"patch_rope": True, **dataclasses.asdict(settings)}
+    resolved = resolve_rope(options.base_model, lora_path, **flags)
+    if not resolved.patched:
+        return {"patch_rope": False, "visibility": resolved.settings.visibility}
+    return {"patch_rope": True, **dataclasses.asdict(resolved.settings)}

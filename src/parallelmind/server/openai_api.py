@@ -9,11 +9,11 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
 from parallelmind.engine.request import Branch, Request
-from parallelmind.server.branches_api import ServiceOf, check_new_tokens, encode_branches
+from parallelmind.prompts.encode import PromptIds
+from parallelmind.server.branches_api import ServiceOf, check_new_tokens, encode_branches, encode_conversation
 from parallelmind.server.openai_format import Chat, Completion
 from parallelmind.server.openai_schemas import ChatInput, CompletionInput, OpenAiInput
 from parallelmind.server.problems import ApiError
-from parallelmind.server.prompts import PromptIds, chat_ids, completion_ids
 from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params, shifted_seed
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import EventStream, results_of
@@ -51,7 +51,7 @@ async def completions(body: CompletionInput, http: HttpRequest, service: Service
     many = 1 if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else len(body.prompt)
     each = body.n or 1
     service.check_room(many * each)
-    ids = await service.in_encoder(lambda engine: completion_ids(engine.tokenizer, body.prompt))
+    ids = await service.in_encoder(lambda prompts: prompts.completions(body.prompt))
     request = _alone(service, body, ids, each, adapter, body.logprobs, max_new_tokens=_COMPLETION_TOKENS)
     tokenizer = service.served.engine.tokenizer
     echoes = None
@@ -82,7 +82,7 @@ async def chat_completions(body: ChatInput, http: HttpRequest, service: ServiceO
     if body.branches is not None:
         request = await _under_messages(service, body, adapter, alternatives)
     else:
-        ids = await service.in_encoder(lambda engine: chat_ids(engine.tokenizer, body.messages, [""], "isolated"))
+        ids = await encode_conversation(service, body.messages, [""])
         request = _alone(service, body, ids, body.n or 1, adapter, alternatives)
     job = service.submit(request, streamed=bool(body.stream), kind="chatcmpl", arrived=arrived)
     form = Chat(

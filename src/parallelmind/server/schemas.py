@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
+from parallelmind.prompts.conversation import Message, role_of
 from parallelmind.settings.sampling import SamplingParams, SamplingSettings
 from parallelmind.settings.setting import described
 
@@ -43,8 +44,10 @@ class ChatMessage(Strict):
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
 
     @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def message(self) -> Message:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": role_of(self.role), "content": text}
 
 
 class TextPart(Strict):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from parallelmind.errors import SettingsError
-from parallelmind.settings.setting import Flag, Setting, Settings
+from parallelmind.settings.setting import Flag, Setting, Settings, names
 
 _GROUP = "model"
 
@@ -18,6 +17,15 @@ TINY_MODEL = "tiny"
 
 DEFAULT_STRIDE = 128
 """Branch position = branch id × stride."""
+
+ROPE_FLAGS = {
+    "rope_2d_ratio": "ratio",
+    "rope_2d_mode": "mode",
+    "rope_2d_pairs": "pairs",
+    "branch_stride": "branch_stride",
+    "visibility": "visibility",
+}
+"""The flags of a row's 2D settings, and the field of `RopeSettings` that each one is about."""
 
 BaseModel = Annotated[
     str, Setting("Hub name, local folder, or tiny: the bundled model", _GROUP, flag=Flag(metavar="MODEL"))
@@ -122,9 +130,19 @@ class ModelOptions(Settings):
         super().__post_init__()
         refuse_both_quantisations(self.load_in_8bit, self.load_in_4bit)
 
+    @classmethod
+    def of(cls, options: object, **others: Any) -> ModelOptions:
+        """The settings of this class among those of a command; `others` are what it names otherwise."""
+        named = {name: getattr(options, name) for name in names(ModelOptions) if hasattr(options, name)}
+        return ModelOptions(**(named | others))
+
     def loading(self) -> dict[str, Any]:
-        """The arguments of `load_model_with_lora`, but for the adapter."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
+        """The arguments of `Engine.from_pretrained`, but for the adapter."""
+        return {name: getattr(self, name) for name in names(ModelOptions)}
+
+    def rope_flags(self) -> dict[str, Any]:
+        """What was said about 2D RoPE: the arguments of `resolve_rope`."""
+        return {name: getattr(self, name) for name in ("patch_rope", *ROPE_FLAGS)}
 
 
 def dtype_name(dtype: object) -> str:

@@ -137,15 +137,7 @@ class AnswerOptions(SamplingSettings):
     def model(self) -> ModelOptions:
         """The model to load, for answers of our engine."""
         assert self.model_path
-        return ModelOptions(
-            base_model=self.model_path,
-            lora_rank=self.lora_rank,
-            device=self.device,
-            dtype=self.dtype,
-            device_map=self.device_map,
-            load_in_8bit=self.load_in_8bit,
-            load_in_4bit=self.load_in_4bit,
-        )
+        return ModelOptions.of(self, base_model=self.model_path)
 
     def http(self, *, world_size: int) -> HttpSettings:
         """How requests are made; rates are shared by the workers.

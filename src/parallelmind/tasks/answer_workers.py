@@ -8,15 +8,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parallelmind.answering.backends.base import AnswerBackend
-from parallelmind.answering.backends.base import Outcome as BackendOutcome
+from parallelmind.answering.backends.base import AnswerBackend, Outcome
 from parallelmind.answering.context_rows import ContextRow, answer_row, parse_context_row, unreadable_row
 from parallelmind.answering.prompts import Prompts
 from parallelmind.answering.window import ContextWindow
 from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request
 from parallelmind.errors import ParallelMindError
-from parallelmind.jobs.job import WorkItem
-from parallelmind.jobs.outcome import Outcome
+from parallelmind.io.jsonl import JsonLine
+from parallelmind.jobs.result import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.answer_options import AnswerOptions
@@ -25,29 +24,29 @@ from parallelmind.tasks.batch_worker import EngineLike, branch_seed
 _LOGGER = logging.getLogger(__name__)
 
 
-def unreadable(item: WorkItem, reason: str, error_class: str, *, rank: int | None, final: bool) -> Outcome:
-    """The outcome of a row that never became a question."""
-    return Outcome.of([unreadable_row(item.line, reason, worker_rank=rank)], error_class=error_class, final=final)
+def unreadable(line: JsonLine, reason: str, error_class: str, *, rank: int | None, final: bool) -> RecordResult:
+    """The result of a row that never became a question."""
+    return RecordResult.of([unreadable_row(line, reason, worker_rank=rank)], error_class=error_class, final=final)
 
 
-def parse_rows(items: Iterable[WorkItem], write: Write, rank: int) -> Iterator[tuple[WorkItem, ContextRow]]:
+def parse_rows(lines: Iterable[JsonLine], write: Write, rank: int) -> Iterator[tuple[JsonLine, ContextRow]]:
     """The rows that ask something; what is wrong with the others is written at once, with no call of a model."""
-    for item in items:
+    for line in lines:
         try:
-            row = parse_context_row(item.line)
+            row = parse_context_row(line)
         except ParallelMindError as error:
-            write(item, unreadable(item, str(error), "DataError", rank=rank, final=True))
+            write(line, unreadable(line, str(error), "DataError", rank=rank, final=True))
             continue
         if row.success:
-            yield item, row
+            yield line, row
         else:
             failed = answer_row(row, error=row.error, inference_time=0.0, worker_rank=rank)
-            write(item, Outcome.of([failed], error_class="NoContext", final=True))
+            write(line, RecordResult.of([failed], error_class="NoContext", final=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    item: WorkItem
+    line: JsonLine
     row: ContextRow
     context_cut: bool
     began: float
@@ -78,9 +77,9 @@ class EngineAnswers:
         self._alive = alive
         self._contexts = self._cut = 0
 
-    def run(self, items: Iterable[WorkItem], write: Write) -> None:
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
         asked: dict[int, dict[int, _Asked]] = {}
-        requests = self._requests(items, asked, write)
+        requests = self._requests(lines, asked, write)
         try:
             for event in self._engine.stream(requests, sampling=self._options.sampling()):
                 self._alive()
@@ -89,7 +88,7 @@ class EngineAnswers:
                     question = asked[event.request_index].pop(event.branch_index)
                     if not asked[event.request_index]:
                         del asked[event.request_index]
-                    write(question.item, self._outcome(question, event.result))
+                    write(question.line, self._result(question, event.result))
         finally:
             requests.close()
             self._tell_cut()
@@ -106,7 +105,7 @@ class EngineAnswers:
         self._contexts = self._cut = 0
 
     def _requests(
-        self, items: Iterable[WorkItem], asked: dict[int, dict[int, _Asked]], write: Write
+        self, lines: Iterable[JsonLine], asked: dict[int, dict[int, _Asked]], write: Write
     ) -> Generator[Request, None, None]:
         number, main_ids = 0, None
         group: list[tuple[_Asked, Branch]] = []
@@ -116,47 +115,47 @@ class EngineAnswers:
             asked[number] = {place: question for place, (question, _) in enumerate(group)}
             branches = [branch for _, branch in group]
             number, group = number + 1, []
-            return Request(main=main_ids or [], branches=branches)
+            return Request(main=main_ids or [], branches=branches, visibility="isolated")
 
-        for item, row in parse_rows(items, write, self._rank):
+        for line, row in parse_rows(lines, write, self._rank):
             try:
-                sampling = self._sampling(item, row)
+                sampling = self._sampling(line, row)
                 prompt = self._window.fit(row, max_new_tokens=sampling.max_new_tokens)
             except Exception as error:  # a tokenizer or template may raise anything; one row must not stop the job
-                self._fail(item, row, error, write)
+                self._fail(line, row, error, write)
                 continue
             self._contexts += 1
             self._cut += prompt.cut
             if group and (prompt.main_ids != main_ids or len(group) >= self._most):
                 yield request()
             main_ids = prompt.main_ids
-            question = _Asked(item=item, row=row, context_cut=prompt.cut, began=time.perf_counter())
+            question = _Asked(line=line, row=row, context_cut=prompt.cut, began=time.perf_counter())
             group.append((question, Branch(prompt=prompt.prompt_ids, sampling=sampling)))
         if group:
             yield request()
 
-    def _sampling(self, item: WorkItem, row: ContextRow) -> SamplingParams:
+    def _sampling(self, line: JsonLine, row: ContextRow) -> SamplingParams:
         from parallelmind.answering.openai_body import engine_sampling
 
         changed = engine_sampling(row.body) if row.body is not None else {}
-        seed = branch_seed(self._options.seed, item.line.index, 1)
+        seed = branch_seed(self._options.seed, line.index, 1)
         return self._options.sampling(**({"seed": seed} | changed))
 
-    def _fail(self, item: WorkItem, row: ContextRow, error: Exception, write: Write) -> None:
+    def _fail(self, line: JsonLine, row: ContextRow, error: Exception, write: Write) -> None:
         explained = isinstance(error, ParallelMindError)
         reason = str(error) if explained else f"{type(error).__name__}: {error}"
         failed = answer_row(row, error=reason, inference_time=0.0, worker_rank=self._rank)
         # What we can explain lies in the row, the template or the model, which are the same the next time.
-        write(item, Outcome.of([failed], error_class=type(error).__name__, final=explained))
+        write(line, RecordResult.of([failed], error_class=type(error).__name__, final=explained))
 
-    def _outcome(self, question: _Asked, result: BranchResult) -> Outcome:
+    def _result(self, question: _Asked, result: BranchResult) -> RecordResult:
         seconds = time.perf_counter() - question.began
         tokens_in, tokens_out = result.main_tokens + result.prompt_tokens, len(result.token_ids)
         if result.finish_reason in ("error", "cancelled"):
             reason = result.error or f"the engine ended this answer: {result.finish_reason}"
             row = answer_row(question.row, error=reason, inference_time=seconds, worker_rank=self._rank)
             final = result.error_kind in LASTING_ERRORS
-            return Outcome.of([row], error_class="RequestError", seconds=seconds, final=final)
+            return RecordResult.of([row], error_class="RequestError", seconds=seconds, final=final)
         row = answer_row(
             question.row,
             answer=result.text,
@@ -167,7 +166,7 @@ class EngineAnswers:
             finish_reason=result.finish_reason,
             context_cut=question.context_cut,
         )
-        return Outcome.of([row], tokens_in=tokens_in, tokens_out=tokens_out, seconds=seconds)
+        return RecordResult.of([row], tokens_in=tokens_in, tokens_out=tokens_out, seconds=seconds)
 
 
 class BackendAnswers:
@@ -181,18 +180,18 @@ class BackendAnswers:
         self._rank = worker.rank
         self._alive = alive
 
-    def run(self, items: Iterable[WorkItem], write: Write) -> None:
-        def done(pair: tuple[WorkItem, ContextRow], outcome: BackendOutcome) -> None:
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
+        def done(pair: tuple[JsonLine, ContextRow], outcome: Outcome) -> None:
             self._alive()
-            write(pair[0], self._outcome(pair[1], outcome))
+            write(pair[0], self._result(pair[1], outcome))
 
-        rows = parse_rows(items, write, self._rank)
+        rows = parse_rows(lines, write, self._rank)
         self._backend.run(rows, lambda pair: self._prompts.prompt(pair[1]), done)
 
     def close(self) -> None:
         self._backend.close()
 
-    def _outcome(self, row: ContextRow, outcome: BackendOutcome) -> Outcome:
+    def _result(self, row: ContextRow, outcome: Outcome) -> RecordResult:
         counts: dict[str, Any] = {"tokens_in": outcome.tokens_in, "tokens_out": outcome.tokens_out}
         stored = answer_row(
             row,
@@ -205,7 +204,7 @@ class BackendAnswers:
             openai_response=outcome.body,
             **counts,
         )
-        return Outcome.of(
+        return RecordResult.of(
             [stored],
             error_class=outcome.error_class or "",
             final=outcome.final,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from parallelmind.jobs.job import Job, WorkItem
-from parallelmind.jobs.outcome import Outcome
+from parallelmind.io.jsonl import JsonLine
+from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.progress import Progress
-from parallelmind.jobs.ranks import SINGLE, Rank
-from parallelmind.jobs.run import JobReport, RunOptions, run_job
-from parallelmind.jobs.task import RecordWorker, WorkerInfo, Write
+from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.run import JobReport, run_job
+from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo, Write
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.tasks.batch_worker import Backend, BatchWorker, lost_record
 from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
@@ -42,20 +44,43 @@ class BatchReport:
     failures: list[tuple[int, str]]
     """(line, reason) of the first failed records."""
     generated_tokens: int
-    """Of the records in the parts, as the next."""
+    """Of all records, as the next."""
     prompt_tokens: int
     seconds: float
-    """Of this run, without loading the model (on Ray with it)."""
+    """Of this run, without loading the model."""
     records_in_this_run: int
 
 
 @dataclass(frozen=True)
-class BatchTask:
+class BatchTask(Task):
     """Answers records with the engine."""
 
     options: BatchOptions
     load: Callable[[BatchOptions], Backend] | None = None
     """Makes model and engine; None: `load_backend`."""
+
+    kind = "batch"
+    input_hint = '; --data_path takes a JSONL file with rows such as {"main": "…", "branches": ["…"]}'
+
+    @property
+    def input_path(self) -> Path:
+        return self.options.data_path
+
+    @property
+    def out_path(self) -> Path:
+        return self.options.out_path
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.options.identity()
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        return self.options.file_prints()
+
+    @property
+    def max_records(self) -> int | None:
+        return self.options.max_samples
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         options = self.options
@@ -72,8 +97,8 @@ class BatchTask:
             backend,
         )
 
-    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
-        return lost_record(item, reason, error_class)
+    def failure(self, line: JsonLine, reason: str, error_class: str) -> RecordResult:
+        return lost_record(line, reason, error_class)
 
 
 class _BatchRecords:
@@ -81,8 +106,8 @@ class _BatchRecords:
         self._worker = worker
         self._backend = backend
 
-    def run(self, items: Iterable[WorkItem], write: Write) -> None:
-        self._worker.run(items, write)
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
+        self._worker.run(lines, write)
 
     def close(self) -> None:
         stats = self._backend.engine.stats
@@ -93,7 +118,6 @@ def run_batch(
     options: BatchOptions,
     *,
     progress: Progress | None = None,
-    rank: Rank = SINGLE,
     run: RunOptions | None = None,
     load: Callable[[BatchOptions], Backend] | None = None,
 ) -> BatchReport | None:
@@ -105,25 +129,8 @@ def run_batch(
     Raises:
         ParallelMindError: the input, a setting, the model or the output is wrong; what was done is kept.
     """
-    job = Job(
-        kind="batch",
-        input_path=options.data_path,
-        out_path=options.out_path,
-        settings=options.identity(),
-        files=options.file_prints(),
-        max_records=options.max_samples,
-        retry_failed=options.retry_failed,
-        overwrite=options.overwrite,
-        input_from='; --data_path takes a JSONL file with rows such as {"main": "…", "branches": ["…"]}',
-    )
-    report = run_job(
-        job,
-        BatchTask(options, load),
-        options=run or RunOptions(),
-        rank=rank,
-        progress=progress,
-        on_open=lambda opened: _log_input(opened, options),
-    )
+    run = dataclasses.replace(run or RunOptions(), retry_failed=options.retry_failed, overwrite=options.overwrite)
+    report = run_job(BatchTask(options, load), run, progress=progress)
     return None if report is None else _report(report)
 
 
@@ -133,35 +140,24 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
     Raises:
         ParallelMindError: the model or adapter cannot be loaded or does not fit the settings.
     """
-    from parallelmind.engine.loading import load_engine
+    from parallelmind.columnar import sees_main
+    from parallelmind.engine.engine import Engine
     from parallelmind.prompts.encode import encode_branch, encode_main
 
-    engine, loaded = load_engine(
-        spread_over(options, worker),
-        options.lora_path,
+    engine = Engine.from_pretrained(
+        lora_path=options.lora_path,
+        **spread_over(options, worker).loading(),
         max_running_branches=None if options.batch_by_samples else options.batch_size,
         max_running_requests=options.batch_size if options.batch_by_samples else None,
         prefix_cache_bytes=PREFIX_CACHE_BYTES,
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
-    tokenizer, sees_main = loaded.tokenizer, loaded.settings.visibility != "strict"
+    tokenizer, reads_main = engine.tokenizer, sees_main(engine.visibility)
     return Backend(
         engine=engine,
         encode_main=lambda text: encode_main(tokenizer, text),
-        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and sees_main),
+        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and reads_main),
     )
-
-
-def _log_input(job: Job, options: BatchOptions) -> None:
-    blank = f" (blank lines skipped: {job.input.blank_lines})" if job.input.blank_lines else ""
-    _LOGGER.info("loaded %d records (数据集加载完成) from %s%s", job.input.records, options.data_path, blank)
-    if not job.input.records:
-        _LOGGER.warning("%s has no records: the output will be empty", options.data_path)
-    if job.completion:
-        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", job.shown_path)
-    elif job.resumed:
-        left = job.input.records - job.resumed
-        _LOGGER.info("continuing: %d of %d records have results, %d to do", job.resumed, job.input.records, left)
 
 
 def _report(report: JobReport) -> BatchReport:

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from parallelmind.data.rows import RowLimits, split_rows
 from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Event, Request
 from parallelmind.errors import DataError
+from parallelmind.io.jsonl import JsonLine
 from parallelmind.io.records import Record, parse_record, salvage_fields, shorten
-from parallelmind.jobs.job import WorkItem
-from parallelmind.jobs.outcome import Outcome
+from parallelmind.jobs.result import RecordResult
 from parallelmind.jobs.task import Write
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.read_ahead import map_ahead
@@ -64,7 +64,7 @@ class Backend:
 class _Answers:
     """A record on its way: its output rows as far as they are known."""
 
-    item: WorkItem
+    line: JsonLine
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Copied to every row."""
     inputs: tuple[str, ...] = ()
@@ -100,12 +100,12 @@ class _Answers:
 
     def fail_whole(self, text: str, error: str, error_class: str) -> None:
         self.error_class = error_class
-        row = {"input": text, "output": None, "error": error, "line": self.item.line.number}
+        row = {"input": text, "output": None, "error": error, "line": self.line.number}
         self.rows, self.missing, self.packed = [{**row, **self.fields}], 0, []
 
-    def outcome(self) -> Outcome:
+    def result(self) -> RecordResult:
         assert not self.missing
-        return Outcome.of(
+        return RecordResult.of(
             [row for row in self.rows if row is not None],
             final=not self.retryable,
             error_class=self.error_class,
@@ -116,7 +116,7 @@ class _Answers:
 
     def _put(self, branch: int, answer: Row, ending: Row | None = None) -> None:
         assert self.rows[branch] is None
-        place = {"line": self.item.line.number, "branch": branch}
+        place = {"line": self.line.number, "branch": branch}
         self.rows[branch] = {**answer, **place, **self.fields, **(ending or {})}
         self.missing -= 1
 
@@ -150,13 +150,13 @@ class BatchWorker:
         self._num_workers = num_workers
         self._on_step = on_step
 
-    def run(self, items: Iterable[WorkItem], write: Write) -> None:
-        """Answer `items` and hand each record's outcome to `write` as soon as it is complete.
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
+        """Answer `lines` and hand each record's result to `write` as soon as it is complete.
 
-        Items are read only as far ahead as the engine and the reading threads need.
+        Records are read only as far ahead as the engine and the reading threads need.
         """
         running: dict[int, _RunningRow] = {}
-        requests = self._requests(items, running, write)
+        requests = self._requests(lines, running, write)
         try:
             for event in self._backend.engine.stream(requests, sampling=self._sampling):
                 self._on_step()
@@ -168,23 +168,23 @@ class BatchWorker:
                 if not row.unfinished:
                     del running[event.request_index]
                 if not row.answers.missing:
-                    write(row.answers.item, row.answers.outcome())
+                    write(row.answers.line, row.answers.result())
         finally:
             requests.close()
         assert not running, "the engine ended before every branch had its result"
 
     def _requests(
         self,
-        items: Iterable[WorkItem],
+        lines: Iterable[JsonLine],
         running: dict[int, _RunningRow],
         write: Write,
     ) -> Generator[Request, None, None]:
         number = 0
-        prepared = map_ahead(self._prepare, items, workers=self._num_workers, size=lambda item: len(item.line.content))
+        prepared = map_ahead(self._prepare, lines, workers=self._num_workers, size=lambda line: len(line.content))
         try:
             for answers in prepared:
                 if not answers.missing:  # nothing the engine could do
-                    write(answers.item, answers.outcome())
+                    write(answers.line, answers.result())
                     self._on_step()
                 for branches in answers.packed:
                     running[number] = _RunningRow(answers=answers, branches=branches, unfinished=len(branches))
@@ -193,21 +193,21 @@ class BatchWorker:
         finally:
             prepared.close()
 
-    def _prepare(self, item: WorkItem) -> _Answers:
-        answers = _Answers(item=item)
+    def _prepare(self, line: JsonLine) -> _Answers:
+        answers = _Answers(line=line)
         try:
-            record = parse_record(item.line)
+            record = parse_record(line)
         except DataError as error:
-            answers.fields = salvage_fields(item.line)
+            answers.fields = salvage_fields(line)
             answers.fail_whole(answers.fields["input"], str(error), "DataError")
             return answers
         answers.fields = record.fields
         try:
             self._encode(answers, record)
         except Exception as error:  # tokenizers raise plain Exception; one text must not stop the job
-            _LOGGER.debug("line %d cannot be tokenised", item.line.number, exc_info=True)
+            _LOGGER.debug("line %d cannot be tokenised", line.number, exc_info=True)
             reason = shorten(f"{type(error).__name__}: {error}", 200)
-            message = f"line {item.line.number} cannot be tokenised ({reason})."
+            message = f"line {line.number} cannot be tokenised ({reason})."
             answers.fail_whole(record.main, message, "TokenizerError")
         return answers
 
@@ -217,7 +217,7 @@ class BatchWorker:
         if len(main_ids) >= room:
             answers.fail_whole(
                 record.main,
-                f"line {answers.item.line.number}: main has {len(main_ids)} tokens, and the model takes "
+                f"line {answers.line.number}: main has {len(main_ids)} tokens, and the model takes "
                 f"{room} with at least one new token; shorten it.",
                 "TooLong",
             )
@@ -234,7 +234,7 @@ class BatchWorker:
         self._pack(answers)
 
     def _pack(self, answers: _Answers) -> None:
-        line, main, room = answers.item.line.number, len(answers.main_ids), self._backend.engine.max_model_len
+        line, main, room = answers.line.number, len(answers.main_ids), self._backend.engine.max_model_len
         fitting = []
         for branch, prompt_ids in enumerate(answers.prompt_ids):
             prompt, limit = len(prompt_ids), self._limits.max_tokens
@@ -260,15 +260,15 @@ class BatchWorker:
 
     def _branch(self, answers: _Answers, branch: int) -> Branch:
         branch_id = branch + answers.first_branch_id
-        seed = branch_seed(self._seed, answers.item.line.index, branch_id)
+        seed = branch_seed(self._seed, answers.line.index, branch_id)
         sampling = dataclasses.replace(self._sampling, seed=seed)
         return Branch(prompt=answers.prompt_ids[branch], branch_id=branch_id, sampling=sampling)
 
 
-def lost_record(item: WorkItem, reason: str, error_class: str) -> Outcome:
-    """The outcome of a record that no worker survived."""
-    row = {**salvage_fields(item.line), "output": None, "error": reason, "line": item.line.number}
-    return Outcome.of([row], error_class=error_class)
+def lost_record(line: JsonLine, reason: str, error_class: str) -> RecordResult:
+    """The result of a record that no worker survived."""
+    row = {**salvage_fields(line), "output": None, "error": reason, "line": line.number}
+    return RecordResult.of([row], error_class=error_class)
 
 
 def branch_seed(seed: int, record: int, branch_id: int) -> int:

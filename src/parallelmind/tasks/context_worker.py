@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from parallelmind.errors import DataError
-from parallelmind.jobs.job import WorkItem
-from parallelmind.jobs.outcome import Outcome
+from parallelmind.io.jsonl import JsonLine
+from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.task import Write
 from parallelmind.retrieval.expansion import load_query
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.retriever import Retrieval
@@ -30,16 +31,16 @@ class ContextWorker:
         self._retriever = retriever
         self._on_step = on_step
 
-    def run(self, items: Iterable[WorkItem], write: Callable[[WorkItem, Outcome], None]) -> None:
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
         """Hand the row of each query to `write`, in order."""
-        for item in items:
-            write(item, self._outcome(load_query(item.line.content)))
+        for line in lines:
+            write(line, self._result(load_query(line.content)))
             self._on_step()
 
     def close(self) -> None:
         self._retriever.close()
 
-    def _outcome(self, query: Query) -> Outcome:
+    def _result(self, query: Query) -> RecordResult:
         started = time.perf_counter()
         try:
             retrieval = self._retriever.retrieve(query)
@@ -47,9 +48,9 @@ class ContextWorker:
             seconds = time.perf_counter() - started
             # What is wrong with a query stays wrong; a version that the corpus lacks may be there the next time.
             row, kind = error_row(query, str(error), seconds), "QueryError" if query.error else "NotInCorpus"
-            return Outcome.of([row], final=query.error is not None, error_class=kind, seconds=seconds)
+            return RecordResult.of([row], final=query.error is not None, error_class=kind, seconds=seconds)
         seconds = time.perf_counter() - started
-        return Outcome.of([context_row(query, retrieval, seconds)], seconds=seconds)
+        return RecordResult.of([context_row(query, retrieval, seconds)], seconds=seconds)
 
 
 def context_row(query: Query, retrieval: Retrieval, seconds: float) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +13,15 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from parallelmind.io.atomic import replacing
-from parallelmind.jobs.job import Job, WorkItem, job_folder
-from parallelmind.jobs.outcome import Outcome
+from parallelmind.io.jsonl import JsonLine
+from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.progress import Progress
-from parallelmind.jobs.ranks import SINGLE, Rank
-from parallelmind.jobs.run import RunOptions, run_job
-from parallelmind.jobs.task import RecordWorker, WorkerInfo
+from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.run import run_job
+from parallelmind.jobs.storage import job_folder
+from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
 from parallelmind.retrieval.compat import text_key
-from parallelmind.retrieval.expansion import Expansion, expand_queries, load_query, remove_other_expansions
+from parallelmind.retrieval.expansion import expand_queries, load_query, remove_other_expansions
 from parallelmind.retrieval.retriever_options import RetrieverOptions
 from parallelmind.retrieval.statistics import ContextStatistics, collect_context_statistics
 from parallelmind.settings.setting import Setting, Settings
@@ -74,34 +75,50 @@ class ContextReport:
 
 
 @dataclass(frozen=True)
-class ContextTask:
+class ContextTask(Task):
     """Finds contexts; a worker process opens the corpus for itself, and shares its indexes with the others."""
 
-    options: RetrieverOptions
+    options: ContextOptions
+    queries: Path
+    """The expanded ones, a row each."""
+
+    kind = "contexts"
+    noun = "rows"
+
+    @property
+    def input_path(self) -> Path:
+        return self.queries
+
+    @property
+    def out_path(self) -> Path:
+        return self.options.output_file
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.options.identity()
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
-        return ContextWorker(self.options.make(), on_step=alive)
+        return ContextWorker(self.options.retriever.make(), on_step=alive)
 
-    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
-        return Outcome.of([error_row(load_query(item.line.content), reason)], error_class=error_class)
+    def failure(self, line: JsonLine, reason: str, error_class: str) -> RecordResult:
+        return RecordResult.of([error_row(load_query(line.content), reason)], error_class=error_class)
 
 
 def run_contexts(
-    options: ContextOptions,
-    *,
-    progress: Progress | None = None,
-    rank: Rank = SINGLE,
-    run: RunOptions | None = None,
-    placed: Callable[[Path], None] = lambda path: None,
+    options: ContextOptions, *, progress: Progress | None = None, run: RunOptions | None = None
 ) -> ContextReport | None:
     """Find the context of every query that has none yet, and put the output in place.
 
-    Of several ranks only the first one has a report; all of them tell `placed` where the output is.
+    Of several ranks only the first one has a report.
 
     Raises:
         ParallelMindError: the queries, a setting, the corpus or the output is wrong; what was done is kept.
     """
+    run = dataclasses.replace(run or RunOptions(), retry_failed=options.retry_failed, overwrite=options.overwrite)
     options.retriever.open_store().close()  # a wrong corpus path is told before anything is written
+    if run.rank.rank:
+        run_job(ContextTask(options, options.queries_file), run)  # records come from the first rank
+        return None
     expansion = expand_queries(
         options.queries_file,
         job_folder(options.output_file),
@@ -109,28 +126,16 @@ def run_contexts(
         max_samples=options.max_samples,
         **({"key": text_key} if options.retriever.compat else {}),
     )
-    job = Job(
-        kind="contexts",
-        input_path=expansion.path,
-        out_path=options.output_file,
-        settings=options.identity(),
-        retry_failed=options.retry_failed,
-        overwrite=options.overwrite,
+    _LOGGER.info(
+        "%d queries in %s, %d duplicates dropped", expansion.queries, options.queries_file, expansion.duplicates
     )
-    report = run_job(
-        job,
-        ContextTask(options.retriever),
-        options=run or RunOptions(),
-        rank=rank,
-        progress=progress,
-        on_open=lambda opened: _log_input(opened, expansion, options),
-    )
-    placed(job.shown_path)
-    if report is None:
-        return None
+    if not expansion.queries:
+        _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
+    report = run_job(ContextTask(options, expansion.path), run, progress=progress)
+    assert report is not None
     options = dataclasses.replace(options, output_file=report.out_path)
     remove_other_expansions(expansion)
-    statistics = collect_context_statistics(job.out_path, queries=expansion.queries, duplicates=expansion.duplicates)
+    statistics = collect_context_statistics(report.out_path, queries=expansion.queries, duplicates=expansion.duplicates)
     with replacing(options.statistics_file) as temporary:
         temporary.write_text(json.dumps(statistics.fields(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return ContextReport(
@@ -140,17 +145,3 @@ def run_contexts(
         failures=report.completion.failures,
         seconds=report.statistics.seconds,
     )
-
-
-def _log_input(job: Job, expansion: Expansion, options: ContextOptions) -> None:
-    _LOGGER.info(
-        "loaded %d queries from %s: %d rows, %d duplicates dropped",
-        expansion.queries, options.queries_file, job.input.records, expansion.duplicates,
-    )  # fmt: skip
-    if not expansion.queries:
-        _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
-    if job.completion:
-        _LOGGER.info("%s is complete already: nothing to do (--overwrite begins anew)", job.shown_path)
-    elif job.resumed:
-        left = job.input.records - job.resumed
-        _LOGGER.info("continuing: %d of %d rows are done, %d to do", job.resumed, job.input.records, left)

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from parallelmind.jobs.job import WorkItem
-from parallelmind.jobs.outcome import Outcome
-from parallelmind.jobs.task import WorkerInfo, Write
+from parallelmind.io.jsonl import JsonLine
+from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.task import Task, WorkerInfo, Write
 
 
 @dataclass(frozen=True)
-class CopyTask:
-    """Copies records; with `parse` each is parsed and serialised."""
+class CopyTask(Task):
+    """Copies the records of `data` to `out`; with `parse` each is parsed and serialised."""
 
+    data: Path
+    out: Path
     parse: bool = False
+
+    kind = "copy"
+
+    @property
+    def input_path(self) -> Path:
+        return self.data
+
+    @property
+    def out_path(self) -> Path:
+        return self.out
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {}
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> CopyTask:
         return self
 
-    def run(self, items: Iterable[WorkItem], write: Write) -> None:
-        for item in items:
-            content = item.line.content
-            write(item, Outcome.of([json.loads(content)]) if self.parse else Outcome(payload=content + b"\n", rows=1))
+    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
+        for line in lines:
+            content = line.content
+            parsed = RecordResult.of([json.loads(content)]) if self.parse else None
+            write(line, parsed or RecordResult(payload=content + b"\n", rows=1))
 
     def close(self) -> None:
         """It holds nothing."""
 
-    def failure(self, item: WorkItem, reason: str, error_class: str) -> Outcome:
-        return Outcome.of([{"error": reason, "line": item.line.number}], error_class=error_class)
+    def failure(self, line: JsonLine, reason: str, error_class: str) -> RecordResult:
+        return RecordResult.of([{"error": reason, "line": line.number}], error_class=error_class)

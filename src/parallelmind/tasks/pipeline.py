@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallelmind.errors import JobError
 from parallelmind.io.atomic import replacing
-from parallelmind.jobs.job import job_folder
+from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.progress import Progress
-from parallelmind.jobs.ranks import SINGLE, Rank
-from parallelmind.jobs.run import JobReport, RunOptions
-from parallelmind.jobs.spec import load_job_file
+from parallelmind.jobs.run import JobReport
 from parallelmind.tasks.answer import run_answer
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.contexts import ContextOptions, ContextReport, run_contexts
-
-_POLL_SECONDS = 0.2
-_FIRST_STAGE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,6 @@ def run_pipeline(
     files: PipelineFiles,
     *,
     progress: Callable[[], Progress],
-    rank: Rank = SINGLE,
     run: RunOptions | None = None,
 ) -> PipelineReport | None:
     """Find the contexts that are missing, then give the answers that are missing.
@@ -70,13 +62,11 @@ def run_pipeline(
     Raises:
         ParallelMindError: something is wrong; what was done in either stage is kept.
     """
-    written = [files.contexts]
     everywhere = None if run is None else dataclasses.replace(run, most_per_worker=None)
-    found = run_contexts(contexts, progress=progress(), rank=rank, run=everywhere, placed=written.append)
-    if rank.rank:
-        _wait_for_contexts(written[-1])
-    answers = dataclasses.replace(answers, contexts_file=written[-1])
-    answered = run_answer(answers, progress=progress(), rank=rank, run=run)
+    found = run_contexts(contexts, progress=progress(), run=everywhere)
+    if found is not None:  # else records come from the first rank
+        answers = dataclasses.replace(answers, contexts_file=found.options.output_file)
+    answered = run_answer(answers, progress=progress(), run=run)
     if found is None or answered is None:
         return None
     statistics = {"contexts": found.statistics.fields(), "answers": answered.statistics.as_json()}
@@ -85,15 +75,3 @@ def run_pipeline(
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(statistics, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return PipelineReport(found, answered, path)
-
-
-def _wait_for_contexts(contexts: Path) -> None:
-    """The other ranks leave the first stage a moment before its output is in place."""
-    until = time.monotonic() + _FIRST_STAGE_SECONDS
-    while True:
-        stored = load_job_file(job_folder(contexts) / "job.json")
-        if stored is not None and stored[1] is not None and contexts.exists():
-            return
-        if time.monotonic() > until:
-            raise JobError(f"{contexts} did not appear; the log of rank 0 says why.")
-        time.sleep(_POLL_SECONDS)

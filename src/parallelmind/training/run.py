@@ -28,7 +28,7 @@ from parallelmind.training.model import Trainee, load_trainee, training_device
 from parallelmind.training.naming import ChosenRun, agreed
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.report import TrainingReport, write_report
-from parallelmind.training.resolving import resolve_rope
+from parallelmind.training.resolving import rope_of_run
 from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.settings import effective_settings
 from parallelmind.training.taking import taken_run
@@ -66,10 +66,10 @@ def run_training(options: TrainOptions, *, progress: Progress | None = None) -> 
     """
     _check_launcher(options)
     device, note = training_device(options)
-    rope, patched = resolve_rope(options)
-    batches = batching(options, rope.visibility)
+    rope = rope_of_run(options)
+    batches = batching(options, rope.settings.visibility)
     layout = batches.layout(current_rank().world_size)
-    settings = effective_settings(options, rope=rope, patched=patched, layout=layout)
+    settings = effective_settings(options, rope=rope, layout=layout)
     with taken_run(options, settings) as run:
         return _train(options, run, settings, batches, device, note, progress or Silent())
 

@@ -21,7 +21,7 @@ from parallelmind.io.fingerprints import (
 )
 from parallelmind.io.jsonl import read_lines
 from parallelmind.models.options import fingerprint_of_adapter, real_name
-from parallelmind.models.sidecar import RopeSettings
+from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.settings.model import TINY_MODEL
 from parallelmind.settings.setting import names
 from parallelmind.training.options import TrainOptions
@@ -40,11 +40,11 @@ _CONTENT = "the content of --"
 """Beginning of the names under which the prints of files stand, before the flag that leads to them."""
 
 
-def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bool, layout: str) -> dict[str, Any]:
+def effective_settings(options: TrainOptions, *, rope: ResolvedRope, layout: str) -> dict[str, Any]:
     """The settings of a run by name, without what is not in effect; as JSON gives them back.
 
     Args:
-        rope: the 2D settings in force; but for the visibility they are in effect if the model is `patched`.
+        rope: the 2D settings in force.
         layout: what the composition of steps depends on.
     Raises:
         SettingsError: the config of a new model cannot be read.
@@ -57,19 +57,19 @@ def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bo
         "tokenizer_path": _unless(real_name(options.tokenizer_path), real_name(options.base_model)),
         "the new model": new_model_values(options) if options.base_model is None else None,
         **_contents(options),
-        "visibility": rope.visibility,
-        "patch_rope": patched,
+        "visibility": rope.settings.visibility,
+        "patch_rope": rope.patched,
         "loss_on_main": options.learn_main,
         "the size of a step": layout,
     }
     if options.task != "pretrain":
         settings |= _of_the_adapter(options)
-    if patched:
+    if rope.rope is not None:
         settings |= {
-            "rope_2d_ratio": rope.ratio,
-            "rope_2d_mode": rope.mode,
-            "rope_2d_pairs": rope.pairs,
-            "stride": rope.branch_stride,
+            "rope_2d_ratio": rope.rope.ratio,
+            "rope_2d_mode": rope.rope.mode,
+            "rope_2d_pairs": rope.rope.pairs,
+            "stride": rope.rope.branch_stride,
         }
     settings |= _of_the_data(options) | _of_the_rows(options)
     settings["max_steps" if options.max_steps > 0 else "epochs"] = (

@@ -1,0 +1,310 @@
+"""The coordinator of a job: gives out leases, takes results into the ledger, and replaces workers that are lost.
+
+It loads no model and runs no record, so that no record can take it down. How its workers are reached is a matter of
+the transport (`transports`); what they may do is not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallelmind.errors import JobError, ParallelMindError
+from parallelmind.jobs.leases import Leases
+from parallelmind.jobs.ledger import Results
+from parallelmind.jobs.messages import Ask, Finished, GaveUp, Idle, Load, Records, Rest, Stop
+from parallelmind.jobs.opening import OpenJob
+from parallelmind.jobs.quarantine import Death, Quarantine
+from parallelmind.jobs.transports.base import Ended, Inbox, MakeTransport, Received, Transport
+
+_LOGGER = logging.getLogger(__name__)
+_POLL_SECONDS = 0.05
+_TURN_SECONDS = 0.02
+"""After so long, what was heard is committed."""
+_LEASE_BYTES = 2**24
+"""Of the input, in one lease."""
+_FAILED_STARTS = 3
+"""Deaths in a row before the first lease, after which a worker is given up."""
+_FRUITLESS_DEATHS = 20
+"""Deaths in a row without a finished record in between, likewise."""
+
+
+State = Literal["new", "loading", "idle", "working"]
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What the coordinator knows of one worker."""
+
+    state: State = "new"
+    wanted: int = 1
+    """Records it would take, while it is idle."""
+    last_sign: float = 0.0
+    hung: Death | None = None
+    """It was ended for making no progress."""
+    has_begun: bool = False
+    """The present process took a lease."""
+    has_finished: bool = False
+    """The present process finished a record."""
+    failed_starts: int = 0
+    fruitless_deaths: int = 0
+    given_up: str = ""
+    """Why it is not replaced any more."""
+
+
+class Coordinator:
+    """Brings every record of an open job to its result.
+
+    Args:
+        record_timeout: seconds without progress after which a worker that has records is replaced; 0: never.
+        keep_apart: each worker does no more than its own slice, see `sharing`.
+    """
+
+    def __init__(self, job: OpenJob, *, world_size: int, record_timeout: float = 0.0, keep_apart: bool = False) -> None:
+        self._job = job
+        self._record_timeout = record_timeout
+        self._workers = [_Worker() for _ in range(world_size)]
+        self._inbox: Inbox = Inbox()
+        self._quarantine = Quarantine(job.ledger.quarantine())
+        self._take_up_lost_leases()
+        todo = job.todo()
+        alone = np.isin(todo, np.array(self._quarantine.suspects(), np.int64))
+        groups = job.input.groups
+        self._leases = Leases(
+            todo[~alone],
+            workers=world_size,
+            groups=None if groups is None else groups[todo[~alone]],
+            fitting=self._fitting,
+            keep_apart=keep_apart,
+        )
+        self.has_begun = False
+        """Whether a worker has its model and works."""
+        for record in todo[alone].tolist():
+            self._isolate(record)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every record has its result."""
+        return self._leases.is_over
+
+    def run(self, make_transport: MakeTransport, on_poll: Callable[[], None]) -> None:
+        """Follow the workers until every record has its result; `on_poll` is called often.
+
+        Raises:
+            JobError: no worker is left and records have no result, or the disk is full.
+        """
+        transport = make_transport(self._inbox)
+        error: str | None = "interrupted"
+        try:
+            for rank in range(len(self._workers)):
+                transport.start(rank)
+            while not self.is_over:
+                self._take_messages(transport)
+                self._give(transport)
+                self._job.ledger.commit()
+                self._end_hung_workers(transport)
+                transport.check()
+                on_poll()
+            for rank in range(len(self._workers)):
+                transport.send(rank, Stop())
+            error = None
+        except ParallelMindError as problem:
+            error = str(problem)
+            raise
+        finally:
+            try:
+                self.close()
+            finally:
+                transport.close(error)
+
+    def close(self) -> None:
+        """Store what is known: nobody works any more, and nobody is to blame."""
+        self._job.ledger.drop_leases(list(self._leases.held))
+        self._job.ledger.commit()
+
+    def lease(self, rank: int, wanted: int) -> Records | None:
+        """Up to `wanted` records for a worker; None if there is none for it at present.
+
+        Raises:
+            JobError: the input was edited, or the disk is full.
+        """
+        lease = self._leases.take(rank, wanted)
+        if lease is None:
+            return None
+        self._job.ledger.note_lease(lease.fence, rank, lease.alone, lease.records)
+        lines = self._job.input.read(lease.records)
+        self._workers[rank].has_begun = self.has_begun = True
+        columns = zip(*((line.index, line.number, line.content, line.size) for line in lines), strict=True)
+        return Records(lease.fence, lease.alone, *map(list, columns))
+
+    def accept(self, rank: int, finished: Finished) -> None:
+        """Take results into the ledger, if their lease was not revoked.
+
+        Raises:
+            JobError: the disk is full.
+        """
+        counts = self._leases.finish(finished.fence, finished.records)
+        if not all(counts):
+            finished = _chosen(finished, counts)
+        if not finished.records:
+            return
+        self._workers[rank].has_finished = True
+        records = np.array(finished.records, np.int64)
+        self._job.add(
+            Results(
+                records=records,
+                worker=rank + 1,
+                attempts=self._job.index.attempt[records].astype(np.int64) + 1,
+                sizes=finished.sizes,
+                measures=list(zip(*finished.measures, strict=True)),
+                payload=finished.payload,
+            )
+        )
+        if finished.fence not in self._leases.held:
+            self._job.ledger.drop_leases([finished.fence])
+
+    def _take_up_lost_leases(self) -> None:
+        """What an earlier run, which was killed as a whole, had given out."""
+        ledger, index = self._job.ledger, self._job.index
+        lost = ledger.leases()
+        for _, records in lost:
+            todo = [record for record in records.tolist() if record < len(index) and index.is_todo(record)]
+            self._save(self._quarantine.note_lost_run(todo))
+        ledger.drop_leases([fence for fence, _ in lost])
+        ledger.commit()
+
+    def _save(self, suspects: Iterable[int]) -> None:
+        for record in suspects:
+            self._job.ledger.save_suspicion(record, self._quarantine.of(record))
+
+    def _fitting(self, records: NDArray[np.int64]) -> int:
+        return int(np.searchsorted(np.cumsum(self._job.input.sizes(records)), _LEASE_BYTES, side="right"))
+
+    def _take_messages(self, transport: Transport) -> None:
+        """Wait a moment for one, then take those that are there."""
+        until = time.monotonic() + _TURN_SECONDS
+        try:
+            event = self._inbox.get(timeout=_POLL_SECONDS)
+            while True:
+                if isinstance(event, Ended):
+                    self._bury(event, transport)
+                else:
+                    self._hear(event, transport)
+                if time.monotonic() > until:
+                    return
+                event = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _hear(self, event: Received, transport: Transport) -> None:
+        worker = self._workers[event.rank]
+        worker.last_sign = event.at
+        match event.message:
+            case Finished():
+                self.accept(event.rank, event.message)
+            case Ask(wanted):
+                transport.send(event.rank, self.lease(event.rank, wanted) or Rest())
+            case Idle(wanted):
+                worker.state, worker.wanted = "idle", wanted
+            case GaveUp(reason):
+                worker.given_up = reason
+
+    def _give(self, transport: Transport) -> None:
+        """Leases to the workers that wait for one; those that will have one are to load what it takes."""
+        for rank, worker in enumerate(self._workers):
+            if worker.state == "new" and self._leases.has_for(rank):
+                worker.state = "loading"
+                transport.send(rank, Load())
+            elif worker.state == "idle" and (lease := self.lease(rank, worker.wanted)):
+                worker.state, worker.last_sign = "working", time.monotonic()
+                transport.send(rank, lease)
+
+    def _end_hung_workers(self, transport: Transport) -> None:
+        now = time.monotonic()
+        for rank, worker in enumerate(self._workers):
+            silent = now - worker.last_sign
+            if self._record_timeout and worker.state == "working" and silent > self._record_timeout and not worker.hung:
+                if not self._inbox.empty():
+                    return  # a sign of life may be among what was not heard yet
+                reason = f"made no progress for {silent:.0f} seconds (--record_timeout) and was ended"
+                worker.hung = Death(reason, "Timeout")
+                transport.kill(rank)
+                self._take_back(rank, worker.hung)
+
+    def _bury(self, event: Ended, transport: Transport) -> None:
+        """A worker is gone: what it had is for others, and another one takes its place."""
+        rank, worker = event.rank, self._workers[event.rank]
+        death = worker.hung or event.death
+        self._take_back(rank, death)
+        worker.failed_starts = 0 if worker.has_begun else worker.failed_starts + 1
+        worker.fruitless_deaths = 0 if worker.has_finished else worker.fruitless_deaths + 1
+        if not worker.given_up:
+            if event.for_good:
+                worker.given_up = f"worker {rank} {death.reason}"
+            elif worker.failed_starts >= _FAILED_STARTS:
+                worker.given_up = f"worker {rank} {death.reason} {_FAILED_STARTS} times before it could begin"
+            elif worker.fruitless_deaths >= _FRUITLESS_DEATHS:
+                worker.given_up = f"worker {rank} {death.reason}; {_FRUITLESS_DEATHS} deaths without a finished record"
+        worker.state, worker.hung, worker.has_begun, worker.has_finished = "new", None, False, False
+        if worker.given_up:
+            self._leases.give_up(rank)
+            self._check_workers()
+        elif not self.is_over:
+            _LOGGER.warning("worker %d %s; a new one takes its place", rank, death.reason)
+            transport.start(rank)
+
+    def _take_back(self, rank: int, death: Death) -> None:
+        """Revoke the leases of a worker; what it had is under suspicion, unless it gave up by itself."""
+        gave_up = bool(self._workers[rank].given_up)
+        revoked = self._leases.revoke(rank)
+        for lease in revoked:
+            left = sorted(lease.left)
+            if gave_up and not lease.alone:
+                self._leases.give_back(left)
+                continue
+            if not gave_up:
+                self._save(self._quarantine.note_death(left, death, alone=lease.alone))
+            for record in left:
+                self._isolate(record)
+        self._job.ledger.drop_leases([lease.fence for lease in revoked])
+
+    def _isolate(self, record: int) -> None:
+        """Run the record alone, or give it up."""
+        death = self._quarantine.of(record).death
+        if death is None:
+            self._leases.isolate(record)
+            return
+        [line] = self._job.input.read(np.array([record]))
+        reason = f"line {line.number}: {death.reason}."
+        _LOGGER.warning("failed: %s", reason)
+        self._job.add_one(record, self._job.task.failure(line, reason, death.error_class))
+
+    def _check_workers(self) -> None:
+        if self.is_over or not all(worker.given_up for worker in self._workers):
+            return
+        missing = len(self._job.todo())
+        reasons = "; ".join(dict.fromkeys(worker.given_up.rstrip(".") for worker in self._workers))
+        raise JobError(
+            f"{reasons}. {missing} records have no result yet: with that mended, the command continues where it was."
+        )
+
+
+def _chosen(finished: Finished, counts: list[bool]) -> Finished:
+    """The results that count."""
+    ends = list(itertools.accumulate(finished.sizes))
+    payloads = (finished.payload[end - size : end] for size, end in zip(finished.sizes, ends, strict=True))
+    return Finished(
+        finished.fence,
+        list(itertools.compress(finished.records, counts)),
+        list(itertools.compress(finished.sizes, counts)),
+        list(itertools.compress(finished.measures, counts)),
+        b"".join(itertools.compress(payloads, counts)),
+    )

@@ -1,0 +1,404 @@
+"""The ledger of a job: one SQLite file that holds everything known of it, written by the coordinator alone.
+
+| table | a row |
+|---|---|
+| `job` | the job: identity, input, what it came to, and which output its finished results stand in |
+| `results` | a result of a record, appended as it comes; of several the latest counts (`id`) |
+| `blocks` | the output rows of results that came together; dropped once the output is in place |
+| `leases` | records that are being worked on |
+| `quarantine` | records that were being worked on when a worker died |
+
+The view `latest` shows the latest result of each record and, while the job runs, its output rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallelmind.errors import JobError
+from parallelmind.io.line_table import KEY_BYTES, InputSummary
+from parallelmind.jobs.identity import Completion, Identity
+from parallelmind.jobs.index import BY_COORDINATOR, MEASURES, ResultIndex
+from parallelmind.jobs.quarantine import Suspicion
+from parallelmind.jobs.storage import storage_error
+
+_LOGGER = logging.getLogger(__name__)
+_FORMAT = 4
+_PAGE_BYTES = 2**14
+_CHECKPOINT_BYTES = 2**26
+_ROWS_A_STATEMENT = 64
+"""Each statement gives the interpreter away once; statements of single rows cost twice as much."""
+_FETCHED = 2**13
+_RESULT = ("record", "key", "attempt", "worker", "block", "offset", "size", *MEASURES)
+_SCHEMA = f"""
+CREATE TABLE job (
+    format INTEGER, kind TEXT, settings TEXT, files TEXT, input TEXT, output TEXT, next_output TEXT, completion TEXT
+);
+CREATE TABLE results (id INTEGER PRIMARY KEY, {", ".join(_RESULT)});
+CREATE TABLE blocks (id INTEGER PRIMARY KEY, rows BLOB);
+CREATE TABLE leases (fence INTEGER PRIMARY KEY, worker, alone, records TEXT);
+CREATE TABLE quarantine (record INTEGER PRIMARY KEY, together, alone, lost, reason, error_class);
+CREATE VIEW latest AS
+    SELECT results.*, CAST(substr(blocks.rows, results.offset + 1, results.size) AS TEXT) AS output
+    FROM (SELECT max(id) AS newest FROM results GROUP BY record)
+    JOIN results ON results.id = newest LEFT JOIN blocks ON blocks.id = results.block
+    ORDER BY results.record;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A finished output."""
+
+    digest: str
+    size: int
+    records: int
+    through: int
+    """The results up to this id stand in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredJob:
+    """The job as the ledger has it."""
+
+    identity: Identity
+    input: InputSummary
+    output: Output | None = None
+    """That its last completion left."""
+    next_output: Output | None = None
+    """That is about to take its place, or has taken it a moment ago."""
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Results that came together, of one worker."""
+
+    records: NDArray[np.int64]
+    worker: int
+    """Rank + 1, or BY_COORDINATOR."""
+    attempts: NDArray[Any]
+    sizes: Sequence[int]
+    measures: Sequence[Sequence[Any]]
+    """For each of MEASURES its values."""
+    payload: bytes
+    """The rows of all of them, one after the other."""
+
+
+class Ledger:
+    """The file at `path`; what is changed stands there after the next `commit`.
+
+    Args:
+        read_only: another process may be writing.
+    Raises:
+        JobError: the file is damaged or of another version, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        with self._errors():
+            if read_only:
+                self._file = _connect(f"{path.absolute().as_uri()}?mode=ro")
+            else:
+                self._file = self._open_to_write()
+            self._check_format()
+            self._next_block = self._number("SELECT coalesce(max(id), 0) + 1 FROM blocks")
+            self._next_result = self._number("SELECT coalesce(max(id), 0) + 1 FROM results")
+
+    def close(self) -> None:
+        with self._errors():
+            self._file.close()
+
+    def commit(self) -> None:
+        """Raises:
+        JobError: the disk is full or failing; what was committed before stays good.
+        """
+        if self._file.in_transaction:
+            with self._errors():
+                self._file.execute("COMMIT")
+
+    def job(self) -> StoredJob | None:
+        """None if no run has saved it yet.
+
+        Raises:
+            JobError: the file is damaged.
+        """
+        with self._errors():
+            row = self._file.execute(
+                "SELECT kind, settings, files, input, output, next_output, completion FROM job"
+            ).fetchone()
+        try:
+            return None if row is None else _stored_job(*row)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.path, error) from error
+
+    def save_job(self, job: StoredJob) -> None:
+        """Store the job, and everything before, so that it survives a power cut."""
+
+        def text(value: Any) -> str | None:
+            return None if value is None else json.dumps(dataclasses.asdict(value), ensure_ascii=False)
+
+        with self._errors():
+            self.commit()
+            self._file.execute("PRAGMA synchronous = FULL")
+            self._begin()
+            self._file.execute("DELETE FROM job")
+            self._file.execute(
+                "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    _FORMAT,
+                    job.identity.kind,
+                    *(json.dumps(values, ensure_ascii=False) for values in (job.identity.settings, job.identity.files)),
+                    *(text(value) for value in (job.input, job.output, job.next_output, job.completion)),
+                ),
+            )
+            self.commit()
+            self._file.execute("PRAGMA synchronous = NORMAL")
+
+    def finish(self, job: StoredJob) -> None:
+        """Store the job whose output is in place: nothing else of it is needed any more."""
+        with self._errors():
+            self.commit()
+            self._begin()
+            for table in ("blocks", "leases", "quarantine"):
+                self._file.execute(f"DELETE FROM {table}")
+            self.save_job(job)
+            self._file.execute("VACUUM")
+            self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @property
+    def has_results(self) -> bool:
+        return self._next_result > 1
+
+    @property
+    def last_result(self) -> int:
+        return self._next_result - 1
+
+    def add(self, results: Results, keys: bytes) -> tuple[int, NDArray[np.int64]]:
+        """Append results; returns the number of their block, and the place of each in it.
+
+        Args:
+            keys: the hashes of their records, one after the other.
+        """
+        block, sizes = self._next_block, np.array(results.sizes, np.int64)
+        offsets = np.cumsum(sizes) - sizes
+        count = len(sizes)
+        worker = None if results.worker == BY_COORDINATOR else results.worker - 1
+        rows = zip(
+            results.records.tolist(),
+            [keys[place : place + KEY_BYTES] for place in range(0, len(keys), KEY_BYTES)],
+            results.attempts.tolist(),
+            itertools.repeat(worker, count),
+            itertools.repeat(block, count),
+            offsets.tolist(),
+            results.sizes,
+            *results.measures,
+            strict=True,
+        )
+        with self._errors():
+            self._begin()
+            self._file.execute("INSERT INTO blocks VALUES (?, ?)", (block, results.payload))
+            self._insert(list(rows))
+        self._next_block += 1
+        self._next_result += count
+        return block, offsets
+
+    def forget_results(self, *, through: int) -> None:
+        """The output that these results stood in is gone."""
+        with self._errors():
+            self._begin()
+            self._file.execute("DELETE FROM results WHERE id <= ?", (through,))
+
+    def load(self, index: ResultIndex, keys: NDArray[Any], output: Output | None) -> int:
+        """Take over all results, of which those up to `output` stand there; returns how many did not fit their record.
+
+        Args:
+            keys: the hashes of all records.
+        Raises:
+            JobError: the results of the output are not all there.
+        """
+        with self._errors():
+            if output is None:
+                return self._load(index, keys, after=0, through=self.last_result)
+            self._load(index, keys, after=0, through=output.through)
+            if index.done != output.records:
+                raise _damaged(self.path, f"{output.records - index.done} results of the output are missing")
+            index.settle(output.records)
+            return self._load(index, keys, after=output.through, through=self.last_result)
+
+    def read(self, block: int, offset: int, size: int) -> bytes:
+        """Rows of a block."""
+        with self._errors(), self._file.blobopen("blocks", "rows", block, readonly=True) as blob:
+            blob.seek(offset)
+            return blob.read(size)
+
+    def note_lease(self, fence: int, worker: int, alone: bool, records: NDArray[np.int64]) -> None:
+        with self._errors():
+            self._begin()
+            self._file.execute("INSERT INTO leases VALUES (?, ?, ?, ?)", (fence, worker, alone, _ranges(records)))
+
+    def drop_leases(self, fences: Sequence[int]) -> None:
+        if fences:
+            with self._errors():
+                self._begin()
+                self._file.executemany("DELETE FROM leases WHERE fence = ?", [(fence,) for fence in fences])
+
+    def leases(self) -> list[tuple[int, NDArray[np.int64]]]:
+        """(fence, records) of each lease that is out."""
+        with self._errors():
+            found = self._file.execute("SELECT fence, records FROM leases").fetchall()
+        return [(fence, _records(text)) for fence, text in found]
+
+    def save_suspicion(self, record: int, suspicion: Suspicion) -> None:
+        with self._errors():
+            self._begin()
+            values = (record, *dataclasses.astuple(suspicion))
+            self._file.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def quarantine(self) -> dict[int, Suspicion]:
+        with self._errors():
+            return {record: Suspicion(*values) for record, *values in self._file.execute("SELECT * FROM quarantine")}
+
+    def ask(self, question: str) -> list[tuple[Any, ...]]:
+        """What any reader could ask."""
+        with self._errors():
+            return self._file.execute(question).fetchall()
+
+    def _load(self, index: ResultIndex, keys: NDArray[Any], *, after: int, through: int) -> int:
+        chosen = f"SELECT {', '.join(_RESULT)} FROM results WHERE id > ? AND id <= ? ORDER BY id"
+        found = self._file.execute(chosen, (after, through))
+        dropped = 0
+        while rows := found.fetchmany(_FETCHED):
+            numbers, stored, attempt, worker, block, offset, size, *measures = zip(*rows, strict=True)
+            records = np.array(numbers, np.int64)
+            known = records < len(index)
+            same = np.zeros(len(rows), np.bool_)
+            bound = np.frombuffer(b"".join(stored), keys.dtype)
+            same[known] = bound[known] == keys[records[known]]
+            dropped += int(np.count_nonzero(known & ~same))
+            if not same.all():
+                rows = list(itertools.compress(rows, same.tolist()))
+                if not rows:
+                    continue
+                numbers, stored, attempt, worker, block, offset, size, *measures = zip(*rows, strict=True)
+                records = np.array(numbers, np.int64)
+            index.add(
+                records,
+                block=np.array(block, np.int32),
+                offset=np.array(offset, np.int64),
+                size=np.array(size, np.int64),
+                attempt=np.array(attempt, np.int64),
+                worker=np.array([BY_COORDINATOR if rank is None else rank + 1 for rank in worker], np.int64),
+                measures=measures,
+            )
+        return dropped
+
+    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        one = f"({', '.join('?' * len(_RESULT))})"
+        insert = f"INSERT INTO results ({', '.join(_RESULT)}) VALUES "
+        whole = len(rows) - len(rows) % _ROWS_A_STATEMENT
+        several = insert + ", ".join([one] * _ROWS_A_STATEMENT)
+        for start in range(0, whole, _ROWS_A_STATEMENT):
+            values = itertools.chain.from_iterable(rows[start : start + _ROWS_A_STATEMENT])
+            self._file.execute(several, tuple(values))
+        self._file.executemany(insert + one, rows[whole:])
+
+    def _begin(self) -> None:
+        if not self._file.in_transaction:
+            self._file.execute("BEGIN IMMEDIATE")
+
+    def _number(self, question: str) -> int:
+        return int(self._file.execute(question).fetchone()[0])
+
+    def _check_format(self) -> None:
+        row = self._file.execute("SELECT format FROM job").fetchone()
+        if row is not None and row[0] != _FORMAT:
+            raise JobError(
+                f"{self.path} has format {row[0]!r}, this version reads {_FORMAT}; "
+                "finish the job with the version that began it, or begin anew with --overwrite."
+            )
+
+    def _open_to_write(self) -> sqlite3.Connection:
+        try:
+            return self._prepared(_connect(self.path.absolute().as_uri()), "WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname not in _NO_LOCKS and not error.sqlite_errorname.startswith(_NO_SHARED_MEMORY):
+                raise
+            _LOGGER.warning("%s: the disk has no locks that SQLite can use (%s): it does without", self.path, error)
+            return self._prepared(_connect(f"{self.path.absolute().as_uri()}?nolock=1"), "TRUNCATE")
+
+    def _prepared(self, file: sqlite3.Connection, journal: str) -> sqlite3.Connection:
+        file.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        file.execute(f"PRAGMA journal_mode = {journal}")
+        file.execute("PRAGMA synchronous = NORMAL")
+        file.execute("PRAGMA secure_delete = OFF")
+        file.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // _PAGE_BYTES}")
+        if not file.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            file.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        return file
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What the library says, in words that help."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise storage_error(self.path, error) from error
+            raise _damaged(self.path, error) from error
+
+
+_NO_LOCKS = ("SQLITE_PROTOCOL", "SQLITE_BUSY", "SQLITE_NOLFS")
+_NO_SHARED_MEMORY = ("SQLITE_IOERR_LOCK", "SQLITE_IOERR_SHM", "SQLITE_IOERR_RDLOCK", "SQLITE_IOERR_UNLOCK")
+
+
+def _stored_job(kind: str, *texts: str | None) -> StoredJob:
+    values: list[Any] = [None if text is None else json.loads(text) for text in texts]
+    settings, files, input_, output, next_output, completion = values
+    if completion is not None:
+        completion["failures"] = [(line, reason) for line, reason in completion["failures"]]
+    return StoredJob(
+        identity=Identity(kind=kind, settings=settings, files=files),
+        input=InputSummary(**input_),
+        output=output and Output(**output),
+        next_output=next_output and Output(**next_output),
+        completion=completion and Completion(**completion),
+    )
+
+
+def remove_ledger(path: Path) -> None:
+    """Remove the file and what SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0, check_same_thread=False)
+
+
+def _damaged(path: Path, error: Exception | str) -> JobError:
+    return JobError(f"the ledger {path} is damaged ({error}); begin anew with --overwrite.")
+
+
+def _ranges(records: NDArray[np.int64]) -> str:
+    """The records as JSON: [first, last] of each stretch."""
+    breaks = np.flatnonzero(np.diff(records) != 1)
+    firsts, lasts = records[np.append(0, breaks + 1)], records[np.append(breaks, len(records) - 1)]
+    return json.dumps(np.stack((firsts, lasts), axis=1).tolist())
+
+
+def _records(ranges: str) -> NDArray[np.int64]:
+    parts = [np.arange(first, last + 1) for first, last in json.loads(ranges)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

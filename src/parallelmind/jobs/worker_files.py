@@ -1,0 +1,125 @@
+"""The rows of each worker in a file of its own, beside the output that holds them all.
+
+`answers.jsonl` has `answers_rank0.jsonl`, `answers_rank1.jsonl` and so on beside it when several workers answered. They
+are derived from the finished output, so that they hold together exactly its rows. Rows that no worker made (each that
+tried was lost) stand in the output alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from parallelmind.errors import JobError
+from parallelmind.io.atomic import replacing
+from parallelmind.jobs.index import BY_COORDINATOR, ResultIndex
+from parallelmind.jobs.opening import OpenJob
+from parallelmind.jobs.storage import job_folder
+
+_STATE = "rank-files.json"
+_CHUNK = 2**20
+
+
+def worker_files(out_path: Path) -> dict[int, Path]:
+    """The files that were made beside a finished output, by rank."""
+    return {int(rank): out_path.with_name(_name(out_path, int(rank))) for rank in _state(out_path)["sizes"]}
+
+
+def check_worker_files(out_path: Path, *, world_size: int, overwrite: bool) -> None:
+    """Refuse, before any work, to replace files that somebody else made.
+
+    Raises:
+        JobError: names the file.
+    """
+    own = worker_files(out_path)
+    for rank in range(world_size if world_size > 1 and not overwrite else 0):
+        path = out_path.with_name(_name(out_path, rank))
+        if rank not in own and path.exists():
+            raise JobError(
+                f"{path} exists and was not made by this job, whose worker {rank} writes there; choose another output, "
+                "or replace it with --overwrite."
+            )
+
+
+def write_worker_files(job: OpenJob, *, world_size: int) -> None:
+    """Make the files of an output that is complete, if several workers made it; remove those that hold no more.
+
+    Raises:
+        SettingsError: a file cannot be written.
+    """
+    out_path = job.shown_path
+    before, state = worker_files(out_path), _state(out_path)
+    if state["output"] == _stamp(out_path) and _sizes(before) == state["sizes"]:
+        return
+    index = job.finished_index()
+    workers = index.records_by_worker()
+    sizes: dict[str, int] = {}
+    if world_size > 1 or len(workers) > 1:
+        # Noted first: after a kill in between, the files are known to be ours, and are made again.
+        named = {*before, *workers, *range(world_size)}
+        _save_state(out_path, output=None, sizes=dict.fromkeys(map(str, sorted(named)), 0))
+        sizes = _divide(out_path, index)
+    elif not before:
+        return
+    for rank, path in before.items():
+        if str(rank) not in sizes:
+            path.unlink(missing_ok=True)
+    _save_state(out_path, output=_stamp(out_path), sizes=sizes)
+
+
+def _divide(out_path: Path, index: ResultIndex) -> dict[str, int]:
+    """Write the rows of each rank, in the order of the output; returns the bytes of each file."""
+    files: dict[int, BinaryIO] = {}
+    written: Counter[str] = Counter()
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(index.worker)) + 1))[: len(index)]
+    sizes = np.add.reduceat(index.size.astype(np.int64), starts) if len(index) else starts
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(out_path.open("rb"))
+        for worker, size in zip(index.worker[starts].tolist(), sizes.tolist(), strict=True):
+            rank, left = worker - 1, size
+            if worker == BY_COORDINATOR:
+                output.seek(size, 1)
+                continue
+            if rank not in files:
+                temporary = stack.enter_context(replacing(out_path.with_name(_name(out_path, rank))))
+                files[rank] = stack.enter_context(temporary.open("wb"))
+            while left:
+                content = output.read(min(left, _CHUNK))
+                files[rank].write(content)
+                left -= len(content)
+            written[str(rank)] += size
+    return dict(written)
+
+
+def _name(out_path: Path, rank: int) -> str:
+    return f"{out_path.stem}_rank{rank}{out_path.suffix}"
+
+
+def _sizes(files: dict[int, Path]) -> dict[str, int]:
+    return {str(rank): path.stat().st_size for rank, path in files.items() if path.exists()}
+
+
+def _stamp(out_path: Path) -> list[int]:
+    status = out_path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _state_file(out_path: Path) -> Path:
+    return job_folder(out_path) / _STATE
+
+
+def _save_state(out_path: Path, *, output: list[int] | None, sizes: dict[str, int]) -> None:
+    with replacing(_state_file(out_path)) as temporary:
+        temporary.write_text(json.dumps({"output": output, "sizes": sizes}) + "\n", encoding="utf-8")
+
+
+def _state(out_path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(_state_file(out_path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {"output": None, "sizes": {}}

@@ -1,0 +1,70 @@
+"""`parallelmind job`: what it shows of a job in every state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parallelmind.cli.main import main
+from parallelmind.jobs.opening import OpenJob
+from parallelmind.jobs.options import RunOptions
+from parallelmind.jobs.run import run_job
+from tests.jobs.doubling import fails_on, job
+from tests.jobs.tasks import Records, write_input
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(10)))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+def test_a_job_from_its_interruption_to_its_end(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = job(data, out, {"a": 1, "字": "x"})
+    start.interrupt(2, 3, 7, work=fails_on(3))
+    assert main(["job", str(out)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == [f"{out}: test, interrupted", "10 records = 2 successful + 1 failed + 7 to do"]
+    assert "1 of the failed records can be tried again" in shown
+    assert "worker 0: 3 records, 1 failed, 0.000 s a record, 0 tokens in, 0 out" in shown
+    assert "errors of class Error: 1" in shown
+    assert "failed: record 4: 3 is bad" in shown
+    assert shown[-2:] == ["setting a: 1", 'setting 字: "x"']
+    with OpenJob(start.task, start.options):
+        main(["job", str(out)])
+        assert f"{out}: test, running" in capsys.readouterr().out
+    start.complete(fails_on(3))
+    main(["job", str(out)])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == [f"{out}: test, complete", "10 records = 9 successful + 1 failed + 0 to do"]
+    assert "failed: record 4: 3 is bad" in shown
+
+
+def test_programs_read_json(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_job(Records(data, out), RunOptions())
+    assert main(["job", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["kind"], shown["state"], shown["done"], shown["records"]) == ("test", "complete", 10, 10)
+    assert shown["workers"] == [
+        {"rank": 0, "records": 10, "failed": 0, "mean_seconds": 0.5, "tokens_in": 0, "tokens_out": 20}
+    ]
+
+
+def test_suspects_are_shown(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_input(data, ({"n": n, "do": "die" if n == 1 else "refuse" if n == 2 else None} for n in range(4)))
+    with pytest.raises(Exception, match="records have no result"):
+        run_job(Records(data, out), RunOptions(workers=1))
+    main(["job", str(out)])
+    shown = capsys.readouterr().out
+    assert "in quarantine: record 2: a worker was lost while it had this record (1 times with others" in shown
+
+
+def test_an_output_without_a_job_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["job", str(tmp_path / "none.jsonl")]) == 1
+    assert "none.jsonl has no job" in capsys.readouterr().err
