@@ -15,7 +15,8 @@ from parallelmind.models import rope_settings
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.merge import MergeOptions, merge_to_folder
+from parallelmind.models.merge import merge_to_folder
+from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, sidecar_path
 from tests.families import char_tokenizer, tiny_model
 from tests.models.adapters import train

@@ -13,7 +13,8 @@ from parallelmind import Engine, load_model_with_lora
 from parallelmind.errors import AdapterError, ParallelMindError, SettingsError
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.merge import MergeOptions, merge_to_folder
+from parallelmind.models.merge import merge_to_folder
+from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.rope_settings import resolve_rope, resolve_ropes
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
 from parallelmind.settings.model import DEFAULT_STRIDE

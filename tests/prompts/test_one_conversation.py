@@ -21,11 +21,12 @@ from parallelmind.chat import ChatSession, Turn
 from parallelmind.data.convert import ConvertOptions, convert
 from parallelmind.data.encoder import DataCounts, SampleEncoder
 from parallelmind.data.samples import parse_sample
-from parallelmind.engine.request import Branch, Request, SamplingParams
+from parallelmind.engine.request import Branch, Request
 from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.branches_api import encode_conversation
 from parallelmind.server.schemas import ChatMessage
+from parallelmind.settings.sampling import SamplingParams
 from tests.prompts.templates import MERGED, TEMPLATES, TOKENIZERS, Message
 
 ANSWER = "They are 3.\nAnd 4."

@@ -21,8 +21,8 @@ from parallelmind.settings.setting import MISSING, Described, Settings, describe
 from tests.server.serving import Running
 
 CLASSES: dict[str, list[str]] = {
-    "answer": ["tasks.answer_options.AnswerOptions"],
-    "batch": ["tasks.batch_options.BatchOptions"],
+    "answer": ["tasks.answer_options.AnswerOptions", "cli.job_flags.JobRunOptions"],
+    "batch": ["tasks.batch_options.BatchOptions", "cli.job_flags.JobRunOptions"],
     "chat": ["cli.single.SingleOptions"],
     "check-pos2d": ["doctor.check.DoctorOptions"],
     "contexts": [

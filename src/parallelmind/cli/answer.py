@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from parallelmind.cli.flags import add_settings, given
-from parallelmind.cli.job_flags import JobFiles, add_job_flags, run_options
+from parallelmind.cli.job_flags import JobFiles, JobRunOptions, run_options
 from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
 from parallelmind.io.remote_files import is_remote
-from parallelmind.jobs.ranks import Rank, current_rank
+from parallelmind.jobs.options import RunOptions
+from parallelmind.jobs.ranks import current_rank
 from parallelmind.jobs.worker_files import worker_files
 from parallelmind.tasks.answer import run_answer
 from parallelmind.tasks.answer_options import AnswerOptions
@@ -31,8 +32,7 @@ Keys come from the environment: TOGETHER_API_KEY, OPENAI_API_KEY, or the variabl
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    add_settings(parser, AnswerOptions)
-    add_job_flags(parser)
+    add_settings(parser, AnswerOptions, JobRunOptions)
     parser.add_argument("--verbose", action="store_true", help="more log lines")
 
 
@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
     configure_logging(rank, debug=args.debug)
     settings = given(args, AnswerOptions)
     run = run_options(args, most_per_worker=settings.get("max_samples_per_worker"))
-    files = JobFiles(args, settings["contexts_file"], settings["output_file"], rank)
+    files = JobFiles(run, settings["contexts_file"], settings["output_file"])
     remote = is_remote(settings["output_file"])
     settings |= {"contexts_file": files.data, "output_file": files.out}
     report = run_answer(
-        AnswerOptions(**settings | {"max_samples": samples_in_all(settings, args, rank)}),
-        progress=make_progress(args.log_interval),
+        AnswerOptions(**settings | {"max_samples": samples_in_all(settings, run)}),
+        progress=make_progress(run.log_interval),
         run=run,
         worker_files=not remote,
     )
@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def samples_in_all(settings: Mapping[str, Any], args: argparse.Namespace, rank: Rank) -> int | None:
+def samples_in_all(settings: Mapping[str, Any], run: RunOptions) -> int | None:
     """The first rows to answer: as many for each worker as --max_samples_per_worker says."""
     each = settings.get("max_samples_per_worker")
-    workers = rank.world_size if rank.world_size > 1 else max(1, args.workers)
-    return None if each is None else int(each * workers)
+    return None if each is None else int(each * run.world_size)

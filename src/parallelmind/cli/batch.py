@@ -7,10 +7,9 @@ import logging
 from pathlib import Path
 
 from parallelmind.cli.flags import add_settings, given
-from parallelmind.cli.job_flags import JobFiles, add_job_flags, run_options
+from parallelmind.cli.job_flags import JobFiles, JobRunOptions, run_options
 from parallelmind.cli.progress import make_progress
 from parallelmind.errors import JobError
-from parallelmind.jobs.ranks import current_rank
 from parallelmind.tasks.batch import BatchReport, run_batch
 from parallelmind.tasks.batch_options import BatchOptions
 
@@ -30,18 +29,17 @@ _LOGGER = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    add_settings(parser, BatchOptions)
-    add_job_flags(parser)
+    add_settings(parser, BatchOptions, JobRunOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the job and print its summary; 0 if the output is complete."""
-    rank, run = current_rank(), run_options(args)
+    run = run_options(args)
     settings = given(args, BatchOptions)
     try:
-        files = JobFiles(args, settings["data_path"], settings["out_path"], rank)
+        files = JobFiles(run, settings["data_path"], settings["out_path"])
         options = BatchOptions(**settings | {"data_path": files.data, "out_path": files.out})
-        report = run_batch(options, progress=make_progress(args.log_interval), run=run)
+        report = run_batch(options, progress=make_progress(run.log_interval), run=run)
         out_path = None if report is None else files.finish(report.out_path)
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")

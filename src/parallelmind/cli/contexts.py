@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from parallelmind.cli.flags import add_settings, given
-from parallelmind.cli.job_flags import add_job_flags, run_options
+from parallelmind.cli.job_flags import JobRunOptions, run_options
 from parallelmind.cli.progress import make_progress
 from parallelmind.retrieval.retriever import METHODS, RetrieverSettings
 from parallelmind.retrieval.retriever_options import RetrieverOptions
@@ -37,19 +37,18 @@ _LOGGER = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    add_settings(parser, ContextOptions, RetrieverOptions, RetrieverSettings)
+    add_settings(parser, ContextOptions, RetrieverOptions, RetrieverSettings, JobRunOptions)
     parser.add_argument("--verbose", action="store_true", help="list the first failed queries in the log")
-    add_job_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the job and print its summary; 0 if the output is complete."""
-    options = context_options(args)
+    options, run = context_options(args), run_options(args)
     try:
         report = run_contexts(
             options,
-            progress=make_progress(args.log_interval),
-            run=run_options(args),
+            progress=make_progress(run.log_interval),
+            run=run,
         )
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")

@@ -9,7 +9,7 @@ from typing import Any
 
 from parallelmind.settings.setting import Described, Settings, described
 
-_ORDER = ("", "files", "model", "LoRA", "branches", "data", "rows and batches", "sampling", "running")
+_ORDER = ("", "files", "model", "LoRA", "branches", "data", "rows and batches", "sampling", "running", "workers")
 """The headings of the help, those of all commands in one order; others follow."""
 _METAVARS = {int: "N", float: "X", Path: "FILE"}
 

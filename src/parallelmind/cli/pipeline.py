@@ -9,7 +9,7 @@ from pathlib import Path
 from parallelmind.cli.answer import samples_in_all
 from parallelmind.cli.contexts import context_options, log_summary
 from parallelmind.cli.flags import add_settings, given
-from parallelmind.cli.job_flags import add_job_flags, run_options
+from parallelmind.cli.job_flags import JobRunOptions, run_options
 from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="folder for all output")
     # --retry_failed and --overwrite are those of the answers, --max_samples and --tokenizer those of the contexts.
     ours = ("contexts_file", "output_file")
-    add_settings(parser, AnswerOptions, ContextOptions, RetrieverOptions, RetrieverSettings, leave_out=ours)
-    add_job_flags(parser)
+    add_settings(
+        parser, AnswerOptions, ContextOptions, RetrieverOptions, RetrieverSettings, JobRunOptions, leave_out=ours
+    )
     parser.add_argument("--verbose", action="store_true", help="more log lines")
 
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     configure_logging(rank, debug=args.debug)
     files = PipelineFiles(args.output_dir)
     settings = given(args, AnswerOptions) | {"contexts_file": files.contexts, "output_file": files.answers}
-    settings["max_samples"] = samples_in_all(settings, args, rank)
+    run = run_options(args, most_per_worker=settings.get("max_samples_per_worker"))
+    settings["max_samples"] = samples_in_all(settings, run)
     answers = AnswerOptions(**settings)
     local_model = answers.model_path if answers.uses_engine else None
     contexts = context_options(
@@ -57,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
             contexts,
             answers,
             files,
-            progress=lambda: make_progress(args.log_interval),
-            run=run_options(args, most_per_worker=answers.max_samples_per_worker),
+            progress=lambda: make_progress(run.log_interval),
+            run=run,
         )
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")

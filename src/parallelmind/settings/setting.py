@@ -60,6 +60,8 @@ class Setting:
     """What a special value means, said with the range: "0 is no limit"."""
     identity: bool = True
     """Whether another value gives other results, and so makes another job or run."""
+    choices: tuple[str, ...] = ()
+    """The values there are, where the type, a Literal, does not say it."""
     secret: bool = False
     """Never shown."""
     flag: Flag | None = Flag()
@@ -96,7 +98,7 @@ class Described:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values there are; none: any of the type."""
-        return get_args(_plain(self.type)) if self.kind is Literal else ()
+        return get_args(_plain(self.type)) if self.kind is Literal else self.setting.choices
 
     @property
     def required(self) -> bool:
@@ -106,6 +108,8 @@ class Described:
     def expected(self) -> str:
         """What a value must be, in words."""
         words = self.setting.expected or _expected(self.type)
+        if self.setting.choices:
+            words = f"one of {', '.join(self.setting.choices)}"
         return f"{words} ({self.setting.note})" if self.setting.note else words
 
     def check(self, value: Any) -> Any:
@@ -117,9 +121,12 @@ class Described:
         if value is None and self.optional:
             return None
         try:
-            return self._adapter.validate_python(_converted(value, self), strict=True)
+            checked = self._adapter.validate_python(_converted(value, self), strict=True)
         except ValueError as error:  # pydantic's
             raise ValueError(self.refusal(value)) from error
+        if self.setting.choices and checked not in self.setting.choices:
+            raise ValueError(self.refusal(value))
+        return checked
 
     def parse_text(self, text: str) -> Any:
         """The value that a text stands for, on a command line or in an environment variable; its range is not checked.
