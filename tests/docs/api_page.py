@@ -7,10 +7,12 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import parallelmind
+from parallelmind.settings.setting import Settings, described
 
+BAR = "\\|"
 PATH = Path(__file__).parents[2] / "docs" / "api.md"
 
 
@@ -239,6 +241,8 @@ def _entry(name: str) -> Iterator[str]:
     if not (isinstance(member, type) and issubclass(member, Exception)):
         yield from ("```text", *_signature(name, member), "```", "")
     yield _first_paragraph(inspect.getdoc(member) or "")
+    if _is_settings(member):
+        yield from _settings(member)
     methods = [
         (method, value)
         for method, value in vars(member).items()
@@ -255,11 +259,17 @@ _FUNCTIONS = (type(render),)
 
 
 def _signature(name: str, member: Any) -> Iterator[str]:
-    """One line, or a parameter a line with what a dataclass says about it."""
+    """One line, or a parameter a line; the settings that may be left out are in the table of `_settings`."""
     signature = inspect.signature(member)
-    shown = [_parameter(parameter) for parameter in signature.parameters.values()]
-    keywords = [parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values()]
-    if any(keywords) and not any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+    parameters = list(signature.parameters.values())
+    if _is_settings(member):
+        optional = {one.name for one in described(member) if not one.required}
+        hints = get_type_hints(member)
+        parameters = [p.replace(annotation=hints[p.name]) for p in parameters if p.name not in optional]
+        parameters.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
+    shown = [_parameter(parameter) for parameter in parameters]
+    keywords = [parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters]
+    if any(keywords) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
         shown.insert(keywords.index(True), "*")
     returned = signature.return_annotation
     result = "" if isinstance(member, type) or returned is inspect.Signature.empty else f" -> {_type(returned)}"
@@ -270,6 +280,24 @@ def _signature(name: str, member: Any) -> Iterator[str]:
         yield f"{name}("
         yield from (f"    {parameter}," for parameter in shown)
         yield f"){result}"
+
+
+def _is_settings(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, Settings)
+
+
+def _settings(member: type[Settings]) -> Iterator[str]:
+    """The settings of a class, as the help of the command line describes them."""
+    hints = get_type_hints(member)
+    yield from ("", "| setting | type | default | |", "|---|---|---|---|")
+    for one in described(member):
+        default = "required" if one.required else one.setting.default or f"`{_default(one.default)}`"
+        cells = (f"`{one.name}`", f"`{_type(hints[one.name])}`", default, one.setting.help)
+        yield f"| {' | '.join(' '.join(cell.split()).replace('|', BAR) for cell in cells)} |"
+
+
+def _default(value: Any) -> str:
+    return value.as_posix() if isinstance(value, Path) else repr(value)
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
@@ -297,8 +325,11 @@ def _parameters(function: Any) -> str:
 
 
 def _type(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    return re.sub(r"\b[a-z]\w*\.", "", text)
+    text = annotation if isinstance(annotation, str) else str(annotation)
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        text = annotation.__name__
+    text = re.sub(r"\b[a-z]\w*\.", "", text)
+    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
 
 
 def _first_paragraph(docstring: str) -> str:

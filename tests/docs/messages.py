@@ -50,9 +50,7 @@ MORE_CARRIERS = {
 
 VARIABLES = {
     ("engine/scheduler.py", "reason", "row"),
-    ("jobs/supervisor.py", "gave_up", "`JobError`"),
-    ("jobs/ray_run.py", "text", "row"),
-    ("jobs/ray_run.py", "_failures", "`JobError`"),
+    ("jobs/coordinator.py", "given_up", "`JobError`"),
     ("retrieval/store.py", "missing", "row"),
     ("server/service.py", "said", "HTTP 503"),
     ("server/problems.py", "_HTTP_MESSAGES", "HTTP"),

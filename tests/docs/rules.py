@@ -140,9 +140,15 @@ NOT_RUN = [
         "several processes",
         "tests/cli/test_answer.py::test_under_torchrun_each_rank_is_a_worker",
     ),
-    NotRun(r"ray (start|stop|status)", "starts a cluster", "tests/jobs/test_ray.py::test_a_lost_node_loses_no_record"),
     NotRun(
-        r"parallelmind .*--launcher ray", "needs a cluster", "tests/jobs/test_ray.py::test_a_lost_node_loses_no_record"
+        r"ray (start|stop|status)",
+        "starts a cluster",
+        "tests/jobs/test_transports.py::test_a_lost_node_loses_no_record",
+    ),
+    NotRun(
+        r"parallelmind .*--launcher ray",
+        "needs a cluster",
+        "tests/jobs/test_transports.py::test_a_lost_node_loses_no_record",
     ),
     NotRun(
         r"bash utils/RAGutils/.*/run_multi_worker_inference\.sh",

@@ -91,7 +91,7 @@ def completion_prompt(body: Mapping[str, Any], where: str = "the request") -> st
     """The prompt of a completion.
 
     Raises:
-        DataError: it is no single text.
+        DataError: it is not a single text.
     """
     prompt = body["prompt"]
     if isinstance(prompt, list) and len(prompt) == 1:

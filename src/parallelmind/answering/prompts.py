@@ -62,7 +62,7 @@ class Prompts:
         """For the engine.
 
         Raises:
-            DataError: an imported request has messages that are no texts.
+            DataError: an imported request has messages that are not texts.
             RequestError: the chat template refuses the turns.
         """
         if row.body is not None:

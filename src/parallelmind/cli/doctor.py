@@ -23,7 +23,7 @@ from parallelmind.doctor.check import Check, Status
 
 EPILOG = """\
 Nothing is downloaded unless --base_model is a hub name, and nothing is left behind. The exit code is 0 when no check
-failed; what is not here and need not be (a GPU, an optional package) is skipped, which is no failure.
+failed; what is not here and need not be (a GPU, an optional package) is skipped, which is not a failure.
 """
 _COLOURS = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 _CHINESE = {

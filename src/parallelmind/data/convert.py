@@ -160,12 +160,12 @@ class ConvertReport:
 def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | None = None) -> ConvertReport:
     """Write the records; the output appears complete or not at all, and a former one is unchanged until then.
 
-    Without `overwrite` a former file stays: it is what would be written, or the conversion ends at the first
-    difference. `on_row` is called after every row.
+    Without `overwrite` a former file stays: either it holds what would be written, or the conversion ends at the
+    first difference. `on_row` is called after every row.
 
     Raises:
         DataError: the input cannot be read, no row could be converted, or with `strict` any row could not.
-        SettingsError: the output cannot be written, or is there already and holds something else.
+        SettingsError: the output cannot be written, or exists already with other content.
     """
     report = ConvertReport()
     rows = itertools.islice(read_rows(options.input, options.container()), options.max_samples)
@@ -224,7 +224,7 @@ def _note_skipped(row: Skipped, report: ConvertReport, file: _NewFile | None) ->
     if len(report.skipped) < _KEPT_SKIPPED:
         report.skipped.append(row)
     if file is not None:
-        # Reasons quote what was found, which may be no valid text.
+        # Reasons quote what was found, which may not be valid text.
         reason = row.reason.encode("utf-8", "replace").decode("utf-8")
         file.write(json.dumps({"line": row.line, "reason": reason}, ensure_ascii=False) + "\n")
 
@@ -260,20 +260,20 @@ class _NewFile:
         self._file.write(content)
 
     def end(self) -> None:
-        """All was written. Raises SettingsError if the former file has more."""
+        """End the file after its last line. Raises SettingsError if the former file has more."""
         self._compare(b"", 1)
 
     def _compare(self, content: bytes, size: int) -> None:
         if self._former is not None and self._former.read(size) != content:
             raise SettingsError(
-                f"{self._flag} {self._path}: a file of this name is there already and holds something else than this "
-                f"conversion makes; choose another {self._flag}, or give --overwrite to replace it."
+                f"{self._flag} {self._path}: a file of this name exists already, and its content is not what this "
+                f"conversion writes; choose another {self._flag}, or give --overwrite to replace it."
             )
 
 
 @contextmanager
 def _written(path: Path | None, flag: str, overwrite: bool) -> Iterator[_NewFile | None]:
-    """A text file that gets its name only when the block ends well; nothing at all for None."""
+    """A text file that gets its name only when the block ends without an error; for None there is no file."""
     if path is None:
         yield None
         return

@@ -33,7 +33,7 @@ _SIMILAR_LENGTHS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which micro-batches of the stream are this process's."""
+    """Which micro-batches of the stream belong to this process."""
 
     rank: int = 0
     world_size: int = 1
@@ -82,7 +82,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         self.share = share or Share()
         self.planner = StepPlanner(batch, self.share.world_size * self.share.accumulation)
         self.counts = DataCounts()
-        """What the first pass held; complete at its end."""
+        """Counts of the first pass over the data; complete at its end."""
         self._start = {"epoch": 0, "block": 0, "steps": 0}
         self._memory: list[EncodedSample] | None = None
 
@@ -170,7 +170,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
                 raise DataError(_nothing(self.source.name, self.counts))
 
     def _epoch(self, epoch: int, *, block: int, steps: int) -> Iterator[tuple[list[RowPlan], dict[str, Any]]]:
-        """The planned steps of an epoch after so many of a block, and the state after each."""
+        """The planned steps of an epoch from one of a block on, and the state after each."""
         for at, planned, counts in self._blocks(epoch, block):
             for index in range(steps if at == block else 0, len(planned)):
                 place = {"epoch": epoch, "block": at, "steps": index + 1}

@@ -41,7 +41,7 @@ class DataCounts:
     dropped_records: int = 0
     """Records of which no branch is left."""
     notes: list[str] = field(default_factory=list)
-    """The first of what was cut or dropped, by place in the data."""
+    """The first branches and records that were cut or dropped, each with its place in the data."""
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -53,7 +53,7 @@ class SampleBranch:
     tools: tuple[Tool, ...] = ()
     """What the assistant may call in these turns, for the chat template to write."""
     main: str = ""
-    """Before all of it, of this branch only."""
+    """A main of this branch only, which stands before all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class OneByOne:
 def compare(
     records: list[DemoRecord], outputs: dict[tuple[int, int], str], report: BatchReport, one_by_one: OneByOne
 ) -> DemoResult:
-    """Answer every branch one by one and hold both ways against each other and against the right answers."""
+    """Answer every branch one by one, and compare both ways with each other and with the right answers."""
     exact = identical = branches = 0
     for index, record in enumerate(records):
         for place, (branch, answer) in enumerate(zip(record.branches, record.answers, strict=True)):

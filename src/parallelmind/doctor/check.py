@@ -1,4 +1,4 @@
-"""One check of an installation: what is looked at, and what came of it."""
+"""One check of an installation: what is examined, and the outcome."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class CheckFailedError(Exception):
 
 
 class NotApplicableError(Exception):
-    """What a check looks at is not here and need not be; the message says why."""
+    """What a check examines is not here, and need not be; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Something to look at."""
+    """One thing to examine."""
 
     group: str
     name: str
@@ -69,7 +69,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a check."""
+    """The outcome of a check."""
 
     group: str
     name: str
@@ -124,7 +124,7 @@ class Once(Generic[T]):
 
 
 def perform(check: Check) -> Outcome:
-    """Run a check; whatever it raises, only Ctrl-C gets out."""
+    """Run a check. Whatever it raises becomes its outcome; only Ctrl-C ends the program."""
     try:
         return _outcome(check, "pass", check.run())
     except NotApplicableError as reason:

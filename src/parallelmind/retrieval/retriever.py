@@ -69,7 +69,7 @@ class _Found:
     absence: Absence | None = None
     absence_text: str = ""
     title: str = ""
-    """What each document is, before it."""
+    """What stands before each document, to say what it is."""
 
 
 class Retriever:

@@ -22,7 +22,7 @@ from parallelmind.visuals.tokens import token_texts
 
 MAX_GRID_TOKENS = 400
 _MAX_GRID_CHARACTERS = 40 * MAX_GRID_TOKENS
-"""More is too long whatever the tokenizer, and need not be tokenized."""
+"""A longer text is too long for every tokenizer, and is refused without tokenizing it."""
 
 router = APIRouter(tags=["server"])
 

@@ -77,7 +77,7 @@ def split_adapters(options: ServeOptions) -> tuple[str | None, dict[str, str]]:
 
 
 def _model_name(base_model: str) -> str:
-    """A folder goes by its last part: where it lies is nobody's business."""
+    """A folder has its last part as its name, so that clients do not learn where it is on the server."""
     path = Path(base_model)
     return path.resolve().name if path.is_dir() else base_model
 

@@ -24,7 +24,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
 }
 _LIKE_OPENAI = {"temperature": 1.0, "top_p": 1.0}
-"""Their defaults are not ours."""
+"""The defaults of OpenAI differ from ours."""
 _COMPLETION_TOKENS = 16
 
 

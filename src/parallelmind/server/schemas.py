@@ -32,7 +32,7 @@ def incompatible(param: str, message: str) -> PydanticCustomError:
 
 
 class Strict(BaseModel):
-    """Unknown fields are refused, and so are values of another type and numbers that are none."""
+    """Unknown fields are refused, and so are values of another type, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

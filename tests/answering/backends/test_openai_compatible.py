@@ -103,10 +103,9 @@ def test_the_servers_own_words_are_in_the_error() -> None:
         assert outcome.error == f"{server.base_url} answered 400: context too long"
 
 
-def test_a_response_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallelmind.answering.backends.openai_compatible._MAX_RESPONSE_BYTES", 100_000)
+def test_a_response_without_end_is_cut_off() -> None:
     with FakeOpenAI({"q": [fake.huge(500_000)]}) as server:
-        outcome = answer(server, ["q"])["q"]
+        outcome = answer(server, ["q"], max_response_bytes=100_000)["q"]
     assert (outcome.error_class, outcome.retries) == ("response_too_large", 0)
 
 

@@ -78,8 +78,10 @@ class OpenAICompatibleBackend:
         *,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        max_response_bytes: int = _MAX_RESPONSE_BYTES,
     ) -> None:
         self._settings = settings
+        self._max_response_bytes = max_response_bytes
         self._endpoint = endpoint
         self._clock = clock or Clock()
         rng = rng or random.Random()
@@ -216,10 +218,10 @@ class OpenAICompatibleBackend:
         try:
             for chunk in response.iter_bytes():
                 content += chunk
-                if len(content) > _MAX_RESPONSE_BYTES:
+                if len(content) > self._max_response_bytes:
                     failure = AttemptError(
                         kind="response_too_large",
-                        message=f"{url} answered more than {_MAX_RESPONSE_BYTES:,} bytes.",
+                        message=f"{url} answered more than {self._max_response_bytes:,} bytes.",
                     )
                     break
                 if self._clock.now() > deadline:

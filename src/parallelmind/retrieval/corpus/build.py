@@ -86,13 +86,13 @@ class BuildOptions(Settings):
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """How one package ended."""
+    """The result of building one package."""
 
     name: str
     metas: list[CorpusMeta]
     error: str = ""
     kept: bool = False
-    """It was there already."""
+    """It had been built before."""
 
 
 def build_corpora(options: BuildOptions, on_stage: Callable[[str, str], None]) -> Iterator[BuildResult]:
@@ -163,7 +163,7 @@ class _Runner:
                 stderr=stderr,
                 text=True,
                 encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for us; we then end the workers, and they what they started
+                start_new_session=True,  # Ctrl-C reaches this process, which then ends the workers
             )
             self._running.add(process)
             return process
@@ -204,7 +204,7 @@ def _tasks(options: BuildOptions) -> dict[str, PackageTask]:
 
 
 def _finished(task: PackageTask, options: BuildOptions) -> list[CorpusMeta]:
-    """What is built already of a request, if it is all of it."""
+    """What a request asks for, if all of it has been built already."""
     if task.archive:
         archive = open_archive(Path(task.archive))
         distribution, version, sha256 = archive.distribution, Version(archive.version), archive.sha256
