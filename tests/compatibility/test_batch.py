@@ -81,7 +81,7 @@ def test_defaults() -> None:
     """The defaults of the parser are the documented ones."""
     documented = {
         "branches_per_sample": 4,
-        "max_branches_per_sample": None,
+        "max_branches_per_sample": 0,
         "min_branches_per_sample": 1,
         "batch_by_samples": False,
         "batch_size": 16,

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any, Literal
 
 import pytest
@@ -19,35 +18,10 @@ from parallelmind.errors import ParallelMindError, RequestError, SettingsError
 from parallelmind.settings.sampling import SamplingParams, SamplingSettings
 from parallelmind.settings.setting import MISSING, Described, Settings, described
 from tests.server.serving import Running
+from tests.settings.classes import CLASSES, settings_class
 
-CLASSES: dict[str, list[str]] = {
-    "answer": ["tasks.answer_options.AnswerOptions", "cli.job_flags.JobRunOptions"],
-    "batch": ["tasks.batch_options.BatchOptions", "cli.job_flags.JobRunOptions"],
-    "chat": ["cli.single.SingleOptions"],
-    "check-pos2d": ["doctor.check.DoctorOptions"],
-    "contexts": [
-        "tasks.contexts.ContextOptions",
-        "retrieval.retriever_options.RetrieverOptions",
-        "retrieval.retriever.RetrieverSettings",
-    ],
-    "convert": ["data.convert.ConvertOptions"],
-    "doctor": ["doctor.check.DoctorOptions"],
-    "evaluate": ["retrieval.retriever_options.RetrieverOptions", "retrieval.retriever.RetrieverSettings"],
-    "generate": ["cli.single.SingleOptions"],
-    "merge": ["models.merge_options.MergeOptions"],
-    "pipeline": ["tasks.answer_options.AnswerOptions", "tasks.contexts.ContextOptions"],
-    "serve": ["server.options.ServeOptions"],
-    "show": ["cli.show.ShowOptions"],
-    "train": ["training.options.TrainOptions", "training.options.NewModelOptions"],
-}
 SAMPLING_COMMANDS = ("answer", "batch", "chat", "generate", "pipeline")
 _NEEDED = {"show": ["records.jsonl"], "generate": ["--prompt=x"]}
-
-
-def settings_class(path: str) -> type[Settings]:
-    module, _, name = path.rpartition(".")
-    found: type[Settings] = getattr(import_module(f"parallelmind.{module}"), name)
-    return found
 
 
 def parser_of(command: str) -> Parser:
