@@ -28,11 +28,14 @@ EXPORTED = [
     "ParallelPretrainDataset",
     "Query",
     "QueryBasedInference",
+    "RecordResult",
     "Request",
     "RequestResult",
     "RetrieverOptions",
     "RetrieverSettings",
+    "RunOptions",
     "SamplingParams",
+    "Task",
     "TrainOptions",
     "__version__",
     "apply_lora",
@@ -47,6 +50,7 @@ EXPORTED = [
     "run_answer",
     "run_batch",
     "run_contexts",
+    "run_job",
     "run_training",
     "save_lora",
     "set_rope_pos2d",
@@ -80,12 +84,7 @@ def test_the_import_is_light() -> None:
     subprocess.run([sys.executable, "-c", heavy], check=True)
 
 
-JOBS = pytest.param(
-    "docs/jobs.md", marks=pytest.mark.xfail(strict=True, reason="the interface of jobs is not public yet")
-)
-
-
-@pytest.mark.parametrize("document", [JOBS if name == "docs/jobs.md" else name for name in DOCUMENTS])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_import_from_nowhere_else(document: str) -> None:
     for block in blocks_of(document):
         if block.language == "python":

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from parallelmind.data.dataset import ParallelPretrainDataset
     from parallelmind.engine.engine import Engine
     from parallelmind.engine.request import Branch, BranchResult, Event, Request, RequestResult
+    from parallelmind.jobs.options import RunOptions
+    from parallelmind.jobs.result import RecordResult
+    from parallelmind.jobs.run import run_job
+    from parallelmind.jobs.task import Task
     from parallelmind.models.cpu import optimize_for_cpu
     from parallelmind.models.generation import generate_text
     from parallelmind.models.loader import load_model_with_lora
@@ -55,11 +59,14 @@ __all__ = [
     "ParallelPretrainDataset",
     "Query",
     "QueryBasedInference",
+    "RecordResult",
     "Request",
     "RequestResult",
     "RetrieverOptions",
     "RetrieverSettings",
+    "RunOptions",
     "SamplingParams",
+    "Task",
     "TrainOptions",
     "__version__",
     "apply_lora",
@@ -74,6 +81,7 @@ __all__ = [
     "run_answer",
     "run_batch",
     "run_contexts",
+    "run_job",
     "run_training",
     "save_lora",
     "set_rope_pos2d",
@@ -93,6 +101,10 @@ _LAZY = {
     "parallelmind.engine.engine": ("Engine",),
     "parallelmind.engine.request": ("Branch", "BranchResult", "Event", "Request", "RequestResult"),
     "parallelmind.settings.sampling": ("SamplingParams",),
+    "parallelmind.jobs.options": ("RunOptions",),
+    "parallelmind.jobs.result": ("RecordResult",),
+    "parallelmind.jobs.run": ("run_job",),
+    "parallelmind.jobs.task": ("Task",),
     "parallelmind.models.cpu": ("optimize_for_cpu",),
     "parallelmind.models.generation": ("generate_text",),
     "parallelmind.models.loader": ("load_model_with_lora",),

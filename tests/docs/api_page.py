@@ -100,6 +100,40 @@ if __name__ == "__main__":
         file="answer_files.py",
     ),
     Group(
+        "Run a job of your own",
+        ("Task", "RecordResult", "RunOptions", "run_job"),
+        """
+import json
+from pathlib import Path
+
+from parallelmind import RecordResult, RunOptions, Task, run_job
+
+
+class Words(Task):
+    kind = "words"
+    input_path, out_path = Path("records.jsonl"), Path("words.jsonl")
+    settings = {}
+
+    def start(self, worker, alive):
+        return self
+
+    def run(self, lines, write):
+        for line in lines:
+            write(line, RecordResult.of([{"words": len(json.loads(line.content)["main"].split())}]))
+
+    def close(self):
+        pass
+
+    def failure(self, line, reason, error_class):
+        return RecordResult.of([{"error": reason}], error_class=error_class)
+
+
+if __name__ == "__main__":
+    run_job(Words(), RunOptions(workers=2))
+""",
+        file="words.py",
+    ),
+    Group(
         "Find documentation of exact versions",
         ("RetrieverOptions", "RetrieverSettings", "Query", "ContextOptions", "run_contexts"),
         """
