@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallelmind.jobs.leases import Lease, Leases
-from parallelmind.jobs.sharing import Share, slice_bounds, whose_next
+from parallelmind.jobs.leases import Lease, Leases, Share, slice_bounds, whose_next
 
 
 def hours() -> Callable[[], float]:

@@ -13,9 +13,9 @@ import pytest
 from parallelmind.errors import JobError
 from parallelmind.io.line_table import InputSummary
 from parallelmind.jobs.identity import Completion, Identity
-from parallelmind.jobs.index import BY_COORDINATOR, IN_OUTPUT, ResultIndex
 from parallelmind.jobs.ledger import Ledger, Output, Results, StoredJob
 from parallelmind.jobs.quarantine import Suspicion
+from parallelmind.jobs.results import BY_COORDINATOR, IN_OUTPUT, ResultIndex
 
 KEYS = np.frombuffer(bytes(range(160)), np.dtype((np.void, 16)))
 JOB = StoredJob(

@@ -1,13 +1,16 @@
-"""One check of an installation: what is examined, and the outcome."""
+"""One check of an installation: what is examined, and the outcome; and the checkout that it may run from."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Ge
 
+import parallelmind
 from parallelmind.errors import ParallelMindError
 from parallelmind.settings.model import TINY_MODEL, Device, LoraPath
 from parallelmind.settings.setting import Flag, Setting, Settings
@@ -140,3 +143,23 @@ def perform(check: Check) -> Outcome:
 def _outcome(check: Check, status: Status, found: str, remedy: str | None = None) -> Outcome:
     shown = (remedy or check.remedy) if status == "fail" else ""
     return Outcome(group=check.group, name=check.name, status=status, found=found, remedy=shown)
+
+
+def find_checkout() -> Path | None:
+    """The root of the repository, or None when the package was installed without it."""
+    root = Path(parallelmind.__file__).resolve().parents[2]
+    return root if (root / "src" / "parallelmind").is_dir() and (root / "pyproject.toml").is_file() else None
+
+
+def checkout_root() -> Path:
+    """The root of the repository. Raises NotApplicableError when there is none."""
+    root = find_checkout()
+    if root is None:
+        raise NotApplicableError("installed as a package: this is part of a checkout only")
+    return root
+
+
+def checkout_project() -> dict[str, Any]:
+    """The project table of pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((checkout_root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return table

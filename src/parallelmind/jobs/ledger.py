@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from parallelmind.errors import JobError
 from parallelmind.io.line_table import KEY_BYTES, InputSummary
 from parallelmind.jobs.identity import Completion, Identity
-from parallelmind.jobs.index import BY_COORDINATOR, MEASURES, ResultIndex
 from parallelmind.jobs.quarantine import Suspicion
+from parallelmind.jobs.results import BY_COORDINATOR, MEASURES, ResultIndex
 from parallelmind.jobs.storage import storage_error
 
 _LOGGER = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from parallelmind.answering.backends.openai_compatible import HttpSettings
 from parallelmind.answering.backends.retry import RetryPolicy
 from parallelmind.errors import SettingsError
 from parallelmind.io.fingerprints import fingerprint_of_folder
-from parallelmind.models.options import fingerprint_of_adapter, real_name
+from parallelmind.models.identity import fingerprint_of_adapter, real_name
 from parallelmind.settings.http import (
     ApiKeyEnv,
     BaseUrl,

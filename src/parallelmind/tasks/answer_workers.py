@@ -15,7 +15,7 @@ from parallelmind.answering.window import ContextWindow
 from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request
 from parallelmind.errors import ParallelMindError
 from parallelmind.io.jsonl import JsonLine
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.answer_options import AnswerOptions

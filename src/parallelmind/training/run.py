@@ -25,13 +25,12 @@ from parallelmind.training.files import RunFiles
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
-from parallelmind.training.naming import ChosenRun, agreed
+from parallelmind.training.naming import ChosenRun, agreed, taken_run
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.report import TrainingReport, write_report
 from parallelmind.training.resolving import rope_of_run
 from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.settings import effective_settings
-from parallelmind.training.taking import taken_run
 from parallelmind.training.trainer import PackedTrainer
 
 _LOGGER = logging.getLogger(__name__)

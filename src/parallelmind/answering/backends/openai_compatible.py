@@ -13,13 +13,11 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import MinLen
 
-from parallelmind.answering.backends.api_errors import ErrorReader, read_answer
+from parallelmind.answering.backends.api_errors import ErrorReader, Redactor, read_answer
 from parallelmind.answering.backends.base import Answer, Outcome, Prompt, try_prompt
 from parallelmind.answering.backends.clock import Clock, Sleep
 from parallelmind.answering.backends.limits import RateLimits, estimate_tokens
-from parallelmind.answering.backends.pause import Pause
-from parallelmind.answering.backends.redact import Redactor
-from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Retrying, RetryPolicy
+from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Pause, Retrying, RetryPolicy
 from parallelmind.answering.backends.threads import run_bounded
 from parallelmind.errors import SettingsError
 from parallelmind.io.endpoint import Endpoint
