@@ -1,4 +1,4 @@
-"""One check of an installation: what is examined, and the outcome; and the checkout that it may run from."""
+"""One check of an installation: what is examined, and the result; and the checkout that it may run from."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CheckResult:
     """The outcome of a check."""
 
     group: str
@@ -126,23 +126,23 @@ class Once(Generic[T]):
         return self._made
 
 
-def perform(check: Check) -> Outcome:
-    """Run a check. Whatever it raises becomes its outcome; only Ctrl-C ends the program."""
+def perform(check: Check) -> CheckResult:
+    """Run a check. Whatever it raises becomes its result; only Ctrl-C ends the program."""
     try:
-        return _outcome(check, "pass", check.run())
+        return _result(check, "pass", check.run())
     except NotApplicableError as reason:
-        return _outcome(check, "skip", str(reason))
+        return _result(check, "skip", str(reason))
     except CheckFailedError as failure:
-        return _outcome(check, "fail", str(failure), failure.remedy)
+        return _result(check, "fail", str(failure), failure.remedy)
     except ParallelMindError as error:  # its message names the remedy for what it saw
-        return _outcome(check, "fail", str(error))
+        return _result(check, "fail", str(error))
     except (Exception, SystemExit) as error:
-        return _outcome(check, "fail", f"{type(error).__name__}: {error}")
+        return _result(check, "fail", f"{type(error).__name__}: {error}")
 
 
-def _outcome(check: Check, status: Status, found: str, remedy: str | None = None) -> Outcome:
+def _result(check: Check, status: Status, found: str, remedy: str | None = None) -> CheckResult:
     shown = (remedy or check.remedy) if status == "fail" else ""
-    return Outcome(group=check.group, name=check.name, status=status, found=found, remedy=shown)
+    return CheckResult(group=check.group, name=check.name, status=status, found=found, remedy=shown)
 
 
 def find_checkout() -> Path | None:

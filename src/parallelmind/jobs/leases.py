@@ -159,11 +159,11 @@ class Leases:
         return sum(stop - start for start, stop in self._slices) + len(self._given_back)
 
     def _whose(self, rank: int) -> int | None:
-        shares = [
-            Share(stop - start, taken_at, number in self._given_up)
+        slices = [
+            WorkerSlice(stop - start, taken_at, number in self._given_up)
             for number, ((start, stop), taken_at) in enumerate(zip(self._slices, self._taken_at, strict=True))
         ]
-        return whose_next(shares, rank, now=self._clock(), begun=self._begun, keep_apart=self._keep_apart)
+        return whose_next(slices, rank, now=self._clock(), begun=self._begun, keep_apart=self._keep_apart)
 
     def _lease(self, rank: int, records: NDArray[np.int64], *, alone: bool = False) -> Lease:
         self._last_fence += 1
@@ -180,7 +180,7 @@ class Leases:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkerSlice:
     """What one worker has left of its slice."""
 
     left: int
@@ -198,7 +198,7 @@ def slice_bounds(total: int, workers: int) -> list[tuple[int, int]]:
 
 
 def whose_next(
-    shares: Sequence[Share], worker: int, *, now: float, begun: float, keep_apart: bool = False
+    slices: Sequence[WorkerSlice], worker: int, *, now: float, begun: float, keep_apart: bool = False
 ) -> int | None:
     """The number of the slice that `worker` takes from, None if it has to wait or nothing is left.
 
@@ -207,15 +207,15 @@ def whose_next(
         begun: when the first of the workers took something; before that, when the work was given out.
         keep_apart: each worker does no more than its own slice, but for those that will not come back.
     """
-    if shares[worker].left:
+    if slices[worker].left:
         return worker
 
-    def may_be_helped(share: Share) -> bool:
-        if not share.left or share.given_up or keep_apart:
-            return bool(share.left) and share.given_up
-        if share.taken_at is None:
+    def may_be_helped(one: WorkerSlice) -> bool:
+        if not one.left or one.given_up or keep_apart:
+            return bool(one.left) and one.given_up
+        if one.taken_at is None:
             return abs(now - begun) >= _LATE_SECONDS
-        return share.left > _FEW or abs(now - share.taken_at) >= _STALLED_SECONDS
+        return one.left > _FEW or abs(now - one.taken_at) >= _STALLED_SECONDS
 
-    helped = [number for number, share in enumerate(shares) if may_be_helped(share)]
-    return max(helped, key=lambda number: shares[number].left, default=None)
+    helped = [number for number, one in enumerate(slices) if may_be_helped(one)]
+    return max(helped, key=lambda number: slices[number].left, default=None)

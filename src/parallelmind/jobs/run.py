@@ -12,7 +12,7 @@ from pathlib import Path
 from parallelmind.errors import SettingsError
 from parallelmind.io.line_table import InputSummary
 from parallelmind.jobs.coordinator import Coordinator
-from parallelmind.jobs.identity import Completion
+from parallelmind.jobs.identity import JobCompletion
 from parallelmind.jobs.metrics import serve_metrics
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.options import RunOptions
@@ -30,7 +30,7 @@ class JobReport:
     """What a run came to. The records reconcile: records = answered + failed."""
 
     input: InputSummary
-    completion: Completion
+    completion: JobCompletion
     out_path: Path
     """The output, which has another name than was asked for if another job stands under that."""
     resumed: int

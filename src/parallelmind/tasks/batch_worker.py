@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class EngineStats(Protocol):
+class StatsLike(Protocol):
     """What the engine has counted since it was made."""
 
     @property
@@ -52,7 +52,7 @@ class EngineLike(Protocol):
     @property
     def max_model_len(self) -> int: ...
     @property
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> StatsLike: ...
     def stream(self, requests: Iterable[Request], sampling: SamplingParams) -> Iterator[Event]: ...
 
 
