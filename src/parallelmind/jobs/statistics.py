@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from parallelmind.io.atomic import replacing
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.results import BY_COORDINATOR, ResultIndex
+from parallelmind.jobs.storage import storage_error
 
 _PERCENTILES = (50, 90, 95, 99)
 _SHOW_SECONDS = 0.25
@@ -94,10 +96,13 @@ def collect_statistics(index: ResultIndex, *, seconds: float, resumed: int) -> J
 
 
 def save_statistics(statistics: JobStatistics, path: Path) -> None:
-    """Write the file so that it is whole at any moment."""
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(statistics.as_json(), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write the file so that it is whole at any moment.
+
+    Raises:
+        JobError: the disk is full or failing.
+    """
+    with replacing(path, storage_error) as temporary:
+        temporary.write_text(json.dumps(statistics.as_json(), indent=1) + "\n", encoding="utf-8")
 
 
 def _counts(index: ResultIndex, chosen: NDArray[np.bool_]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Service:
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def num_jobs(self) -> int:
+    def num_running(self) -> int:
         """Requests in flight."""
         return len(self._running)
 

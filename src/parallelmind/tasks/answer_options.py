@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -41,7 +41,6 @@ from parallelmind.settings.sampling import SamplingSettings, Seed, Temperature, 
 from parallelmind.settings.setting import Flag, Setting, values_of
 
 InferenceType = Literal["local", "huggingface", "togetherai", "openai"]
-INFERENCE_TYPES: tuple[InferenceType, ...] = get_args(InferenceType)
 ENGINE_TYPES = ("local", "huggingface")
 HTTP_TYPES = ("togetherai", "openai")
 _ENGINE_ONLY = "lora_path", "lora_rank", "device", "device_map", "load_in_8bit", "load_in_4bit", "kv_cache_gb"
