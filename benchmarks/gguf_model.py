@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
-__all__ = ["write_gguf"]
-
 _LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",

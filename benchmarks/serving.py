@@ -42,7 +42,7 @@ from machine import describe, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from parallelmind import Engine, Request, SamplingParams, load_model_with_lora, optimize_for_cpu
+from parallelmind import Engine, Request, SamplingParams
 
 PROMPT_WORDS = 8
 PEER_TIMEOUT = 150
@@ -214,9 +214,7 @@ async def peers(port: int, model: str, load: Load, seed: int) -> float:
 
 def measure(name: str, base_model: str, load: Load, rounds: int, port: int) -> list[str]:
     """Rows of the first table."""
-    loaded = load_model_with_lora(base_model, device="cpu", dtype="float32")
-    optimize_for_cpu(loaded.model)
-    engine = Engine(loaded.model, loaded.tokenizer)
+    engine = Engine.from_pretrained(base_model, device="cpu", dtype="float32")
     offline(engine, load, -10)
     command = [sys.executable, "-m", "parallelmind", "serve", "--base_model", base_model, "--dtype", "float32"]
     alone, served = [], []

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from parallelmind.models.options import ModelOptions
+from parallelmind.settings.model import ModelOptions
 
 # Programs that a shell starts in the background, and theirs, ignore Ctrl-C; tests press it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

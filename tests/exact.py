@@ -6,8 +6,6 @@ are out of its sight.
 
 from __future__ import annotations
 
-__all__ = ["ON_CPU", "ON_CPU_VARIABLES"]
-
 ON_CPU = ("--device", "cpu", "--dtype", "float32")
 ON_CPU_VARIABLES = {"PARALLELMIND_DEVICE": "cpu", "PARALLELMIND_DTYPE": "float32"}
 """The same for `parallelmind.server.app:app`."""

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from parallelmind.engine.request import Branch, BranchResult, ErrorKind, Event, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, ErrorKind, Event, Request
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.batch_worker import Backend
 
 

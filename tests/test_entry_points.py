@@ -95,7 +95,7 @@ def test_generate_and_chat_on_the_bundled_model(tmp_path: Path) -> None:
             "--temperature",
         ),
         (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", "--top_p", "3"], "top_p is 3"),
-        (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", "--device", "cuda:99"], "--device"),
+        (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", *ON_CPU, "--device", "cuda:99"], "--device"),
         (["--mode", "generate", "--base_model", "tiny", "--prompt", "x", *ON_CPU, "--lora_path", "no.pth"], "no.pth"),
     ],
 )

@@ -62,9 +62,9 @@ def test_the_source_archive_holds_what_a_checkout_does(tmp_path: Path) -> None:
     with tarfile.open(path) as archive:
         names = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
     for needed in (
-        "LICENSE", "Makefile", "README.md", "constraints.txt", "requirements.txt", "pyproject.toml",
+        "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt", "requirements.txt", "pyproject.toml",
         "docs/architecture.md", "run_from_checkout.py",
-        "examples/draw_row.py", "scripts/inference_hf_lora.py", "tests/conftest.py", "trainer/train_hf_lora.py",
+        "docs/images/draw_row.py", "scripts/inference_hf_lora.py", "tests/conftest.py", "trainer/train_hf_lora.py",
         "utils/RAGutils/queryResultByInfer/multi_worker_inference.py", "src/parallelmind/assets/tiny/model.safetensors",
     ):  # fmt: skip
         assert needed in names

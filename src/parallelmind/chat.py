@@ -1,21 +1,56 @@
-"""A conversation, or one prompt, on the engine."""
+"""A conversation, or one prompt, on the engine.
+
+| model | what it is shown of a conversation |
+|---|---|
+| with a chat template | its template; the shared text goes into the system message |
+| without one | the dialogue written out: `User: …`, `Assistant: …`, a turn a line |
+| without one, under a shared text | the shared text, messages and answers as they are, as `parallelmind batch` does |
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
 
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, Event, Request
 from parallelmind.errors import RequestError
-from parallelmind.prompts.chat_format import PLAIN_STOP, Conversation, Turn, has_template, prompt_ids
+from parallelmind.prompts.conversation import Message, user
+from parallelmind.prompts.encode import PromptIds
+from parallelmind.prompts.prompt_encoder import PromptEncoder
+from parallelmind.prompts.template import PLAIN_STOP
+from parallelmind.settings.sampling import SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
-_PROBES = ("0", "a")  # two questions that begin differently, and so mark where any question begins
 _ROOM_SHARE = 4
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message and its answer."""
+
+    message: str
+    answer: str
+
+
+@dataclass
+class Conversation:
+    """What has been said, and under what."""
+
+    system: str = ""
+    main: str = ""
+    """The shared text."""
+    turns: list[Turn] = field(default_factory=list)
+
+    def messages(self) -> list[Message]:
+        """As a chat template takes it."""
+        shared = "\n\n".join(part for part in (self.system, self.main.rstrip()) if part)
+        messages: list[Message] = [{"role": "system", "content": shared}] if shared else []
+        for turn in self.turns:
+            messages += [user(turn.message), {"role": "assistant", "content": turn.answer.strip()}]
+        return messages
 
 
 @dataclass(frozen=True)
@@ -63,6 +98,7 @@ class ChatSession:
         self, engine: Engine, sampling: SamplingParams, *, notify: Callable[[str], None] = _LOGGER.warning
     ) -> None:
         self.engine = engine
+        self.prompts = PromptEncoder(engine.tokenizer)
         self.sampling = sampling
         self.conversation = Conversation()
         self.last_stats: AnswerStats | None = None
@@ -80,7 +116,7 @@ class ChatSession:
 
     def num_tokens(self) -> int:
         """Length of what the model is shown of the conversation so far."""
-        return len(prompt_ids(self.engine.tokenizer, self.conversation.asked("")))
+        return _longest(self._encode(self.conversation, [""]))
 
     def reply(self, text: str) -> Generator[str]:
         """Stream the answer to a user's message; what was generated is kept, also when closed early.
@@ -88,11 +124,11 @@ class ChatSession:
         Raises:
             RequestError: the message is too long for the model, or its chat template refuses it.
         """
-        [ids] = self._fitting([text])
+        prompt = self._fitting([text])
         pieces: list[str] = []
         failed = False
         try:
-            for event in self._timed([Request(main=ids)]):
+            for event in self._timed([Request(main=prompt.main + prompt.branches[0])]):
                 if event.text:
                     pieces.append(event.text)
                     yield event.text
@@ -114,12 +150,7 @@ class ChatSession:
         if not questions:
             raise RequestError("no question was given; type one a line.")
         prompts = self._fitting(questions)
-        tokenizer, conversation = self.engine.tokenizer, self.conversation
-        probes = [prompt_ids(tokenizer, conversation.asked(probe)) for probe in _PROBES]
-        shared = len(_common_prefix([*prompts, *probes]))
-        request = Request(
-            main=prompts[0][:shared], branches=seeded(self._sampling(), [prompt[shared:] for prompt in prompts])
-        )
+        request = Request(main=prompts.main, branches=seeded(self._sampling(), prompts.branches))
         answers: dict[int, BranchResult] = {}
         self._group = []
         texts = [""] * len(questions)
@@ -143,22 +174,30 @@ class ChatSession:
         return joined
 
     def _sampling(self) -> SamplingParams:
-        written_out = not has_template(self.engine.tokenizer) and not self.conversation.main
+        written_out = not self.prompts.template.is_own and not self.conversation.main
         if not written_out or PLAIN_STOP in self.sampling.stop_texts:
             return self.sampling
         return replace(self.sampling, stop=(*self.sampling.stop_texts, PLAIN_STOP))
 
-    def _fitting(self, messages: Sequence[str]) -> list[list[int]]:
+    def _encode(self, conversation: Conversation, messages: Sequence[str]) -> PromptIds:
+        """The conversation with each message, to be answered; what all of them begin with is main."""
+        if self.prompts.template.is_own or not conversation.main:
+            return self.prompts.conversation(conversation.messages(), [[user(message)] for message in messages])
+        shared = "\n".join(part for part in (conversation.system, conversation.main) if part)
+        said = "".join(f"{turn.message}{turn.answer.rstrip()}\n" for turn in conversation.turns)
+        return self.prompts.continued(shared, said, messages)
+
+    def _fitting(self, messages: Sequence[str]) -> PromptIds:
         """The conversation with each message; drops the oldest turns until there is room for an answer."""
         longest = self.engine.max_model_len
         room = max(1, min(self.sampling.max_new_tokens, longest // _ROOM_SHARE))
         kept = replace(self.conversation)
         while True:
-            prompts = [prompt_ids(self.engine.tokenizer, kept.asked(message)) for message in messages]
-            if max(map(len, prompts)) + room <= longest or not kept.turns:
+            prompts = self._encode(kept, messages)
+            if _longest(prompts) + room <= longest or not kept.turns:
                 break
             kept = replace(kept, turns=kept.turns[1:])
-        if (tokens := max(map(len, prompts))) >= longest:
+        if (tokens := _longest(prompts)) >= longest:
             raise RequestError(
                 f"the message is too long for the model: with the shared text it has {tokens} tokens, the model takes "
                 f"{longest} with at least one new token; shorten it or the shared text."
@@ -182,6 +221,5 @@ class ChatSession:
             self.last_stats = AnswerStats(tokens, time.perf_counter() - started, first)
 
 
-def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
-    columns = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
-    return [column[0] for column in columns]
+def _longest(prompts: PromptIds) -> int:
+    return len(prompts.main) + max(map(len, prompts.branches))

@@ -12,9 +12,9 @@ from parallelmind.answering.context_rows import answer_row, parse_context_row
 from parallelmind.answering.openai_batch import import_batch, parse_request
 from parallelmind.answering.openai_batch_output import export_batch
 from parallelmind.answering.openai_body import chat_messages, completion_prompt, engine_sampling
-from parallelmind.engine.request import SamplingParams
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.jsonl import JsonLine
+from parallelmind.settings.sampling import SamplingParams
 
 CHAT = {
     "model": "m",
@@ -120,7 +120,7 @@ def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
 REFUSED_MESSAGES: list[tuple[list[dict[str, Any]], str]] = [
     ([{"role": "tool", "content": "x"}], r'"messages"\[0\]."role" is a text ."tool".'),
     ([{"role": ["user"], "content": "x"}], '"role" is a list'),
-    ([{"role": "user", "content": [{"type": "image_url"}]}], r'"content"\[0\] is an object .*takes texts only'),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], r'"content"\[0\] is an object .*sounds are not supported'),
     ([{"role": "user", "content": None}], '"content" is null'),
     ([{"role": "assistant", "content": "x", "tool_calls": [1]}], 'has "tool_calls"; the engine takes texts only'),
     ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "the last message is of the assistant"),

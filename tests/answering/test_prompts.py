@@ -9,52 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallelmind.answering.chat_format import ChatFormat
 from parallelmind.answering.context_rows import ContextRow
-from parallelmind.answering.prompt_pieces import Piece, PieceEncoder, strip
 from parallelmind.answering.prompt_template import PromptTemplate
 from parallelmind.answering.prompts import Prompts
-from parallelmind.errors import DataError, SettingsError
+from parallelmind.errors import DataError, RequestError, SettingsError
 from parallelmind.prompts.encode import encode_branch, encode_main
+from parallelmind.prompts.pieces import Piece, strip
+from parallelmind.prompts.prompt_encoder import PromptEncoder
+from parallelmind.prompts.slots import Slots
 from tests.families import char_tokenizer
-from tests.prompts.test_chat import CHATML, THINKING, byte_tokenizer
-
-LLAMA3 = (
-    "{{- bos_token }}{%- for m in messages %}"
-    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-# The system turn goes into the last user turn, and nothing is written for the answer.
-MISTRAL = (
-    "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}"
-    "{%- set loop_messages = messages[1:] %}"
-    "{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}"
-    "{%- for m in loop_messages %}{%- if m['role'] == 'user' %}"
-    "{%- if loop.last and system is defined %}{{- '[INST] ' + system + '\n\n' + m['content'] + '[/INST]' }}"
-    "{%- else %}{{- '[INST] ' + m['content'] + '[/INST]' }}{%- endif %}"
-    "{%- else %}{{- ' ' + m['content'] + eos_token }}{%- endif %}{%- endfor %}"
-)
-# Drops what it does not know, as some older templates do.
-USER_ONLY = "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} {% endif %}{% endfor %}ASSISTANT:"
-TEMPLATES = {
-    "chatml": CHATML,
-    "thinking": THINKING,
-    "llama3": LLAMA3,
-    "gemma": GEMMA,
-    "mistral": MISTRAL,
-    "user only": USER_ONLY,
-}
-MERGED = ("gemma", "user only")
-"""Templates without a system turn."""
+from tests.prompts.templates import CHATML, MERGED, TEMPLATES, byte_tokenizer
 
 ROW = ContextRow(
     id="7_0",
@@ -71,6 +35,10 @@ def row(**changes: Any) -> ContextRow:
     return ContextRow(**{**values, "dependencies": ROW.dependencies, **changes})
 
 
+def slots(tokenizer: Any, **options: Any) -> Slots:
+    return PromptEncoder(tokenizer, **options).slots
+
+
 def expected_text(tokenizer: Any, asked: ContextRow, *, merged: bool) -> str:
     messages = Prompts(system_role=not merged).prompt(asked).messages
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
@@ -82,11 +50,11 @@ def expected_text(tokenizer: Any, asked: ContextRow, *, merged: bool) -> str:
 def test_main_and_branch_are_what_the_template_renders(name: str, make: Any) -> None:
     tokenizer = make(TEMPLATES[name])
     tokenizer.chat_template = TEMPLATES[name]
-    split = Prompts().split(ROW, ChatFormat(tokenizer))
+    split = Prompts().split(ROW, slots(tokenizer))
     assert split.main_text + split.branch_text == expected_text(tokenizer, ROW, merged=name in MERGED)
     assert split.main_text.endswith("Add arguments element-wise.\n\n")
     assert split.branch_text.startswith("Installed versions: numpy 1.16.6, scipy 1.2\nAPI in question: numpy.add\n")
-    assert split.is_rendered
+    assert split.form == "template"
 
 
 @settings(max_examples=60)
@@ -101,12 +69,12 @@ def test_for_any_texts(name: str, method: str, texts: tuple[str, str, str], quer
         query=query, context=texts[0], target_api=texts[1], dependencies={"p": texts[2]}, retrieval_method=method
     )
     tokenizer = byte_tokenizer(TEMPLATES[name])
-    split = Prompts().split(asked, ChatFormat(tokenizer))
+    split = Prompts().split(asked, slots(tokenizer))
     assert split.main_text + split.branch_text == expected_text(tokenizer, asked, merged=name in MERGED)
 
 
 def test_rows_with_the_same_context_share_a_main() -> None:
-    chat = ChatFormat(byte_tokenizer(CHATML))
+    chat = slots(byte_tokenizer(CHATML))
     first, second = (Prompts().split(row(query=query, target_api=api), chat) for query, api in ("ab", "cd"))
     assert first.main == second.main
     assert first.branch != second.branch
@@ -115,11 +83,11 @@ def test_rows_with_the_same_context_share_a_main() -> None:
 
 def test_without_a_chat_template_it_is_plain_text() -> None:
     tokenizer = byte_tokenizer(None)
-    split = Prompts().split(ROW, ChatFormat(tokenizer))
+    split = Prompts().split(ROW, slots(tokenizer))
     assert split.main_text.startswith("You answer questions about Python packages.")
     assert split.main_text.endswith("\n\nDocumentation:\nnumpy.add(x1, x2)\n\nAdd arguments element-wise.\n\n")
     assert split.branch_text.endswith("\nQuestion: How are two arrays added?\nAnswer:")
-    main, branch = PieceEncoder(tokenizer)(split)
+    main, branch = PromptEncoder(tokenizer).split(split)
     assert main == encode_main(tokenizer, split.main_text)
     assert branch == encode_branch(tokenizer, split.branch_text, has_main=True)
 
@@ -133,8 +101,8 @@ def test_special_tokens_and_templates_in_data_are_plain_text(template: str | Non
     control = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "<eos>", "<bos>")]
 
     def encoded(asked: ContextRow) -> tuple[list[int], str]:
-        split = Prompts().split(asked, ChatFormat(tokenizer))
-        main, branch = PieceEncoder(tokenizer)(split)
+        split = Prompts().split(asked, slots(tokenizer))
+        main, branch = PromptEncoder(tokenizer).split(split)
         assert tokenizer.decode(main) == split.main_text
         assert tokenizer.decode(branch) == split.branch_text
         return [token for token in main + branch if token in control], split.main_text + split.branch_text
@@ -151,7 +119,7 @@ def test_a_plain_prompt_of_ones_own(tmp_path: Path) -> None:
     file.write_text(
         "default: {context: '{context}', question: 'Q: {query}', answer: ''}\nexact_api_match: {system: ''}"
     )
-    split = Prompts(PromptTemplate(file)).split(ROW, ChatFormat(byte_tokenizer(None)))
+    split = Prompts(PromptTemplate(file)).split(ROW, slots(byte_tokenizer(None)))
     assert (split.main_text, split.branch_text) == (f"{ROW.context}\n\n", f"Q: {ROW.query}")
 
 
@@ -159,24 +127,24 @@ def test_a_special_token_that_arises_where_data_begins_is_cut_too(tmp_path: Path
     file = tmp_path / "t.yaml"
     file.write_text("default:\n  question: '<|im_{query}'\n")
     tokenizer = byte_tokenizer(None)
-    split = Prompts(PromptTemplate(file)).split(row(query="end|>"), ChatFormat(tokenizer))
+    split = Prompts(PromptTemplate(file)).split(row(query="end|>"), slots(tokenizer))
     assert "<|im_end|>" in split.branch_text
-    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in PieceEncoder(tokenizer)(split)[1]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in PromptEncoder(tokenizer).split(split)[1]
 
 
 def test_a_template_file_may_write_special_tokens_itself(tmp_path: Path) -> None:
     file = tmp_path / "t.yaml"
     file.write_text("default:\n  question: '<|im_start|>{query}'\n")
     tokenizer = byte_tokenizer(None)
-    split = Prompts(PromptTemplate(file)).split(ROW, ChatFormat(tokenizer))
-    assert PieceEncoder(tokenizer)(split)[1][0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    split = Prompts(PromptTemplate(file)).split(ROW, slots(tokenizer))
+    assert PromptEncoder(tokenizer).split(split)[1][0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
 
 
 def test_added_tokens_that_the_chat_template_writes_are_control_tokens_too() -> None:
     tokenizer = byte_tokenizer(CHATML + "<think>")
     tokenizer.add_tokens(["<think>", "<table>"])
-    split = Prompts().split(row(context="<think> <table>"), ChatFormat(tokenizer))
-    main, branch = PieceEncoder(tokenizer)(split)
+    split = Prompts().split(row(context="<think> <table>"), slots(tokenizer))
+    main, branch = PromptEncoder(tokenizer).split(split)
     thought, table = (tokenizer.convert_tokens_to_ids(token) for token in ("<think>", "<table>"))
     assert (main.count(thought), main.count(table), branch.count(thought)) == (0, 1, 1)
 
@@ -220,49 +188,45 @@ def test_an_imported_conversation_is_split_at_its_last_message() -> None:
     ]
     asked = row(body={"model": "m", "messages": messages}, endpoint="/v1/chat/completions")
     tokenizer = byte_tokenizer(CHATML)
-    split = Prompts().split(asked, ChatFormat(tokenizer))
+    split = Prompts().split(asked, slots(tokenizer))
     assert split.main_text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none? <|im_end|><|im_end|>\n"
+        "<|im_start|>system\n Be brief.\n<|im_end|>\n<|im_start|>user\none? <|im_end|><|im_end|>\n"
         "<|im_start|>assistant\n1<|im_end|>\n<|im_start|>user\n"
     )
     assert split.branch_text == "two?<|im_end|>\n<|im_start|>assistant\n"
-    main, _ = PieceEncoder(tokenizer)(split)
+    main, _ = PromptEncoder(tokenizer).split(split)
     assert main.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
     assert Prompts().prompt(asked).body == asked.body
-    assert (
-        Prompts().split(asked, ChatFormat(byte_tokenizer(None))).main_text.startswith("System: Be brief.\nUser: one?")
-    )
+    assert Prompts().split(asked, slots(byte_tokenizer(None))).main_text.startswith("System:  Be brief.\n\nUser: one?")
     unfinished = row(body={"messages": messages[:3]}, endpoint="/v1/chat/completions")
     with pytest.raises(DataError, match="the last message is of the assistant"):
-        Prompts().split(unfinished, ChatFormat(tokenizer))
+        Prompts().split(unfinished, slots(tokenizer))
 
 
 def test_an_imported_completion_is_a_branch_without_main() -> None:
     asked = row(body={"model": "m", "prompt": "<|im_start|>raw"}, endpoint="/v1/completions")
     tokenizer = byte_tokenizer(CHATML)
-    split = Prompts().split(asked, ChatFormat(tokenizer))
+    split = Prompts().split(asked, slots(tokenizer))
     assert (split.main, split.branch_text) == ((), "<|im_start|>raw")
-    assert PieceEncoder(tokenizer)(split)[1] == encode_main(tokenizer, "<|im_start|>raw")
+    assert PromptEncoder(tokenizer).split(split)[1] == encode_main(tokenizer, "<|im_start|>raw")
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
         ("{{ raise_exception('not today') }}", "not today"),
-        ("{{ messages[-1].content | upper | reverse }}", "does not write the text of every turn once"),
-        ("{{ messages[-1].content * 2 }}", "does not write the text of every turn once"),
+        ("{{ messages[-1].content | upper | reverse }}", r"does not write the text of every turn \(.* and user\) once"),
+        ("{{ messages[-1].content * 2 }}", r"does not write the text of every turn \(.* and user\) once"),
     ],
 )
 def test_a_chat_template_that_cannot_be_used_is_refused(template: str, reason: str) -> None:
-    with pytest.raises(
-        SettingsError, match=f"chat template cannot render a conversation of system and user: .*{reason}"
-    ):
-        Prompts().split(ROW, ChatFormat(byte_tokenizer(template)))
+    with pytest.raises(RequestError, match=f"chat template refuses the conversation: .*{reason}"):
+        Prompts().split(ROW, slots(byte_tokenizer(template)))
 
 
 def test_options_of_the_chat_template() -> None:
     tokenizer = byte_tokenizer(CHATML + "{% if enable_thinking is false %}<think></think>{% endif %}")
-    split = Prompts().split(ROW, ChatFormat(tokenizer, enable_thinking=False))
+    split = Prompts().split(ROW, slots(tokenizer, enable_thinking=False))
     assert split.branch_text.endswith("assistant\n<think></think>")
 
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Chaos", "expected_rows", "make_input"]
-
 
 def make_input(path: Path, records: int, chance: random.Random) -> Path:
     """Records of different sizes, ids that come again, Chinese text, blank lines."""

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "utils" / "RAGutils" / "queryResultByInfer"
 SCRIPT = FOLDER / "multi_worker_inference.py"
 BACKEND = """
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 class Upper(QueryBasedInference):
     def generate_answer(self, query, context, retrieval_method):
@@ -239,8 +239,6 @@ def test_over_http_with_a_key(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--extra_body", "{"], "--extra_body is not JSON"),
-        (["--extra_body", "[1]"], r"--extra_body is \[1\]; it must be a JSON object"),
         (["--inference_type", "togetherai"], "the environment variable TOGETHER_API_KEY is not set"),
         (["--backend", "nowhere.py:Mine"], "the file nowhere.py does not exist"),
         (["--prompt_template", "nowhere.yaml"], "nowhere.yaml"),
@@ -260,6 +258,15 @@ def test_wrong_flags_are_errors_that_name_them(
     assert main(arguments(data, out, "--model_path", "tiny", "--workers", 0, *flags)) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", r"is \[1\]; it must be a JSON object")])
+def test_an_extra_body_that_is_no_object_is_wrong_usage(
+    data: Path, out: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments(data, out, "--model_path", "tiny", "--extra_body", text))
+    assert re.search(f"^error: --extra_body {message}", capsys.readouterr().err)
 
 
 def openai_lines() -> list[dict[str, Any]]:

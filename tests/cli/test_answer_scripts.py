@@ -18,7 +18,7 @@ FOLDER = Path("utils") / "RAGutils" / "queryResultByInfer"
 WORKERS, PIPELINE = "run_multi_worker_inference.sh", "run_complete_pipeline.sh"
 CONTEXTS, RESULTS = "data/temp/contexts/batch_contexts.jsonl", "data/temp/inference/results.jsonl"
 BACKEND = """
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 class Upper(QueryBasedInference):
     def generate_answer(self, query, context, retrieval_method):

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,7 +105,7 @@ def test_an_error_is_one_line_and_a_traceback_only_with_debug(
         (["--batch", "3"], "unknown flag --batch; did you mean --batch_size?"),
         (["-x"], "unknown flag -x"),
         (["stray"], "unexpected argument 'stray'"),
-        (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
+        (["--batch_size", "many"], "--batch_size is 'many'; it must be a whole number, 1 or more."),
         (["--visibility", "all"], "argument --visibility: invalid choice: 'all'"),
         (["--patch_rope", "--no_patch_rope"], "not allowed with argument --patch_rope"),
     ],
@@ -185,83 +184,56 @@ class StopError(Exception):
 
 
 @pytest.fixture
-def loader(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """What the loader and the engine are called with."""
-    seen: dict[str, dict[str, Any]] = {}
+def loading(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the engine is loaded with."""
+    seen: dict[str, Any] = {}
 
-    def load(**given: Any) -> SimpleNamespace:
-        seen["model"] = given
-        return SimpleNamespace(
-            model="the model",
-            tokenizer="the tokenizer",
-            settings=SimpleNamespace(branch_stride=77, visibility="columnar"),
-            notes=["2D RoPE is off: said by the loader"],
-        )
-
-    def make_engine(model: object, tokenizer: object, **given: Any) -> None:
-        seen["engine"] = given
+    def from_pretrained(**given: Any) -> None:
+        seen.update(given)
         raise StopError
 
-    monkeypatch.setattr("parallelmind.engine.loading.load_model_with_lora", load)
-    monkeypatch.setattr("parallelmind.engine.loading.optimize_for_cpu", lambda model: [])
-    monkeypatch.setattr("parallelmind.engine.loading.Engine", make_engine)
+    monkeypatch.setattr("parallelmind.engine.engine.Engine.from_pretrained", from_pretrained)
     return seen
 
 
 @pytest.mark.half_precision
-def test_defaults_leave_the_adapter_its_say(
-    data: Path, out: Path, loader: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch
-
+def test_defaults_leave_the_adapter_its_say(data: Path, out: Path, loading: dict[str, Any]) -> None:
     with pytest.raises(StopError):
         main(arguments(data, out))
     undecided = "lora_path lora_rank rope_2d_ratio patch_rope rope_2d_mode rope_2d_pairs branch_stride visibility"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert loader["model"] == dict.fromkeys(undecided.split()) | {
+    assert loading == dict.fromkeys([*undecided.split(), "device", "device_map", "kv_cache_bytes"]) | {
         "base_model": "m",
-        "device": device,
         "dtype": "bfloat16",
-        "device_map": None,
         "load_in_8bit": False,
         "load_in_4bit": False,
-    }
-    assert loader["engine"] == {
-        "branch_stride": 77,
-        "visibility": "columnar",
         "max_running_branches": 16,
         "max_running_requests": None,
-        "kv_cache_bytes": None,
         "prefix_cache_bytes": 2**29,
     }
-    log = capsys.readouterr().err
-    assert "2D RoPE is off: said by the loader" in log
-    assert device == "cuda" or "running on the CPU" in log
 
 
 @pytest.mark.half_precision
 @pytest.mark.parametrize(
-    ("given", "part", "expected"),
+    ("given", "expected"),
     [
-        (["--lora_path", __file__], "model", {"lora_path": __file__}),  # read by nobody here
-        (["--lora_rank", "4"], "model", {"lora_rank": 4}),
-        (["--patch_rope"], "model", {"patch_rope": True}),
-        (["--no_patch_rope"], "model", {"patch_rope": False}),
-        (["--rope_2d_ratio", "0.25"], "model", {"rope_2d_ratio": 0.25}),
-        (["--rope_2d_mode", "additive"], "model", {"rope_2d_mode": "additive"}),
-        (["--rope_2d_pairs", "interleaved"], "model", {"rope_2d_pairs": "interleaved"}),
-        (["--branch_stride", "32"], "model", {"branch_stride": 32}),
-        (["--visibility", "strict"], "model", {"visibility": "strict"}),
-        (["--device", "cpu"], "model", {"device": "cpu"}),
-        (["--dtype", "float32"], "model", {"dtype": "float32"}),
-        (["--load_in_4bit"], "model", {"load_in_4bit": True}),
-        (["--load_in_8bit"], "model", {"load_in_8bit": True}),
-        (["--device_map", "auto"], "model", {"device_map": "auto"}),
-        (["--batch_size", "5"], "engine", {"max_running_branches": 5, "max_running_requests": None}),
-        (["--kv_cache_gb", "0.5"], "engine", {"kv_cache_bytes": 2**29}),
+        (["--lora_path", __file__], {"lora_path": __file__}),  # read by nobody here
+        (["--lora_rank", "4"], {"lora_rank": 4}),
+        (["--patch_rope"], {"patch_rope": True}),
+        (["--no_patch_rope"], {"patch_rope": False}),
+        (["--rope_2d_ratio", "0.25"], {"rope_2d_ratio": 0.25}),
+        (["--rope_2d_mode", "additive"], {"rope_2d_mode": "additive"}),
+        (["--rope_2d_pairs", "interleaved"], {"rope_2d_pairs": "interleaved"}),
+        (["--branch_stride", "32"], {"branch_stride": 32}),
+        (["--visibility", "strict"], {"visibility": "strict"}),
+        (["--device", "cpu"], {"device": "cpu"}),
+        (["--dtype", "float32"], {"dtype": "float32"}),
+        (["--load_in_4bit"], {"load_in_4bit": True}),
+        (["--load_in_8bit"], {"load_in_8bit": True}),
+        (["--device_map", "auto"], {"device_map": "auto"}),
+        (["--batch_size", "5"], {"max_running_branches": 5, "max_running_requests": None}),
+        (["--kv_cache_gb", "0.5"], {"kv_cache_bytes": 2**29}),
         (
             ["--batch_size", "5", "--batch_by_samples"],
-            "engine",
             {"max_running_branches": None, "max_running_requests": 5},
         ),
     ],
@@ -269,14 +241,13 @@ def test_defaults_leave_the_adapter_its_say(
 def test_flags_reach_the_model_and_the_engine(
     data: Path,
     out: Path,
-    loader: dict[str, dict[str, Any]],
+    loading: dict[str, Any],
     given: list[str],
-    part: str,
     expected: dict[str, Any],
 ) -> None:
     with pytest.raises(StopError):
         main(arguments(data, out, *given))
-    assert {name: loader[part][name] for name in expected} == expected
+    assert {name: loading[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ two"""
     assert "User: Assistant: 91\nUser: ... system message: one \ntwo\n" in out
     for message in (
         "error: there is no preset 'nonsense'",
-        "error: temperature is -1.0; it must be 0 (greedy) or more.",
+        "error: temperature is -1.0; it must be from 0 to 100.",
         "error: top_k is 'many'; it must be a whole number",
         "error: there is no command /nonsense",
         "error: /main < /nowhere: cannot be read",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from parallelmind.cli import main as commands
-
-__all__ = ["link_checkout", "parsed", "refusal", "run_line", "run_script"]
+from parallelmind.settings.setting import described
+from tests.settings.classes import CLASSES, settings_class
 
 ROOT = Path(__file__).parents[2]
 _ENTRY_POINTS = ("parallel_generate.py", "scripts", "trainer", "utils")
@@ -70,8 +70,10 @@ def run_script(line: str, *more: object, cwd: Path) -> None:
 
 
 def parsed(*words: str) -> dict[str, Any]:
-    """What the parser makes of a command and its flags: the defaults, of those that are not given."""
-    return vars(commands.parse(commands._parser(words), words))
+    """What a command makes of its flags: the defaults, of those that are not given."""
+    classes = [settings_class(path) for path in CLASSES[words[0]]]
+    defaults = {one.name: one.default for cls in reversed(classes) for one in described(cls)}
+    return defaults | vars(commands.parse(commands._parser(words), words))
 
 
 def refusal(command: str, required: dict[str, str], lacking: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["SECTIONS", "Promise", "Section", "proofs_of", "proves"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 _PROVED = "proved_promises"
 

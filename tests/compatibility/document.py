@@ -12,8 +12,6 @@ import tests.compatibility
 from tests.compatibility.contract import SECTIONS, Section, proofs_of
 from tests.conformance import documents
 
-__all__ = ["DOCUMENT", "proofs", "render"]
-
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
 _HEAD = """\
 # Compatibility

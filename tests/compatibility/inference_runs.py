@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from parallelmind.cli.main import main
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Event, Request, SamplingParams
+from parallelmind.engine.request import Event, Request
+from parallelmind.settings.sampling import SamplingParams
 
 STORY = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue. Tina counted 36 coins.\n"
 QUESTIONS = ["How old is Dan?", "How much does the hat cost?", "What does Emma like?"]

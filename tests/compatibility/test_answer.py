@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from parallelmind.answering.backends import endpoint
 from parallelmind.cli.main import main
-from parallelmind.models.loader import bundled_model_path
+from parallelmind.io import endpoint
+from parallelmind.models.options import bundled_model_path
 from tests import fake_openai
 from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
 from tests.compatibility.contract import proves
@@ -203,7 +203,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     code = tmp_path / "counting.py"
     code.write_text("""
 import gc
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 class Counting(QueryBasedInference):
     def generate_answer(self, query, context, retrieval_method):

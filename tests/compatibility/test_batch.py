@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from parallelmind.columnar import find_rope_patch
 from parallelmind.models import loader
-from parallelmind.models.loader import bundled_model_path
+from parallelmind.models.options import bundled_model_path
 from parallelmind.tasks import read_ahead
 from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
 from tests.compatibility.conftest import Adapters
@@ -81,7 +81,7 @@ def test_defaults() -> None:
     """The defaults of the parser are the documented ones."""
     documented = {
         "branches_per_sample": 4,
-        "max_branches_per_sample": None,
+        "max_branches_per_sample": 0,
         "min_branches_per_sample": 1,
         "batch_by_samples": False,
         "batch_size": 16,

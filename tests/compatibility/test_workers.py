@@ -30,7 +30,7 @@ class Upper(QueryBasedInference):
 SLOW = """
 import os, time
 from pathlib import Path
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 class Slow(QueryBasedInference):
     def setup(self):

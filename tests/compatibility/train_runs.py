@@ -19,8 +19,6 @@ from parallelmind.training.model import Trainee
 from parallelmind.training.options import TrainOptions
 from tests.families import char_tokenizer
 
-__all__ = ["EOS", "Ran", "Trainer", "adapter", "trainer_of", "write_jsonl"]
-
 EOS = "<eos>"
 _TOKENIZER = char_tokenizer()
 

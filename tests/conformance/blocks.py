@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from tests.conformance.desk import Desk
 
-__all__ = ["Block", "Document", "by_design"]
-
 
 @dataclass(frozen=True, slots=True)
 class Block:

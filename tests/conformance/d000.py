@@ -7,8 +7,6 @@ import re
 from tests.conformance.blocks import Block, Document, by_design
 from tests.conformance.desk import FEW_TOKENS, PROCESSES, Desk, Done
 
-__all__ = ["DOCUMENT"]
-
 SCRIPT = "scripts/parallel_inference_hf_lora.py"
 QUICK = (
     f"{SCRIPT} --base_model Qwen/Qwen2.5-14B-Instruct --lora_path out/lora/qwen2_parallel_lora_hf_final.pth "

@@ -13,8 +13,6 @@ from tests.conformance.blocks import Block, Document, by_design
 from tests.conformance.desk import FEW_TOKENS, Desk
 from tests.server.serving import running, tiny_engine
 
-__all__ = ["DOCUMENT"]
-
 SCRIPT = "python scripts/inference_hf_lora.py"
 ADAPTER = "out/lora/qwen2_parallel_lora_hf_final.pth"
 ON_SMALL = f"{SCRIPT} --base_model Qwen/Qwen2-0.5B-Instruct"

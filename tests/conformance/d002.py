@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from tests.conformance.blocks import Block, Document, by_design
 from tests.conformance.desk import Desk
 
-__all__ = ["DOCUMENT"]
-
 SCRIPT = "trainer/train_hf_parallel_lora.py"
 BASIC = (
     f'python {SCRIPT} --base_model "Qwen/Qwen2.5-0.5B-Instruct" --data_path "dataset/sft_data_parallel.jsonl" '

@@ -7,8 +7,6 @@ from tests.conformance.d001 import CHAT, GENERATE, chat, from_python, generated
 from tests.conformance.d002 import trained
 from tests.conformance.desk import ROOT, Desk
 
-__all__ = ["DOCUMENT"]
-
 TRAIN = (
     "torchrun --nproc_per_node 8 trainer/train_hf_lora.py --base_model Qwen/Qwen2-0.5B-Instruct "
     "--data_path dataset/pretrain_hq_split.jsonl --lora_rank 8 --batch_size 4 --batch_by_samples "

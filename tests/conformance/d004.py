@@ -8,8 +8,6 @@ from collections import Counter
 from tests.conformance.blocks import Block, Document, by_design
 from tests.conformance.desk import FEW_TOKENS, PROCESSES, Desk, Done
 
-__all__ = ["DOCUMENT"]
-
 FOLDER = "utils/RAGutils/queryResultByInfer"
 FLAGS = (
     f"{FOLDER}/multi_worker_inference.py --contexts_file data/temp/contexts/batch_contexts.jsonl "

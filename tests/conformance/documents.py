@@ -8,8 +8,6 @@ from pathlib import Path
 from tests.conformance import d000, d001, d002, d003, d004
 from tests.conformance.blocks import Block, Document
 
-__all__ = ["DOCUMENTS", "key", "render", "save_seen", "stored_seen"]
-
 DOCUMENTS: tuple[Document, ...] = tuple(module.DOCUMENT for module in (d000, d001, d002, d003, d004))
 _SEEN = Path(__file__).with_name("seen.json")
 _HEAD = """\

@@ -10,8 +10,6 @@ from pathlib import Path
 from tests.conformance.desk import Desk
 from tests.conformance.documents import DOCUMENTS, key, save_seen
 
-__all__ = ["results"]
-
 
 def results(desk: Desk) -> Iterator[tuple[str, str]]:
     """(key, what was seen) of each block, in the order of the documents."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from parallelmind.data import sft_files
 from parallelmind.data.convert import ConvertOptions, ConvertReport, convert
+from parallelmind.data.sft_files import read_rows
 from parallelmind.errors import DataError, SettingsError
 
 Q, A = "苹果多少钱一斤？", "五块。\n不讲价 🍎"
@@ -194,9 +194,7 @@ def test_plain_text_lines(tmp_path):
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("chunk", [1, 7, 2**20])
-def test_json_lists_are_streamed_whatever_the_buffer(tmp_path, monkeypatch, indent, chunk):
-    monkeypatch.setattr(sft_files, "_CHUNK", chunk)
+def test_json_lists(tmp_path, indent):
     rows = [{"conversations": ASKED}, {"instruction": 'a "}],{" b', "output": A}, 12, {"text": "é"}]
     records, report = converted(tmp_path, json.dumps(rows, ensure_ascii=False, indent=indent), name="in.json")
     assert [record["branches"] for record in records] == [[CHAT, {"prompt": 'a "}],{" b', "completion": A}, "é"]]
@@ -204,6 +202,17 @@ def test_json_lists_are_streamed_whatever_the_buffer(tmp_path, monkeypatch, inde
     if indent:
         lines = json.dumps(rows, ensure_ascii=False, indent=indent).splitlines()
         assert lines[report.skipped[0].line - 1].strip() == "12,"
+
+
+def test_json_lists_are_streamed_wherever_a_piece_of_the_file_ends(tmp_path):
+    """Files are read in pieces of some power of two: the end of one falls on every place of the last rows."""
+    last = ['{"text": "é\\n"}', "123", '{"instruction": "a", "output": "\\""}']
+    tail = ", ".join(last).encode() + b"]"
+    for place in range(len(tail)):
+        head = b'[{"text": "' + b"x" * (2**20 - place - 15) + b'"}, '
+        (tmp_path / "in.json").write_bytes(head + tail)
+        found = list(read_rows(tmp_path / "in.json", "json_list"))
+        assert [row.value for row in found[1:]] == [json.loads(text) for text in last], place
 
 
 @pytest.mark.parametrize(
@@ -242,7 +251,10 @@ BAD = [
         r'"conversations"\[0\]."role" is a text \("wizard"\)',
     ),
     ({"conversations": [{"role": "user", "content": ""}, ASKED[1]]}, r"\[0\].\"content\" is empty"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASKED[1]]}, "not text"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASKED[1]]},
+        "pictures and sounds are not supported",
+    ),
     ({"instruction": "q"}, "has no output or completion or response or answer"),
     ({"instruction": "q", "output": " "}, '"output" is empty'),
     ({"instruction": "q", "output": 5}, '"output" is a number'),
@@ -307,7 +319,7 @@ def test_a_former_output_is_kept_unless_it_may_be_replaced(tmp_path, former):
     }.get(former, former.encode())
     output.write_bytes(other)
     times = output.stat().st_mtime_ns, skipped.stat().st_mtime_ns
-    with pytest.raises(SettingsError, match=r"--output .*records.jsonl: .* is there already .*--overwrite"):
+    with pytest.raises(SettingsError, match=r"--output .*records.jsonl: .* exists already.*--overwrite"):
         converted(tmp_path, rows, **options)
     assert (output.read_bytes(), output.stat().st_mtime_ns, skipped.stat().st_mtime_ns) == (other, *times)
     assert len(list(output.parent.iterdir())) == 1

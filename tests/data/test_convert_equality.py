@@ -19,8 +19,8 @@ from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import JsonlSource
-from parallelmind.models.loader import bundled_model_path
-from tests.prompts.test_chat import CHATML, byte_tokenizer
+from parallelmind.models.options import bundled_model_path
+from tests.prompts.templates import CHATML, byte_tokenizer
 from tests.training.test_forward import assert_same, lora_model, packed_gradients
 
 ROWS = 12
@@ -83,7 +83,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 FORMS["everything"] = [row for number in range(ROWS) for row in [rows[number] for rows in FORMS.values()]]
-AS_THEY_ARE = ("conversations", "sharegpt", "messages", "prompt", "text", "records")
+AS_THEY_ARE = ("conversations", "sharegpt", "sharegpt system", "messages", "prompt", "text", "records")
 """Forms that training reads as well, without any conversion."""
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-import parallelmind.data
 from parallelmind.data.batches import BatchLimits
 from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset, Share
@@ -305,13 +302,10 @@ def test_training_and_inference_encode_alike() -> None:
     assert closed(TOKENIZER, []) == [TOKENIZER.eos_token_id]
 
 
-def test_the_documented_import_is_quick() -> None:
-    """Both names are in `parallelmind.data`, whose import alone does not wait for torch."""
-    from parallelmind.data import collator, dataset
-
-    assert parallelmind.data.ParallelPretrainDataset is dataset.ParallelPretrainDataset
-    assert parallelmind.data.ParallelPretrainCollator is collator.ParallelPretrainCollator
-    with pytest.raises(AttributeError, match=r"'parallelmind\.data' has no attribute 'Dataset'"):
-        parallelmind.data.Dataset  # noqa: B018
-    program = "import parallelmind.data, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+def test_from_a_file_with_the_names_of_the_flags(tmp_path: Path) -> None:
+    """The same batches as from the parts, with the further settings passed on."""
+    source = write(tmp_path / "d", RECORDS)
+    short = ParallelPretrainDataset.from_jsonl(
+        tmp_path / "d", TOKENIZER, max_seq_len=64, branches_per_sample=2, batch_size=4, seed=7
+    )
+    assert contents(list(short)) == contents(list(dataset(source, seed=7)))

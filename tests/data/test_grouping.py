@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallelmind.data import grouping
-from parallelmind.data.grouping import Group, GroupBy, Grouping
+from parallelmind.data.grouping import Group, GroupBy, Grouping, GroupingLimits
 from parallelmind.data.sft_forms import Sample
 
 
-def groups_of(samples: Iterable[Sample], group_by: GroupBy, most: int) -> list[Group]:
-    groups = Grouping(group_by, most)
+def groups_of(
+    samples: Iterable[Sample], group_by: GroupBy, most: int, limits: GroupingLimits | None = None
+) -> list[Group]:
+    groups = Grouping(group_by, most, limits)
     found = [group for sample in samples for group in groups.add(sample)]
     return [*found, *groups.rest()]
 
@@ -57,11 +58,12 @@ def test_a_text_and_a_branch_that_has_a_main_already() -> None:
     ]
 
 
-@pytest.mark.parametrize("limit", ["_WAITING_SAMPLES", "_WAITING_CHARACTERS"])
-def test_what_waits_is_limited(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    size = len(str({"prompt": "q", "completion": "0"}))
-    monkeypatch.setattr(grouping, limit, 5 if limit == "_WAITING_SAMPLES" else 5 * (size + 2))
-    groups = Grouping("main", 8)
+SIZE = len(str({"prompt": "q", "completion": "0"})) + 2
+
+
+@pytest.mark.parametrize("limits", [GroupingLimits(waiting_samples=5), GroupingLimits(waiting_characters=5 * SIZE)])
+def test_what_waits_is_limited(limits: GroupingLimits) -> None:
+    groups = Grouping("main", 8, limits)
     waiting, closed = 0, []
     for sample in numbered([f"m{n % 9}" for n in range(90)]):
         waiting += 1
@@ -73,10 +75,10 @@ def test_what_waits_is_limited(monkeypatch: pytest.MonkeyPatch, limit: str) -> N
     assert closed == [f"m{n % 9}" for n in range(90)]  # every main is closed before it comes again
 
 
-def test_a_record_stays_a_line_that_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "_RECORD_CHARACTERS", 50)
+def test_a_record_stays_a_line_that_can_be_read_back() -> None:
+    limits = GroupingLimits(record_characters=50)
     texts = [Sample(main, letter * 20) for main in ("", "m") for letter in "abcde"]
-    sizes = [(group.main, len(group.branches)) for group in groups_of(texts, "all", 8)]
+    sizes = [(group.main, len(group.branches)) for group in groups_of(texts, "all", 8, limits)]
     # The last of "m" is left alone and joins the last of those without a main.
     assert sizes == [("", 2), ("", 2), ("m", 2), ("m", 2), ("", 2)]
-    assert [len(group.branches) for group in groups_of([Sample("", "x" * 99)] * 3, "all", 8)] == [1, 1, 1]
+    assert [len(group.branches) for group in groups_of([Sample("", "x" * 99)] * 3, "all", 8, limits)] == [1, 1, 1]

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DOCUMENTS", "ROOT", "Block", "Command", "blocks_of", "commands_of", "prose_of"]
-
 ROOT = Path(__file__).parents[2]
-_GENERATED = {"docs/cli.md", "docs/compatibility.md"}
-"""Made from the parser and from tests, which check them."""
+_GENERATED = {"docs/cli.md", "docs/compatibility.md", "docs/errors.md"}
+"""Made from the source, the parsers and from tests, which check them."""
 DOCUMENTS = [
     str(path.relative_to(ROOT))
-    for path in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")))
+    for path in (*sorted(ROOT.glob("README*.md")), ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if str(path.relative_to(ROOT)) not in _GENERATED
 ]
 _SHELLS = {"sh", "bash", "shell", "console"}

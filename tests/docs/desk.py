@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tests.docs.blocks import ROOT
 
-__all__ = ["lay_out"]
-
 STORY = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue. Tina counted 36 coins.\n"
 QUESTIONS = {"How old is Dan?": " 26", "How much does the hat cost?": " 91", "What does Emma like?": " blue"}
 ASSETS = ROOT / "src" / "parallelmind" / "assets"

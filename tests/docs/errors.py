@@ -1,252 +1,135 @@
-"""The texts of all errors that users can meet, read from the source without running it.
-
-A template is a message with `…` for whatever is filled in when it is raised. A message that is put together over
-several functions is followed: through local variables, module constants, functions that return text, and parameters
-that callers fill with prose, such as the reason in `refuse(member, "is encrypted")`.
-"""
+"""docs/errors.md from the source: `python -m tests.docs.errors` writes it."""
 
 from __future__ import annotations
 
-import ast
-import itertools
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import inspect
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["ARGPARSE", "SOURCE", "Template", "templates"]
+from parallelmind import errors
+from tests.docs.messages import Template, templates
 
-SOURCE = Path(__file__).parents[2] / "src" / "parallelmind"
-
-MESSAGE_ARGUMENTS: dict[str, tuple[int, str]] = {
-    "DataError": (0, "message"),
-    "SettingsError": (0, "message"),
-    "UnsupportedModelError": (0, "message"),
-    "AdapterError": (0, "message"),
-    "TrainingError": (0, "message"),
-    "JobError": (0, "message"),
-    "RequestError": (0, "message"),
-    "ArgumentTypeError": (0, "message"),
-    "ApiError": (1, "message"),
-    "HTTPException": (1, "detail"),
-    "incompatible": (1, "message"),
-    "AttemptError": (1, "message"),
-    "replace": (9, "message"),
-    "Problem": (2, "reason"),
-    "RawRow": (2, "error"),
-    "Death": (0, "reason"),
-    "BranchResult": (9, "error"),
-    "_say": (9, "error"),
-}
-"""What carries a text to the user, and where it stands in the call: its position (9: never), and its name."""
-
-MORE_ARGUMENTS = {
-    "cli/args.py": {"error": (0, "message")},
-    "server/schemas.py": {"ValueError": (0, "message")},
-    "tasks/batch_worker.py": {"fail": (1, "error")},
-    "tasks/answer_workers.py": {"answer_row": (9, "error")},
-}
-"""Such calls in one module only; elsewhere the name means something else."""
-
-MESSAGE_VARIABLES = {
-    ("engine/scheduler.py", "_wait_or_reject", "reason"),
-    ("jobs/coordinator.py", "_bury", "given_up"),
-    ("jobs/coordinator.py", "_isolate", "reason"),
-    ("retrieval/store.py", "resolve", "missing"),
-    ("server/service.py", "_unavailable", "said"),
-    ("server/problems.py", "", "_HTTP_MESSAGES"),
-}
-"""Texts that reach the user by another way than a call: (module, function or "", the variable that gets them)."""
-
-ARGPARSE = (
-    "the following arguments are required: …",
-    "argument …: invalid choice: … (choose from …)",
-    "argument …: invalid int value: …",
-    "argument …: invalid float value: …",
-    "argument …: expected one argument",
-    "argument …: not allowed with argument …",
-    "one of the arguments … is required",
-    "argument …: ignored explicit argument …",
-)
-"""What Python's own parser of arguments says, since no line of ours does."""
-
-NOT_FOLLOWED = {"where", "name", "place", "found", "what", "path", "url"}
-"""Names of places and values: they are filled in from the user's data."""
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+PATH = Path(__file__).parents[2] / "docs" / "errors.md"
 
 
-@dataclass(frozen=True, order=True)
-class Template:
-    """One message, and where it is raised."""
+class Section(NamedTuple):
+    """What a reader was doing, and the modules that raise errors then, each by the beginning of its path."""
 
+    title: str
     text: str
-    site: str = field(compare=False)
+    modules: tuple[str, ...]
 
 
-def templates(source: Path = SOURCE) -> dict[str, list[Template]]:
-    """Every message of the package, with the places that raise it."""
-    found: dict[str, list[Template]] = {}
-    for path in sorted(source.rglob("*.py")):
-        for template in _Module(path, source).templates():
-            found.setdefault(template.text, []).append(template)
-    return found
+SECTIONS = [
+    Section("Flags and the command line", "", ("cli/", "settings", "doctor/", "demos/")),
+    Section(
+        "Files and records",
+        "In a job the error of a record stands in its own output row, and the job goes on. The message "
+        "begins with the file and the line.",
+        ("io/",),
+    ),
+    Section(
+        "Conversion of training data",
+        "Rows that cannot be converted are reported with file and line, and left out; `--strict` makes "
+        "the first one an error.",
+        ("data/convert", "data/grouping", "data/sft_", "cli/convert"),
+    ),
+    Section("Loading a model", "", ("models/",)),
+    Section("Positions and 2D RoPE", "", ("columnar/",)),
+    Section("Adapters", "", ("models/adapter", "models/lora", "models/sidecar", "models/merge")),
+    Section("Training data", "", ("data/",)),
+    Section("Training runs", "", ("training/", "cli/train")),
+    Section("Jobs, workers, torchrun and Ray", "", ("jobs/", "tasks/", "cli/job")),
+    Section(
+        "Engine, chat and generate",
+        "A branch that cannot run has its error in its own place; the others go on.",
+        ("engine/", "prompts/", "chat.py", "cli/chat", "cli/generate"),
+    ),
+    Section("Batch inference", "", ("tasks/batch", "cli/batch")),
+    Section("Corpus", "", ("retrieval/corpus/", "cli/corpus")),
+    Section(
+        "Contexts and questions",
+        "A question that is wrong, or that the corpus cannot serve, gets a row with "
+        '`"success": false`; the job goes on.',
+        ("retrieval/", "tasks/context", "cli/contexts", "cli/evaluate"),
+    ),
+    Section(
+        "Answering",
+        "Failures of a server are tried again where that can help (timeouts, 408, 409, 425, 429, 5xx). What remains is "
+        "an error row, which the next run tries again.",
+        ("answering/", "tasks/answer", "cli/answer"),
+    ),
+    Section("OpenAI batch files", "", ("answering/openai_b",)),
+    Section(
+        "Service",
+        'The body of an answer with an error is `{"error": {"message", "type", "param", "code"}}`. A field that is out '
+        "of range is named first: `temperature: Input should be …`.",
+        ("server/", "cli/serve"),
+    ),
+    Section("Pictures", "", ("visuals/", "cli/show")),
+]
+
+_HEAD = """\
+# Errors
+
+Every error message of the program, grouped by what you were doing. Find yours by searching this page for words of it
+that are not yours: names, numbers and paths are shown as `…`. A message names the file, line, field or flag, the value
+found, and what to do. What needs more words than a message has is in [troubleshooting.md](troubleshooting.md). This
+page is written from the source by `python -m tests.docs.errors`; a test compares the two.
+
+Each message is shown with the module that raises it and with what it becomes:
+
+- **An exception.** In Python all of them are `ParallelMindError`, which `parallelmind` exports. A command prints the
+  message and ends with exit code 1; `--debug` adds the traceback.
+- **row**: the error of one record, branch or request. It stands in the output in the place of the answer and does not
+  stop a job.
+- **usage**: wrong usage of a command, exit code 2. Messages that begin with `argument` or `the following arguments are
+  required` are those of Python's argparse.
+- **HTTP** with the status that the service answers.
+
+The other exit codes are 0 for success, 130 for an interrupt and 143 for SIGTERM.
+
+```text
+"""
 
 
-class _Module:
-    def __init__(self, path: Path, source: Path) -> None:
-        self.name = path.relative_to(source).as_posix()
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        self.body = tree.body
-        self.constants = {
-            target.id: node.value
-            for node in tree.body
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
-        self.functions: dict[str, Function] = {}
-        self.calls: list[tuple[ast.Call, Function | None]] = []
-        self._visit(tree, None)
-
-    def templates(self) -> Iterator[Template]:
-        for message, function in self._messages():
-            for text in self.texts(message, function):
-                shown = re.sub(r"…+", "…", " ".join(text.split()))
-                if function is None:  # a form for str.format
-                    shown = re.sub(r"\{\w+\}", "…", shown)
-                if re.search(r"[a-z]{2}", shown):
-                    yield Template(shown, f"{self.name}:{message.lineno}")
-
-    def _messages(self) -> Iterator[tuple[ast.expr, Function | None]]:
-        carriers = MESSAGE_ARGUMENTS | MORE_ARGUMENTS.get(self.name, {})
-        for call, function in self.calls:
-            position = carriers.get(_called(call))
-            if position is not None and (message := _argument(call, *position)) is not None:
-                yield message, function
-        for module, name, variable in sorted(MESSAGE_VARIABLES):
-            if module == self.name:
-                within = _within(self.functions[name]) if name else self.body
-                for node in within:
-                    for value in _assigned(node, variable):
-                        yield value, self.functions.get(name)
-
-    def texts(self, node: ast.expr, function: Function | None, depth: int = 0) -> list[str]:
-        """What the expression can say; `…` for what only a run knows."""
-        match node:
-            case ast.Constant(value=str(text)):
-                return [text]
-            case ast.Constant(value=None):
-                return []
-            case ast.JoinedStr(values=parts):
-                return self._joined(
-                    [
-                        self.texts(p, function, depth)
-                        if isinstance(p, ast.Constant)
-                        else self._field(p, function, depth)
-                        for p in parts
-                    ]
-                )
-            case ast.BinOp(op=ast.Add(), left=left, right=right):
-                return self._joined([self.texts(left, function, depth), self.texts(right, function, depth)])
-            case ast.IfExp(body=body, orelse=orelse):
-                return [*self.texts(body, function, depth), *self.texts(orelse, function, depth)]
-            case ast.BoolOp(values=values) | ast.Dict(values=values):
-                return [text for value in values for text in self.texts(value, function, depth)]
-            case ast.Tuple(elts=[first, *_]):
-                return self.texts(first, function, depth)
-            case ast.Name(id=name) if depth < 4:
-                return self._named(name, function, depth + 1) or ["…"]
-            case ast.Call() if depth < 4 and _called(node) in self.functions:
-                called = self.functions[_called(node)]
-                returned = [r.value for r in _within(called) if isinstance(r, ast.Return) and r.value is not None]
-                return [text for value in returned for text in self.texts(value, called, depth + 1)]
-        return ["…"]
-
-    def _field(self, node: ast.expr, function: Function | None, depth: int) -> list[str]:
-        value = node.value if isinstance(node, ast.FormattedValue) else node
-        if isinstance(value, ast.Name) and value.id not in NOT_FOLLOWED:
-            return self.texts(value, function, depth)
-        return ["…"]
-
-    def _named(self, name: str, function: Function | None, depth: int) -> list[str]:
-        if function is None or not (given := self._given(name, function, depth)):
-            constant = self.constants.get(name)
-            given = self.texts(constant, None, depth) if constant is not None else []
-        return given if any(_is_prose(text) for text in given) else []
-
-    def _given(self, name: str, function: Function, depth: int) -> list[str]:
-        """By assignments in the function, or by the calls of it."""
-        if values := [value for node in _within(function) for value in _assigned(node, name)]:
-            return [text for value in values for text in self.texts(value, function, depth)]
-        parameters = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
-        if name not in parameters:
-            return []
-        position = parameters.index(name) - (parameters[0] in ("self", "cls"))
-        found = []
-        for call, caller in self.calls:
-            if _called(call) == function.name and (value := _argument(call, position, name)) is not None:
-                found += self.texts(value, caller, depth)
-        return found
-
-    def _joined(self, parts: list[list[str]]) -> list[str]:
-        return ["".join(chosen) for chosen in itertools.product(*parts)]
-
-    def _visit(self, node: ast.AST, function: Function | None) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, Function):
-                self.functions[child.name] = child
-                self._visit(child, child)
-                continue
-            if isinstance(child, ast.Call):
-                self.calls.append((child, function))
-            self._visit(child, function)
+def render(found: list[Template]) -> str:
+    """The page."""
+    tree = inspect.cleandoc(errors.__doc__ or "").split("\n\n")[1]
+    lines = [_HEAD + inspect.cleandoc(tree), "```", ""]
+    by_section: dict[str, list[Template]] = {section.title: [] for section in SECTIONS}
+    for template in found:
+        by_section[section_of(template.module)].append(template)
+    lines += [f"- [{title}](#{_anchor(title)})" for title, raised in by_section.items() if raised]
+    for section in SECTIONS:
+        if raised := by_section[section.title]:
+            lines += ["", f"## {section.title}", "", *([section.text, ""] if section.text else [])]
+            lines += ["| message | becomes | raised in |", "|---|---|---|"]
+            in_order = sorted(raised, key=lambda template: (template.module, template.text))
+            for (module, text), same in groupby(in_order, key=lambda template: (template.module, template.text)):
+                kinds = ", ".join(dict.fromkeys(template.kind for template in same))
+                lines.append(f"| {_code(text)} | {kinds} | {module} |")
+    return "\n".join(lines) + "\n"
 
 
-def _called(call: ast.Call) -> str:
-    match call.func:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-    return ""
+def section_of(module: str) -> str:
+    """The title of the section for a module: that with the longest beginning of its path."""
+    fitting = [
+        (len(start), section.title) for section in SECTIONS for start in section.modules if module.startswith(start)
+    ]
+    assert fitting, f"{module} raises errors, and no section of tests/docs/errors.py is for it"
+    return max(fitting)[1]
 
 
-def _argument(call: ast.Call, position: int, name: str) -> ast.expr | None:
-    for keyword in call.keywords:
-        if keyword.arg == name:
-            return keyword.value
-    return call.args[position] if 0 <= position < len(call.args) else None
+def _code(text: str) -> str:
+    escaped = text.replace("|", "\\|")
+    return f"`` {escaped} ``" if "`" in text else f"`{escaped}`"
 
 
-def _within(function: Function) -> Iterator[ast.AST]:
-    """The nodes of a function, without the functions in it."""
-    waiting: list[ast.AST] = list(function.body)
-    while waiting:
-        node = waiting.pop(0)
-        yield node
-        if not isinstance(node, Function):
-            waiting += ast.iter_child_nodes(node)
+def _anchor(title: str) -> str:
+    return title.lower().replace(",", "").replace(" ", "-")
 
 
-def _assigned(node: ast.AST, name: str) -> Iterator[ast.expr]:
-    """What a statement assigns to a variable."""
-    if not isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) or node.value is None:
-        return
-    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-        pairs = [(target, node.value)]
-        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-            pairs = list(zip(target.elts, node.value.elts, strict=True))
-        yield from (value for place, value in pairs if _target(place) == name)
-
-
-def _target(node: ast.expr) -> str:
-    match node:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-        case ast.Subscript(value=value):
-            return _target(value)
-    return ""
-
-
-def _is_prose(text: str) -> bool:
-    """Rather than a name or a value."""
-    return len(re.findall(r"[A-Za-z]{2,}|…", text)) > 1 and re.search(r"[a-z]{2}", text) is not None
+if __name__ == "__main__":
+    PATH.write_text(render(templates()), encoding="utf-8")

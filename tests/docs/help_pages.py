@@ -14,8 +14,6 @@ from parallelmind.cli.args import Parser
 from parallelmind.cli.commands import COMMANDS, GROUPS, prepare_parser
 from parallelmind.training.arguments import FIXED, RENAMED
 
-__all__ = ["PATH", "SCRIPTS", "parser_of", "render"]
-
 PATH = Path(__file__).parents[2] / "docs" / "cli.md"
 SCRIPTS = {
     "batch": "scripts/parallel_inference_hf_lora.py",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import logging
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,8 +21,6 @@ from unittest.mock import patch
 from tests.docs.blocks import ROOT, Block, Command, commands_of
 from tests.docs.rules import ADDED, ENVIRONMENT, NEEDS, PREPARED, SUBSTITUTED, not_run
 from tests.docs.usage import check_usage, run_script
-
-__all__ = ["Reader", "substituted"]
 
 _LINKED = ("scripts", "trainer", "utils", "model", "parallel", "examples", "benchmarks")
 """Folders of the checkout that commands name by relative paths."""
@@ -124,7 +125,7 @@ class Reader:
         match words:
             case ["parallelmind", name, *given] | ["python", "-m", "parallelmind", name, *given]:
                 try:
-                    with _stops_when_ready():
+                    with _ended_when_ready():
                         return main([name, *given, *_added(name, given)])
                 except SystemExit as end:  # --help, or wrong usage
                     return int(end.code or 0)
@@ -185,17 +186,22 @@ def _added_to_script(script: str, given: list[str]) -> list[str]:
     return []
 
 
-def _stops_when_ready() -> Any:
-    """`parallelmind serve` ends by itself once the model answers."""
-    from parallelmind.server.run import _Server
+class _EndWhenReady(logging.Handler):
+    """Sends the signal that ends `parallelmind serve` once it says that the model answers."""
 
-    announce = _Server._announce
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("ready:"):
+            signal.raise_signal(signal.SIGINT)
 
-    async def announce_and_end(server: _Server) -> None:
-        await announce(server)
-        server.should_exit = True
 
-    return patch.object(_Server, "_announce", announce_and_end)
+@contextlib.contextmanager
+def _ended_when_ready() -> Iterator[None]:
+    handler, logger = _EndWhenReady(), logging.getLogger("parallelmind.server.run")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _put_adapter(source: Path, target: Path) -> None:

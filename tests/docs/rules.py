@@ -10,20 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from tests.docs.blocks import ROOT
+import torch
 
-__all__ = [
-    "ADDED",
-    "ENVIRONMENT",
-    "NEEDS",
-    "NOT_RUN",
-    "PREPARED",
-    "SUBSTITUTED",
-    "TRANSLATIONS",
-    "Needs",
-    "NotRun",
-    "not_run",
-]
+from tests.docs.blocks import ROOT
 
 SUBSTITUTED: list[tuple[str, str]] = [
     # Weights cannot be downloaded: every hub model is the bundled one.
@@ -76,6 +65,7 @@ def _installed(package: str) -> Callable[[], bool]:
 
 
 NEEDS = [
+    Needs(r"train .*--load_in_4bit", torch.cuda.is_available, "cannot be trained with on a CPU"),
     Needs(r"--load_in_(4|8)bit", _installed("bitsandbytes"), "pip install 'parallelmind[quant]'"),
     Needs(r"--use_wandb|--report_to wandb", _installed("wandb"), "pip install 'parallelmind[wandb]'"),
     Needs(r"--report_to trackio", _installed("trackio"), "pip install 'parallelmind[trackio]'"),
@@ -150,9 +140,15 @@ NOT_RUN = [
         "several processes",
         "tests/cli/test_answer.py::test_under_torchrun_each_rank_is_a_worker",
     ),
-    NotRun(r"ray (start|stop|status)", "starts a cluster", "tests/jobs/test_ray.py::test_a_lost_node_loses_no_record"),
     NotRun(
-        r"parallelmind .*--launcher ray", "needs a cluster", "tests/jobs/test_ray.py::test_a_lost_node_loses_no_record"
+        r"ray (start|stop|status)",
+        "starts a cluster",
+        "tests/jobs/test_transports.py::test_a_lost_node_loses_no_record",
+    ),
+    NotRun(
+        r"parallelmind .*--launcher ray",
+        "needs a cluster",
+        "tests/jobs/test_transports.py::test_a_lost_node_loses_no_record",
     ),
     NotRun(
         r"bash utils/RAGutils/.*/run_multi_worker_inference\.sh",

@@ -166,6 +166,13 @@ def test_tests_that_are_named_exist(document: str) -> None:
         assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), f"{document}: {path}::{function}"
 
 
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_that_are_named_exist(document: str) -> None:
+    """From the root, or below the package."""
+    for named in re.findall(r"`([\w.-]+/[\w./-]*\.(?:py|ya?ml|md))`", prose_of(document)):
+        assert any((folder / named).exists() for folder in (ROOT, ROOT / "src" / "parallelmind")), named
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_json_is_json(document: str) -> None:
     """A value, a row in each line, or fields of an object."""

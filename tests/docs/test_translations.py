@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import DOCUMENTS, ROOT
+from tests.docs.blocks import ROOT
 from tests.docs.rules import TRANSLATIONS
 
 FENCE = re.compile(r"^```[^\n]*\n.*?^```", re.MULTILINE | re.DOTALL)
@@ -106,20 +105,3 @@ def test_each_links_to_the_other(translation: str) -> None:
         first = read(document).split("\n\n")[1]
         targets = {_from_root(document, link) for link in re.findall(r"\]\(([^)#]+)\)", first)}
         assert other in targets, f"the first lines of {document} do not link to {other}"
-
-
-def test_it_is_chinese(translation: str) -> None:
-    """No paragraph was left in English: text outside of code, links and names is Chinese for the most part."""
-    text = re.sub(r"`[^`]*`|\]\([^)]*\)|\$[^$]*\$", "", prose(read(translation)))
-    for paragraph in text.split("\n\n"):
-        if paragraph.startswith("|"):
-            continue
-        letters = len(re.findall(r"[A-Za-z]", paragraph))
-        characters = len(re.findall(r"[\u4e00-\u9fff]", paragraph))
-        if letters > 80 and "qwen2" not in paragraph:
-            assert characters > letters / 2, paragraph
-
-
-def test_it_is_read_with_the_other_documents(translation: str) -> None:
-    assert {translation, TRANSLATIONS[translation]} <= set(DOCUMENTS)
-    assert Path(translation).name in read("docs/README.md")

@@ -18,8 +18,6 @@ from packaging.requirements import Requirement
 
 from tests.docs.blocks import ROOT
 
-__all__ = ["check_usage", "flags_of", "run_script"]
-
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _PIP_VALUES = {"--index-url", "--extra-index-url", "--constraint", "-c", "-r", "--find-links"}
 _SRUN_FLAG = re.compile(r"--?[\w-]+(=.*)?$")

@@ -7,8 +7,6 @@ import importlib
 from parallelmind.doctor import DoctorOptions, Outcome, examine
 from parallelmind.doctor.check import Check, perform
 
-__all__ = ["DEFAULT", "assert_fails", "outcome", "outcomes"]
-
 DEFAULT = DoctorOptions()
 
 

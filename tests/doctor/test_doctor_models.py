@@ -103,10 +103,12 @@ def test_an_adapter_of_another_rank_fails(adapter: Path) -> None:
 
 
 def test_branches_at_wrong_positions_are_noticed(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def engine(*args: Any, branch_stride: int, **options: Any) -> Engine:
-        return Engine(*args, branch_stride=branch_stride + 64, **options)
+    make = Engine.__init__
 
-    monkeypatch.setattr(inference, "Engine", engine)
+    def shifted(self: Engine, *args: Any, branch_stride: int = 0, **options: Any) -> None:
+        make(self, *args, branch_stride=branch_stride + 64, **options)
+
+    monkeypatch.setattr(Engine, "__init__", shifted)
     found = outcomes("inference", with_adapter(adapter))
     assert_fails(found["parallel answers = one by one"], "differs from its answer alone")
 
@@ -192,7 +194,7 @@ def test_pos2d_with_a_wrong_layout_or_mask(monkeypatch: pytest.MonkeyPatch) -> N
     assert_fails(outcome("pos2d", "a packed row = each branch alone"), "must be at most")
 
     def leaking(self: Engine, requests: Any, sampling: Any) -> Any:
-        self._intake.visibilities[""] = "columnar"
+        self._input.visibilities[""] = "columnar"
         return generate(self, requests, sampling)
 
     monkeypatch.setattr(Engine, "generate", leaking)

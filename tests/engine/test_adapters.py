@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from parallelmind import Branch, Engine, Request, SamplingParams, optimize_for_cpu
+from parallelmind import Branch, Engine, Request, SamplingParams, load_model_with_lora
 from parallelmind.columnar import Visibility, auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, RequestError, SettingsError
-from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.adapters_load import attach_adapters, load_model_with_adapters
+from parallelmind.models.adapters import AdapterSet, attach_adapters
 from parallelmind.models.lora import apply_lora, load_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.sidecar import RopeSettings, Sidecar
 from tests.families import DEVICE, char_tokenizer, tiny_model
 from tests.random_model import save_random_model
@@ -61,8 +59,7 @@ def together(family: str, paths: dict[str, Path], **limits: Any) -> Engine:
     adapters = AdapterSet()
     for name in paths:
         adapters.register(name, SETTINGS[name])
-    texts = {name: str(path) for name, path in paths.items()}
-    attach_adapters(model, adapters, {name: read_adapter(path) for name, path in paths.items()}, texts)
+    attach_adapters(model, adapters, paths)
     return Engine(model, char_tokenizer(), adapters=adapters, **limits)
 
 
@@ -181,12 +178,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_loading_several_adapters(folders: dict[str, str]) -> None:
-    from parallelmind import load_model_with_lora
-
     named = {name: folders[name] for name in ("a", "b", "none")}
-    loaded, adapters = load_model_with_adapters(folders["base"], named, device="cpu", dtype="float32")
-    optimize_for_cpu(loaded.model)
-    engine = Engine(loaded.model, loaded.tokenizer, adapters=adapters)
+    engine = Engine.from_pretrained(folders["base"], lora_path=named, device="cpu", dtype="float32")
     prompts = ["How?", "Why is that?"]
     requests = [Request(main="Once upon a time", branches=prompts, adapter=name) for name in ("", "a", "b", "none")]
     for request, result in zip(requests, engine.generate(requests, GREEDY), strict=True):
@@ -206,19 +199,19 @@ def test_loading_several_adapters(folders: dict[str, str]) -> None:
 def test_adapters_that_contradict_each_other_are_refused(folders: dict[str, str], other: str, field: str) -> None:
     named = {"mine": folders["a"], "yours": folders[other]}
     with pytest.raises(SettingsError, match=rf"mine and yours contradict.*{field}"):
-        load_model_with_adapters(folders["base"], named, device="cpu", dtype="float32")
+        Engine.from_pretrained(folders["base"], lora_path=named, device="cpu", dtype="float32")
 
 
 def test_flags_and_adapters_that_do_not_fit_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
-    def load(adapters: dict[str, str], *args: Any, **flags: Any) -> None:
-        load_model_with_adapters(folders["base"], adapters, *args, device="cpu", dtype="float32", **flags)
+    def load(adapters: dict[str, str], **flags: Any) -> None:
+        Engine.from_pretrained(folders["base"], lora_path=adapters, device="cpu", dtype="float32", **flags)
 
     with pytest.raises(SettingsError, match=r"(?s)adapter a .*branch_stride 3 given, 16 stored"):
         load({"a": folders["a"]}, branch_stride=3)
     with pytest.raises(SettingsError, match=r"no_patch_rope contradicts the adapter a"):
         load({"a": folders["a"]}, patch_rope=False)
     with pytest.raises(AdapterError, match="rank is 2, but rank 5"):
-        load({"a": folders["a"]}, 5)
+        load({"a": folders["a"]}, lora_rank=5)
     with pytest.raises(AdapterError, match="no such file"):
         load({"a": str(tmp_path / "missing.pth")})
     foreign = save_adapter(tmp_path / "foreign.pth", "qwen2", 0)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-import parallelmind
 from parallelmind import Branch, Engine, Event, Request, SamplingParams
 from parallelmind.errors import RequestError, SettingsError, UnsupportedModelError
 from tests.families import DEVICE, WITHOUT_ROPE, char_tokenizer, tiny_model
@@ -428,24 +427,3 @@ def test_half_precision_runs(dtype: torch.dtype) -> None:
         engine = Engine(tiny_model(family, dtype), char_tokenizer(), visibility="columnar")
         result = engine.generate([Request(main=MAIN, branches=["ab", "c"])], GREEDY)[0]
         assert [len(branch.token_ids) for branch in result.branches] == [12, 12]
-
-
-def test_exported_names() -> None:
-    assert sorted(parallelmind.__all__) == sorted(
-        [
-            "Branch",
-            "BranchResult",
-            "Engine",
-            "Event",
-            "Request",
-            "RequestResult",
-            "SamplingParams",
-            "__version__",
-            "load_model_with_lora",
-            "optimize_for_cpu",
-        ]
-    )
-    for name in parallelmind.__all__:
-        assert getattr(parallelmind, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
-        _ = parallelmind.Motor

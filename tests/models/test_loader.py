@@ -18,9 +18,9 @@ from parallelmind.models.generation import generate_text
 from parallelmind.models.loader import DTYPES, load_model_with_lora, resolve_device
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.options import ModelOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar
 from parallelmind.server.options import ServeOptions
+from parallelmind.settings.model import ModelOptions
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.training.options import TrainOptions
 from tests.families import char_tokenizer, tiny_model

@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from parallelmind.columnar import find_rope_patch, pack_row
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models import loader
+from parallelmind.models import rope_settings
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.merge import MergeOptions, merge_to_folder
+from parallelmind.models.merge import merge_to_folder
+from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, sidecar_path
 from tests.families import char_tokenizer, tiny_model
 from tests.models.adapters import train
@@ -118,8 +119,8 @@ def test_a_merged_model_on_the_hub_keeps_its_settings(tmp_path, monkeypatch):
         asked.append((path, name))
         return str(merged.output_dir / name)
 
-    monkeypatch.setattr(loader, "cached_file", downloaded)
-    assert loader.sidecar_of_model("someone/merged").rope == ROPE
+    monkeypatch.setattr(rope_settings, "cached_file", downloaded)
+    assert rope_settings.resolve_rope("someone/merged", None).rope == ROPE
     assert asked == [("someone/merged", "parallelmind.json")]
 
 
@@ -128,7 +129,7 @@ def test_the_model_card_tells_people(tmp_path):
     merge_to_folder(MergeOptions(base_model=base, lora_path=adapter, output_dir=tmp_path / "merged"))
     card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     assert "needs 2D RoPE" in card
-    assert 'load_model_with_lora("merged")' in card
+    assert 'Engine.from_pretrained("merged")' in card
     assert "| branch_stride | 7 |" in card
     assert str(tmp_path) not in card
 
@@ -148,7 +149,7 @@ def test_an_adapter_without_2d_rope_makes_an_ordinary_model(tmp_path):
 
 def test_the_dtype_is_the_bases_own_unless_given(tmp_path):
     base, adapter = base_and_adapter(tmp_path, dtype=torch.bfloat16)
-    for asked, expected in ((None, "bfloat16"), ("float16", "float16")):
+    for asked, expected in (("auto", "bfloat16"), ("float16", "float16")):
         output = tmp_path / f"merged {asked}"
         report = merge_to_folder(MergeOptions(base_model=base, lora_path=adapter, output_dir=output, dtype=asked))
         assert report.dtype == expected

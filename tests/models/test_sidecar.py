@@ -1,4 +1,4 @@
-"""The sidecar file, and how its values and the flags given come together."""
+"""The sidecar file."""
 
 import json
 
@@ -9,7 +9,6 @@ from parallelmind.models.sidecar import (
     RopeSettings,
     Sidecar,
     read_sidecar,
-    resolve_settings,
     sidecar_path,
     write_sidecar,
 )
@@ -113,29 +112,3 @@ def test_failed_write_keeps_the_former_sidecar(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert read_sidecar(tmp_path / "x.pth") == SIDECAR
     assert [path.name for path in tmp_path.iterdir()] == ["x.parallelmind.json"]
-
-
-def test_defaults_given_and_stored_values():
-    assert resolve_settings(None) == RopeSettings()
-    assert resolve_settings(None, ratio=0.75, mode="additive") == RopeSettings(ratio=0.75, mode="additive")
-    assert resolve_settings(SIDECAR) == STORED
-    assert resolve_settings(SIDECAR, ratio=0.25, visibility="columnar") == STORED
-    unpatched = Sidecar(rope=None, rank=4, base_model="")
-    assert resolve_settings(unpatched, branch_stride=32) == RopeSettings(branch_stride=32)
-
-
-def test_every_contradiction_is_listed_with_both_values():
-    with pytest.raises(SettingsError) as error:
-        resolve_settings(SIDECAR, ratio=0.5, mode="additive", branch_stride=128, visibility="strict")
-    message = str(error.value)
-    assert "--rope_2d_ratio 0.5 given, 0.25 stored" in message
-    assert "--branch_stride 128 given, 0 stored" in message
-    assert "--visibility strict given, columnar stored" in message
-    assert "--rope_2d_mode" not in message
-    assert "Leave these flags out" in message
-
-
-def test_invalid_given_value_is_an_error_with_and_without_sidecar():
-    for sidecar in (None, SIDECAR):
-        with pytest.raises(SettingsError, match="--rope_2d_mode must be split or additive"):
-            resolve_settings(sidecar, mode="both")

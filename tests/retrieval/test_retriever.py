@@ -171,7 +171,7 @@ def test_queries_without_a_package_look_in_all_dependencies(store: CorpusStore) 
         ("torch.add", {"torch": "2.0"}, "parallelmind corpus build torch==2.0"),
         ("box.fold", {"box": "3"}, "the corpus has no box 3 (it has 1.2.3, 2.0.0)"),
         ("box.fold", {"lid": "0.1"}, '"dependencies" has no version of box'),
-        ("box.fold", {"box": "soon"}, "the version 'soon' is none"),
+        ("box.fold", {"box": "soon"}, "'soon' is not a version"),
         ("", {"lid": "0.1"}, "no document of lid 0.1 shares a word"),
     ],
 )

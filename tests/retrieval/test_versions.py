@@ -39,7 +39,7 @@ def test_what_a_spelling_means(spelled: str, version: str | None) -> None:
 
 @pytest.mark.parametrize("spelled", ["newest", "git+https://x", "1.26.4 ; python>3", "数"])
 def test_what_is_no_version(spelled: str) -> None:
-    with pytest.raises(DataError, match="is none; write one such as"):
+    with pytest.raises(DataError, match="is not a version; write one such as"):
         choose_version(spelled, HELD)
 
 

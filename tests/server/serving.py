@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from parallelmind import Engine, load_model_with_lora, optimize_for_cpu
+from parallelmind import Engine
 from parallelmind.server.app import create_app
 from parallelmind.server.loading import Served
 from parallelmind.server.options import ServeOptions
@@ -30,9 +30,7 @@ LONG = {"max_tokens": 1900, "ignore_eos": True, "temperature": 0}
 
 def tiny_engine(*, patch_rope: bool = False, **settings: Any) -> Engine:
     """An engine on the bundled model."""
-    loaded = load_model_with_lora("tiny", device="cpu", dtype="float32", patch_rope=patch_rope)
-    optimize_for_cpu(loaded.model)
-    return Engine(loaded.model, loaded.tokenizer, **settings)
+    return Engine.from_pretrained("tiny", device="cpu", dtype="float32", patch_rope=patch_rope, **settings)
 
 
 @dataclass

@@ -170,7 +170,7 @@ HOSTILE = [
     b'{"prompt": "x", "temperature": 1e999}',
     b'{"prompt": "x", "temperature": -0.1}',
     b'{"prompt": "x", "seed": 1' + b"0" * 5000 + b"}",
-    b'{"prompt": "x", "seed": 9223372036854775808}',
+    b'{"prompt": "x", "seed": 18446744073709551616}',
     b'{"prompt": "x", "top_k": 1e300}',
     b'{"prompt": "x", "max_tokens": 0}',
     b'{"prompt": "x", "max_tokens": true}',

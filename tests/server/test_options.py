@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 import pytest
 
 from parallelmind.cli import serve
-from parallelmind.cli.args import Parser
 from parallelmind.errors import SettingsError
 from parallelmind.server.loading import split_adapters
 from parallelmind.server.options import ServeOptions
-
-
-def test_every_option_has_a_flag_with_the_same_default() -> None:
-    parser = Parser()
-    serve.add_arguments(parser)
-    given = vars(parser.parse_args(["--base_model", "m"]))
-    for field in dataclasses.fields(ServeOptions):
-        default = given.pop(field.name)
-        if field.name != "base_model":
-            assert (tuple(default or ()) if field.type == "tuple[str, ...]" else default) == field.default, field.name
-    assert given == {}
 
 
 def test_options_from_the_environment() -> None:

@@ -289,7 +289,7 @@ def test_a_row_that_killed_its_worker_keeps_its_fields(tmp_path: Path) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"inference_type": "magic"}, "--inference_type is 'magic'"),
         ({"base_url": "http://127.0.0.1:1/v1"}, "--base_url is for --inference_type openai, not local"),
-        ({"max_samples": 0}, "--max_samples_per_worker gives 0 rows"),
+        ({"max_samples_per_worker": 0}, "--max_samples_per_worker is 0; it must be 1 or more"),
         ({"batch_size": 0}, "--batch_size is 0"),
         ({"inference_type": "openai", "concurrency": 0}, "--concurrency is 0"),
         ({"inference_type": "openai", "load_in_4bit": True}, "--load_in_4bit is for --inference_type local"),

@@ -17,7 +17,7 @@ from tests.tasks.answering import answer, context_row, everything_written, read_
 
 BACKEND = """
 import os
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 class Mine(QueryBasedInference):
     def setup(self):

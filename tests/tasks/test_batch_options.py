@@ -33,7 +33,7 @@ def options(**given: Any) -> BatchOptions:
         ("min_p", 2.0),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", float("inf")),
-        ("seed", -1),
+        ("seed", 2**64),
         ("num_workers", -1),
         ("max_samples", 0),
         ("lora_rank", 0),

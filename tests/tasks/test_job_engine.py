@@ -6,7 +6,7 @@ import pytest
 
 from parallelmind.jobs.gpus import GpuShare
 from parallelmind.jobs.task import WorkerInfo
-from parallelmind.models.options import ModelOptions
+from parallelmind.settings.model import ModelOptions
 from parallelmind.tasks.job_engine import spread_over
 
 

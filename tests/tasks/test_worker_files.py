@@ -17,7 +17,7 @@ from tests.tasks.answering import answer, context_row, read_rows, write_rows
 BACKEND = """
 import os, signal, time
 from pathlib import Path
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 class Both(QueryBasedInference):
     \"\"\"Waits with its first answer until two workers have one.\"\"\"

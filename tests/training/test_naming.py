@@ -18,7 +18,7 @@ from parallelmind.training.data import batching
 from parallelmind.training.files import RunFiles
 from parallelmind.training.naming import ChosenRun, choose_run, run_names
 from parallelmind.training.options import TrainOptions
-from parallelmind.training.resolving import resolve_rope
+from parallelmind.training.resolving import rope_of_run
 from parallelmind.training.settings import effective_settings
 from tests.training.runs import (
     Killed,
@@ -38,9 +38,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def settings_of(chosen: TrainOptions, processes: int = 1) -> dict[str, Any]:
-    rope, patched = resolve_rope(chosen)
-    layout = batching(chosen, rope.visibility).layout(processes)
-    return effective_settings(chosen, rope=rope, patched=patched, layout=layout)
+    rope = rope_of_run(chosen)
+    layout = batching(chosen, rope.settings.visibility).layout(processes)
+    return effective_settings(chosen, rope=rope, layout=layout)
 
 
 def choice(chosen: TrainOptions) -> ChosenRun:

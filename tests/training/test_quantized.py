@@ -5,16 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from parallelmind import Engine, Request, SamplingParams
+from parallelmind.errors import SettingsError
 from parallelmind.models.loader import load_model_with_lora
 from tests.training.runs import RecordedProgress, options, save_model, train, write_records
 
-pytest.importorskip("bitsandbytes")
+
+def test_4_bits_are_not_trained_with_on_a_cpu(tmp_path: Path) -> None:
+    chosen = options(tmp_path, write_records(tmp_path / "data.jsonl"), tmp_path / "out", load_in_4bit=True)
+    with pytest.raises(SettingsError, match=r"--load_in_4bit .* gradients .* are wrong.*use --load_in_8bit, or a GPU"):
+        train(chosen)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_base_is_trained_evaluated_and_answers(bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    if bits == 4 and not torch.cuda.is_available():
+        pytest.skip("4 bits are trained with on a GPU only")
     model, data = save_model(tmp_path / "model"), write_records(tmp_path / "data.jsonl")
     flag = f"load_in_{bits}bit"
     progress = RecordedProgress()

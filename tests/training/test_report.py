@@ -125,7 +125,7 @@ def test_runs_that_have_little_to_show(changes):
 
 def test_a_loss_that_is_no_number_is_said():
     history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": float("nan")}]
-    assert "1 entries have a loss that is no number" in Page(report_html(report(train_history=history))).words
+    assert "1 entries have a loss that is not a number" in Page(report_html(report(train_history=history))).words
 
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)

@@ -45,7 +45,7 @@ def export_batch(answers: Path, destination: Path, *, created: int | None = None
     `created` is the time to state, in seconds since 1970; None is that of the file `answers`.
 
     Raises:
-        DataError: `answers` cannot be read, a row is no answer row, or two rows have the same id.
+        DataError: `answers` cannot be read, a row is not an answer row, or two rows have the same id.
         SettingsError: `destination` cannot be written, or is `answers`.
     """
     refuse_same_file(destination, answers, flag="the output")
@@ -74,7 +74,7 @@ def output_line(row: Mapping[str, Any], where: str, *, created: int) -> dict[str
     """The batch output line of one answer row.
 
     Raises:
-        DataError: the row is no answer row.
+        DataError: the row is not an answer row.
     """
     custom_id = str(row["id"])
     answer, success = row.get("answer"), row.get("success")

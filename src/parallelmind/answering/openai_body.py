@@ -10,24 +10,18 @@ from typing import Any
 
 from parallelmind.errors import DataError
 from parallelmind.io.records import quoted, shorten, show_value, text_field
+from parallelmind.prompts.conversation import content_text, role_of
+from parallelmind.settings.sampling import SamplingSettings
+from parallelmind.settings.setting import described
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 ENDPOINTS = {CHAT: "messages", COMPLETIONS: "prompt"}
 """The field each is about."""
 
-_SAMPLING = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "stop": "stop",
-    "seed": "seed",
-}
-"""Fields with an equal in the engine, by its name there."""
+_SAMPLING = {one.setting.http or one.name: one for one in described(SamplingSettings)}
+_SAMPLING["max_completion_tokens"] = _SAMPLING["max_tokens"]
+"""Fields with an equal in the engine."""
 _WITHOUT_EFFECT = ("model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields that do not change the answer of a model of one's own."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -47,21 +41,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }
 """Fields the engine has no equal for, with the values that ask for nothing."""
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = ("system", "developer", "user", "assistant")
 
 
 def engine_sampling(body: Mapping[str, Any], where: str = "the request") -> dict[str, Any]:
     """The parameters of `SamplingParams` that a body sets.
 
     Raises:
-        DataError: names a field that the engine has no equal for, or a value of the wrong type.
+        DataError: names a field that the engine has no equal for, or a value that is wrong.
     """
     sampling: dict[str, Any] = {}
     for name, value in body.items():
         if value is None or name in _WITHOUT_EFFECT or name in ENDPOINTS.values():
             continue
         if name in _SAMPLING:
-            sampling[_SAMPLING[name]] = _sampling_value(name, value, where)
+            try:
+                sampling[_SAMPLING[name].name] = _SAMPLING[name].check(value)
+            except ValueError as error:
+                raise DataError(f'{where}."{name}" {error}') from None
         elif not any(_same(value, neutral) for neutral in _NEUTRAL.get(name, ())):
             raise DataError(
                 f'{where}."{shorten(name)}" is {show_value(value)}; the engine has no such option, so leave it out '
@@ -79,14 +76,12 @@ def chat_messages(body: Mapping[str, Any], where: str = "the request") -> list[d
     messages = []
     for place, message in enumerate(body["messages"]):
         name = f'{where}."messages"[{place}]'
-        role = _ROLES.get(message.get("role") if isinstance(message.get("role"), str) else "")
-        if role is None:
-            raise DataError(
-                f'{name}."role" is {show_value(message.get("role"))}; expected one of {quoted(list(_ROLES))}.'
-            )
+        role = message.get("role")
+        if role not in _ROLES:
+            raise DataError(f'{name}."role" is {show_value(role)}; expected one of {quoted(_ROLES)}.')
         if extra := [key for key in message if key not in ("role", "content", "name") and message[key] is not None]:
             raise DataError(f"{name} has {quoted(extra)}; the engine takes texts only.")
-        messages.append({"role": role, "content": _content_text(message.get("content"), f'{name}."content"')})
+        messages.append({"role": role_of(role), "content": content_text(message.get("content"), f'{name}."content"')})
     if messages[-1]["role"] != "user":
         raise DataError(f"{where}: the last message is of the {messages[-1]['role']}; expected the user's.")
     return messages
@@ -96,7 +91,7 @@ def completion_prompt(body: Mapping[str, Any], where: str = "the request") -> st
     """The prompt of a completion.
 
     Raises:
-        DataError: it is no single text.
+        DataError: it is not a single text.
     """
     prompt = body["prompt"]
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -107,24 +102,3 @@ def completion_prompt(body: Mapping[str, Any], where: str = "the request") -> st
 def _same(value: Any, neutral: Any) -> bool:
     """Equal, where 0 and 0.0 are the same number, but false is none."""
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
-
-
-def _sampling_value(name: str, value: Any, where: str) -> Any:
-    if name == "stop":
-        stop = [value] if isinstance(value, str) else value
-        if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
-            raise DataError(f'{where}."stop" is {show_value(value)}; expected a text or a list of texts.')
-        return tuple(stop)
-    whole = name in ("max_tokens", "max_completion_tokens", "top_k", "seed")
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise DataError(f'{where}."{name}" is {show_value(value)}; expected a {"whole " if whole else ""}number.')
-    return value
-
-
-def _content_text(content: Any, name: str) -> str:
-    if isinstance(content, list):
-        for place, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise DataError(f"{name}[{place}] is {show_value(part)}; the engine takes texts only.")
-        content = "".join(part["text"] for part in content)
-    return text_field(content, name, may_be_empty=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from parallelmind.answering.prompt_pieces import Piece
 from parallelmind.errors import SettingsError
 from parallelmind.io.records import quoted, shorten
+from parallelmind.prompts.pieces import Piece
 
 PLACEHOLDERS = ("query", "context", "target_api", "dependencies", "retrieval_method", "id")
 

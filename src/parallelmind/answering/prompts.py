@@ -7,8 +7,8 @@ tokens in them are plain text.
     prompts = Prompts(PromptTemplate(args.prompt_template))
     prompt = prompts.prompt(row)                   # for an AnswerBackend
 
-    chat, encode = ChatFormat(tokenizer), PieceEncoder(tokenizer)
-    main_ids, branch_ids = encode(prompts.split(row, chat))    # for the engine
+    encoder = PromptEncoder(tokenizer)
+    main_ids, branch_ids = encoder.split(prompts.split(row, encoder.slots))    # for the engine
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from parallelmind.answering.backends.base import Message, Prompt
-from parallelmind.answering.chat_format import ChatFormat, Turn
 from parallelmind.answering.context_rows import ContextRow
 from parallelmind.answering.openai_body import CHAT, chat_messages, completion_prompt
-from parallelmind.answering.prompt_pieces import Piece, SplitPrompt, join, strip
 from parallelmind.answering.prompt_template import PromptTemplate
+from parallelmind.prompts.pieces import Piece, SplitPrompt, join, strip
+from parallelmind.prompts.slots import Slots, Turn
 
 _PARAGRAPH = Piece("\n\n", is_data=False)
 _LINE_END = Piece("\n", is_data=False)
@@ -58,23 +58,23 @@ class Prompts:
             messages = ({"role": "user", "content": f"{join(system)}\n\n{user}"},)
         return Prompt(query=row.query, context=row.context, retrieval_method=row.retrieval_method, messages=messages)
 
-    def split(self, row: ContextRow, chat: ChatFormat) -> SplitPrompt:
+    def split(self, row: ContextRow, slots: Slots) -> SplitPrompt:
         """For the engine.
 
         Raises:
-            DataError: an imported request has messages that are no texts.
-            SettingsError: the chat template cannot render the turns.
+            DataError: an imported request has messages that are not texts.
+            RequestError: the chat template refuses the turns.
         """
         if row.body is not None:
-            return _split_request(row.body, row.endpoint, chat)
+            return _split_request(row.body, row.endpoint, slots)
         system, context, question, answer = self._fill(row)
         head = (*context, _PARAGRAPH) if context else ()
-        if chat.has_template:
+        if slots.template.is_own:
             turns = [Turn("system", system)] if system else []
-            return chat.split([*turns, Turn("user", head)], question)
+            return slots.split([*turns, Turn("user", head)], question)
         main = (*system, _PARAGRAPH, *head) if system else head
         branch = (*question, _LINE_END, *answer) if answer else question
-        return SplitPrompt(main, branch, is_rendered=False)
+        return SplitPrompt(main, branch, "text")
 
     def _fill(self, row: ContextRow) -> tuple[tuple[Piece, ...], ...]:
         """System, context, question and answer."""
@@ -91,12 +91,12 @@ class Prompts:
         return tuple(strip(part.fill(values)) for part in parts)
 
 
-def _split_request(body: Mapping[str, object], endpoint: str, chat: ChatFormat) -> SplitPrompt:
+def _split_request(body: Mapping[str, object], endpoint: str, slots: Slots) -> SplitPrompt:
     """An imported OpenAI request: the last message is the branch, what goes before it is main."""
     if endpoint != CHAT:
         # Whoever writes a raw prompt writes its special tokens too.
-        return SplitPrompt((), (Piece(completion_prompt(body), is_data=False),), is_rendered=False)
+        return SplitPrompt((), (Piece(completion_prompt(body), is_data=False),), "text")
     *before, last = (
         Turn(message["role"], (Piece(message["content"], is_data=True),)) for message in chat_messages(body)
     )
-    return chat.split([*before, Turn("user", ())], last.pieces)
+    return slots.split([*before, Turn("user", ())], last.pieces)

@@ -1,16 +1,15 @@
-"""The argument parser of all commands, and the flags that several of them share."""
+"""The argument parser of all commands."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from parallelmind.cli.failures import say_failed
-from parallelmind.models.options import ModelOptions
 
 USAGE_ERROR = 2
 
@@ -43,6 +42,8 @@ class Parser(argparse.ArgumentParser):
         return known, rest
 
     def error(self, message: str) -> NoReturn:
+        # What is wrong with a value begins with its flag already.
+        message = re.sub(r"^argument \S+: (?=--)", "", message)
         say_failed(f"error: {message} (see {self.prog} --help)")
         self.exit(USAGE_ERROR)
 
@@ -70,137 +71,6 @@ class Parser(argparse.ArgumentParser):
         if name in self.meant:
             close = [self.meant[name]]
         return f"; did you mean {close[0]}?" if close else ""
-
-
-def documented_default(text: str, value: object) -> str:
-    """Help of a flag whose default is filled in later, from the adapter or the machine."""
-    return f"{text} (default: {value})"
-
-
-def add_model_flags(
-    parser: argparse.ArgumentParser,
-    *,
-    adapter_required: bool = False,
-    several_adapters: bool = False,
-    dtype: str | None = "bfloat16",
-) -> None:
-    """The flags that choose and load a model; no `dtype` is the base model's own."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--base_model", required=True, metavar="MODEL", help="Hub name, local folder, or tiny: the bundled model"
-    )
-    kind = "adapter: a .pth file or a PEFT folder"
-    if several_adapters:
-        choice = (
-            "requests choose it by NAME; may be given several times. A PATH without a NAME is part of the model for "
-            "all requests"
-        )
-        group.add_argument(
-            "--lora_path", action="append", metavar="NAME=PATH", help=documented_default(f"{kind}; {choice}", "none")
-        )
-    else:
-        group.add_argument(
-            "--lora_path",
-            required=adapter_required,
-            metavar="PATH",
-            help=kind + ("" if adapter_required else " (default: none)"),
-        )
-    group.add_argument(
-        "--lora_rank",
-        type=int,
-        metavar="N",
-        help=documented_default("the rank that the adapter must have, as a check", "the adapter's own"),
-    )
-    rope = group.add_mutually_exclusive_group()
-    rope.add_argument(
-        "--patch_rope",
-        action="store_true",
-        default=None,
-        help="turn 2D RoPE on (default: on with an adapter)",
-    )
-    rope.add_argument("--no_patch_rope", action="store_false", dest="patch_rope", default=None, help="turn 2D RoPE off")
-    adapter = "the adapter's, else "
-    group.add_argument(
-        "--rope_2d_ratio",
-        type=float,
-        metavar="R",
-        help=documented_default("share of frequency pairs that encode the branch", adapter + "0.5"),
-    )
-    group.add_argument(
-        "--rope_2d_mode",
-        choices=["split", "additive"],
-        help=documented_default("how those pairs turn: by the branch alone, or by time + branch", adapter + "split"),
-    )
-    group.add_argument(
-        "--rope_2d_pairs",
-        choices=["low", "interleaved"],
-        help=documented_default("which pairs: the slowest, or spread evenly", adapter + "low"),
-    )
-    group.add_argument(
-        "--branch_stride",
-        type=int,
-        metavar="N",
-        help=documented_default("branch position = branch id x stride", adapter + "128"),
-    )
-    group.add_argument(
-        "--visibility",
-        choices=["isolated", "columnar", "strict"],
-        help=documented_default(
-            "what a branch sees: main and itself; also what the other branches wrote before; only itself",
-            adapter + "isolated",
-        ),
-    )
-    group.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
-    group.add_argument(
-        "--dtype",
-        choices=["float32", "float16", "bfloat16"],
-        default=dtype,
-        help=documented_default("number format of the weights", dtype or "the base model's own"),
-    )
-    if not adapter_required:
-        group.add_argument("--load_in_8bit", action="store_true", help="8-bit weights (bitsandbytes)")
-        group.add_argument("--load_in_4bit", action="store_true", help="4-bit weights (bitsandbytes)")
-        group.add_argument(
-            "--device_map", metavar="MAP", help='"auto" spreads the model over all GPUs (default: one device)'
-        )
-
-
-def model_options(args: argparse.Namespace) -> ModelOptions:
-    """What the flags of `add_model_flags` say, but for the adapter."""
-    return ModelOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ModelOptions)})
-
-
-def add_sampling_flags(
-    parser: argparse.ArgumentParser, *, top_k: int, repetition_penalty: float, seed: int | None = 0
-) -> None:
-    """The flags that choose the next token; with seed None every run differs."""
-    group = parser.add_argument_group("sampling")
-
-    def add(name: str, kind: Callable[[str], object], default: object, text: str) -> None:
-        group.add_argument(
-            name,
-            type=kind,
-            default=default,
-            metavar="N" if kind is int else "X",
-            help=documented_default(text, default),
-        )
-
-    add("--max_new_tokens", int, 512, "at most this many tokens in an answer")
-    add("--temperature", float, 0.7, "how freely tokens are drawn; 0 always takes the likeliest one")
-    add("--top_p", float, 0.9, "draw from the likeliest tokens that together reach this probability; 1 is all")
-    add("--top_k", int, top_k, "draw from this many of the likeliest tokens; 0 is all")
-    add("--min_p", float, 0.0, "leave out tokens less likely than this share of the likeliest one; 0 leaves out none")
-    add("--repetition_penalty", float, repetition_penalty, "above 1 discourages repetition")
-    group.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end the answer before this text; may be given several times",
-    )
-    group.add_argument("--ignore_eos", action="store_true", help="continue after the end-of-text token")
-    text = documented_default("same seed, same answers", "every run differs" if seed is None else seed)
-    group.add_argument("--seed", type=int, default=seed, metavar="N", help=text)
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from parallelmind.answering.openai_batch import import_batch
-from parallelmind.cli.args import documented_default
+from parallelmind.cli.flags import documented_default
 from parallelmind.cli.problems import print_problems
 
 EPILOG = """\

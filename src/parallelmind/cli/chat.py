@@ -10,7 +10,7 @@ from rich.console import Console
 
 from parallelmind.cli.chat_commands import COMMANDS_HELP, ChatCommands
 from parallelmind.cli.chat_input import MessageReader
-from parallelmind.cli.single import add_single_arguments, load_single, sampling_params
+from parallelmind.cli.single import add_single_arguments, load_single, single_options
 from parallelmind.cli.terminal import NO_ANSWER, printable, stoppable, tolerate_any_text
 from parallelmind.errors import ParallelMindError
 
@@ -41,16 +41,17 @@ def add_chat_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 def run(args: argparse.Namespace) -> int:
     """Read messages and stream the replies until the end of input; 130 after Ctrl-C twice at the prompt."""
     from parallelmind.chat import ChatSession
-    from parallelmind.models.options import TINY_MODEL
+    from parallelmind.settings.model import TINY_MODEL
 
     tolerate_any_text()
-    session = ChatSession(load_single(args), sampling_params(args), notify=_notify)
+    options = single_options(args)
+    session = ChatSession(load_single(options), options.sampling(), notify=_notify)
     session.conversation.system = args.system
     reader, console = MessageReader(), Console(highlight=False)
     commands = ChatCommands(session, reader, console)
-    hint = _BUNDLED if args.base_model == TINY_MODEL else ""
+    hint = _BUNDLED if options.base_model == TINY_MODEL else ""
     if sys.stdin.isatty():
-        console.print(f"{args.base_model} listens; /help lists what you can type.", style="dim")
+        console.print(f"{options.base_model} listens; /help lists what you can type.", style="dim")
         if hint:
             console.out(hint, style="dim", highlight=False)
             hint = ""

@@ -13,8 +13,9 @@ from rich.console import Console
 from parallelmind.cli.chat_input import MessageReader
 from parallelmind.cli.columns import show_branches
 from parallelmind.cli.terminal import NO_ANSWER, printable, stoppable
-from parallelmind.engine.presets import PRESETS
 from parallelmind.errors import DataError, RequestError, SettingsError
+from parallelmind.settings.sampling import PRESETS, SamplingSettings
+from parallelmind.settings.setting import described
 
 if TYPE_CHECKING:
     from parallelmind.chat import ChatSession
@@ -39,8 +40,7 @@ A message that begins with / is sent with // in front.
     .lstrip()
 )
 
-_WHOLE = ("max_new_tokens", "top_k", "seed")
-_SETTINGS = ("temperature", "top_p", "min_p", "repetition_penalty", *_WHOLE)
+_SETTINGS = {one.name: one for one in described(SamplingSettings)}
 
 
 class ChatCommands:
@@ -140,14 +140,12 @@ class ChatCommands:
     def _parsed(self, name: str, value: str) -> Any:
         if name not in _SETTINGS:
             raise SettingsError(f"there is no setting {name!r}; there are {', '.join(_SETTINGS)}.")
-        if name == "seed" and value.lower() == "none":
+        if _SETTINGS[name].optional and value.lower() == "none":
             return None
-        kind = int if name in _WHOLE else float
         try:
-            return kind(value)
-        except ValueError:
-            number = "a whole number" if kind is int else "a number"
-            raise SettingsError(f"{name} is {value!r}; it must be {number}, such as /set {name} 1.") from None
+            return _SETTINGS[name].parse_item(value)
+        except ValueError as error:
+            raise SettingsError(f"{name} {error}") from None
 
     def _settings(self) -> str:
         sampling = self._session.sampling

@@ -8,35 +8,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from parallelmind.cli.args import documented_default
+from parallelmind.cli.flags import add_settings, given
+from parallelmind.doctor.check import DoctorOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--base_model",
-        default="tiny",
-        metavar="MODEL",
-        help="Hub name, local folder, or tiny: the bundled model (default: tiny)",
-    )
-    parser.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "float16", "bfloat16"],
-        help=documented_default("number format of the weights", "float32 on a CPU, bfloat16 elsewhere"),
-    )
+    add_settings(parser, DoctorOptions, leave_out=("lora_path", "lora_rank"))
 
 
 def run(args: argparse.Namespace) -> int:
     """0 if everything holds."""
-    from parallelmind.doctor.check import DoctorOptions, perform
+    from parallelmind.doctor.check import perform
     from parallelmind.doctor.pos2d import STRIDE, flow_checks, load_flow
 
     console = Console()
-    flow = load_flow(DoctorOptions(base_model=args.base_model, device=args.device, dtype=args.dtype))
+    options = DoctorOptions(**given(args, DoctorOptions))
+    flow = load_flow(options)
     dtype = str(flow.model.dtype).removeprefix("torch.")
     console.print(
-        f"{args.base_model} in {dtype} on {flow.device}. {len(flow.pairs)} of its frequency pairs turn by the branch "
-        f"position, from pair {flow.pairs[0]} to {flow.pairs[-1]} (pair 0 is the fastest). A row of main with "
+        f"{options.base_model} in {dtype} on {flow.device}. {len(flow.pairs)} of its frequency pairs turn by the "
+        f"branch position, from pair {flow.pairs[0]} to {flow.pairs[-1]} (pair 0 is the fastest). A row of main with "
         f"{len(flow.main)} tokens and {len(flow.branches)} branches, at stride {STRIDE}:\n",
         highlight=False,
         soft_wrap=True,

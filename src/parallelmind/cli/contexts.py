@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
+from typing import Any
 
-from parallelmind.cli.args import documented_default
-from parallelmind.cli.job_flags import add_job_flags, run_options
+from parallelmind.cli.flags import add_settings, given
+from parallelmind.cli.job_flags import JobRunOptions, run_options
 from parallelmind.cli.progress import make_progress
-from parallelmind.cli.retrieval_flags import add_corpus_flags, retriever_options
 from parallelmind.retrieval.retriever import METHODS, RetrieverSettings
+from parallelmind.retrieval.retriever_options import RetrieverOptions
+from parallelmind.settings.model import TINY_MODEL
 from parallelmind.tasks.contexts import ContextOptions, ContextReport, run_contexts
 
 EPILOG = """\
@@ -32,44 +33,22 @@ Exit codes: 0 the output is complete (failed queries are counted in the summary 
 """
 
 _LOGGER = logging.getLogger(__name__)
-_DEFAULTS = RetrieverSettings()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    files = parser.add_argument_group("files")
-    files.add_argument("--queries_file", type=Path, required=True, metavar="FILE", help="the queries, JSON or JSONL")
-    files.add_argument("--output_file", type=Path, required=True, metavar="FILE", help="the contexts, JSONL")
-    files.add_argument(
-        "--start_index", type=int, default=0, metavar="N", help=documented_default("skip the first N queries", 0)
-    )
-    files.add_argument("--max_samples", type=int, metavar="N", help="at most N queries after those (default: all)")
-    files.add_argument("--retry_failed", action="store_true", help="try the queries that failed before again")
-    files.add_argument(
-        "--overwrite", action="store_true", help="drop earlier results and start again (leave it out to continue)"
-    )
-    files.add_argument("--verbose", action="store_true", help="list the first failed queries in the log")
-    add_context_flags(parser).add_argument(
-        "--tokenizer",
-        "--model_path",
-        default="tiny",
-        metavar="MODEL",
-        help=documented_default(
-            "the model whose tokens --max_tokens counts, the one that will answer: Hub name or local folder",
-            "the bundled tokenizer, which counts English text about twice",
-        ),
-    )
-    add_job_flags(parser)
+    add_settings(parser, ContextOptions, RetrieverOptions, RetrieverSettings, JobRunOptions)
+    parser.add_argument("--verbose", action="store_true", help="list the first failed queries in the log")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the job and print its summary; 0 if the output is complete."""
-    options = context_options(args, args.output_file)
+    options, run = context_options(args), run_options(args)
     try:
         report = run_contexts(
             options,
-            progress=make_progress(args.log_interval),
-            run=run_options(args),
+            progress=make_progress(run.log_interval),
+            run=run,
         )
     except KeyboardInterrupt:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
@@ -80,45 +59,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def context_options(args: argparse.Namespace, output_file: Path) -> ContextOptions:
-    """The options that the flags of `add_context_flags` say."""
-    settings = RetrieverSettings(
-        max_documents=args.max_documents,
-        fixed_docs_per_query=args.fixed_docs_per_query,
-        max_tokens=args.max_tokens,
-        enable_str_match=args.enable_str_match,
-        jump_exact_match=args.jump_exact_match,
-    )
+def context_options(args: argparse.Namespace, **further: Any) -> ContextOptions:
+    """The options that the flags say, and `further` ones.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+    settings = RetrieverSettings(**given(args, RetrieverSettings))
+    retriever = given(args, RetrieverOptions) | {name: further.pop(name) for name in ("tokenizer",) if name in further}
     return ContextOptions(
-        queries_file=args.queries_file,
-        output_file=output_file,
-        retriever=retriever_options(args, settings),
-        start_index=args.start_index,
-        max_samples=args.max_samples,
-        retry_failed=args.retry_failed,
-        overwrite=args.overwrite,
+        **given(args, ContextOptions) | further, retriever=RetrieverOptions(**retriever, settings=settings)
     )
-
-
-def add_context_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """How contexts are found and how long they are; returns the group of the latter."""
-    add_corpus_flags(parser).add_argument(
-        "--compat",
-        action="store_true",
-        help="the looser matching of older tools, for comparison: parts of names match, and queries with the same text "
-        "are duplicates whatever versions they name",
-    )
-    context = parser.add_argument_group("context")
-    for name, text in (
-        ("max_documents", "at most this many documents in a context that was found by search"),
-        ("fixed_docs_per_query", "documents in such a context; 0: as many as fit, up to --max_documents"),
-        ("max_tokens", "at most this many tokens in a context; 0: no limit"),
-    ):
-        default = getattr(_DEFAULTS, name)
-        context.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=documented_default(text, default)
-        )
-    return context
 
 
 def log_summary(report: ContextReport, *, verbose: bool, answered_by: str | None = None) -> None:
@@ -130,8 +81,9 @@ def log_summary(report: ContextReport, *, verbose: bool, answered_by: str | None
         statistics.queries, statistics.duplicates, statistics.contexts, found, statistics.errors,
     )  # fmt: skip
     if statistics.truncated:
-        tokenizer, limit = report.options.retriever.tokenizer, report.options.retriever.settings.max_tokens
-        bundled = tokenizer == "tiny" != answered_by
+        retriever = report.options.retriever
+        tokenizer, limit = retriever.tokenizer or TINY_MODEL, retriever.settings.max_tokens
+        bundled = tokenizer == TINY_MODEL != answered_by
         hint = " (the bundled one; --tokenizer takes that of the answering model)" if bundled else ""
         _LOGGER.info("%d contexts were cut at %d tokens of %s%s", statistics.truncated, limit, tokenizer, hint)
     for reason, count in statistics.error_reasons.items():

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import time
-from pathlib import Path
 
-from parallelmind.cli.args import documented_default
-from parallelmind.data.convert import FORMATS, ConvertOptions, ConvertReport, convert
+from parallelmind.cli.flags import add_settings, given
+from parallelmind.data.convert import ConvertOptions, ConvertReport, convert
 
 EPILOG = """\
 What is read (each row by its own fields, unless --format says otherwise):
@@ -52,64 +50,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    files = parser.add_argument_group("files")
-    files.add_argument("--input", type=Path, required=True, metavar="FILE", help="fine-tuning data")
-    files.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSONL of records")
-    files.add_argument("--max_samples", type=int, metavar="N", help="the first N rows only (default: all)")
-    files.add_argument("--skipped_path", type=Path, metavar="FILE", help="JSONL of all skipped rows")
-    files.add_argument("--strict", action="store_true", help="stop at the first row that cannot be converted")
-    files.add_argument("--overwrite", action="store_true", help="replace a file of that name that holds something else")
-    rows = parser.add_argument_group("what a row means")
-    rows.add_argument(
-        "--format", choices=FORMATS, default="auto", help=documented_default("the form of the rows", "auto")
-    )
-    rows.add_argument("--prompt_field", metavar="NAME", help="field or column of the question")
-    rows.add_argument("--completion_field", metavar="NAME", help="field or column of the answer")
-    rows.add_argument("--main_field", metavar="NAME", help="field or column of the context")
-    rows.add_argument(
-        "--main_from",
-        choices=["auto", "system", "context", "none"],
-        default="auto",
-        help=documented_default(
-            "what becomes main; the rest stays in the branch: the system prompt as its first message, "
-            "the context behind the question",
-            "auto: both, and nothing of messages",
-        ),
-    )
-    rows.add_argument(
-        "--branch_form",
-        choices=["auto", "messages", "prompt"],
-        default="auto",
-        help=documented_default(
-            "messages, or prompt and completion (several turns are written as User: ... Assistant: ... and "
-            "only the last one is learned)",
-            "auto: as listed below",
-        ),
-    )
-    groups = parser.add_argument_group("how rows become records")
-    groups.add_argument(
-        "--group_by",
-        choices=["main", "all", "none"],
-        default="all",
-        help=documented_default(
-            "all: rows with the same main, and the others together; main: rows with the same main, and one record "
-            "for each other row; none: one record a row",
-            "all",
-        ),
-    )
-    groups.add_argument(
-        "--branches_per_sample",
-        "--branches_per_record",
-        type=int,
-        default=8,
-        metavar="N",
-        help=documented_default("branches of a record at most; 1: one record a row", 8),
-    )
+    add_settings(parser, ConvertOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print the counts."""
-    options = ConvertOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ConvertOptions)})
+    options = ConvertOptions(**given(args, ConvertOptions))
     report = convert(options, on_row=_Progress())
     _LOGGER.info(
         "%d rows read = %d converted + %d skipped; %d records with %d branches, %.1f on average (at most %d in one)",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallelmind.cli.args import documented_default
+from parallelmind.cli.flags import add_settings, given
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,42 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("name", metavar="NAME", help="such as numpy, numpy==1.26.4, numpy.linalg.norm")
     show.add_argument("--version", metavar="V", help="only this version (default: all that the folder holds)")
     for command in (build, listing, show):
-        command.add_argument("--corpus_path", type=Path, required=True, metavar="DIR", help="folder of corpora")
+        if command is not build:
+            command.add_argument("--corpus_path", type=Path, required=True, metavar="DIR", help="folder of corpora")
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    from parallelmind.retrieval.corpus.build import BuildOptions
+
     parser.add_argument(
         "packages", nargs="*", metavar="PACKAGE", help="such as numpy==1.26.4; by distribution or import name"
     )
-    parser.add_argument(
-        "--wheel", nargs="+", type=Path, default=[], metavar="FILE", help="wheels or source archives on disk"
-    )
-    parser.add_argument(
-        "--corpus_type",
-        choices=["docstring", "srccodes", "both"],
-        default="docstring",
-        help=documented_default("what the rows hold as doc", "docstring"),
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help=documented_default("packages to build at the same time", 1)
-    )
-    parser.add_argument(
-        "--python",
-        metavar="PATH",
-        help="the interpreter that installs and inspects the packages, or none (default: this one)",
-    )
-    parser.add_argument(
-        "--no_runtime", action="store_true", help="run no code of the packages, the same as --python none"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help=documented_default("seconds to read a package's files, and for each inspection", 300),
-    )
-    parser.add_argument("--overwrite", action="store_true", help="build finished versions again")
+    add_settings(parser, BuildOptions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,7 +84,7 @@ def _build(args: argparse.Namespace) -> int:
     from parallelmind.cli.corpus_progress import make_progress
     from parallelmind.retrieval.corpus.build import BuildOptions, build_corpora
 
-    options = BuildOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(BuildOptions)})
+    options = BuildOptions(packages=tuple(args.packages), **given(args, BuildOptions))
     results: list[BuildResult] = []
     with make_progress() as progress:
         for result in build_corpora(options, progress.stage):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from parallelmind.cli.train_progress import make_train_progress
 from parallelmind.cli.typed import typed_command
+from parallelmind.settings.model import DEFAULT_STRIDE
 
 if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
@@ -73,18 +74,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _recall(console: Console, args: argparse.Namespace) -> float:
-    from parallelmind.demos.train import RECALL, STRIDE, measure, prepare
+    from parallelmind.demos.train import RECALL, measure, prepare
 
     console.rule("1. What 2D RoPE costs an untuned model, and what LoRA brings back")
     _, held_out = prepare(RECALL, args.out_dir)
     console.print("A story of eight facts is main, eight questions are its branches.", highlight=False)
     alone = measure(held_out, patch_rope=False)
-    untuned = measure(held_out, patch_rope=True, branch_stride=STRIDE)
+    untuned = measure(held_out, patch_rope=True, branch_stride=DEFAULT_STRIDE)
     trained = _train(console, RECALL, "isolated", args)
     tuned = measure(held_out, adapter=trained.report.written)
     rows = [
         ("bundled model, without 2D RoPE", alone),
-        (f"with 2D RoPE (split, ratio 0.5, stride {STRIDE}), untuned", untuned),
+        (f"with 2D RoPE (split, ratio 0.5, stride {DEFAULT_STRIDE}), untuned", untuned),
         (f"with 2D RoPE, after {trained.report.steps} steps of LoRA ({trained.seconds:.0f} s)", tuned),
     ]
     _show(console, rows, [trained])

@@ -16,14 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import parallelmind
-from parallelmind.cli.args import documented_default
+from parallelmind.cli.flags import add_settings, documented_default, given
 from parallelmind.cli.terminal import tolerate_any_text
 from parallelmind.doctor import GROUPS, DoctorOptions, Outcome, examine
 from parallelmind.doctor.check import Check, Status
 
 EPILOG = """\
 Nothing is downloaded unless --base_model is a hub name, and nothing is left behind. The exit code is 0 when no check
-failed; what is not here and need not be (a GPU, an optional package) is skipped, which is no failure.
+failed; what is not here and need not be (a GPU, an optional package) is skipped, which is not a failure.
 """
 _COLOURS = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 _CHINESE = {
@@ -50,29 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=documented_default(f"one group of checks: {', '.join(GROUPS)}; may be given several times", "all"),
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, to stdout")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--base_model",
-        default="tiny",
-        metavar="MODEL",
-        help="model of the checks of inference and pos2d: hub name, local folder, or tiny, the bundled one "
-        "(default: tiny)",
-    )
-    model.add_argument("--lora_path", metavar="PATH", help="its adapter: a .pth file or a PEFT folder (default: none)")
-    model.add_argument(
-        "--lora_rank",
-        type=int,
-        metavar="N",
-        help=documented_default(
-            "the rank that the adapter must have; also that of the training check", "the adapter's own; 8 in the check"
-        ),
-    )
-    model.add_argument("--device", help=documented_default("such as cuda, cuda:1, cpu", "cuda, or cpu without a GPU"))
-    model.add_argument(
-        "--dtype",
-        choices=["float32", "float16", "bfloat16"],
-        help=documented_default("number format of the model's weights", "float32 on a CPU, bfloat16 elsewhere"),
-    )
+    add_settings(parser, DoctorOptions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     tolerate_any_text()
     if not args.debug:
         logging.getLogger("parallelmind").setLevel(logging.WARNING)
-    options = DoctorOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(DoctorOptions)})
+    options = DoctorOptions(**given(args, DoctorOptions))
     groups = args.only or GROUPS
     # What libraries print must not get between the lines of the JSON.
     errors = Console(stderr=True)

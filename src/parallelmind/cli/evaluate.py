@@ -8,12 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from parallelmind.cli.retrieval_flags import add_corpus_flags, retriever_options
+from parallelmind.cli.flags import add_settings, given
 from parallelmind.io.atomic import refuse_same_file, replacing
 from parallelmind.retrieval.compat import CompatRetriever
 from parallelmind.retrieval.evaluation import Report, evaluate, read_labelled
 from parallelmind.retrieval.ranking import Ranker
 from parallelmind.retrieval.retriever import EXACT, METHODS, STRING, RetrieverSettings
+from parallelmind.retrieval.retriever_options import RetrieverOptions
 
 EPILOG = """\
 Labelled queries are JSONL rows {"id", "query", "target_api", "dependencies", "method", "expected"}: "method" is how the
@@ -30,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     files.add_argument("--queries", type=Path, required=True, metavar="FILE", help="labelled queries, JSONL")
     files.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
-    add_corpus_flags(parser)
+    add_settings(
+        parser,
+        RetrieverOptions,
+        RetrieverSettings,
+        leave_out=("compat", "tokenizer", "max_documents", "fixed_docs_per_query", "max_tokens"),
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,15 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         refuse_same_file(args.json, args.queries, flag="--json")
     settings = RetrieverSettings(
-        max_documents=10,
-        fixed_docs_per_query=10,
-        max_tokens=0,
-        enable_str_match=args.enable_str_match,
-        jump_exact_match=args.jump_exact_match,
+        **given(args, RetrieverSettings) | {"max_documents": 10, "fixed_docs_per_query": 10, "max_tokens": 0}
     )
-    options = retriever_options(args, settings)
+    options = RetrieverOptions(**given(args, RetrieverOptions), settings=settings)
     rows = read_labelled(args.queries)
-    labelled = [row for row in rows if args.enable_str_match or row.method != STRING]
+    labelled = [row for row in rows if settings.enable_str_match or row.method != STRING]
     named = [row for row in labelled if row.query.target_api]
     with contextlib.closing(options.make()) as retriever, contextlib.closing(options.open_store()) as store:
         report = evaluate(retriever, store, labelled)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from parallelmind.cli.columns import show_branches
-from parallelmind.cli.single import add_single_arguments, load_single, sampling_params
+from parallelmind.cli.single import add_single_arguments, load_single, single_options
 from parallelmind.cli.terminal import NO_ANSWER, printable, tolerate_any_text
 from parallelmind.errors import DataError
 
 if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
-    from parallelmind.engine.request import BranchResult, SamplingParams
+    from parallelmind.engine.request import BranchResult
+    from parallelmind.settings.sampling import SamplingParams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +47,8 @@ def add_generate_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup)
 def run(args: argparse.Namespace) -> int:
     """Print the answers; 0 when all of them are whole, 1 when one could not be given."""
     tolerate_any_text()
-    sampling, prompt = sampling_params(args), _prompt(args)
-    engine = load_single(args)
+    options, prompt = single_options(args), _prompt(args)
+    engine, sampling = load_single(options), options.sampling()
     if args.json:
         return _print_json(engine, prompt, args.branch, sampling)
     if args.branch:

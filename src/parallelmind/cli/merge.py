@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from pathlib import Path
 
-from parallelmind.cli.args import add_model_flags
+from parallelmind.cli.flags import add_settings, given
+from parallelmind.models.merge_options import MergeOptions
 
 EPILOG = """\
 The merged weights still need 2D RoPE if the adapter was trained with it. The folder says so:
@@ -19,19 +19,14 @@ _LOGGER = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR", help="the new model folder, which must not exist yet"
-    )
-    add_model_flags(parser, adapter_required=True, dtype=None)
+    add_settings(parser, MergeOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Merge, and say what the folder needs."""
-    from parallelmind.models.merge import MergeOptions, merge_to_folder
+    from parallelmind.models.merge import merge_to_folder
 
-    report = merge_to_folder(
-        MergeOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(MergeOptions)})
-    )
+    report = merge_to_folder(MergeOptions(**given(args, MergeOptions)))
     for note in report.notes:
         _LOGGER.info("%s", note)
     _LOGGER.info("%s parameters in %s are in %s", f"{report.parameters:,}", report.dtype, report.output_dir)

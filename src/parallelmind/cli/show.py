@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from parallelmind.cli.args import documented_default
-from parallelmind.errors import DataError, SettingsError, first_line
+from annotated_types import Ge
+
+from parallelmind.cli.flags import add_settings, given
+from parallelmind.errors import DataError, SettingsError
+from parallelmind.settings.model import DEFAULT_STRIDE, TINY_MODEL
+from parallelmind.settings.setting import Flag, Setting, Settings
 
 if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
@@ -25,38 +30,35 @@ Records may have any form that training takes: {"main", "branches"} with texts, 
 {"messages"}; {"text"}; {"conversations"}. In the picture · is a space and ⏎ a line end; a token that is only
 a part of a character is shown by its bytes, such as ‹e5 b0›.
 """
-_ALL = "all"
 _LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(Settings):
+    """What is drawn and how; the names are the flags.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    index: Annotated[int, Ge(0), Setting("number of the record, from 0")] = 0
+    base_model: Annotated[
+        str, Setting("the model whose tokenizer splits the text: Hub name or folder", flag=Flag(metavar="MODEL"))
+    ] = TINY_MODEL
+    branch_stride: Annotated[
+        int, Ge(0), Setting("branch position = branch id x stride", flag=Flag(also=("--stride",)))
+    ] = DEFAULT_STRIDE
+    visibility: Annotated[
+        Literal["isolated", "columnar", "strict", "all"], Setting("what a branch sees; all: the three masks")
+    ] = "isolated"
+    png: Annotated[Path | None, Setting("write the picture to this file as well")] = None
+    font: Annotated[str | None, Setting("font for the PNG", default="the system's", flag=Flag(metavar="FILE"))] = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("records", type=Path, metavar="RECORDS", help="the records, JSONL")
-    parser.add_argument(
-        "--index", type=int, default=0, metavar="N", help=documented_default("number of the record, from 0", 0)
-    )
-    parser.add_argument(
-        "--base_model",
-        default="tiny",
-        metavar="MODEL",
-        help=documented_default("the model whose tokenizer splits the text: hub name or folder", "tiny"),
-    )
-    parser.add_argument(
-        "--branch_stride",
-        "--stride",
-        type=int,
-        default=128,
-        metavar="N",
-        help=documented_default("branch position = branch id x stride", 128),
-    )
-    parser.add_argument(
-        "--visibility",
-        choices=["isolated", "columnar", "strict", _ALL],
-        default="isolated",
-        help=documented_default("what a branch sees; all: the three masks", "isolated"),
-    )
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the picture to this file as well")
-    parser.add_argument("--font", metavar="FILE", help="font for the PNG (default: the system's)")
+    add_settings(parser, ShowOptions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,41 +67,41 @@ def run(args: argparse.Namespace) -> int:
 
     from parallelmind.visuals.token_grid import mask_text, terminal_picture
 
-    if args.branch_stride < 0:
-        raise SettingsError(f"--branch_stride is {args.branch_stride}; it must be 0 or more.")
-    if args.png is not None and find_spec("PIL") is None:
+    options = ShowOptions(**given(args, ShowOptions))
+    if options.png is not None and find_spec("PIL") is None:
         raise SettingsError("--png needs Pillow, which is not installed; run: pip install 'parallelmind[show]'")
-    grids = _grids(args)
+    grids = _grids(args.records, options)
     console = Console(highlight=False)
-    title = f"record {args.index} of {args.records.name}"
-    console.print(f"[bold]{title}[/bold]: {grids[0].summary}, stride {args.branch_stride}")
+    title = f"record {options.index} of {args.records.name}"
+    console.print(f"[bold]{title}[/bold]: {grids[0].summary}, stride {options.branch_stride}")
     console.print(terminal_picture(grids[0], width=console.width))
     for grid in grids[1:]:
         console.print(mask_text(grid, width=console.width))
-    if args.png is not None:
+    if options.png is not None:
         from parallelmind.visuals.row_picture import draw_masks, draw_row
 
         if len(grids) > 1:
-            note = draw_masks(grids, args.png, title=f"Who sees whom: {title}", font=args.font)
+            note = draw_masks(grids, options.png, title=f"Who sees whom: {title}", font=options.font)
         else:
-            note = draw_row(grids[0], args.png, title=title, font=args.font)
+            note = draw_row(grids[0], options.png, title=title, font=options.font)
         if note:
             _LOGGER.warning("%s", note)
-        _LOGGER.info("the picture is in %s", args.png)
+        _LOGGER.info("the picture is in %s", options.png)
     return 0
 
 
-def _grids(args: argparse.Namespace) -> list[RowGrid]:
+def _grids(records: Path, options: ShowOptions) -> list[RowGrid]:
     from parallelmind.columnar import VISIBILITIES
     from parallelmind.data.encoder import DataCounts
     from parallelmind.data.samples import parse_sample
+    from parallelmind.models.loader import load_tokenizer
 
-    fields, where = _record(args.records, args.index)
+    fields, where = _record(records, options.index)
     sample = parse_sample(fields, where)
-    tokenizer = _tokenizer(args.base_model)
+    tokenizer = load_tokenizer(options.base_model)
     counts = DataCounts()
-    chosen = VISIBILITIES if args.visibility == _ALL else (args.visibility,)
-    grids = [_grid(sample, tokenizer, args.branch_stride, visibility, counts) for visibility in chosen]
+    chosen = VISIBILITIES if options.visibility == "all" else (options.visibility,)
+    grids = [_grid(sample, tokenizer, options.branch_stride, visibility, counts) for visibility in chosen]
     for note in dict.fromkeys(counts.notes):
         _LOGGER.warning("%s", note)
     return grids
@@ -131,23 +133,7 @@ def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:
     from parallelmind.data.sources import JsonlSource
     from parallelmind.io.jsonl import scan
 
-    if index < 0:
-        raise SettingsError(f"--index is {index}; it must be 0 or more.")
     row = next(JsonlSource(path).read(index), None)
     if row is None:
         raise SettingsError(f"--index is {index}, but {path} has {scan(path).records} records, the first being 0.")
     return row.fields, row.where
-
-
-def _tokenizer(base_model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    from parallelmind.models.loader import model_path
-
-    try:
-        return AutoTokenizer.from_pretrained(model_path(base_model))
-    except Exception as error:  # tokenizers has no type of its own
-        raise SettingsError(
-            f"--base_model {base_model}: its tokenizer cannot be loaded ({first_line(error)}). Check the spelling and "
-            "the network, or give a folder; --base_model tiny is the bundled one."
-        ) from error

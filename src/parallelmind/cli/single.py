@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from parallelmind.cli.args import add_model_flags, add_sampling_flags, documented_default, model_options
-from parallelmind.engine.presets import PRESETS, Preset
+from parallelmind.cli.flags import add_settings, given
+from parallelmind.settings.model import LoraPath, ModelOptions
+from parallelmind.settings.sampling import PRESETS, RepetitionPenalty, SamplingSettings, TopK
+from parallelmind.settings.setting import Setting
 
 if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
-    from parallelmind.engine.request import SamplingParams
 
 
-_SAMPLING_DEFAULTS: Preset = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
+@dataclass(frozen=True, kw_only=True)
+class SingleOptions(ModelOptions, SamplingSettings):
+    """A model that answers one prompt at a time.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    lora_path: LoraPath = None
+    top_k: TopK = 50
+    repetition_penalty: RepetitionPenalty = 1.1
+    preset: Annotated[
+        Literal["factual", "creative", "code", "smalltalk", "translation"] | None,
+        Setting("sampling for a usual situation; single flags override it", "sampling"),
+    ] = None
 
 
 def add_single_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of a model that answers one prompt at a time."""
-    add_model_flags(parser)
-    add_sampling_flags(parser, top_k=50, repetition_penalty=1.1, seed=None)
-    parser.set_defaults(**dict.fromkeys(_SAMPLING_DEFAULTS))
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help=documented_default("sampling for a usual situation; single flags override it", "none"),
-    )
+    add_settings(parser, SingleOptions)
 
 
-def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """A flag that was given, else the preset's value, else the documented default."""
-    from parallelmind.engine.request import SamplingParams
+def single_options(args: argparse.Namespace) -> SingleOptions:
+    """A flag that was given, else the preset's value, else the documented default.
 
-    settings: dict[str, Any] = dict(PRESETS[args.preset] if args.preset else _SAMPLING_DEFAULTS)
-    settings |= {name: getattr(args, name) for name in _SAMPLING_DEFAULTS if getattr(args, name) is not None}
-    return SamplingParams(
-        max_new_tokens=args.max_new_tokens,
-        min_p=args.min_p,
-        stop=tuple(args.stop),
-        seed=args.seed,
-        ignore_eos=args.ignore_eos,
-        **settings,
-    )
+    Raises:
+        SettingsError: a value is out of range.
+    """
+    flags = given(args, SingleOptions)
+    preset: dict[str, Any] = {**PRESETS[flags["preset"]]} if flags.get("preset") else {}
+    return SingleOptions(**preset | flags)
 
 
-def load_single(args: argparse.Namespace) -> Engine:
+def load_single(options: SingleOptions) -> Engine:
     """Load the model and make its engine."""
-    from parallelmind.engine.loading import load_engine
+    from parallelmind.engine.engine import Engine
 
-    engine, _ = load_engine(model_options(args), args.lora_path)
-    return engine
+    return Engine.from_pretrained(lora_path=options.lora_path, **options.loading())

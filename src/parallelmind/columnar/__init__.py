@@ -1,4 +1,4 @@
-"""The one definition of a row: positions, visibility, labels, 2D RoPE. Needs torch only."""
+"""The one definition of a row: positions, visibility, labels, 2D RoPE. It needs torch only."""
 
 from parallelmind.columnar.layout import (
     IGNORE_INDEX,

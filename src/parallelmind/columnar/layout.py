@@ -95,7 +95,7 @@ def shift_labels(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None
 def branch_starts(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None) -> Tensor:
     """The first tokens of branches, which main's last token must predict, one for each of its branches.
 
-    Not for a visibility in which branches do not see main.
+    With a visibility in which branches do not see main there are none to learn.
 
     Shapes: [B, S] each → LongTensor [K, 3] of (row, place of main's last token, token to predict).
     """

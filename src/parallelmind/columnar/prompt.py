@@ -27,7 +27,7 @@ def prepare_pos2d(
 
     Args:
         tokens: `input_ids` [B, S], or a number of tokens S, for B = 1.
-        device: where the result lies; None: where `input_ids` is, else the CPU.
+        device: of the result; None: that of `input_ids`, else the CPU.
         attention_mask: [B, S], 0 for padding: time counts the other tokens, as transformers does.
     """
     if isinstance(tokens, int):

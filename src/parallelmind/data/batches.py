@@ -105,7 +105,7 @@ class StepPlanner:
         return steps
 
     def joined(self, steps: Iterable[tuple[list[RowPlan], T]]) -> Iterator[tuple[list[RowPlan], T]]:
-        """Steps with a mark each, small ones that follow one another made one, which has the mark of the last."""
+        """Merge small steps that follow one another. Each step has a mark; a merged one has that of its last."""
         held: tuple[list[RowPlan], T] | None = None
         for rows, mark in steps:
             if held is not None and self._fits(together := held[0] + rows):

@@ -21,6 +21,7 @@ from parallelmind.columnar import (
     shift_labels,
     visible,
 )
+from parallelmind.settings.model import DEFAULT_STRIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ that place, main's last token. None with `strict` visibility, and none in rows w
         self,
         pad_token_id: int,
         *,
-        stride: int = 128,
+        stride: int = DEFAULT_STRIDE,
         visibility: Visibility = "isolated",
         two_axes: bool = True,
         dense_mask: bool = False,

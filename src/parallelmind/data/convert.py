@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Annotated, BinaryIO, Literal
+
+from annotated_types import Ge
 
 from parallelmind.data.grouping import Group, GroupBy, Grouping
 from parallelmind.data.sft_files import Container, RawRow, container_of, read_rows
@@ -25,44 +27,73 @@ from parallelmind.data.sft_forms import (
 )
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.atomic import refuse_same_file, replacing
+from parallelmind.settings.setting import Flag, Setting, Settings
 
 Format = Literal["auto", "conversations", "sharegpt", "messages", "alpaca", "text", "csv", "records"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 _KEPT_SKIPPED = 20
+_MEANING = "what a row means"
+_GROUPS = "how rows become records"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
-    """What to convert, and how rows become records."""
+class ConvertOptions(Settings):
+    """What to convert, and how rows become records; the names are the flags.
 
-    input: Path
-    output: Path
-    format: Format = "auto"
-    group_by: GroupBy = "all"
-    """all: rows with the same main share a record, the others fill records together; main: the others have a record
-    each; none: every row has."""
-    branches_per_sample: int = 8
-    """Branches of a record at most."""
-    branch_form: BranchForm = "auto"
-    main_from: MainFrom = "auto"
-    prompt_field: str | None = None
-    completion_field: str | None = None
-    main_field: str | None = None
-    max_samples: int | None = None
-    """The first N rows only."""
-    skipped_path: Path | None = None
-    """Where to list every skipped row."""
-    strict: bool = False
-    """A row that cannot be converted ends the conversion."""
-    overwrite: bool = False
-    """Replace a former output of other content."""
+    Raises:
+        SettingsError: a value is out of range, or two files are one.
+    """
+
+    input: Annotated[Path, Setting("fine-tuning data", "files")]
+    output: Annotated[Path, Setting("JSONL of records", "files")]
+    max_samples: Annotated[int | None, Ge(1), Setting("the first N rows only", "files", default="all")] = None
+    skipped_path: Annotated[Path | None, Setting("JSONL of all skipped rows", "files")] = None
+    strict: Annotated[bool, Setting("stop at the first row that cannot be converted", "files")] = False
+    overwrite: Annotated[bool, Setting("replace a file of that name that holds something else", "files")] = False
+    format: Annotated[Format, Setting("the form of the rows", _MEANING)] = "auto"
+    prompt_field: Annotated[
+        str | None, Setting("field or column of the question", _MEANING, flag=Flag(metavar="NAME"))
+    ] = None
+    completion_field: Annotated[
+        str | None, Setting("field or column of the answer", _MEANING, flag=Flag(metavar="NAME"))
+    ] = None
+    main_field: Annotated[
+        str | None, Setting("field or column of the context", _MEANING, flag=Flag(metavar="NAME"))
+    ] = None
+    main_from: Annotated[
+        MainFrom,
+        Setting(
+            "what becomes main; the rest stays in the branch: the system prompt as its first message, the context "
+            "behind the question; auto takes both, and nothing of messages",
+            _MEANING,
+        ),
+    ] = "auto"
+    branch_form: Annotated[
+        BranchForm,
+        Setting(
+            "messages, or prompt and completion (several turns are written as User: ... Assistant: ... and only the "
+            "last one is learned); auto is as listed below",
+            _MEANING,
+        ),
+    ] = "auto"
+    group_by: Annotated[
+        GroupBy,
+        Setting(
+            "all: rows with the same main, and the others together; main: rows with the same main, and one record for "
+            "each other row; none: one record a row",
+            _GROUPS,
+        ),
+    ] = "all"
+    branches_per_sample: Annotated[
+        int,
+        Ge(1),
+        Setting(
+            "branches of a record at most; 1: one record a row", _GROUPS, flag=Flag(also=("--branches_per_record",))
+        ),
+    ] = 8
 
     def __post_init__(self) -> None:
-        if self.branches_per_sample < 1:
-            raise SettingsError(f"--branches_per_sample is {self.branches_per_sample}; it must be 1 or more.")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise SettingsError(f"--max_samples is {self.max_samples}; it must be 1 or more.")
+        super().__post_init__()
         refuse_same_file(self.output, self.input, flag="--output")
         if self.skipped_path is not None:
             refuse_same_file(self.skipped_path, self.input, flag="--skipped_path")
@@ -129,12 +160,12 @@ class ConvertReport:
 def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | None = None) -> ConvertReport:
     """Write the records; the output appears complete or not at all, and a former one is unchanged until then.
 
-    Without `overwrite` a former file stays: it is what would be written, or the conversion ends at the first
-    difference. `on_row` is called after every row.
+    Without `overwrite` a former file stays: either it holds what would be written, or the conversion ends at the
+    first difference. `on_row` is called after every row.
 
     Raises:
         DataError: the input cannot be read, no row could be converted, or with `strict` any row could not.
-        SettingsError: the output cannot be written, or is there already and holds something else.
+        SettingsError: the output cannot be written, or exists already with other content.
     """
     report = ConvertReport()
     rows = itertools.islice(read_rows(options.input, options.container()), options.max_samples)
@@ -193,7 +224,7 @@ def _note_skipped(row: Skipped, report: ConvertReport, file: _NewFile | None) ->
     if len(report.skipped) < _KEPT_SKIPPED:
         report.skipped.append(row)
     if file is not None:
-        # Reasons quote what was found, which may be no valid text.
+        # Reasons quote what was found, which may not be valid text.
         reason = row.reason.encode("utf-8", "replace").decode("utf-8")
         file.write(json.dumps({"line": row.line, "reason": reason}, ensure_ascii=False) + "\n")
 
@@ -229,20 +260,20 @@ class _NewFile:
         self._file.write(content)
 
     def end(self) -> None:
-        """All was written. Raises SettingsError if the former file has more."""
+        """End the file after its last line. Raises SettingsError if the former file has more."""
         self._compare(b"", 1)
 
     def _compare(self, content: bytes, size: int) -> None:
         if self._former is not None and self._former.read(size) != content:
             raise SettingsError(
-                f"{self._flag} {self._path}: a file of this name is there already and holds something else than this "
-                f"conversion makes; choose another {self._flag}, or give --overwrite to replace it."
+                f"{self._flag} {self._path}: a file of this name exists already, and its content is not what this "
+                f"conversion writes; choose another {self._flag}, or give --overwrite to replace it."
             )
 
 
 @contextmanager
 def _written(path: Path | None, flag: str, overwrite: bool) -> Iterator[_NewFile | None]:
-    """A text file that gets its name only when the block ends well; nothing at all for None."""
+    """A text file that gets its name only when the block ends without an error; for None there is no file."""
     if path is None:
         yield None
         return

@@ -7,11 +7,13 @@ the block. So the state of the stream is three numbers, and any rank can tell ev
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch.utils.data import IterableDataset
@@ -22,7 +24,7 @@ from parallelmind.data.collator import MicroBatch, TrainingRow
 from parallelmind.data.encoder import DataCounts, EncodedSample, SampleEncoder
 from parallelmind.data.rows import RowLimits, split_rows
 from parallelmind.data.samples import parse_sample
-from parallelmind.data.sources import RecordSource, SourceRow
+from parallelmind.data.sources import JsonlSource, RecordSource, SourceRow
 from parallelmind.errors import DataError, SettingsError
 
 _SIMILAR_LENGTHS = 32
@@ -31,7 +33,7 @@ _SIMILAR_LENGTHS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which micro-batches of the stream are this process's."""
+    """Which micro-batches of the stream belong to this process."""
 
     rank: int = 0
     world_size: int = 1
@@ -80,9 +82,31 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         self.share = share or Share()
         self.planner = StepPlanner(batch, self.share.world_size * self.share.accumulation)
         self.counts = DataCounts()
-        """What the first pass held; complete at its end."""
+        """Counts of the first pass over the data; complete at its end."""
         self._start = {"epoch": 0, "block": 0, "steps": 0}
         self._memory: list[EncodedSample] | None = None
+
+    @classmethod
+    def from_jsonl(
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: Any,
+        *,
+        max_seq_len: int = 512,
+        branches_per_sample: int = 8,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> Self:
+        """The rows of one file, for a training loop of one's own; further `settings` are those of this class.
+
+        Args:
+            max_seq_len: tokens of one branch at most; what is longer is cut.
+            branches_per_sample: branches of a row at most.
+            batch_size: branches of a batch at most.
+        """
+        encoder = SampleEncoder(tokenizer, max_seq_len=max_seq_len)
+        limits, batch = RowLimits(most=branches_per_sample), BatchLimits(size=batch_size)
+        return cls(JsonlSource(Path(path)), encoder, limits=limits, batch=batch, **settings)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """This process's micro-batches; the last one is marked, unless the stream has no end."""
@@ -146,7 +170,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
                 raise DataError(_nothing(self.source.name, self.counts))
 
     def _epoch(self, epoch: int, *, block: int, steps: int) -> Iterator[tuple[list[RowPlan], dict[str, Any]]]:
-        """The planned steps of an epoch after so many of a block, and the state after each."""
+        """The planned steps of an epoch from one of a block on, and the state after each."""
         for at, planned, counts in self._blocks(epoch, block):
             for index in range(steps if at == block else 0, len(planned)):
                 place = {"epoch": epoch, "block": at, "steps": index + 1}

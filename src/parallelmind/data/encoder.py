@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallelmind.data.samples import Sample, SampleBranch
-from parallelmind.errors import DataError
-from parallelmind.prompts.chat import encode_chat
+from parallelmind.errors import DataError, RequestError
 from parallelmind.prompts.encode import closed, encode_branch, encode_main, encode_parts
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 
 _LISTED = 20
 
@@ -41,7 +41,7 @@ class DataCounts:
     dropped_records: int = 0
     """Records of which no branch is left."""
     notes: list[str] = field(default_factory=list)
-    """The first of what was cut or dropped, by place in the data."""
+    """The first branches and records that were cut or dropped, each with its place in the data."""
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -101,6 +101,7 @@ class SampleEncoder:
         strict: bool = False,
     ):
         self.tokenizer = tokenizer
+        self.prompts = PromptEncoder(tokenizer)
         self.max_seq_len = max_seq_len
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
@@ -209,7 +210,7 @@ class SampleEncoder:
         self, branch: SampleBranch, parts: Mapping[str, list[int]], has_main: bool, where: str
     ) -> tuple[list[int], list[bool]]:
         if branch.messages:
-            return encode_chat(self.tokenizer, branch.messages, has_main=has_main, where=where)
+            return self._conversation(branch, has_main, where)
         first = branch.prompt or branch.completion
         start = parts[first] if has_main else encode_main(self.tokenizer, first)
         if branch.prompt:
@@ -218,6 +219,18 @@ class SampleEncoder:
         ids = start + closed(self.tokenizer, [])
         begins = not has_main and ids[0] == self.tokenizer.bos_token_id
         return ids, [not begins] + [True] * (len(ids) - 1)
+
+    def _conversation(self, branch: SampleBranch, has_main: bool, where: str) -> tuple[list[int], list[bool]]:
+        try:
+            ids, learned = self.prompts.learned(branch.messages, has_main=has_main, tools=branch.tools)
+        except RequestError as error:
+            raise DataError(f"{where}: {error}") from error
+        if not any(learned):
+            raise DataError(
+                f"{where}: the assistant's turns are not found in what the tokenizer's chat template renders; give a "
+                'tokenizer with another template (--tokenizer_path), or the form {"prompt", "completion"}.'
+            )
+        return ids, learned
 
     def _lost(self, what: str, counts: DataCounts) -> None:
         if self.strict:

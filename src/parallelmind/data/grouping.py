@@ -18,10 +18,15 @@ from parallelmind.data.sft_forms import Branch, Sample
 
 GroupBy = Literal["all", "main", "none"]
 
-_WAITING_SAMPLES = 10_000
-_WAITING_CHARACTERS = 64 * 2**20
-_RECORD_CHARACTERS = 8 * 2**20
-"""A character has up to six bytes in JSON: a record of more than one branch stays a line that can be read back."""
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingLimits:
+    """What may be held in memory, and how large a record may become."""
+
+    waiting_samples: int = 10_000
+    waiting_characters: int = 64 * 2**20
+    record_characters: int = 8 * 2**20
+    """A character has up to six bytes in JSON: a record of more than one branch stays a line that can be read back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,10 @@ class Grouping:
         most: branches of a record at most; 1 is the same as `none`.
     """
 
-    def __init__(self, group_by: GroupBy, most: int) -> None:
+    def __init__(self, group_by: GroupBy, most: int, limits: GroupingLimits | None = None) -> None:
         self._group_by = "none" if most == 1 else group_by
-        self._most = min(most, _WAITING_SAMPLES)
+        self._limits = limits or GroupingLimits()
+        self._most = min(most, self._limits.waiting_samples)
         self._open: dict[str, _Open] = {}
         self._samples = self._characters = 0
         self._filler = _Open([], 0)
@@ -62,7 +68,7 @@ class Grouping:
             yield from self._fill(sample)
         else:
             yield from self._join(sample)
-            while self._samples > _WAITING_SAMPLES or self._characters > _WAITING_CHARACTERS:
+            while self._too_much_waits():
                 yield from self._close(next(iter(self._open)))
 
     def rest(self) -> Iterator[Group]:
@@ -71,11 +77,14 @@ class Grouping:
             yield from self._close(next(iter(self._open)))
         yield from self._flush()
 
+    def _too_much_waits(self) -> bool:
+        return self._samples > self._limits.waiting_samples or self._characters > self._limits.waiting_characters
+
     def _join(self, sample: Sample) -> Iterator[Group]:
-        """Put a sample to the others with its main."""
+        """Add a sample to the others with its main."""
         size = len(str(sample.branch))
         group = self._open.get(sample.main)
-        if group is not None and group.characters + size > _RECORD_CHARACTERS:
+        if group is not None and group.characters + size > self._limits.record_characters:
             yield from self._close(sample.main)
             group = None
         if group is None:
@@ -98,12 +107,12 @@ class Grouping:
             yield Group(main, [sample.branch for sample in group.samples])
 
     def _fill(self, sample: Sample) -> Iterator[Group]:
-        """Put a sample to others that it has nothing in common with."""
+        """Add a sample to others that have nothing in common with it."""
         if self._group_by != "all" or (sample.main and _has_main(sample.branch)):
             yield Group(sample.main, [sample.branch])
             return
         size = len(sample.main) + len(str(sample.branch))
-        if self._filler.characters + size > _RECORD_CHARACTERS:
+        if self._filler.characters + size > self._limits.record_characters:
             yield from self._flush()
         self._filler.samples.append(sample)
         self._filler.characters += size

@@ -10,21 +10,22 @@
 | `{"prompt", "completion"}` | the completion |
 | `{"conversations": […]}`, `{"messages": […]}` | the assistant's turns |
 
-The forms of one branch may be mixed. A branch that is an object may have a `main` of its own, which it alone sees: it
-stands before the branch, in the same tokens as the main of a record. The last three rows have no main: they are
-*loose*, several of them become the branches of one packed row. Other fields are ignored.
+Beside turns may stand `system`, which takes the place of system turns, and `tools`, which the chat template writes into
+the prompt. The forms of one branch may be mixed. A branch that is an object may have a `main` of its own, which it
+alone sees: it stands before the branch, in the same tokens as the main of a record. The last three rows have no main:
+they are *loose*, several of them become the branches of one packed row. Other fields are ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import DataError
 from parallelmind.io.records import field_names, quoted, show_value, text_field
-from parallelmind.prompts.chat import Message
+from parallelmind.prompts.conversation import Message, Tool, parse_messages, parse_tools, under_row_system
 
 _FORMS = (
     '{"main", "branches"}, {"text"}, {"prompt", "completion"}, {"messages": [{"role", "content"}, …]} or '
@@ -37,7 +38,6 @@ _KINDS = {
     "messages": "messages",
     "conversations": "messages",
 }
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,10 @@ class SampleBranch:
     """Learned, and closed with the end-of-text token."""
     messages: tuple[Message, ...] = ()
     """Instead of both: turns, of which the assistant's are learned."""
+    tools: tuple[Tool, ...] = ()
+    """What the assistant may call in these turns, for the chat template to write."""
     main: str = ""
-    """Before all of it, of this branch only."""
+    """A main of this branch only, which stands before all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
         branch = SampleBranch(completion=text_field(row["text"], f'{where}: "text"'))
     elif kinds == {"messages"}:
         name = "messages" if "messages" in row else "conversations"
-        branch = SampleBranch(messages=_messages(row[name], f'{where}: "{name}"'))
+        branch = _conversation(row, name, where + ": ")
     elif kinds == {"completion"}:
         branch = _completion(row, where + ": ")
     else:
@@ -121,10 +123,7 @@ def _with_main(row: Mapping[str, Any], where: str) -> Sample:
 
 
 def _branch_object(item: Mapping[str, Any], name: str) -> SampleBranch:
-    if "messages" in item:
-        branch = SampleBranch(messages=_messages(item["messages"], f'{name}."messages"'))
-    else:
-        branch = _completion(item, name + ".")
+    branch = _conversation(item, "messages", name + ".") if "messages" in item else _completion(item, name + ".")
     own = item.get("main")
     return branch if own is None else replace(branch, main=text_field(own, f'{name}."main"', may_be_empty=True))
 
@@ -142,25 +141,10 @@ def _completion(item: Mapping[str, Any], name: str) -> SampleBranch:
     )
 
 
-def _messages(value: Any, name: str) -> tuple[Message, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        raise DataError(f"{name} is {show_value(value)}; expected a list of turns.")
-    messages = []
-    for place, turn in enumerate(value):
-        where = f"{name}[{place}]"
-        if not isinstance(turn, Mapping):
-            raise DataError(f'{where} is {show_value(turn)}; expected {{"role": "...", "content": "..."}}.')
-        names = ("role", "content") if "role" in turn else ("from", "value")
-        if missing := [field for field in names if field not in turn]:
-            raise DataError(
-                f'{where} has no {quoted(missing)} (found: {field_names(turn)}); expected {{"role", "content"}}.'
-            )
-        role = text_field(turn[names[0]], f'{where}."{names[0]}"')
-        calls = turn[names[1]] is None and turn.get("tool_calls")
-        content = "" if calls else text_field(turn[names[1]], f'{where}."{names[1]}"', may_be_empty=True)
-        # Further fields of a turn (tool calls, reasoning) are the chat template's business.
-        rest = {key: item for key, item in turn.items() if key not in names and item is not None}
-        messages.append({**rest, "role": _ROLES.get(role, role), "content": content})
+def _conversation(row: Mapping[str, Any], field: str, name: str) -> SampleBranch:
+    where = f'{name}"{field}"'
+    messages = parse_messages(row[field], where)
     if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(f"{name} has no turn of the assistant; there is nothing to learn from it.")
-    return tuple(messages)
+        raise DataError(f"{where} has no turn of the assistant; there is nothing to learn from it.")
+    messages = tuple(under_row_system(messages, row))
+    return SampleBranch(messages=messages, tools=parse_tools(row.get("tools"), f'{name}"tools"'))

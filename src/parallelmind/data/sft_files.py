@@ -43,7 +43,7 @@ def container_of(path: Path) -> Container:
     Raises:
         DataError: the file cannot be read, is empty, or is compressed or UTF-16.
     """
-    first = next(read_lines(path, max_records=1), None)  # also refuses what is no UTF-8 text at all
+    first = next(read_lines(path, max_records=1), None)  # also refuses what is not UTF-8 text at all
     if first is None:
         raise DataError(f"{path} is empty; expected at least one row.")
     suffix = path.suffix.lower()
@@ -56,7 +56,7 @@ def container_of(path: Path) -> Container:
 
 
 def read_rows(path: Path, container: Container) -> Iterator[RawRow]:
-    """Yield the rows of the file in order; blank lines are no rows.
+    """Yield the rows of the file in order; blank lines are not rows.
 
     Raises:
         DataError: the file cannot be read, a CSV has no usable header, or a JSON list is broken.
@@ -121,7 +121,7 @@ def _json_list(path: Path) -> Iterator[RawRow]:
     with path.open("rb") as file:
         text = _JsonText(file, path)
         text.next_character()
-        text.at += 1  # the bracket that told a list
+        text.at += 1  # the bracket by which the list was recognised
         if text.next_character() == "]":
             return
         while True:
@@ -141,7 +141,7 @@ def _json_list(path: Path) -> Iterator[RawRow]:
 
 
 class _JsonText:
-    """A JSON text behind a buffer that holds little more than one value."""
+    """A JSON text, read through a buffer that holds little more than one value."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.at = 0

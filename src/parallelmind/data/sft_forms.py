@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from parallelmind.errors import DataError
 from parallelmind.io.records import field_names, show_value
+from parallelmind.prompts.conversation import ROLES, Message, Tool, content_text, parse_tools, under_row_system, user
 
 RowForm = Literal["conversations", "sharegpt", "messages", "alpaca", "text", "records"]
 BranchForm = Literal["auto", "messages", "prompt"]
@@ -32,12 +33,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "context": ("input", "context"),
 }
 """Names under which the fields of the alpaca form are looked for, the first that a row has."""
-_ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "function_call"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
-}
 _SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: ", "system": "System: "}
 _PASSED_ON = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 
@@ -93,12 +88,10 @@ def samples_of(row: Any, settings: SampleSettings) -> list[Sample]:
     in_messages = form == "messages" or (form == "sharegpt" and "messages" in fields and "conversations" not in fields)
     name = "messages" if in_messages else "conversations"
     turns = _turns(fields, name, sharegpt=form == "sharegpt")
-    replaced = 0
-    if isinstance(system := fields.get("system", fields.get("system_prompt")), str) and system.strip():
-        own = {"role": "system", "content": system}
-        replaced = sum(turn["role"] == "system" and turn != own for turn in turns)
-        turns = [own, *(turn for turn in turns if turn["role"] != "system")]
-    return [dataclasses.replace(_of_turns(turns, name, settings), replaced_turns=replaced)]
+    given, turns = turns, under_row_system(turns, fields)
+    replaced = sum(turn["role"] == "system" and turn not in turns for turn in given)
+    tools = parse_tools(fields.get("tools"), '"tools"')
+    return [dataclasses.replace(_of_turns(turns, tools, name, settings), replaced_turns=replaced)]
 
 
 def _form_of(row: Any, settings: SampleSettings) -> RowForm:
@@ -172,7 +165,7 @@ def _of_pair(row: Mapping[str, Any], settings: SampleSettings) -> Sample:
     mains = [text for kind, text in (("system", system), ("context", context)) if text and kind in in_main]
     if context and "context" not in in_main:
         prompt = f"{prompt}\n{context}"
-    turns = [*past, {"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    turns = [*past, user(prompt), {"role": "assistant", "content": completion}]
     if system and "system" not in in_main:
         turns.insert(0, {"role": "system", "content": system})
     main = "\n\n".join(mains)
@@ -201,9 +194,9 @@ def _named(row: Mapping[str, Any], part: str, settings: SampleSettings, *, requi
     return text
 
 
-def _history(past: Any) -> list[dict[str, Any]]:
+def _history(past: Any) -> list[Message]:
     pairs = past if isinstance(past, list) else [past]
-    turns: list[dict[str, Any]] = []
+    turns: list[Message] = []
     for place, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2):
             raise DataError(f'"history"[{place}] is not a pair of question and answer: {show_value(pair)}')
@@ -212,7 +205,7 @@ def _history(past: Any) -> list[dict[str, Any]]:
     return turns
 
 
-def _turns(row: Mapping[str, Any], name: str, *, sharegpt: bool) -> list[dict[str, Any]]:
+def _turns(row: Mapping[str, Any], name: str, *, sharegpt: bool) -> list[Message]:
     given = row.get(name)
     if not isinstance(given, list) or not given:
         raise DataError(f'"{name}" is {show_value(given)}; expected a list of turns')
@@ -222,12 +215,12 @@ def _turns(row: Mapping[str, Any], name: str, *, sharegpt: bool) -> list[dict[st
         where = f'"{name}"[{place}]'
         if not isinstance(turn, dict) or role_key not in turn:
             raise DataError(f'{where} has no "{role_key}": {show_value(turn)}')
-        role = _ROLES.get(str(turn[role_key]).lower())
+        role = ROLES.get(str(turn[role_key]).lower())
         if role is None:
             found = show_value(turn[role_key])
-            raise DataError(f'{where}."{role_key}" is {found}; known: {", ".join(_ROLES)}')
+            raise DataError(f'{where}."{role_key}" is {found}; known: {", ".join(ROLES)}')
         extra = {key: turn[key] for key in _PASSED_ON if turn.get(key)}
-        content = _content(turn.get(text_key), f'{where}."{text_key}"')
+        content = "" if turn.get(text_key) is None else content_text(turn[text_key], f'{where}."{text_key}"')
         if not content.strip() and "tool_calls" not in extra and role != "system":
             raise DataError(f'{where}."{text_key}" is empty')
         if content or role != "system":
@@ -235,21 +228,7 @@ def _turns(row: Mapping[str, Any], name: str, *, sharegpt: bool) -> list[dict[st
     return turns
 
 
-def _content(value: Any, where: str) -> str:
-    """The text of a turn, which may be in parts (OpenAI); pictures and sounds have none."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        texts = []
-        for part in value:
-            if not (isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text")):
-                raise DataError(f"{where} has a part that is not text: {show_value(part)}")
-            texts.append(_text(part.get("text"), where))
-        return "".join(texts)
-    return _text(value, where)
-
-
-def _of_turns(turns: Sequence[dict[str, Any]], name: str, settings: SampleSettings) -> Sample:
+def _of_turns(turns: Sequence[Message], tools: Sequence[Tool], name: str, settings: SampleSettings) -> Sample:
     last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
     if last < 0:
         raise DataError(f'"{name}" has no turn of the assistant: nothing could be learned from it')
@@ -258,16 +237,18 @@ def _of_turns(turns: Sequence[dict[str, Any]], name: str, settings: SampleSettin
     main = ""
     if kept[0]["role"] == "system" and "system" in _in_main(settings, as_messages=as_messages):
         main = str(kept.pop(0)["content"])
-    branch = _branch(kept, as_messages=as_messages)
+    branch = _branch(kept, as_messages=as_messages, tools=tools)
     return Sample(_whole(main, "main"), _whole_branch(branch), cut_turns=len(turns) - last - 1)
 
 
-def _branch(turns: Sequence[dict[str, Any]], *, as_messages: bool) -> Branch:
+def _branch(turns: Sequence[Message], *, as_messages: bool, tools: Sequence[Tool] = ()) -> Branch:
     if as_messages:
-        return {"messages": list(turns)}
+        return {"messages": list(turns)} | ({"tools": list(tools)} if tools else {})
     *past, answer = turns
-    if any("tool_calls" in turn for turn in turns):
-        raise DataError("has tool calls, which prompt and completion cannot express; use --branch_form messages")
+    if tools or any("tool_calls" in turn for turn in turns):
+        raise DataError(
+            "has tools or tool calls, which prompt and completion cannot express; use --branch_form messages"
+        )
     if len(past) == 1 and past[0]["role"] == "user":
         return {"prompt": past[0]["content"], "completion": answer["content"]}
     written = "".join(f"{_SPEAKERS[turn['role']]}{turn['content']}\n" for turn in past)

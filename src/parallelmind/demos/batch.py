@@ -14,8 +14,8 @@ import torch
 from parallelmind.engine.request import Event, Request
 from parallelmind.jobs.progress import Progress
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.options import TINY_MODEL
 from parallelmind.prompts.encode import encode_branch, encode_main
+from parallelmind.settings.model import TINY_MODEL
 from parallelmind.tasks.batch import BatchReport, load_backend, run_batch
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.tasks.batch_worker import Backend
@@ -82,7 +82,7 @@ class ParallelDemo:
     def stream(self, record: DemoRecord) -> Iterator[Event]:
         """Text of all branches of a record as it is generated."""
         request = Request(main=record.main, branches=record.branches)
-        return self._backend.engine.stream([request], self.options.sampling)
+        return self._backend.engine.stream([request], self.options.sampling(seed=None))
 
     def outputs(self) -> dict[tuple[int, int], str]:
         """The answers in the output file by (record, branch)."""
@@ -121,7 +121,7 @@ class OneByOne:
 def compare(
     records: list[DemoRecord], outputs: dict[tuple[int, int], str], report: BatchReport, one_by_one: OneByOne
 ) -> DemoResult:
-    """Answer every branch one by one and hold both ways against each other and against the right answers."""
+    """Answer every branch one by one, and compare both ways with each other and with the right answers."""
     exact = identical = branches = 0
     for index, record in enumerate(records):
         for place, (branch, answer) in enumerate(zip(record.branches, record.answers, strict=True)):

@@ -20,7 +20,7 @@ ASSETS = Path(__file__).parents[1] / "assets" / "rag"
 
 @dataclass(frozen=True)
 class RagDemo:
-    """What the demo came to."""
+    """The results of the demo."""
 
     report: PipelineReport
     versions: list[str]
@@ -34,7 +34,7 @@ def run_demo_rag(folder: Path, progress: Callable[[], Progress]) -> RagDemo:
     contexts = ContextOptions(
         queries_file=ASSETS / "queries.json",
         output_file=files.contexts,
-        # The package may lie where nothing can be written.
+        # The package may be in a folder that cannot be written.
         retriever=RetrieverOptions(
             corpus_path=ASSETS / "corpus", index_path=folder / "index", settings=RetrieverSettings(max_tokens=300)
         ),

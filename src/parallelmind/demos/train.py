@@ -24,14 +24,13 @@ from parallelmind.columnar import Visibility
 from parallelmind.data.sources import JsonlSource
 from parallelmind.demos.stories import private_facts, recall, write_records
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, Request, SamplingParams
-from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.options import TINY_MODEL
+from parallelmind.engine.request import Branch, Request
+from parallelmind.settings.model import DEFAULT_STRIDE, TINY_MODEL
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.training.callbacks import Progress
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.run import TrainReport, run_training
 
-STRIDE = 128
 _TRAINING_RECORDS = 1000
 _HELD_OUT_RECORDS = 100
 _EVALUATED_RECORDS = 25
@@ -90,7 +89,7 @@ def train_options(task: Task, folder: Path, visibility: Visibility, steps: int |
         lora_rank=8,
         lora_name=f"{task.name}_{visibility}",
         rope_2d_mode="split",
-        stride=STRIDE,
+        stride=DEFAULT_STRIDE,
         visibility=visibility,
         data_path=training,
         eval_data_path=held_out,
@@ -141,15 +140,7 @@ def train(options: TrainOptions, progress: Progress) -> Trained:
 
 def measure(held_out: Path, *, adapter: Path | None = None, **settings: Any) -> Measured:
     """Answer the held-out records; with an adapter its own settings hold, else `settings` of the loader."""
-    loaded = load_model_with_lora(
-        TINY_MODEL, None if adapter is None else str(adapter), dtype="float32", device="cpu", **settings
-    )
-    engine = Engine(
-        loaded.model,
-        loaded.tokenizer,
-        visibility=loaded.settings.visibility,
-        branch_stride=loaded.settings.branch_stride,
-    )
+    engine = Engine.from_pretrained(TINY_MODEL, lora_path=adapter, dtype="float32", device="cpu", **settings)
     questions = list(_questions(held_out))
     with _one_thread():
         results = engine.generate([request for request, _ in questions])

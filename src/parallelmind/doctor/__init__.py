@@ -14,7 +14,7 @@ GROUPS = ("imports", "versions", "devices", "training", "inference", "documents"
 
 
 def examine(options: DoctorOptions, groups: Sequence[str] = GROUPS, *, begin: Callable[[Check], None]) -> list[Outcome]:
-    """Run the checks of the groups, in the order of GROUPS; `begin` hears of each before it runs."""
+    """Run the checks of the groups, in the order of GROUPS; `begin` is called with each before it runs."""
     outcomes = []
     for check in _checks(options, groups):
         begin(check)
@@ -36,5 +36,5 @@ def _not_startable(group: str, error: Exception) -> Check:
     def run() -> str:
         raise error
 
-    remedy = "Install what the error names again; everything: pip install --force-reinstall parallelmind"
+    remedy = "Install again what the error names, or everything: pip install --force-reinstall parallelmind"
     return Check(group=group, name="start the checks", run=run, remedy=remedy)

@@ -1,29 +1,46 @@
-"""One check of an installation: what is looked at, and what came of it."""
+"""One check of an installation: what is examined, and the outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
+
+from annotated_types import Ge
 
 from parallelmind.errors import ParallelMindError
+from parallelmind.settings.model import TINY_MODEL, Device, LoraPath
+from parallelmind.settings.setting import Flag, Setting, Settings
 
 Status = Literal["pass", "fail", "skip"]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
+class DoctorOptions(Settings):
     """What is checked besides the installation itself."""
 
-    base_model: str = "tiny"
-    lora_path: str | None = None
-    lora_rank: int | None = None
-    """None: the adapter's own; 8 where an adapter is trained."""
-    device: str | None = None
-    """None: cuda, or cpu without a GPU."""
-    dtype: str | None = None
-    """None: float32 on a CPU, bfloat16 elsewhere."""
+    base_model: Annotated[
+        str,
+        Setting(
+            "model of the checks of inference and pos2d: Hub name, local folder, or tiny, the bundled one", "model",
+            flag=Flag(metavar="MODEL"),
+        ),
+    ] = TINY_MODEL  # fmt: skip
+    lora_path: LoraPath = None
+    lora_rank: Annotated[
+        int | None,
+        Ge(1),
+        Setting(
+            "the rank that the adapter must have; also that of the training check", "model",
+            default="the adapter's own; 8 in the check",
+        ),
+    ] = None  # fmt: skip
+    device: Device = None
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Setting("number format of the weights", "model", default="float32 on a CPU, bfloat16 elsewhere"),
+    ] = None
 
 
 class CheckFailedError(Exception):
@@ -35,12 +52,12 @@ class CheckFailedError(Exception):
 
 
 class NotApplicableError(Exception):
-    """What a check looks at is not here and need not be; the message says why."""
+    """What a check examines is not here, and need not be; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Something to look at."""
+    """One thing to examine."""
 
     group: str
     name: str
@@ -52,7 +69,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a check."""
+    """The outcome of a check."""
 
     group: str
     name: str
@@ -107,7 +124,7 @@ class Once(Generic[T]):
 
 
 def perform(check: Check) -> Outcome:
-    """Run a check; whatever it raises, only Ctrl-C gets out."""
+    """Run a check. Whatever it raises becomes its outcome; only Ctrl-C ends the program."""
     try:
         return _outcome(check, "pass", check.run())
     except NotApplicableError as reason:

@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/installation.md",
     "docs/troubleshooting.md",
     "docs/errors.md",
+    "docs/api.md",
     "docs/cli.md",
     "docs/compatibility.md",
     "docs/architecture.md",

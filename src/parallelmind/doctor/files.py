@@ -102,7 +102,7 @@ def _bundled_model() -> str:
         for name in tensors.keys():  # noqa: SIM118  (no mapping)
             tensor = tensors.get_tensor(name)
             if not bool(tensor.isfinite().all()):
-                raise CheckFailedError(f"{folder / 'model.safetensors'}: {name} holds values that are no numbers")
+                raise CheckFailedError(f"{folder / 'model.safetensors'}: {name} holds values that are not numbers")
             parameters += tensor.numel()
     tokenizer, text = Tokenizer.from_file(str(folder / "tokenizer.json")), "How old is 小明? 🙂"
     if (back := tokenizer.decode(tokenizer.encode(text).ids)) != text:
@@ -147,7 +147,7 @@ def _web_page() -> str:
     if missing := sorted(name for name in asked if not (folder / name).is_file()):
         raise CheckFailedError(f"{folder} has no {', '.join(missing)}")
     if not asked:
-        raise CheckFailedError(f"{folder / 'index.html'} asks for no file: it is not the page")
+        raise CheckFailedError(f"{folder / 'index.html'} refers to no file, so it is not the page")
     return f"index.html and the {len(asked)} files it asks for"
 
 

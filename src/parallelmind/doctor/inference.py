@@ -12,18 +12,17 @@ import torch
 from parallelmind.demos.batch import read_demo_records
 from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Request, SamplingParams
-from parallelmind.models.cpu import optimize_for_cpu
+from parallelmind.engine.request import Request
+from parallelmind.models.architecture import rounding_tolerance
 from parallelmind.models.loader import load_model_with_lora, resolve_device
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.options import TINY_MODEL
 from parallelmind.prompts.encode import encode_branch, encode_main
+from parallelmind.settings.model import TINY_MODEL
+from parallelmind.settings.sampling import SamplingParams
 
 _MAIN = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue. Tina counted 36 coins.\n"
 _BRANCHES = ("How old is Dan?", "How much does the hat cost?", "Which colour does Emma like?", "小明几岁？🙂")
 _NEW_TOKENS = 8
-_HALF_TOLERANCE, _TOLERANCE = 0.1, 1e-3
-"""Shares of the largest logit within which the choice of a token is rounding."""
 _ANSWERING = SamplingParams(max_new_tokens=16, temperature=0)
 _RECORDS = 2
 
@@ -62,31 +61,32 @@ def checks(options: DoctorOptions) -> list[Check]:
 
 def _load(options: DoctorOptions) -> _Ready:
     device, _ = resolve_device(options.device)
-    loaded = load_model_with_lora(
-        options.base_model,
-        options.lora_path,
-        options.lora_rank,
-        device=device,
-        dtype=options.dtype or ("float32" if device == "cpu" else "bfloat16"),
-    )
-    model, tokenizer, patched = loaded
-    parameters, adapted = sum(one.numel() for one in model.parameters()), len(lora_layers(model))
-    summary = (
-        f"{options.base_model}: {model.config.model_type}, {parameters:,} parameters, "
-        f"{str(model.dtype).removeprefix('torch.')} on {device}, "
-        + (f"adapter on {adapted} layers, " if adapted else "no adapter, ")
-        + (f"2D RoPE on ({loaded.settings.mode})" if patched else "2D RoPE off")
-    )
-    stride = loaded.settings.branch_stride
-    answers = [_one_by_one(model, tokenizer, branch, number, stride if patched else None)
-               for number, branch in enumerate(_BRANCHES, start=1)]  # fmt: skip
-    optimize_for_cpu(model)  # as every command does; after the reference, which must not share it
+    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
+    given: dict[str, Any] = {"lora_path": options.lora_path, "lora_rank": options.lora_rank}
+    summary, answers = _reference(options.base_model, device=device, dtype=dtype, **given)
     return _Ready(
-        engine=Engine(model, tokenizer, branch_stride=stride),
+        engine=Engine.from_pretrained(options.base_model, device=device, dtype=dtype, **given),
         summary=summary,
         alone=[tokens for tokens, _ in answers],
         gaps=[gaps for _, gaps in answers],
     )
+
+
+def _reference(base_model: str, **given: Any) -> tuple[str, list[tuple[list[int], list[tuple[Any, float]]]]]:
+    """The model in a few words, and its answers one by one; loaded apart, so that the engine shares nothing with it."""
+    loaded = load_model_with_lora(base_model, **given)
+    model, tokenizer, patched = loaded
+    parameters, adapted = sum(one.numel() for one in model.parameters()), len(lora_layers(model))
+    summary = (
+        f"{base_model}: {model.config.model_type}, {parameters:,} parameters, "
+        f"{str(model.dtype).removeprefix('torch.')} on {given['device']}, "
+        + (f"adapter on {adapted} layers, " if adapted else "no adapter, ")
+        + (f"2D RoPE on ({loaded.settings.mode})" if patched else "2D RoPE off")
+    )
+    stride = loaded.settings.branch_stride if patched else None
+    return summary, [
+        _one_by_one(model, tokenizer, branch, number, stride) for number, branch in enumerate(_BRANCHES, start=1)
+    ]
 
 
 @torch.inference_mode()
@@ -96,7 +96,7 @@ def _one_by_one(
     """Greedy tokens by whole forwards of main + branch, without any cache, and the logits of each step."""
     main = encode_main(tokenizer, _MAIN)
     ids = main + encode_branch(tokenizer, branch, has_main=True)
-    tolerance = _TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE
+    tolerance = rounding_tolerance(model)
     steps = []
     for _ in range(_NEW_TOKENS):
         time = torch.arange(len(ids))

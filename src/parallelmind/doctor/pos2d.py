@@ -1,6 +1,6 @@
 """The flow of pos2d: the positions of a row, their way into the model, and what they do there.
 
-Tolerances are shares of the largest logit, as where a model is loaded (engine/model_runner.py). Two forwards of one
+Tolerances are shares of the largest logit, as where a model is loaded (models/architecture.py). Two forwards of one
 shape are the same computation in every number format; those of other shapes are rounded otherwise in half precision.
 """
 
@@ -36,16 +36,16 @@ from parallelmind.doctor.check import (
     Once,
 )
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import UnsupportedModelError
+from parallelmind.models.architecture import rounding_tolerance
 from parallelmind.models.loader import load_model_with_lora, resolve_device
+from parallelmind.settings.sampling import SamplingParams
 
 STRIDE = 128
 _MAIN_TOKENS, _BRANCH_TOKENS = 4, (3, 2)
 EXPECTED_POSITIONS = [(0, 0), (0, 1), (0, 2), (0, 3), (128, 4), (128, 5), (128, 6), (256, 4), (256, 5)]
 """(branch position, time) of a main of 4 tokens and branches of 3 and 2, by hand."""
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_HALF_TOLERANCE = 0.1
 _SAME = _MOVES = 1e-3
 _SAMPLING = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=5)
 
@@ -73,7 +73,7 @@ class Pos2dFlow:
         self.pos2d = self.row.pos2d(STRIDE)[None].to(self.device)
         self._unpatched = self._logits(self._time)
         self.scale = max(1e-6, float(self._unpatched.abs().max()))
-        self._rounding = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE) * self.scale
+        self._rounding = rounding_tolerance(model) * self.scale
 
     @property
     def _time(self) -> Tensor:

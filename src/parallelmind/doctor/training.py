@@ -16,7 +16,7 @@ from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.demos.batch import read_demo_records
 from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, Once
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.options import TINY_MODEL
+from parallelmind.settings.model import TINY_MODEL
 from parallelmind.training.data import batching, load_data
 from parallelmind.training.files import RunFiles
 from parallelmind.training.forward import PackedForward

@@ -58,7 +58,7 @@ def _own_version() -> str:
 def _python_version() -> str:
     asked, found = SpecifierSet(_declared()[0]), platform.python_version()
     if not asked.contains(found, prereleases=True):
-        raise CheckFailedError(f"{found}; needed is {asked}")
+        raise CheckFailedError(f"{found}; {asked} is needed")
     return f"{found} ({asked})"
 
 
@@ -66,10 +66,10 @@ def _required(requirement: Requirement) -> str:
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
-        raise CheckFailedError(f"not installed; needed is {requirement.specifier}") from None
+        raise CheckFailedError(f"not installed; {requirement.specifier} is needed") from None
     # Pre-releases and local builds (2.9.0a0+git, 2.9.0+cu128) are what the user chose.
     if not requirement.specifier.contains(found, prereleases=True):
-        raise CheckFailedError(f"{found}; needed is {requirement.specifier}")
+        raise CheckFailedError(f"{found}; {requirement.specifier} is needed")
     return f"{found} ({requirement.specifier})" if requirement.specifier else found
 
 
@@ -117,7 +117,7 @@ def _requirements(extra: str) -> list[Requirement]:
 
 
 def _extras() -> list[str]:
-    return [extra for extra in _declared()[2] if extra != "dev"]  # what tests need is no matter of an installation
+    return [extra for extra in _declared()[2] if extra != "dev"]  # what the tests need does not concern an installation
 
 
 def _normal(name: str) -> str:

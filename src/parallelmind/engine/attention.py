@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from parallelmind.engine.forward_context import ForwardContext
-from parallelmind.models.attention_switch import attention_switched
+from parallelmind.models.architecture import attention_switched
 
 ATTENTION_NAME = "parallelmind_engine"
 _MAX_SCORES = 2**25

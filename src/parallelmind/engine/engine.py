@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from parallelmind.columnar import VISIBILITIES, Visibility
-from parallelmind.engine.forwarding import Forwarded, forward, forward_apart
-from parallelmind.engine.intake import Intake, default_visibilities
-from parallelmind.engine.memory import default_kv_cache_bytes
-from parallelmind.engine.model_runner import ModelRunner, end_token_ids
+from parallelmind.engine.input_processor import InputProcessor, default_visibilities
+from parallelmind.engine.kv_cache import default_kv_cache_bytes
+from parallelmind.engine.model_runner import ModelOutput, ModelRunner, end_token_ids
 from parallelmind.engine.request import (
     BASE_MODEL,
     Branch,
@@ -23,15 +23,17 @@ from parallelmind.engine.request import (
     Prompt,
     Request,
     RequestResult,
-    SamplingParams,
     TokenLogprob,
 )
 from parallelmind.engine.sampler import NextToken, next_tokens
 from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
-from parallelmind.engine.stats import EngineStats
 from parallelmind.errors import RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
+from parallelmind.models.options import AdapterPath
+from parallelmind.settings.model import DEFAULT_STRIDE, ModelOptions
+from parallelmind.settings.sampling import SamplingParams
+from parallelmind.settings.setting import names
 
 _LOGGER = logging.getLogger(__name__)
 _OVERFLOW = (
@@ -43,8 +45,8 @@ _OVERFLOW = (
 class Engine:
     """Decodes all branches of many requests at once over one copy of each main's keys and values.
 
-    One thread at a time may use an engine. The model stays usable in between: `generate`, training and other engines
-    see it as it was.
+    `Engine.from_pretrained` loads a model for an engine alone. `Engine(model, tokenizer)` shares a model: between two
+    calls `generate`, training and other engines see it as it was. One thread at a time may use an engine.
 
     Args:
         model: a Hugging Face causal language model, patched with 2D RoPE or not.
@@ -71,7 +73,7 @@ class Engine:
         tokenizer: Any,
         *,
         visibility: Visibility = "isolated",
-        branch_stride: int = 128,
+        branch_stride: int = DEFAULT_STRIDE,
         max_running_branches: int | None = 64,
         max_running_requests: int | None = None,
         max_batched_tokens: int = 2048,
@@ -95,7 +97,6 @@ class Engine:
                 raise SettingsError(f"{name} is {value}; it must be at least {least}.")
         self.tokenizer = tokenizer
         self.visibility: Visibility = visibility
-        self.stats = EngineStats()
         self.isolate_failures = isolate_failures
         self._runner = ModelRunner(model, branch_stride=branch_stride, adapters=adapters)
         self.max_model_len = self._runner.max_model_len
@@ -103,14 +104,14 @@ class Engine:
         kv_bytes = default_kv_cache_bytes(self._runner.device) if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = kv_bytes // 2 if prefix_cache_bytes is None else min(prefix_cache_bytes, kv_bytes)
         self._scheduler = Scheduler(
-            stats=self.stats,
             max_running_branches=max_running_branches,
             max_running_requests=max_running_requests,
             max_batched_tokens=max_batched_tokens,
             max_cached_tokens=kv_bytes // self._runner.bytes_per_token,
             max_prefix_tokens=prefix_bytes // self._runner.bytes_per_token,
         )
-        self._intake = Intake(
+        self.stats = self._scheduler.stats
+        self._input = InputProcessor(
             tokenizer=tokenizer,
             num_embeddings=self._runner.num_embeddings,
             visibilities=default_visibilities(visibility, adapters),
@@ -119,6 +120,52 @@ class Engine:
         self._groups: dict[int, list[RequestGroup]] = {}
         self._next_request_id = 0
         self._outbox: list[Event] = []
+
+    @classmethod
+    def from_pretrained(
+        cls, base_model: str, *, lora_path: AdapterPath | Mapping[str, AdapterPath] | None = None, **settings: Any
+    ) -> Engine:
+        """Load a model, with its adapter or with several to choose from, for an engine of its own.
+
+        Visibility and stride are those the adapter was trained with, unless a setting says otherwise. On a CPU the
+        weights are packed for inference. What was decided without being asked for is logged.
+
+        Args:
+            base_model: hub name, local folder, or "tiny" for the bundled model.
+            lora_path: a `.pth` file or PEFT folder; or several by the names that requests choose them by.
+            settings: those of `parallelmind.settings.model.ModelOptions` (`dtype`, `device`, `load_in_4bit`,
+                `patch_rope`, …), and parameters of `Engine` (`max_running_branches`, `kv_cache_bytes`, …).
+        Raises:
+            ParallelMindError: as `load_model_with_lora` and `Engine`.
+            TypeError: a setting has a name that neither has.
+        """
+        # Imported here, as transformers takes seconds to import.
+        from parallelmind.models.cpu import optimize_for_cpu
+        from parallelmind.models.loader import load_model, resolve_device
+
+        loading = {name: value for name, value in settings.items() if name in names(ModelOptions)}
+        limits = {name: value for name, value in settings.items() if name not in loading}
+        inspect.signature(cls).bind(None, None, **limits)  # a misspelled name ends it before the long wait
+        options = ModelOptions(base_model=base_model, **loading)
+        paths = lora_path.values() if isinstance(lora_path, Mapping) else [lora_path] if lora_path else []
+        adapter = f" with {', '.join(map(str, paths))}" if paths else ""
+        _LOGGER.info("loading %s%s", base_model, adapter)
+        if options.device_map is None:  # said before the long wait, not after it
+            device, note = resolve_device(options.device)
+            options = dataclasses.replace(options, device=device)
+            if note:
+                _LOGGER.info("%s", note)
+        loaded = load_model(options, lora_path)
+        for note in (*loaded.notes, *optimize_for_cpu(loaded.model)):
+            _LOGGER.info("%s", note)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            visibility=loaded.settings.visibility,
+            branch_stride=loaded.settings.branch_stride,
+            adapters=loaded.adapters,
+            **limits,
+        )
 
     def generate(self, requests: Iterable[Request], sampling: SamplingParams | None = None) -> list[RequestResult]:
         """Run all requests; results in their order, branches in the order of each request.
@@ -176,7 +223,7 @@ class Engine:
                         unfinished[request_id] -= 1
                         if not unfinished[request_id]:
                             del unfinished[request_id], index_of[request_id]
-                    yield replace(event, request_index=index)
+                    yield dataclasses.replace(event, request_index=index)
         finally:
             for request_id in unfinished:
                 self.cancel(request_id)
@@ -186,7 +233,7 @@ class Engine:
         """Queue a request; returns its id, which the events of `step` carry as request_index."""
         request_id = self._next_request_id
         self._next_request_id += 1
-        groups, problems = self._intake.groups(request_id, request, sampling or SamplingParams(), self.max_model_len)
+        groups, problems = self._input.process(request_id, request, sampling or SamplingParams(), self.max_model_len)
         for problem in problems:
             self._outbox.append(self._fail(*problem))
         if any(group.waiting for group in groups):
@@ -201,11 +248,16 @@ class Engine:
         Raises:
             RequestError: no such adapter or visibility.
         """
-        return self._intake.visibility_of(request, request.adapter if adapter is None else adapter)
+        return self._input.visibility_of(request, request.adapter if adapter is None else adapter)
 
     def branch_stride_of(self, adapter: str = BASE_MODEL) -> int:
         """Branch position = branch id × this, for the branches that use an adapter."""
         return self._runner.stride_of(adapter)
+
+    @property
+    def patched(self) -> bool:
+        """Whether the model has 2D RoPE, so that branches have a position of their own."""
+        return self._runner.patched
 
     def has_unfinished(self) -> bool:
         return bool(self._groups or self._outbox)
@@ -241,15 +293,15 @@ class Engine:
 
         The keys and values of the former main are reused, if it is still in the prefix cache.
         """
-        main = list(self._intake.main_ids(request.main))
+        main = list(self._input.main_ids(request.main))
         for branch, answer in zip(request.branches or [""], result.branches, strict=True):
             prompt = branch.prompt if isinstance(branch, Branch) else branch
-            main += self._intake.prompt_ids(prompt, has_main=bool(main))
+            main += self._input.prompt_ids(prompt, has_main=bool(main))
             tokens = [token for token in answer.token_ids if token not in self._eos_token_ids]
             if answer.finish_reason == "stop" and tokens == answer.token_ids:  # a stop text is among the tokens
-                tokens = self._intake.prompt_ids(answer.text, has_main=True)
+                tokens = self._input.prompt_ids(answer.text, has_main=True)
             main += tokens
-        return replace(request, main=main, branches=branches)
+        return dataclasses.replace(request, main=main, branches=branches)
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -286,36 +338,36 @@ class Engine:
     def _execute(self, schedule: Schedule) -> list[Event]:
         context = schedule.context
         try:
-            done = forward(self._runner, schedule)
+            output = self._runner.execute(schedule)
         except Exception:
             if not self.isolate_failures:
                 raise
             _LOGGER.exception("a forward failed; repeating it one request at a time")
-            done = forward_apart(self._runner, schedule)
-        sampled, rows = list(done.branches), list(done.branches.values())
+            output = self._runner.execute_apart(schedule)
+        sampled, rows = list(output.branches), list(output.branches.values())
         for span in context.main_spans:
-            if id(span.main) in done.mains:
-                span.main.last_logits = done.mains[id(span.main)]
+            if id(span.main) in output.mains:
+                span.main.last_logits = output.mains[id(span.main)]
         for branch in self._scheduler.running:
             main = branch.group.main
-            if main is None or main.last_logits is None or branch.finished or branch in done.branches:
+            if main is None or main.last_logits is None or branch.finished or branch in output.branches:
                 continue
             if branch.starts_from_main:
                 sampled.append(branch)
                 rows.append(main.last_logits)
         tokens = next_tokens(torch.stack(rows), [branch.sampler_row() for branch in sampled]) if sampled else []
-        self._commit(schedule, done)
-        events = self._fail_culprits(done)
+        self._commit(schedule, output)
+        events = self._fail_culprits(output)
         for branch, token in zip(sampled, tokens, strict=True):
             if not branch.finished:
                 events.append(self._advance(branch, token) if token.sound else self._fail(branch, "engine", _OVERFLOW))
         return events
 
-    def _commit(self, schedule: Schedule, done: Forwarded) -> None:
+    def _commit(self, schedule: Schedule, output: ModelOutput) -> None:
         if schedule.context.num_tokens:
             self.stats.forwards += 1
         for span in schedule.context.main_spans:
-            if id(span.main) not in done.failed_mains:
+            if id(span.main) not in output.failed_mains:
                 span.main.num_cached_tokens += len(span.token_ids)
                 self.stats.prompt_tokens += len(span.token_ids)
         for branch, count in schedule.fed:
@@ -324,14 +376,14 @@ class Engine:
             if not branch.output_ids:
                 self.stats.prompt_tokens += count
 
-    def _fail_culprits(self, done: Forwarded) -> list[Event]:
-        if not done.failed and not done.failed_mains:
+    def _fail_culprits(self, output: ModelOutput) -> list[Event]:
+        if not output.failed and not output.failed_mains:
             return []
-        culprits = dict(done.failed)
+        culprits = dict(output.failed)
         for groups in self._groups.values():
             for group in groups:
-                if group.main is not None and id(group.main) in done.failed_mains:
-                    error = done.failed_mains[id(group.main)]
+                if group.main is not None and id(group.main) in output.failed_mains:
+                    error = output.failed_mains[id(group.main)]
                     culprits |= dict.fromkeys(group.branches, error)
         return [self._fail(b, "engine", _broken(error)) for b, error in culprits.items() if not b.finished]
 

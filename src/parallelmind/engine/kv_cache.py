@@ -1,16 +1,27 @@
-"""Keys and values: one copy per main, one slot per running branch.
+"""Keys and values: one copy per main, one slot per running branch, and how much memory they may take.
 
 H is the number of key/value heads, D the head size, L the tokens of a main, C the tokens a slot can hold.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import psutil
+import torch
 from torch import Tensor
 
 _CAPACITY_STEP = 64
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+_LIMITS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit, use and its parts, in the second and the first version of control groups."""
 
 MainKey = tuple[str, tuple[int, ...]]
 """Adapter and token ids: what the keys and values of a main depend on."""
@@ -198,3 +209,29 @@ class BranchSlots:
 def kv_bytes(main: MainCache) -> int:
     """Bytes per token over all layers, measured on a filled main."""
     return -(-main.nbytes() // max(1, main.num_cached_tokens))
+
+
+def default_kv_cache_bytes(device: torch.device) -> int:
+    """Half of the memory that is free now on the device that holds the embeddings."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch keeps for reuse is free for us, though not for other processes.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (int(free) + kept) // 2
+    return int(min(psutil.virtual_memory().available, free_in_container())) // 2
+
+
+def free_in_container(group: Path = _CONTROL_GROUP) -> float:
+    """Bytes that the limit of this container leaves, page cache counted as free; infinity without a limit.
+
+    What the system calls available is the whole machine's, and a container that takes more than its own is killed.
+    """
+    found = math.inf
+    for limit, used, parts in _LIMITS:
+        try:
+            room = int((group / limit).read_text()) - int((group / used).read_text())
+            cache = re.findall(r"^(?:in)?active_file (\d+)$", (group / parts).read_text(), re.MULTILINE)
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        found = min(found, max(0, room + sum(map(int, cache))))
+    return found

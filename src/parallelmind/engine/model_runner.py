@@ -1,8 +1,11 @@
-"""Runs a Hugging Face model on the plan of one forward, and proves at load time that it may."""
+"""Runs a Hugging Face model on what the scheduler chose, and proves at load time that it may."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,21 +16,33 @@ from parallelmind.engine.attention import engine_attention
 from parallelmind.engine.dense_cache import DenseCache
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
 from parallelmind.engine.kv_cache import BranchSlots, MainCache, kv_bytes
+from parallelmind.engine.scheduler import Schedule
+from parallelmind.engine.sequence import BranchSequence
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.attention_switch import model_configs
+from parallelmind.models.architecture import model_configs, refuse_other_layers, rounding_tolerance
 
-_CACHEABLE_LAYERS = {"full_attention", "sliding_attention", "attention", "dense", "sparse", "moe"}
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_HALF_TOLERANCE = 0.1
+_LOGGER = logging.getLogger(__name__)
 _PROBE_MAIN, _PROBE_BRANCH = 5, 4
+
+
+@dataclass
+class ModelOutput:
+    """What a forward gave. Nothing in the schedule has changed yet but keys and values, so it may be repeated."""
+
+    mains: dict[int, Tensor] = field(default_factory=dict)
+    """Logits [V] behind each main that is complete now, by the main's identity."""
+    branches: dict[BranchSequence, Tensor] = field(default_factory=dict)
+    """Logits [V] behind each branch that has all its tokens run."""
+    failed: dict[BranchSequence, Exception] = field(default_factory=dict)
+    failed_mains: dict[int, Exception] = field(default_factory=dict)
 
 
 class ModelRunner:
     """A model, its branch stride, and which of the two attention paths it takes.
 
     Raises:
-        UnsupportedModelError: recurrent layers, or logits that differ from the model's own forward.
+        UnsupportedModelError: other layers than attention, or logits that differ from the model's own forward.
     """
 
     def __init__(self, model: Any, *, branch_stride: int, adapters: AdapterSet | None = None):
@@ -38,7 +53,7 @@ class ModelRunner:
         self.patched = rope is not None
         self._plain_branch_is_time = rope is not None and rope.mode == "split"
         self.config = model.config.get_text_config(decoder=True)
-        _refuse_recurrent(model, self.config)
+        refuse_other_layers(model, "run parallel branches")
         self._configs = model_configs(model)
         self.vocab_size = int(self.config.vocab_size)
         self.max_model_len = int(getattr(self.config, "max_position_embeddings", None) or 2**31)
@@ -48,6 +63,65 @@ class ModelRunner:
         self.dense = False
         self.bytes_per_token = self._check_parity()
         self.adapters = adapters
+
+    def execute(self, schedule: Schedule) -> ModelOutput:
+        """Run all tokens of a schedule."""
+        context = schedule.context
+        output = ModelOutput()
+        if context.num_tokens:
+            self._execute(schedule, context, output)
+        return output
+
+    def execute_apart(self, schedule: Schedule) -> ModelOutput:
+        """Run each main and each request by itself, after they failed together; those that fail alone are marked.
+
+        The results are the same, since no request depends on its company.
+        """
+        whole = schedule.context
+        output = ModelOutput()
+
+        def execute(mains: Sequence[MainSpan], groups: Sequence[GroupSpan]) -> None:
+            self._execute(schedule, ForwardContext(slots=whole.slots, main_spans=mains, groups=groups), output)
+
+        for span in whole.main_spans:
+            try:
+                execute([span], [])
+            except Exception as error:
+                _LOGGER.exception("the model failed on a main of %d tokens", len(span.main))
+                output.failed_mains[id(span.main)] = error
+        for group in whole.groups:
+            if group.main is not None and id(group.main) in output.failed_mains:
+                continue
+            try:
+                execute([], [group])
+            except Exception as error:
+                branches = _branches_of(schedule, group)
+                _LOGGER.exception("the model failed on %d branches of a request", len(branches))
+                output.failed |= dict.fromkeys(branches, error)
+        return output
+
+    def _execute(self, schedule: Schedule, context: ForwardContext, output: ModelOutput) -> None:
+        """Run a plan that is the schedule's or a part of it, and add what it gives to the output."""
+        complete: list[MainCache] = []
+        sampled: list[BranchSequence] = []
+        logits_at: list[int] = []
+        for span, (_, end) in zip(context.main_spans, context.main_ranges, strict=True):
+            if span.past + len(span.token_ids) == len(span.main):
+                complete.append(span.main)
+                logits_at.append(end - 1)
+        for group, (start, _) in zip(context.groups, context.group_ranges, strict=True):
+            place = start
+            for branch, fed in zip(_branches_of(schedule, group), group.branches, strict=True):
+                place += len(fed.token_ids)
+                if len(fed.token_ids) == len(branch.pending) and not branch.finished:
+                    sampled.append(branch)
+                    logits_at.append(place - 1)
+        # A plan without anything to sample still needs one row: some models take an empty selection for "all".
+        logits = self.forward(context, torch.tensor(logits_at or [0]))
+        for index, main in enumerate(complete):
+            output.mains[id(main)] = logits[index].clone()
+        for index, branch in enumerate(sampled, start=len(complete)):
+            output.branches[branch] = logits[index]
 
     @torch.inference_mode()
     def forward(self, context: ForwardContext, logits_at: Tensor) -> Tensor:
@@ -59,7 +133,7 @@ class ModelRunner:
             "return_dict": True,
             "logits_to_keep": logits_at.to(self.device),
         }
-        with self._adapters_in(context, logits_at):
+        with _in_eval_mode(self.model), self._adapters_in(context, logits_at):
             if self.dense:
                 cache = DenseCache(context)
                 arguments |= {
@@ -102,19 +176,19 @@ class ModelRunner:
     @torch.inference_mode()
     def _check_parity(self) -> int:
         """Compare a cached decode of main and one branch with the model's own forward; returns KV bytes per token."""
-        self.model.eval()
         generator = torch.Generator().manual_seed(0)
         count = _PROBE_MAIN + _PROBE_BRANCH
         ids = torch.randint(0, self.vocab_size, (1, count), generator=generator)
         time = torch.arange(count)
         branch = (time >= _PROBE_MAIN) * self.branch_stride
         positions = torch.stack((branch, time), dim=-1) if self.patched else time
-        expected = self.model(
-            input_ids=ids.to(self.device),
-            position_ids=positions[None].to(self.device),
-            attention_mask=torch.ones_like(ids).to(self.device),
-            use_cache=False,
-        ).logits[0, _PROBE_MAIN - 1 :]
+        with _in_eval_mode(self.model):
+            expected = self.model(
+                input_ids=ids.to(self.device),
+                position_ids=positions[None].to(self.device),
+                attention_mask=torch.ones_like(ids).to(self.device),
+                use_cache=False,
+            ).logits[0, _PROBE_MAIN - 1 :]
         failures = []
         for dense in (False, True):
             self.dense = dense
@@ -127,9 +201,7 @@ class ModelRunner:
                 continue
             scale = max(1e-6, float(expected.float().abs().max()))
             difference = float((actual - expected.float()).abs().max()) / scale
-            # 8-bit layers round what goes into them, too.
-            quantized = getattr(self.model, "is_quantized", False)
-            if difference <= (_HALF_TOLERANCE if quantized else _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE)):
+            if difference <= rounding_tolerance(self.model):
                 return bytes_per_token
             failures.append(f"logits differ from the model's own forward by {difference:.2g} of their size")
         name = type(self.model).__name__
@@ -175,17 +247,22 @@ class _AttentionNotReachedError(Exception):
     """The model never called the registered attention function."""
 
 
+def _branches_of(schedule: Schedule, group: GroupSpan) -> list[BranchSequence]:
+    return [schedule.branch_in[span.slot] for span in group.branches]
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Answers have no dropout, and a model that somebody trains is in train mode again afterwards."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _plan(slots: BranchSlots, mains: list[MainSpan], groups: list[GroupSpan]) -> ForwardContext:
     return ForwardContext(slots=slots, main_spans=mains, groups=groups)
-
-
-def _refuse_recurrent(model: nn.Module, config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ()) - _CACHEABLE_LAYERS
-    if getattr(model, "_is_stateful", False):
-        kinds.add("recurrent state")
-    if kinds:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}. Their state would leak "
-            "from branch to branch, so it cannot run parallel branches. Use a model whose layers are all full or "
-            "sliding attention."
-        )

@@ -19,10 +19,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from parallelmind.engine.request import SamplingParams, TokenLogprob
+from parallelmind.engine.request import TokenLogprob
+from parallelmind.settings.sampling import SamplingParams
 
 _NUM_CANDIDATES = 1024
 """Sorting this many instead of a vocabulary of 150,000 is what makes top-p cheap on a CPU."""
+
+
+_COLD = 1e-3
+"""Below this temperature, logits divided by it may be larger than float32 can hold."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,10 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     A branch's draw depends on its own logits, parameters and generator alone, never on who shares the batch.
     """
     tokens = [0] * len(rows)
-    kinds: dict[tuple[float, ...], list[int]] = {}
+    kinds: dict[SamplingParams, list[int]] = {}
     for index, row in enumerate(rows):
-        p = row.params
-        kinds.setdefault((p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty), []).append(index)
-    for indices in kinds.values():
-        chosen = rows[indices[0]].params
+        kinds.setdefault(row.params.distribution, []).append(index)
+    for chosen, indices in kinds.items():
         scores = logits if len(indices) == len(rows) else logits[indices]
         if chosen.repetition_penalty != 1.0:
             context = _padded([rows[i].context_ids for i in indices], scores.device)
@@ -104,6 +107,8 @@ def token_logprobs(
 
 
 def _draw(scores: Tensor, params: SamplingParams, uniform: Tensor) -> list[int]:
+    if params.temperature < _COLD:  # so that the division does not overflow
+        scores = scores - scores.amax(-1, keepdim=True)
     scores = TemperatureLogitsWarper(params.temperature)(None, scores)
     ids, weights, settled = _candidates(scores, params)
     drawn = ids.gather(1, _invert(weights, uniform)).squeeze(1)

@@ -9,7 +9,18 @@ from functools import cached_property
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
 from parallelmind.engine.kv_cache import BranchSlots, PrefixCache
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
-from parallelmind.engine.stats import EngineStats
+
+
+@dataclass
+class EngineStats:
+    """Counters since the engine was made."""
+
+    prompt_tokens: int = 0
+    """Tokens of mains and prompts run through the model."""
+    cached_main_tokens: int = 0
+    """Tokens of mains that were in the prefix cache instead."""
+    generated_tokens: int = 0
+    forwards: int = 0
 
 
 @dataclass
@@ -51,14 +62,13 @@ class Scheduler:
     def __init__(
         self,
         *,
-        stats: EngineStats,
         max_running_branches: int | None,
         max_running_requests: int | None,
         max_batched_tokens: int,
         max_cached_tokens: int,
         max_prefix_tokens: int,
     ):
-        self.stats = stats
+        self.stats = EngineStats()
         self.max_running_branches = max_running_branches
         self.max_running_requests = max_running_requests
         self.max_batched_tokens = max_batched_tokens

@@ -7,8 +7,9 @@ import torch
 from parallelmind.columnar import Visibility
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.kv_cache import MainCache
-from parallelmind.engine.request import BranchResult, FinishReason, SamplingParams, TokenLogprob
+from parallelmind.engine.request import BranchResult, FinishReason, TokenLogprob
 from parallelmind.engine.sampler import SamplerRow
+from parallelmind.settings.sampling import SamplingParams
 
 
 class BranchSequence:

@@ -17,7 +17,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 TOGETHER_URL = "https://api.together.xyz/v1"
 _SERVICES = {"openai": (OPENAI_URL, "OPENAI_API_KEY"), "togetherai": (TOGETHER_URL, "TOGETHER_API_KEY")}
 _NO_KEY = "none"
-"""Sent to servers that ask for none; the SDK does not go without."""
+"""Sent to servers that ask for no key, since the SDK insists on one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Endpoint:
     """A server of the OpenAI protocol."""
 
     base_url: str
-    """With the version: requests go to `{base_url}/chat/completions`."""
+    """The address with its version: requests go to `{base_url}/chat/completions`."""
     key_name: str
     """The environment variable of the key."""
     key: str = field(repr=False, default=_NO_KEY)
@@ -83,7 +83,7 @@ def _checked_url(url: str) -> str:
     try:
         parts = urllib.parse.urlsplit(url.strip())
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
-    except ValueError:  # a port that is no number, half an IPv6 address
+    except ValueError:  # a port that is not a number, or half an IPv6 address
         valid = False
     if not valid or parts.query or parts.fragment:
         shown = url.rpartition("@")[2]

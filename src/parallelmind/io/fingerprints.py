@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def fingerprint_of_folder(folder: Path) -> str:
-    """Of a model folder, without the folders in it."""
+    """The fingerprint of a model folder, without its subfolders."""
     # Weights are too large to hash at every start; size and time tell an edited folder well enough.
     return _by_size_and_time((path.name, path) for path in sorted(folder.iterdir()) if path.is_file())
 
 
 def fingerprint_of_tree(folder: Path) -> str:
-    """Of a folder of data with all folders in it; what is hidden, such as `.git`, is no data."""
+    """The fingerprint of a data folder with its subfolders; hidden ones such as `.git` do not count."""
     files = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
     return _by_size_and_time(
         (name.as_posix(), path) for name, path in files if not any(part.startswith(".") for part in name.parts)
@@ -22,18 +22,18 @@ def fingerprint_of_tree(folder: Path) -> str:
 
 
 def fingerprint_of_large_file(path: Path) -> str:
-    """Of a file that is too large to be read beforehand: its size and time."""
+    """The fingerprint of a file that is too large to be read beforehand: its size and modification time."""
     return _by_size_and_time([("", path)])
 
 
 def fingerprint_of_content(path: Path) -> str:
-    """Of every byte of a file."""
+    """The fingerprint of every byte of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def fingerprint_of_contents(files: Iterable[Path]) -> str:
-    """Of the names and every byte of some files."""
+    """The fingerprint of the names and every byte of several files."""
     hasher = hashlib.blake2b(digest_size=16)
     for file in files:
         with file.open("rb") as opened:

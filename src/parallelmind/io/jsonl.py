@@ -39,7 +39,7 @@ class JsonLine:
     number: int
     """Number of the line in the file, from 1."""
     content: bytes
-    """Without the line end; of a line that is too long only the beginning."""
+    """The bytes without the line end; of a line that is too long only the beginning."""
     size: int
     """Bytes of the whole line, without the line end."""
 

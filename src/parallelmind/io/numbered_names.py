@@ -23,7 +23,7 @@ def numbered_paths(asked: Path) -> Iterator[Path]:
 
 
 def spelled_beside(asked: Path, found: Path) -> Path:
-    """One of the `numbered_paths` as who asked would spell it."""
+    """One of the `numbered_paths`, spelled the way the file was asked for."""
     if found == Path(os.path.realpath(asked)):
         return asked
     beside = asked.with_name(found.name)

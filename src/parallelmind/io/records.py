@@ -167,5 +167,5 @@ def quoted(names: Sequence[str]) -> str:
 
 
 def _as_json(value: Any) -> str:
-    """For messages, which are written to files: always valid Unicode."""
+    """A value as messages show it: always valid Unicode, since messages are written to files."""
     return _encodable(json.dumps(value, ensure_ascii=False, default=str))

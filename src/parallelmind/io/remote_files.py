@@ -69,7 +69,7 @@ class LocalCopies:
         return self._local(str(path)) if is_remote(path) else Path(path)
 
     def upload(self, path: str | Path, written: Path | None = None) -> str | Path:
-        """Bring the finished output to its place: under another name first, so that no half file is ever seen there.
+        """Copy the finished output to its place, under another name first, so that it is never seen in part.
 
         `written` is the local output, if its job gave it another name than `local` has; the place is then beside
         `path`, under that name. Returns where the output is now.

@@ -9,15 +9,22 @@ Shapes: T rows of a forward, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from parallelmind.errors import AdapterError
+from parallelmind.models.options import AdapterPath
 from parallelmind.models.sidecar import RopeSettings
+
+if TYPE_CHECKING:
+    from parallelmind.models.lora_read import Adapter, LayerWeights
 
 _Rows = Sequence[tuple[str, slice | Tensor]]
 _BASE = ""
@@ -179,3 +186,56 @@ def _logit_rows(of_token: Sequence[str], logits_at: Tensor) -> _Rows:
     for row, token in enumerate(logits_at.tolist()):
         rows.setdefault(of_token[token], []).append(row)
     return [(name, torch.tensor(found)) for name, found in rows.items() if name != _BASE]
+
+
+def attach_adapters(
+    model: nn.Module, adapters: AdapterSet, paths: Mapping[str, AdapterPath], *, rank: int | None = None
+) -> None:
+    """Put registered adapters, by name, on a model's linear layers, in place.
+
+    Args:
+        rank: what every adapter's rank must be; None: its own.
+    Raises:
+        AdapterError: one does not fit or is not safe to read; the model is then as it was.
+    """
+    # Imported here, as PEFT takes seconds to import.
+    from parallelmind.models.lora_layers import linear_layers, unwrap_to_change
+    from parallelmind.models.lora_match import cast_layer, check_rank, match_layers
+    from parallelmind.models.lora_read import read_adapter
+
+    base = unwrap_to_change(model)
+    linears = linear_layers(base)
+    layers: dict[str, dict[str, tuple[Tensor, Tensor, Tensor | None]]] = {}
+    for name, path in paths.items():
+        adapter = read_adapter(path)
+        check_rank(adapter, rank, path, one_of_several=True)
+        for layer, found in match_layers(adapter, base, linears, path).items():
+            cast = cast_layer(found, linears[layer].weight.dtype, layer, path)
+            layers.setdefault(layer, {})[name] = _factors(cast, linears[layer], adapter, path)
+    head = base.get_output_embeddings()
+    for layer, by_adapter in layers.items():
+        linear = linears[layer]
+        adapted = adapters.adapted(linear, is_head=linear is head)
+        for name, factors in by_adapter.items():
+            adapted.add(name, *factors)
+        parent, _, leaf = layer.rpartition(".")
+        setattr(base.get_submodule(parent), leaf, adapted)
+    model.eval()
+
+
+def _factors(
+    layer: LayerWeights, linear: nn.Linear, adapter: Adapter, path: AdapterPath
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A, B with the scaling folded in, and DoRA's magnitude share (Liu et al., 2024, https://arxiv.org/abs/2402.09353)."""
+    device = linear.weight.device
+    scaling = layer.alpha / (math.sqrt(layer.rank) if adapter.use_rslora else layer.rank)
+    # A copy: what was read may be a view of the file, which somebody may overwrite while it is served.
+    a, b = layer.A.to(device, copy=True), (layer.B.to(device).float() * scaling).to(layer.B.dtype)
+    if layer.magnitude is None:
+        return a, b, None
+    if not linear.weight.dtype.is_floating_point:
+        raise AdapterError(f"{path}: DoRA cannot be served beside other adapters on quantized weights; merge it first")
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(linear.weight.float() + b.float() @ a.float(), dim=1)
+        share = layer.magnitude.to(device).float() / norm
+    return a, b, share.to(layer.B.dtype)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.sidecar import RopeSettings
 
 
@@ -28,6 +29,8 @@ class LoadedModel(tuple[Any, ...]):
     """How positions and visibility are encoded."""
     notes: list[str]
     """What was decided without being asked for, in sentences for the user."""
+    adapters: AdapterSet | None = None
+    """Those that stand beside the model, for requests to choose from."""
 
     @property
     def model(self) -> Any:

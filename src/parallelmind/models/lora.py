@@ -1,14 +1,14 @@
 """LoRA on the linear layers of a model: W + scaling · B·A (Hu et al., 2021, https://arxiv.org/abs/2106.09685).
 
 The layers are PEFT's, injected in place, so the model keeps its Hugging Face class and its module paths.
-`lora_read` and `lora_write` have the file formats, `lora_layers` the layers.
+`lora_read` and `lora_write` have the file formats, `lora_match` whether a file fits, `lora_layers` the layers.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,27 +17,31 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import nn
 
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.lora_expected import ExpectedLora, check_expected, check_rank, expect, expected_of
 from parallelmind.models.lora_layers import (
     ADAPTER,
-    canonical,
     current_dropout,
     inject,
     linear_layers,
     lora_layers,
-    plain_modules,
     select_targets,
     unload,
     unwrap,
     unwrap_to_change,
 )
-from parallelmind.models.lora_read import Adapter, LayerWeights, read_adapter
+from parallelmind.models.lora_match import (
+    ExpectedLora,
+    cast_layer,
+    check_expected,
+    check_rank,
+    expect,
+    expected_of,
+    match_layers,
+)
+from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.lora_write import folder_config, folder_state, pth_state, write_folder, write_pth
 from parallelmind.models.sidecar import Sidecar
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-_FILE_PREFIXES = ("module.", "base_model.model.")
 
 
 def apply_lora(
@@ -196,62 +200,3 @@ def merge_lora(model: ModelT) -> ModelT:
         if head is not None and head.weight is not base.get_input_embeddings().weight:
             config.tie_word_embeddings = False  # else save_pretrained would drop the merged head
     return model
-
-
-def match_layers(
-    adapter: Adapter, model: nn.Module, linears: Mapping[str, nn.Linear], path: str | os.PathLike[str]
-) -> dict[str, LayerWeights]:
-    """The adapter's layers by the model's module paths. Raises AdapterError naming the first misfits."""
-    modules = dict(plain_modules(model))
-    layers: dict[str, LayerWeights] = {}
-    problems = []
-    for file_name, layer in adapter.layers.items():
-        name = _name_in_model(file_name, modules)
-        if name in layers:
-            raise AdapterError(f"{path}: holds {name} twice, under different prefixes")
-        layers[name] = layer
-        shapes = f"A {list(layer.A.shape)} and B {list(layer.B.shape)} in the file"
-        if name not in modules:
-            problems.append(f"  {file_name}: {shapes}, no such module in the model")
-        elif name not in linears:
-            problems.append(f"  {name}: {shapes}, a {type(modules[name]).__name__} in the model, not a Linear")
-        else:
-            n_in, n_out, rank = linears[name].in_features, linears[name].out_features, layer.rank
-            wrong_magnitude = layer.magnitude is not None and list(layer.magnitude.shape) != [n_out]
-            if (layer.A.shape[1], layer.B.shape[0]) != (n_in, n_out) or wrong_magnitude:
-                problems.append(
-                    f"  size mismatch for {name}: {shapes}, A [{rank}, {n_in}] and B [{n_out}, {rank}] in the model"
-                )
-    if problems:
-        more = [f"  and {len(problems) - 4} more"] if len(problems) > 4 else []
-        raise AdapterError(
-            f"{path}: {len(problems)} of its {len(adapter.layers)} layers do not fit this "
-            f"{type(model).__name__}: the adapter was trained on another base model; give that one as "
-            "--base_model. What differs:\n" + "\n".join(problems[:4] + more)
-        )
-    return layers
-
-
-def _name_in_model(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """The path without prefixes of wrappers; a prefix that the model itself has stays."""
-    name = canonical(name)
-    while name not in modules:
-        prefix = next((prefix for prefix in _FILE_PREFIXES if name.startswith(prefix)), None)
-        if prefix is None:
-            break
-        name = name.removeprefix(prefix)
-    return name
-
-
-def cast_layer(layer: LayerWeights, dtype: torch.dtype, name: str, path: str | os.PathLike[str]) -> LayerWeights:
-    if not dtype.is_floating_point:  # quantized weights: PEFT chooses the adapter's dtype
-        return layer
-    cast = LayerWeights(
-        layer.A.to(dtype),
-        layer.B.to(dtype),
-        alpha=layer.alpha,
-        magnitude=None if layer.magnitude is None else layer.magnitude.to(dtype),
-    )
-    if not all(torch.isfinite(tensor.float()).all() for tensor in cast.tensors()):
-        raise AdapterError(f"{path}: {name} has values too large for {dtype}; pass --dtype bfloat16 or float32")
-    return cast

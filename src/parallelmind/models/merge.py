@@ -10,29 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.loader import AUTO_DTYPE, load_model_with_lora
+from parallelmind.models.loader import load_model
 from parallelmind.models.lora import adapter_rank, merge_lora
-from parallelmind.models.options import dtype_name
+from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeOptions:
-    """What to merge; None means not given, as in `load_model_with_lora`."""
-
-    base_model: str
-    lora_path: str
-    output_dir: Path
-    lora_rank: int | None = None
-    patch_rope: bool | None = None
-    rope_2d_ratio: float | None = None
-    rope_2d_mode: str | None = None
-    rope_2d_pairs: str | None = None
-    branch_stride: int | None = None
-    visibility: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    """None: the base model's own."""
+from parallelmind.settings.model import ModelOptions, dtype_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +41,7 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
     output = Path(os.path.abspath(options.output_dir))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise SettingsError(f"--output_dir {output} exists already; give a new name, or remove it first.")
-    values = dataclasses.asdict(options)
-    del values["output_dir"]
-    values["dtype"] = options.dtype or AUTO_DTYPE
-    loaded = load_model_with_lora(**values)
+    loaded = load_model(ModelOptions.of(options), options.lora_path)
     model = merge_lora(loaded.model)
     rope = loaded.settings if loaded.patch_rope else None
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
@@ -112,9 +91,9 @@ def _model_card(options: MergeOptions, name: str, rope: RopeSettings | None) -> 
         "`parallelmind.json`:",
         "",
         "```python",
-        "from parallelmind import load_model_with_lora",
+        "from parallelmind import Engine",
         "",
-        f'model, tokenizer, patch_rope = load_model_with_lora("{name}")',
+        f'engine = Engine.from_pretrained("{name}")',
         "```",
         "",
         f"or `parallelmind batch --base_model {name} --data_path … --out_path …`, without flags for 2D RoPE.",

@@ -1,65 +1,27 @@
-"""Which model to load and how: the settings that all commands with a model share."""
+"""What the settings of a model come to: the same however much of it was spelled out."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallelmind.errors import SettingsError
 from parallelmind.io.fingerprints import fingerprint_of_contents
+from parallelmind.settings.model import TINY_MODEL, ModelOptions
 
-TINY_MODEL = "tiny"
-"""The name of the bundled model."""
-ROPE_FLAGS = ("rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs", "branch_stride", "visibility")
+AdapterPath = str | os.PathLike[str]
+"""Of a `.pth` file or a PEFT folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The names are the flags; which adapter to load is each command's own to say.
+def bundled_model_path() -> Path:
+    """Folder of the model that ships with the package."""
+    return Path(__file__).parents[1] / "assets" / "tiny"
 
-    Raises:
-        SettingsError: a value is out of range.
-    """
 
-    base_model: str
-    """Hub name, local folder, or "tiny" for the bundled model."""
-    lora_rank: int | None = None
-    """None: the adapter's own."""
-    patch_rope: bool | None = None
-    """None: on with an adapter."""
-    rope_2d_ratio: float | None = None
-    rope_2d_mode: str | None = None
-    rope_2d_pairs: str | None = None
-    branch_stride: int | None = None
-    visibility: str | None = None
-    """None for these five: what the adapter was trained with, else the default."""
-    device: str | None = None
-    """None: cuda, or cpu without a GPU."""
-    dtype: str = "bfloat16"
-    """A name, or torch's own dtype, which becomes its name; "auto" is the checkpoint's own."""
-    device_map: str | None = None
-    """"auto" spreads the model over several GPUs; `device` is then unused."""
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", dtype_name(self.dtype))  # settings are written as JSON
-        for name, least in (("lora_rank", 1), ("branch_stride", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise SettingsError(f"--{name} is {value!r}; it must be {least} or more.")
-        if self.rope_2d_ratio is not None and not (math.isfinite(self.rope_2d_ratio) and 0 <= self.rope_2d_ratio <= 1):
-            raise SettingsError(f"--rope_2d_ratio is {self.rope_2d_ratio!r}; it must be from 0 to 1.")
-        if self.load_in_8bit and self.load_in_4bit:
-            raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
-
-    def loading(self) -> dict[str, Any]:
-        """The arguments of `load_model_with_lora`, but for the adapter."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
+def model_path(base_model: str) -> str:
+    """Folder or hub name of a base model, the bundled one included."""
+    return str(bundled_model_path()) if base_model == TINY_MODEL else base_model
 
 
 def real_name(name: str | None) -> str | None:
@@ -83,19 +45,16 @@ def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, An
     Raises:
         ParallelMindError: the flags contradict each other or what the adapter was trained with.
     """
-    given = [name for name in ("patch_rope", *ROPE_FLAGS) if getattr(options, name) is not None]
-    if lora_path is None and not given and not os.path.isdir(options.base_model):
+    flags = options.rope_flags()
+    if (
+        lora_path is None
+        and not any(value is not None for value in flags.values())
+        and not os.path.isdir(options.base_model)
+    ):
         return {"patch_rope": False, "visibility": "isolated"}  # without torch, which the rest needs
-    from parallelmind.models.loader import settings_in_force
+    from parallelmind.models.rope_settings import resolve_rope
 
-    settings, patched, _ = settings_in_force(
-        options.base_model, lora_path, options.patch_rope, **{name: getattr(options, name) for name in ROPE_FLAGS}
-    )
-    if not patched:
-        return {"patch_rope": False, "visibility": settings.visibility}
-    return {"patch_rope": True, **dataclasses.asdict(settings)}
-
-
-def dtype_name(dtype: object) -> str:
-    """The name of a number format that is given as text or as torch's dtype: "float32" for `torch.float32`."""
-    return str(dtype).removeprefix("torch.")
+    resolved = resolve_rope(options.base_model, lora_path, **flags)
+    if not resolved.patched:
+        return {"patch_rope": False, "visibility": resolved.settings.visibility}
+    return {"patch_rope": True, **dataclasses.asdict(resolved.settings)}

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from parallelmind.columnar import VISIBILITIES, Visibility, additive_mask, visible
-from parallelmind.models.attention_switch import attention_switched, model_configs
+from parallelmind.models.architecture import attention_switched, model_configs
 
 _masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """By ids: the masks built from them, so that the layers of a forward and of its backward share them."""

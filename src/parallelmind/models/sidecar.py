@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from parallelmind.columnar.rope import PAIR_CHOICES, ROPE_MODES, PairChoice, RopeMode
 from parallelmind.columnar.visibility import VISIBILITIES, Visibility
 from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.settings.model import DEFAULT_STRIDE, ROPE_FLAGS
 
 SIDECAR_NAME = "parallelmind.json"
 """In a folder."""
@@ -24,15 +24,6 @@ FORMAT_VERSION = 1
 _MAX_BYTES = 1 << 20
 _SHOWN = 5
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-
-
-_FLAGS = {
-    "ratio": "--rope_2d_ratio",
-    "mode": "--rope_2d_mode",
-    "pairs": "--rope_2d_pairs",
-    "branch_stride": "--branch_stride",
-    "visibility": "--visibility",
-}
 _CHOICES: dict[str, tuple[str, ...]] = {"mode": ROPE_MODES, "pairs": PAIR_CHOICES, "visibility": VISIBILITIES}
 
 
@@ -46,16 +37,16 @@ class RopeSettings:
     """split: branch pairs turn by branch position only; additive: by time + branch position."""
     pairs: PairChoice = "low"
     """low: the slowest pairs carry the branch; interleaved: pairs spread evenly."""
-    branch_stride: int = 128
+    branch_stride: int = DEFAULT_STRIDE
     """Branch position = branch id x stride. 0 puts all branches at one position."""
     visibility: Visibility = "isolated"
     """What a branch token sees besides its own branch: main; main and the other branches' past; nothing."""
 
     def __post_init__(self) -> None:
-        for name, flag in _FLAGS.items():
+        for flag, name in ROPE_FLAGS.items():
             value = getattr(self, name)
             if problem := _problem(name, value):
-                raise SettingsError(f"{flag} {problem}, not {value!r}")
+                raise SettingsError(f"--{flag} {problem}, not {value!r}")
 
 
 def _problem(name: str, value: Any) -> str | None:
@@ -157,7 +148,7 @@ def _parse(content: Any, path: Path) -> Sidecar:
         raise AdapterError(f"{path}: field 'rank' must be 1 or more, not {rank}")
     rope = None
     if fields["rope"] is not None:
-        values = _object(fields["rope"], list(_FLAGS), path, "field 'rope'")
+        values = _object(fields["rope"], list(ROPE_FLAGS.values()), path, "field 'rope'")
         for name, value in values.items():
             if problem := _problem(name, value):
                 raise AdapterError(f"{path}: field 'rope.{name}' {problem}, not {value!r}")
@@ -181,50 +172,3 @@ def _typed(fields: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise AdapterError(f"{path}: field {name!r} must be of type {kind.__name__}, not {value!r}")
     return value
-
-
-def resolve_settings(
-    sidecar: Sidecar | None,
-    *,
-    ratio: float | None = None,
-    mode: str | None = None,
-    pairs: str | None = None,
-    branch_stride: int | None = None,
-    visibility: str | None = None,
-    owner: str = "the adapter",
-) -> RopeSettings:
-    """Settings to run an adapter with: the sidecar's, or if it has none the given ones and else the defaults.
-
-    None means that the flag was not given; `owner` is whose sidecar it is, for the error. Raises
-    SettingsError for an invalid value, and for given values that contradict the sidecar, listing every one of them.
-    """
-    given = {
-        "ratio": ratio,
-        "mode": mode,
-        "pairs": pairs,
-        "branch_stride": branch_stride,
-        "visibility": visibility,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    asked = RopeSettings(**given)  # type: ignore[arg-type]
-    if sidecar is None or sidecar.rope is None:
-        return asked
-    stored = sidecar.rope
-    contradictions = [
-        f"  {_FLAGS[name]} {value} given, {getattr(stored, name)} stored"
-        for name, value in given.items()
-        if not _same(value, getattr(stored, name))
-    ]
-    if contradictions:
-        raise SettingsError(
-            f"{owner[0].upper()}{owner[1:]} was trained with other settings than the flags given:\n"
-            + "\n".join(contradictions)
-            + "\nLeave these flags out to use the stored values, or train an adapter with the values given."
-        )
-    return stored
-
-
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, str) or isinstance(right, str):
-        return bool(left == right)
-    return math.isclose(left, right, rel_tol=1e-9)

@@ -37,7 +37,7 @@ class Absence:
     """What the older version's documentation says about its end."""
 
     def fields(self) -> dict[str, Any]:
-        """As it is stored in a context row."""
+        """The fields that are stored in a context row."""
         known = {"removed_in": self.removed_in, "parent": self.parent}
         return {
             "evidence": self.evidence,

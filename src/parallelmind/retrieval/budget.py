@@ -19,7 +19,7 @@ _CACHED = 256
 _BOUNDARIES = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.!?])\s|(?<=[。！？])|\n"), re.compile(r"\s"))
 _LEAST_KEPT = 0.5
 _CHARACTERS_PER_TOKEN = (2, 8)
-"""Of long texts the beginning is tokenised first: so many characters for each token that may be kept."""
+"""Only the beginning of a long text is tokenised at first: this many characters for each token that may be kept."""
 _MARGIN = 16
 
 

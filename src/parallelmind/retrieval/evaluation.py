@@ -58,7 +58,7 @@ class MethodScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the labelled queries came to."""
+    """The results over all labelled queries."""
 
     queries: int
     right: int

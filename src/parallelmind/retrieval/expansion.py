@@ -46,7 +46,7 @@ def expand_queries(
     duplicates of the first one; memory is 16 bytes and a set entry for each. Safe with many processes.
 
     Raises:
-        DataError: the file cannot be read, or is no queries file.
+        DataError: the file cannot be read, or is not a queries file.
         SettingsError: the rows cannot be written.
     """
 

@@ -21,7 +21,7 @@ _CHUNK = 2**20
 _MAX_VALUE = 2**28
 _FLAT_FIELDS = {"id", "query", "target_api", "dependencies", "queries", "original_data"}
 _LONGEST_TOKEN = 16
-"""Of JSON, strings and numbers apart: an error nearer to the end of the window may be no error."""
+"""The longest token of JSON besides strings and numbers: an error nearer to the end of the window may be due to it."""
 _SPACE = " \t\r\n"
 
 
@@ -44,7 +44,7 @@ def read_items(path: Path) -> Iterator[QueryItem]:
     Raises:
         DataError: the file cannot be read, or is neither; a JSON object is broken in the middle (names the line).
     """
-    next(read_lines(path, max_records=1, max_line_bytes=_CHUNK), None)  # refuses files that are no text
+    next(read_lines(path, max_records=1, max_line_bytes=_CHUNK), None)  # refuses files that are not text
     window = _Window(path)
     try:
         if window.next_is("["):
@@ -130,7 +130,7 @@ class _Window:
         return self._line
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """The next character that is not a space; "" at the end."""
         while True:
             while self._position < len(self._text) and self._text[self._position] in _SPACE:
                 self._position += 1

@@ -21,7 +21,7 @@ class _Removal:
 
 @dataclass(frozen=True)
 class RenameTable:
-    """What is known beside the corpora."""
+    """What is known about names besides the corpora."""
 
     import_conventions: Mapping[str, str]
     modules: Mapping[str, Sequence[str]]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Ge
 
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.retrieval.absence import Absence, absent_by_parent, absent_elsewhere
@@ -16,28 +19,30 @@ from parallelmind.retrieval.ranking import Hit, Ranker
 from parallelmind.retrieval.renames import RenameTable, load_renames
 from parallelmind.retrieval.store import CorpusStore, Resolved
 from parallelmind.retrieval.version_index import VersionIndex
+from parallelmind.settings.setting import Setting, Settings
 
 EXACT, STRING, FALLBACK, ABSENT = METHODS = ("exact_api_match", "rag_string_match", "rag_fallback", "absent")
 _SIMILAR_NAMED = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetrieverSettings:
+@dataclass(frozen=True, kw_only=True)
+class RetrieverSettings(Settings):
     """How contexts are found and how long they may be."""
 
-    max_documents: int = 10
-    """Documents that ranked search puts into a context at most."""
-    fixed_docs_per_query: int = 1
-    """Documents that it puts in, if it finds as many; 0: as many as fit, up to `max_documents`."""
-    max_tokens: int = 4000
-    """Of a context; 0: no limit."""
-    enable_str_match: bool = False
-    jump_exact_match: bool = False
+    max_documents: Annotated[
+        int, Ge(1), Setting("at most this many documents in a context that was found by search", "context")
+    ] = 10
+    fixed_docs_per_query: Annotated[
+        int, Ge(0), Setting("documents in such a context; 0: as many as fit, up to --max_documents", "context")
+    ] = 1
+    max_tokens: Annotated[int, Ge(0), Setting("at most this many tokens in a context; 0: no limit", "context")] = 4000
+    enable_str_match: Annotated[
+        bool, Setting("if no name is equal, try renamed modules and very similar names", "search")
+    ] = False
+    jump_exact_match: Annotated[bool, Setting("skip the exact match", "search")] = False
 
     def __post_init__(self) -> None:
-        for name, least in (("max_documents", 1), ("fixed_docs_per_query", 0), ("max_tokens", 0)):
-            if (value := getattr(self, name)) < least:
-                raise SettingsError(f"--{name} is {value}; it must be at least {least}.")
+        super().__post_init__()
         if self.fixed_docs_per_query > self.max_documents:
             raise SettingsError(
                 f"--fixed_docs_per_query is {self.fixed_docs_per_query}, above --max_documents {self.max_documents}; "
@@ -64,7 +69,7 @@ class _Found:
     absence: Absence | None = None
     absence_text: str = ""
     title: str = ""
-    """What each document is, before it."""
+    """What stands before each document, to say what it is."""
 
 
 class Retriever:

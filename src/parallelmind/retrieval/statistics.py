@@ -1,4 +1,4 @@
-"""What a file of context rows came to, by the way each context was found."""
+"""The statistics of a file of context rows, by the way each context was found."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from parallelmind.io.records import shorten
 
 
 def sort_key(version: str) -> tuple[int, Version, str]:
-    """Orders versions as releases; names that are no versions come first."""
+    """Orders versions as releases; names that are not versions come first."""
     try:
         return (1, Version(version), version)
     except InvalidVersion:
@@ -51,11 +51,11 @@ def choose_version(spelled: str, available: Sequence[str]) -> str | None:
 
 def _range(text: str) -> SpecifierSet:
     try:
-        # "1.26.*" alone is no specifier of pip, but its meaning is plain.
+        # "1.26.*" alone is not a specifier of pip, but its meaning is plain.
         return SpecifierSet(f"=={text}" if text[:1].isdigit() else text.replace("*", "") if text == "*" else text)
     except InvalidSpecifier:
         raise DataError(
-            f"the version {shorten(text)!r} is none; write one such as 1.26.4, or a range such as >=1.20,<2."
+            f"{shorten(text)!r} is not a version; write one such as 1.26.4, or a range such as >=1.20,<2."
         ) from None
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from parallelmind.engine.request import Branch, BranchResult, Request, SamplingParams
+from parallelmind.columnar import Visibility
+from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import RequestError
+from parallelmind.prompts.conversation import user
+from parallelmind.prompts.encode import PromptIds
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.mailbox import Gain
 from parallelmind.server.problems import ApiError, error_of_result
-from parallelmind.server.prompts import PromptIds, chat_ids, completion_ids, text_ids
 from parallelmind.server.schemas import (
     BranchesInput,
     BranchesOutput,
@@ -22,6 +25,7 @@ from parallelmind.server.schemas import (
     BranchOutput,
     BranchUsage,
     Cancelled,
+    ChatMessage,
     GenerateInput,
     GenerateOutput,
     Sampling,
@@ -30,6 +34,7 @@ from parallelmind.server.schemas import (
 )
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import DONE, EventStream, data, results_of
+from parallelmind.settings.sampling import SamplingParams
 
 router = APIRouter(tags=["branches"])
 
@@ -46,7 +51,7 @@ ServiceOf = Annotated[Service, Depends(_service)]
     "/v1/branches",
     response_model=BranchesOutput,
     response_description="The answers; with `stream`, server-sent events",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def create_branches(body: BranchesInput, http: HttpRequest, service: ServiceOf) -> Any:
     """Decode all branches of one main in parallel; main is computed once.
@@ -91,7 +96,7 @@ async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -
     arrived = time.perf_counter()
     service.check_room(1)
     _, adapter = service.choose(None, body.adapter)
-    ids, prompt = await service.in_encoder(lambda engine: _encoded(engine.tokenizer, body))
+    ids, prompt = await service.in_encoder(lambda prompts: _encoded(prompts, body))
     given = {} if body.max_new_tokens is None else {"max_new_tokens": body.max_new_tokens}
     sampling = sampling_params(body, Sampling(), 0, **given)
     check_new_tokens(service, sampling, "max_tokens" if body.max_new_tokens is None else "max_new_tokens")
@@ -104,10 +109,10 @@ async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -
     return GenerateOutput(response=prompt + result.text)
 
 
-def _encoded(tokenizer: Any, body: GenerateInput) -> tuple[PromptIds, str]:
+def _encoded(prompts: PromptEncoder, body: GenerateInput) -> tuple[PromptIds, str]:
     """The ids of a prompt, and the text that its response begins with."""
-    ids = completion_ids(tokenizer, body.prompt)
-    return ids, tokenizer.decode(ids.main, skip_special_tokens=True) if body.return_full_text else ""
+    ids = prompts.completions(body.prompt)
+    return ids, prompts.tokenizer.decode(ids.main, skip_special_tokens=True) if body.return_full_text else ""
 
 
 async def encode_branches(
@@ -120,7 +125,7 @@ async def encode_branches(
     Raises:
         ApiError: a field does not go together with another, or with the server.
     """
-    prompts = [branch.prompt for branch in body.branches]
+    texts = [branch.prompt for branch in body.branches]
     own = {branch.adapter for branch in body.branches if branch.adapter is not None}
     for name in own:
         service.choose(None, name)
@@ -145,9 +150,9 @@ async def encode_branches(
         )
     messages, main = body.messages, body.main or ""
     if messages is not None:
-        ids = await service.in_encoder(lambda engine: chat_ids(engine.tokenizer, messages, prompts, visibility))
+        ids = await encode_conversation(service, messages, texts, visibility)
     else:
-        ids = await service.in_encoder(lambda engine: text_ids(engine.tokenizer, main, prompts, visibility))
+        ids = await service.in_encoder(lambda prompts: prompts.texts(main, texts, visibility=visibility))
     return (
         Request(
             main=ids.main,
@@ -157,6 +162,22 @@ async def encode_branches(
         ),
         ids,
     )
+
+
+async def encode_conversation(
+    service: Service, messages: Sequence[ChatMessage], texts: Sequence[str], visibility: Visibility = "isolated"
+) -> PromptIds:
+    """A conversation as main; each branch has the user's next message, or answers the conversation if that is empty.
+
+    Raises:
+        ApiError: the model's chat template refuses the conversation.
+    """
+    said = [message.message for message in messages]
+    added = [[user(text)] if text else [] for text in texts]
+    try:
+        return await service.in_encoder(lambda prompts: prompts.conversation(said, added, visibility=visibility))
+    except RequestError as error:
+        raise ApiError(400, str(error), param="messages") from error
 
 
 def branch_requests(

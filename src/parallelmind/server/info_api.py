@@ -10,19 +10,19 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 import parallelmind
 from parallelmind.columnar import VISIBILITIES, pack_row
-from parallelmind.engine.engine import Engine
-from parallelmind.engine.presets import PRESETS
 from parallelmind.errors import RequestError
+from parallelmind.prompts.encode import PromptIds
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.branches_api import ServiceOf
 from parallelmind.server.problems import ApiError
-from parallelmind.server.prompts import PromptIds, text_ids
 from parallelmind.server.schemas import GridInput, GridOutput, GridToken, Health, PresetOutput
+from parallelmind.settings.sampling import PRESETS
 from parallelmind.visuals.grid import row_grid
 from parallelmind.visuals.tokens import token_texts
 
 MAX_GRID_TOKENS = 400
 _MAX_GRID_CHARACTERS = 40 * MAX_GRID_TOKENS
-"""More is too long whatever the tokenizer, and need not be tokenized."""
+"""A longer text is too long for every tokenizer, and is refused without tokenizing it."""
 
 router = APIRouter(tags=["server"])
 
@@ -57,7 +57,7 @@ async def info(service: ServiceOf) -> dict[str, Any]:
         "visibility": engine.visibility,
         "visibilities": list(VISIBILITIES),
         "max_model_len": engine.max_model_len,
-        "chat_template": bool(getattr(engine.tokenizer, "chat_template", None)),
+        "chat_template": served.prompts.template.is_own,
         "max_branches": options.max_branches,
         "max_new_tokens": options.max_new_tokens,
         "max_main_tokens": options.max_main_tokens,
@@ -74,22 +74,22 @@ async def grid(body: GridInput, service: ServiceOf) -> GridOutput:
         visibility = service.visibility(body.visibility, body.adapter)
     except RequestError as error:
         raise ApiError(400, str(error), param="visibility") from error
-    prompts = [branch if isinstance(branch, str) else branch.prompt for branch in body.branches]
-    if len(body.main) + sum(map(len, prompts)) > _MAX_GRID_CHARACTERS:
+    texts = [branch if isinstance(branch, str) else branch.prompt for branch in body.branches]
+    if len(body.main) + sum(map(len, texts)) > _MAX_GRID_CHARACTERS:
         raise _too_large(None)
 
-    def encode(engine: Engine) -> tuple[PromptIds, list[str]]:
-        ids = text_ids(engine.tokenizer, body.main, prompts, visibility)
+    def encode(prompts: PromptEncoder) -> tuple[PromptIds, list[str]]:
+        ids = prompts.texts(body.main, texts, visibility=visibility)
         flat = [*ids.main, *(token for branch in ids.branches for token in branch)]
         if len(flat) > MAX_GRID_TOKENS:
             raise _too_large(len(flat))
-        return ids, token_texts(engine.tokenizer, flat)
+        return ids, token_texts(prompts.tokenizer, flat)
 
-    ids, texts = await service.in_encoder(encode)
+    ids, shown = await service.in_encoder(encode)
     row = pack_row(ids.main, ids.branches)
     stride = service.served.engine.branch_stride_of(body.adapter)
-    drawn = row_grid(row, texts, stride=stride, visibility=visibility)
-    places = zip(texts, row.branch_ids.tolist(), row.pos2d(stride).tolist(), strict=True)
+    drawn = row_grid(row, shown, stride=stride, visibility=visibility)
+    places = zip(shown, row.branch_ids.tolist(), row.pos2d(stride).tolist(), strict=True)
     return GridOutput(
         tokens=[
             GridToken(text=text, branch=branch, time=time, position=(position, time))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.loading import make_engine
 from parallelmind.errors import SettingsError
-from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.loaded import LoadedModel
-from parallelmind.models.loader import load_model_with_lora
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.options import ServeOptions
 
 _GIB = 2**30
@@ -25,22 +23,26 @@ class Served:
     """Name of the model without an adapter."""
     adapters: tuple[str, ...]
 
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        """Token ids for the engine."""
+        return PromptEncoder(self.engine.tokenizer)
+
 
 def load_served(options: ServeOptions) -> Served:
     """Load model and adapters and make the engine.
 
     Raises:
-        ParallelMindError: something does not fit; see `load_model_with_lora`.
+        ParallelMindError: something does not fit; see `Engine.from_pretrained`.
     """
     part, named = split_adapters(options)
-    loaded, adapters = _load(options, part, named)
-    engine = make_engine(
-        loaded,
+    engine = Engine.from_pretrained(
+        lora_path=named or part,
+        **options.loading(),
         max_running_branches=options.max_running_branches,
         max_batched_tokens=options.max_batched_tokens,
         kv_cache_bytes=_bytes(options.kv_cache_gb),
         prefix_cache_bytes=_bytes(options.prefix_cache_gb),
-        adapters=adapters,
         isolate_failures=True,
     )
     return Served(engine, _model_name(options.base_model), tuple(named))
@@ -74,16 +76,8 @@ def split_adapters(options: ServeOptions) -> tuple[str | None, dict[str, str]]:
     return (unnamed[0] if unnamed else None), named
 
 
-def _load(options: ServeOptions, part: str | None, named: dict[str, str]) -> tuple[LoadedModel, AdapterSet | None]:
-    if not named:
-        return load_model_with_lora(lora_path=part, **options.loading()), None
-    from parallelmind.models.adapters_load import load_model_with_adapters  # PEFT takes seconds to import
-
-    return load_model_with_adapters(adapters=named, **options.loading())
-
-
 def _model_name(base_model: str) -> str:
-    """A folder goes by its last part: where it lies is nobody's business."""
+    """A folder has its last part as its name, so that clients do not learn where it is on the server."""
     path = Path(base_model)
     return path.resolve().name if path.is_dir() else base_model
 

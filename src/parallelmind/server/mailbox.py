@@ -1,4 +1,4 @@
-"""Where the engine's thread puts what one request gains, and an event loop takes it from."""
+"""Hands what one request gains from the engine's thread to an event loop."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Mailbox:
         self.first_token_at: float | None = None
         self.finished_at: float | None = None
         self.abandoned = False
-        """Nobody reads any more."""
+        """The reader is gone."""
         self.overflowed = False
         """The reader was so far behind that the request is cancelled."""
         self.generated_tokens = 0

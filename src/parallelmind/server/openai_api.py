@@ -8,22 +8,23 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
-from parallelmind.engine.request import Branch, Request, SamplingParams
-from parallelmind.server.branches_api import ServiceOf, check_new_tokens, encode_branches
+from parallelmind.engine.request import Branch, Request
+from parallelmind.prompts.encode import PromptIds
+from parallelmind.server.branches_api import ServiceOf, check_new_tokens, encode_branches, encode_conversation
 from parallelmind.server.openai_format import Chat, Completion
 from parallelmind.server.openai_schemas import ChatInput, CompletionInput, OpenAiInput
 from parallelmind.server.problems import ApiError
-from parallelmind.server.prompts import PromptIds, chat_ids, completion_ids
-from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params
+from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params, shifted_seed
 from parallelmind.server.service import Job, Service
 from parallelmind.server.streaming import EventStream, results_of
+from parallelmind.settings.sampling import SamplingParams
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {}}},
 }
 _LIKE_OPENAI = {"temperature": 1.0, "top_p": 1.0}
-"""Their defaults are not ours."""
+"""The defaults of OpenAI differ from ours."""
 _COMPLETION_TOKENS = 16
 
 
@@ -50,7 +51,7 @@ async def completions(body: CompletionInput, http: HttpRequest, service: Service
     many = 1 if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else len(body.prompt)
     each = body.n or 1
     service.check_room(many * each)
-    ids = await service.in_encoder(lambda engine: completion_ids(engine.tokenizer, body.prompt))
+    ids = await service.in_encoder(lambda prompts: prompts.completions(body.prompt))
     request = _alone(service, body, ids, each, adapter, body.logprobs, max_new_tokens=_COMPLETION_TOKENS)
     tokenizer = service.served.engine.tokenizer
     echoes = None
@@ -81,7 +82,7 @@ async def chat_completions(body: ChatInput, http: HttpRequest, service: ServiceO
     if body.branches is not None:
         request = await _under_messages(service, body, adapter, alternatives)
     else:
-        ids = await service.in_encoder(lambda engine: chat_ids(engine.tokenizer, body.messages, [""], "isolated"))
+        ids = await encode_conversation(service, body.messages, [""])
         request = _alone(service, body, ids, body.n or 1, adapter, alternatives)
     job = service.submit(request, streamed=bool(body.stream), kind="chatcmpl", arrived=arrived)
     form = Chat(
@@ -120,7 +121,7 @@ def _sampling(
     service: Service, body: OpenAiInput, index: int, alternatives: int | None, **documented: Any
 ) -> SamplingParams:
     settings = _LIKE_OPENAI | {"logprobs": alternatives} | documented
-    shifted = body if body.seed is None else body.model_copy(update={"seed": body.seed + index})
+    shifted = body if body.seed is None else body.model_copy(update={"seed": shifted_seed(body.seed, index)})
     sampling = sampling_params(shifted, Sampling(), index, **settings)
     check_new_tokens(service, sampling, "max_tokens")
     return sampling

@@ -41,7 +41,7 @@ class _Format:
         raise NotImplementedError
 
     def whole(self, results: Sequence[BranchResult]) -> dict[str, Any]:
-        """The answer without streaming. Raises ApiError if no choice came to anything."""
+        """The answer without streaming. Raises ApiError if every choice failed."""
         if all(result.finish_reason in ("error", "cancelled") for result in results):
             raise error_of_result(results[0])
         choices = [self._choice(index, result) for index, result in enumerate(results)]

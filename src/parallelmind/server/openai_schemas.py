@@ -114,10 +114,11 @@ class ChatInput(OpenAiInput):
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> ChatInput:
+        fields: Any = self
         if self.max_completion_tokens is not None:
-            if self.max_tokens is not None:
+            if fields.max_tokens is not None:
                 raise incompatible("max_tokens", "max_tokens and max_completion_tokens mean the same; give one of them")
-            self.max_tokens = self.max_completion_tokens
+            fields.max_tokens = self.max_completion_tokens
         if self.top_logprobs is not None and not self.logprobs:
             raise incompatible("top_logprobs", "top_logprobs needs logprobs")
         if self.branches is not None and (self.n or 1) > 1:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from parallelmind.engine.request import BranchResult
 from parallelmind.errors import RequestError
+from parallelmind.server.schemas import HTTP_SETTINGS
 
 _TYPES = {
     401: "authentication_error",
@@ -142,8 +143,15 @@ def _explained(errors: Sequence[Any]) -> ApiError:
         )
     if first["type"] == "missing":
         return ApiError(400, f"the field {param!r} is missing", param=param, code="missing_field")
+    if (setting := HTTP_SETTINGS.get(param.rpartition(".")[2] if param else "")) is not None and _is_value(first):
+        return ApiError(400, f"{param} {setting.refusal(first['input'])}", param=param, code="invalid_value")
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
+
+
+def _is_value(error: Mapping[str, Any]) -> bool:
+    """Whether an error is about type or range, and not about what else a text or list may be."""
+    return error["type"] not in ("value_error", "too_long")
 
 
 def _names_a_form(part: object) -> bool:

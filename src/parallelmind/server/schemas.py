@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
-from parallelmind.engine.request import SamplingParams
+from parallelmind.prompts.conversation import Message, role_of
+from parallelmind.settings.sampling import SamplingParams, SamplingSettings
+from parallelmind.settings.setting import described
 
 
 def _whole(text: str) -> str:
@@ -21,13 +23,7 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-Stop = Text | Annotated[list[Text], Field(max_length=16)] | None
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Penalty = Annotated[float, Field(ge=0.01, le=100)]
-Temperature = Annotated[float, Field(ge=0, le=100)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-MinP = Annotated[float, Field(ge=0, le=1)]
-_SEEDS = 2**63
+Stop = Text | Annotated[list[Text], Field(max_length=16)]
 
 
 def incompatible(param: str, message: str) -> PydanticCustomError:
@@ -36,7 +32,7 @@ def incompatible(param: str, message: str) -> PydanticCustomError:
 
 
 class Strict(BaseModel):
-    """Unknown fields are refused, and so are values of another type and numbers that are none."""
+    """Unknown fields are refused, and so are values of another type, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -48,8 +44,10 @@ class ChatMessage(Strict):
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
 
     @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def message(self) -> Message:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": role_of(self.role), "content": text}
 
 
 class TextPart(Strict):
@@ -59,26 +57,29 @@ class TextPart(Strict):
     text: Text
 
 
-class Sampling(Strict):
-    """How tokens are chosen, and when a branch ends; in parentheses the defaults."""
+HTTP_SETTINGS = {one.setting.http or one.name: one for one in described(SamplingSettings)}
+"""The sampling settings by the names that requests give them."""
 
-    max_tokens: int | None = Field(default=None, ge=1, description="Tokens generated at most (512).")
-    temperature: Temperature | None = Field(default=None, description="0 is greedy (0.7).")
-    top_p: TopP | None = Field(
-        default=None, description="Keep the likeliest tokens that reach this probability together (0.9)."
-    )
-    top_k: int | None = Field(
-        default=None, ge=0, le=2**31, description="Keep this many of the likeliest tokens; 0 keeps all (0)."
-    )
-    min_p: MinP | None = Field(
-        default=None, description="Drop tokens less likely than this share of the likeliest (0)."
-    )
-    repetition_penalty: Penalty | None = Field(default=None, description="Above 1 discourages repetition (1).")
-    stop: Stop = Field(default=None, description="Texts that end a branch; they are not part of the answer.")
-    seed: Seed | None = Field(
-        default=None, description="The same seed gives the same answer. At the request, branch i draws with seed + i."
-    )
-    ignore_eos: bool | None = Field(default=None, description="Go on past the end-of-text token (false).")
+
+def _sampling_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, one in HTTP_SETTINGS.items():
+        default = "" if one.default is None or one.default == () else f" ({one.default})"
+        text = f"{one.setting.help[0].upper()}{one.setting.help[1:]}{default}."
+        kind = Stop if one.kind is tuple else one.type
+        fields[name] = (kind | None, Field(default=None, description=text))
+    return fields
+
+
+_SamplingFields: Any = create_model("SamplingFields", __base__=Strict, **_sampling_fields())
+
+
+class Sampling(_SamplingFields):  # type: ignore[misc]
+    """How tokens are chosen, and when a branch ends; in parentheses the defaults.
+
+    With a seed at the request, branch i draws with seed + i.
+    """
+
     adapter: Text | None = Field(
         default=None, max_length=200, description="Name of a loaded adapter; empty for the base model."
     )
@@ -238,19 +239,17 @@ def sampling_params(fields: Sampling, defaults: Sampling, index: int, **document
     Args:
         index: of the branch; a seed of the request is shifted by it, so that branches differ.
     """
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "ignore_eos")
     settings: dict[str, Any] = dict(documented)
-    for name in names:
+    for name, one in HTTP_SETTINGS.items():
         for source in (fields, defaults):
             if (value := getattr(source, name)) is not None:
-                settings[name] = value
+                settings[one.name] = value
                 break
-    most = fields.max_tokens if fields.max_tokens is not None else defaults.max_tokens
-    if most is not None:
-        settings["max_new_tokens"] = most
-    stop = fields.stop if fields.stop is not None else defaults.stop
-    if fields.seed is not None:
-        settings["seed"] = fields.seed % _SEEDS
-    elif defaults.seed is not None:
-        settings["seed"] = (defaults.seed + index) % _SEEDS
-    return SamplingParams(stop=tuple([stop] if isinstance(stop, str) else stop or ()), **settings)
+    if fields.seed is None and defaults.seed is not None:
+        settings["seed"] = shifted_seed(defaults.seed, index)
+    return SamplingParams(**settings)
+
+
+def shifted_seed(seed: int, index: int) -> int:
+    """The seed of the choice or branch with this number, from 0."""
+    return seed + index if seed + index < 2**64 else seed + index - 2**64

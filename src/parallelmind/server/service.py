@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 from parallelmind.columnar import Visibility
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import BASE_MODEL, Event, Request
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.engine_thread import EngineLoad, EngineThread
 from parallelmind.server.loading import Served, load_served
 from parallelmind.server.mailbox import Mailbox
@@ -159,10 +160,9 @@ class Service:
         """What the branches of a request see."""
         return self.served.engine.visibility_of(Request(visibility=asked), adapter)
 
-    async def in_encoder(self, function: Callable[[Engine], T]) -> T:
+    async def in_encoder(self, function: Callable[[PromptEncoder], T]) -> T:
         """Run a function in the thread for tokenizing, so that long texts hold up neither loop nor engine."""
-        engine = self.served.engine
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, function, engine)
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, function, self.served.prompts)
 
     def check_room(self, branches: int) -> None:
         """Raises ApiError if the server takes no request of so many branches now; ask before any work is done."""

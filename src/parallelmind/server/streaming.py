@@ -37,7 +37,7 @@ class StreamFormat(Protocol):
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client no longer waits for the answer."""
 
 
 def data(content: Any) -> bytes:

@@ -13,9 +13,7 @@ from parallelmind.answering.backends.adapter import UserBackend
 from parallelmind.answering.backends.base import AnswerBackend, InferenceSettings
 from parallelmind.answering.backends.loading import load_backend_class
 from parallelmind.answering.backends.openai_compatible import OpenAICompatibleBackend
-from parallelmind.answering.chat_format import ChatFormat
 from parallelmind.answering.context_rows import answer_row, parse_context_row
-from parallelmind.answering.prompt_pieces import PieceEncoder
 from parallelmind.answering.prompt_template import PromptTemplate
 from parallelmind.answering.prompts import Prompts
 from parallelmind.answering.window import ContextWindow
@@ -27,7 +25,10 @@ from parallelmind.jobs.progress import Progress
 from parallelmind.jobs.result import RecordResult
 from parallelmind.jobs.run import JobReport, run_job
 from parallelmind.jobs.task import GroupOf, RecordWorker, Task, WorkerInfo
+from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
+from parallelmind.settings.sampling import SamplingSettings
+from parallelmind.settings.setting import values_of
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.answer_workers import BackendAnswers, EngineAnswers, unreadable
 from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
@@ -91,12 +92,7 @@ class AnswerTask(Task):
     def _backend(self, worker: WorkerInfo) -> AnswerBackend:
         options = self.options
         if options.backend is not None:
-            settings = InferenceSettings(
-                model_path=options.model_path,
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-                top_p=options.top_p,
-            )
+            settings = InferenceSettings(model_path=options.model_path, **values_of(SamplingSettings, options))
             return UserBackend(load_backend_class(options.backend), settings)
         endpoint = find_endpoint(options.inference_type, base_url=options.base_url, api_key_env=options.api_key_env)
         return OpenAICompatibleBackend(endpoint, options.http(world_size=worker.world_size))
@@ -105,7 +101,7 @@ class AnswerTask(Task):
 def run_answer(
     options: AnswerOptions,
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     run: RunOptions | None = None,
     worker_files: bool = True,
 ) -> JobReport | None:
@@ -149,30 +145,31 @@ def context_of(line: bytes) -> bytes:
 def _engine_answers(
     options: AnswerOptions, prompts: Prompts, worker: WorkerInfo, alive: Callable[[], None]
 ) -> EngineAnswers:
-    from parallelmind.engine.loading import load_engine
+    from parallelmind.engine.engine import Engine
 
     try:
-        engine, loaded = load_engine(
-            spread_over(options.model(), worker),
-            options.lora_path,
-            visibility="isolated",
+        engine = Engine.from_pretrained(
+            lora_path=options.lora_path,
+            **spread_over(options.model(), worker).loading(),
             max_running_branches=options.batch_size,
             prefix_cache_bytes=PREFIX_CACHE_BYTES,
             kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
         )
     except SettingsError as error:  # here the flag has another name
         raise SettingsError(str(error).replace("--base_model", "--model_path")) from error
-    chat, encode = ChatFormat(loaded.tokenizer), PieceEncoder(loaded.tokenizer)
+    encoder = PromptEncoder(engine.tokenizer)
     # The few tokenizers that are not of the tokenizers library cannot tell where tokens end: then another one's tell.
-    tokenizer = getattr(loaded.tokenizer, "backend_tokenizer", None) or load_tokenizer("tiny")
+    tokenizer = getattr(engine.tokenizer, "backend_tokenizer", None) or load_tokenizer("tiny")
     window = ContextWindow(
-        lambda row: encode(prompts.split(row, chat)), TokenBudget(tokenizer), tokens=engine.max_model_len
+        lambda row: encoder.split(prompts.split(row, encoder.slots)),
+        TokenBudget(tokenizer),
+        tokens=engine.max_model_len,
     )
     return EngineAnswers(
         engine,
         window,
         options,
         worker,
-        one_each=loaded.patch_rope,
+        one_each=engine.patched,
         alive=alive,
     )

@@ -3,109 +3,126 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Ge
 
 from parallelmind.answering.backends.openai_compatible import HttpSettings
 from parallelmind.answering.backends.retry import RetryPolicy
-from parallelmind.engine.request import SamplingParams
-from parallelmind.errors import RequestError, SettingsError
+from parallelmind.errors import SettingsError
 from parallelmind.io.fingerprints import fingerprint_of_folder
-from parallelmind.models.options import ModelOptions, dtype_name, fingerprint_of_adapter, real_name
+from parallelmind.models.options import fingerprint_of_adapter, real_name
+from parallelmind.settings.http import (
+    ApiKeyEnv,
+    BaseUrl,
+    Concurrency,
+    ExtraBody,
+    MaxAttempts,
+    MaxRetrySeconds,
+    Rpm,
+    Timeout,
+    Tpm,
+)
+from parallelmind.settings.model import (
+    Device,
+    DeviceMap,
+    Dtype,
+    KvCacheGb,
+    LoadIn4Bit,
+    LoadIn8Bit,
+    LoraPath,
+    LoraRank,
+    ModelOptions,
+    dtype_name,
+)
+from parallelmind.settings.sampling import SamplingSettings, Seed, Temperature, TopP
+from parallelmind.settings.setting import Flag, Setting, values_of
 
 InferenceType = Literal["local", "huggingface", "togetherai", "openai"]
+INFERENCE_TYPES: tuple[InferenceType, ...] = get_args(InferenceType)
 ENGINE_TYPES = ("local", "huggingface")
 HTTP_TYPES = ("togetherai", "openai")
-INFERENCE_TYPES = (*ENGINE_TYPES, *HTTP_TYPES)
-
-# These change where, how fast and how often answers are made, but not which answers the job is for.
-_NOT_IDENTITY = {"contexts_file", "output_file", "batch_size", "device", "kv_cache_gb", "retry_failed", "overwrite"} | {
-    "max_samples", "lora_rank",  # a rank that is not the file's is refused
-    "device_map", "api_key_env", "concurrency", "timeout", "rpm", "tpm", "max_attempts", "max_retry_seconds",
-}  # fmt: skip
+_ENGINE_ONLY = "lora_path", "lora_rank", "device", "device_map", "load_in_8bit", "load_in_4bit", "kv_cache_gb"
+_HTTP_ONLY = "api_key_env", "rpm", "tpm", "extra_body"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions:
+class AnswerOptions(SamplingSettings):
     """Everything `parallelmind answer` can be told; the names are the flags.
 
     Raises:
         SettingsError: a value is out of range, or two do not go together.
     """
 
-    contexts_file: Path
-    output_file: Path
-    model_path: str | None = None
-    """Folder or hub name, or the model's name at the server."""
-    inference_type: InferenceType = "local"
-    backend: str | None = None
-    """`file.py:ClassName` of a user's own backend; `inference_type` is then unused."""
-    max_new_tokens: int = 512
-    temperature: float = 0.2
-    top_p: float = 0.95
-    seed: int = 0
-    max_samples: int | None = None
-    prompt_template: Path | None = None
-    no_system_role: bool = False
-    lora_path: str | None = None
-    lora_rank: int | None = None
-    batch_size: int = 16
-    """Branches that run at once in the engine."""
-    device: str | None = None
-    dtype: str = "bfloat16"
-    device_map: str | None = None
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
-    kv_cache_gb: float | None = None
-    base_url: str | None = None
-    api_key_env: str | None = None
-    concurrency: int = 16
-    timeout: float = 120.0
-    rpm: float | None = None
-    tpm: float | None = None
-    max_attempts: int = 8
-    max_retry_seconds: float = 600.0
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    retry_failed: bool = True
-    overwrite: bool = False
+    contexts_file: Annotated[Path, Setting("the contexts, JSONL", "files", identity=False)]
+    output_file: Annotated[Path, Setting("the answers, JSONL", "files", identity=False)]
+    max_samples_per_worker: Annotated[
+        int | None,
+        Ge(1),
+        Setting("the first N rows for each worker only", "files", default="all", identity=False),
+    ] = None
+    max_samples: Annotated[int | None, Ge(1), Setting("the first N rows", "files", identity=False, flag=None)] = None
+    retry_failed: Annotated[bool, Setting("do not try failed answers again", "files", identity=False)] = True
+    overwrite: Annotated[bool, Setting("drop earlier answers and start again", "files", identity=False)] = False
+    model_path: Annotated[
+        str | None,
+        Setting("local folder, Hub name, or the model's name at the server", "model", flag=Flag(metavar="MODEL")),
+    ] = None
+    inference_type: Annotated[
+        InferenceType, Setting("what answers: the engine here (local, huggingface) or a server", "model")
+    ] = "local"
+    backend: Annotated[
+        str | None,
+        Setting(
+            "your own subclass of parallelmind.QueryBasedInference, in place of --inference_type",
+            "model",
+            flag=Flag(metavar="FILE:CLASS"),
+        ),
+    ] = None
+    prompt_template: Annotated[Path | None, Setting("YAML", "model", default="the built-in prompts")] = None
+    no_system_role: Annotated[bool, Setting("put the instructions into the user's turn", "model")] = False
+    lora_path: LoraPath = None
+    lora_rank: LoraRank = None
+    batch_size: Annotated[int, Ge(1), Setting("answers that the engine decodes at once", "running", identity=False)] = (
+        16
+    )
+    device: Device = None
+    dtype: Dtype = "bfloat16"
+    device_map: DeviceMap = None
+    load_in_8bit: LoadIn8Bit = False
+    load_in_4bit: LoadIn4Bit = False
+    kv_cache_gb: KvCacheGb = None
+    temperature: Temperature = 0.2
+    top_p: TopP = 0.95
+    seed: Seed = 0
+    base_url: BaseUrl = None
+    api_key_env: ApiKeyEnv = None
+    concurrency: Concurrency = 16
+    timeout: Timeout = 120.0
+    rpm: Rpm = None
+    tpm: Tpm = None
+    max_attempts: MaxAttempts = 8
+    max_retry_seconds: MaxRetrySeconds = 600.0
+    extra_body: ExtraBody = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        if self.inference_type not in INFERENCE_TYPES:
-            raise SettingsError(
-                f"--inference_type is {self.inference_type!r}; it must be one of {', '.join(INFERENCE_TYPES)}."
-            )
+        super().__post_init__()
         if self.backend is None and not self.model_path:
             raise SettingsError("--model_path is missing; it names the model, such as Qwen/Qwen2.5-0.5B-Instruct.")
         if self.base_url is not None and self.inference_type != "openai":
             raise SettingsError(
                 f"--base_url is for --inference_type openai, not {self.inference_type}; give that, or leave it out."
             )
-        engine_only = "lora_path", "lora_rank", "device", "device_map", "load_in_8bit", "load_in_4bit", "kv_cache_gb"
-        http_only = "api_key_env", "rpm", "tpm", "extra_body"
-        for names, types, fits in (
-            (engine_only, ENGINE_TYPES, self.uses_engine),
-            (http_only, HTTP_TYPES, self.uses_http),
+        for group, types, fits in (
+            (_ENGINE_ONLY, ENGINE_TYPES, self.uses_engine),
+            (_HTTP_ONLY, HTTP_TYPES, self.uses_http),
         ):
-            given = [name for name in names if getattr(self, name) not in (None, False, {})]
+            given = [name for name in group if getattr(self, name) not in (None, False, {})]
             if given and not fits:
                 raise SettingsError(f"--{given[0]} is for --inference_type {' and '.join(types)}; leave it out.")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise SettingsError(f"--max_samples_per_worker gives {self.max_samples} rows; it must be 1 or more.")
-        if self.batch_size < 1:
-            raise SettingsError(f"--batch_size is {self.batch_size}; it must be 1 or more.")
-        if self.kv_cache_gb is not None and not 0 < self.kv_cache_gb < math.inf:
-            raise SettingsError(f"--kv_cache_gb is {self.kv_cache_gb}; it must be above 0.")
-        try:
-            self.sampling()
-        except RequestError as error:
-            raise SettingsError(f"--{error}") from None
-        if self.uses_http:
-            self.http(world_size=1)
         if self.uses_engine:
             self.model()
 
@@ -120,28 +137,7 @@ class AnswerOptions:
     def model(self) -> ModelOptions:
         """The model to load, for answers of our engine."""
         assert self.model_path
-        return ModelOptions(
-            base_model=self.model_path,
-            lora_rank=self.lora_rank,
-            device=self.device,
-            dtype=self.dtype,
-            device_map=self.device_map,
-            load_in_8bit=self.load_in_8bit,
-            load_in_4bit=self.load_in_4bit,
-        )
-
-    def sampling(self, **changed: Any) -> SamplingParams:
-        """How answers are sampled.
-
-        Raises:
-            RequestError: a value is out of range.
-        """
-        settings: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-        }
-        return SamplingParams(**(settings | changed))
+        return ModelOptions.of(self, base_model=self.model_path)
 
     def http(self, *, world_size: int) -> HttpSettings:
         """How requests are made; rates are shared by the workers.
@@ -151,26 +147,23 @@ class AnswerOptions:
         """
         assert self.model_path
         return HttpSettings(
+            **values_of(SamplingSettings, self) | {"seed": self.seed or None},
             model=self.model_path,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
             extra_body=self.extra_body,
             concurrency=self.concurrency,
             timeout=self.timeout,
             rpm=None if self.rpm is None else self.rpm / world_size,
             tpm=None if self.tpm is None else self.tpm / world_size,
-            retry=RetryPolicy(max_attempts=self.max_attempts, max_seconds=self.max_retry_seconds),
+            retry=RetryPolicy(max_attempts=self.max_attempts, max_retry_seconds=self.max_retry_seconds),
         )
 
     def identity(self) -> dict[str, Any]:
         """The settings that make this another job when they differ."""
-        settings = {name: value for name, value in vars(self).items() if name not in _NOT_IDENTITY}
         template = None if self.prompt_template is None else real_name(str(self.prompt_template))
         names = {"lora_path": real_name(self.lora_path), "prompt_template": template}
         if self.uses_engine:
             names["model_path"] = real_name(self.model_path)
-        return settings | names | {"extra_body": json.loads(json.dumps(dict(self.extra_body)))}
+        return super().identity() | names
 
     def file_prints(self) -> dict[str, str]:
         """Hashes of the local files that change the answers; edited, they make this another job."""

@@ -12,11 +12,12 @@ from parallelmind.answering.backends.base import AnswerBackend, Outcome
 from parallelmind.answering.context_rows import ContextRow, answer_row, parse_context_row, unreadable_row
 from parallelmind.answering.prompts import Prompts
 from parallelmind.answering.window import ContextWindow
-from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request, SamplingParams
+from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request
 from parallelmind.errors import ParallelMindError
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.result import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.batch_worker import EngineLike, branch_seed
 
@@ -114,7 +115,7 @@ class EngineAnswers:
             asked[number] = {place: question for place, (question, _) in enumerate(group)}
             branches = [branch for _, branch in group]
             number, group = number + 1, []
-            return Request(main=main_ids or [], branches=branches)
+            return Request(main=main_ids or [], branches=branches, visibility="isolated")
 
         for line, row in parse_rows(lines, write, self._rank):
             try:

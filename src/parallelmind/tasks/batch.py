@@ -88,7 +88,7 @@ class BatchTask(Task):
         return _BatchRecords(
             BatchWorker(
                 backend,
-                sampling=options.sampling,
+                sampling=options.sampling(seed=None),
                 limits=options.row_limits,
                 seed=options.seed,
                 num_workers=options.num_workers,
@@ -117,7 +117,7 @@ class _BatchRecords:
 def run_batch(
     options: BatchOptions,
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     run: RunOptions | None = None,
     load: Callable[[BatchOptions], Backend] | None = None,
 ) -> BatchReport | None:
@@ -140,22 +140,23 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
     Raises:
         ParallelMindError: the model or adapter cannot be loaded or does not fit the settings.
     """
-    from parallelmind.engine.loading import load_engine
+    from parallelmind.columnar import sees_main
+    from parallelmind.engine.engine import Engine
     from parallelmind.prompts.encode import encode_branch, encode_main
 
-    engine, loaded = load_engine(
-        spread_over(options, worker),
-        options.lora_path,
+    engine = Engine.from_pretrained(
+        lora_path=options.lora_path,
+        **spread_over(options, worker).loading(),
         max_running_branches=None if options.batch_by_samples else options.batch_size,
         max_running_requests=options.batch_size if options.batch_by_samples else None,
         prefix_cache_bytes=PREFIX_CACHE_BYTES,
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
-    tokenizer, sees_main = loaded.tokenizer, loaded.settings.visibility != "strict"
+    tokenizer, reads_main = engine.tokenizer, sees_main(engine.visibility)
     return Backend(
         engine=engine,
         encode_main=lambda text: encode_main(tokenizer, text),
-        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and sees_main),
+        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and reads_main),
     )
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from parallelmind.data.rows import RowLimits, split_rows
-from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Event, Request, SamplingParams
+from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Event, Request
 from parallelmind.errors import DataError
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.io.records import Record, parse_record, salvage_fields, shorten
 from parallelmind.jobs.result import RecordResult
 from parallelmind.jobs.task import Write
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.read_ahead import map_ahead
 
 _LOGGER = logging.getLogger(__name__)

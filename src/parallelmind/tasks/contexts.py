@@ -8,9 +8,10 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from parallelmind.errors import SettingsError
+from annotated_types import Ge
+
 from parallelmind.io.atomic import replacing
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.options import RunOptions
@@ -23,32 +24,31 @@ from parallelmind.retrieval.compat import text_key
 from parallelmind.retrieval.expansion import expand_queries, load_query, remove_other_expansions
 from parallelmind.retrieval.retriever_options import RetrieverOptions
 from parallelmind.retrieval.statistics import ContextStatistics, collect_context_statistics
+from parallelmind.settings.setting import Setting, Settings
 from parallelmind.tasks.context_worker import ContextWorker, error_row
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextOptions:
+class ContextOptions(Settings):
     """Everything `parallelmind contexts` can be told; the names are the flags.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    queries_file: Path
-    output_file: Path
+    queries_file: Annotated[Path, Setting("the queries, JSON or JSONL", "files", identity=False)]
+    output_file: Annotated[Path, Setting("the contexts, JSONL", "files", identity=False)]
+    start_index: Annotated[int, Ge(0), Setting("skip the first N queries", "files")] = 0
+    max_samples: Annotated[
+        int | None, Ge(1), Setting("at most N queries after those", "files", default="all", identity=False)
+    ] = None
+    retry_failed: Annotated[bool, Setting("try the queries that failed before again", "files", identity=False)] = False
+    overwrite: Annotated[
+        bool, Setting("drop earlier results and start again (leave it out to continue)", "files", identity=False)
+    ] = False
     retriever: RetrieverOptions
-    start_index: int = 0
-    max_samples: int | None = None
-    retry_failed: bool = False
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.start_index < 0:
-            raise SettingsError(f"--start_index is {self.start_index}; it must be 0 or more.")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise SettingsError(f"--max_samples is {self.max_samples}; it must be 1 or more.")
 
     @property
     def statistics_file(self) -> Path:
@@ -56,7 +56,7 @@ class ContextOptions:
 
     def identity(self) -> dict[str, Any]:
         """The settings that make this another job when they differ."""
-        return self.retriever.identity() | {"start_index": self.start_index}
+        return self.retriever.identity() | super().identity()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,9 @@ class ContextTask(Task):
         return RecordResult.of([error_row(load_query(line.content), reason)], error_class=error_class)
 
 
-def run_contexts(options: ContextOptions, *, progress: Progress, run: RunOptions | None = None) -> ContextReport | None:
+def run_contexts(
+    options: ContextOptions, *, progress: Progress | None = None, run: RunOptions | None = None
+) -> ContextReport | None:
     """Find the context of every query that has none yet, and put the output in place.
 
     Of several ranks only the first one has a report.

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TypeVar
 
 from parallelmind.jobs.task import WorkerInfo
-from parallelmind.models.options import ModelOptions
+from parallelmind.settings.model import ModelOptions
 
 PREFIX_CACHE_BYTES = 2**29
 """Enough for mains that come again within some thousand records; more would make the job grow with the file."""

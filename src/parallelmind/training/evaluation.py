@@ -12,8 +12,9 @@ import torch.distributed as dist
 from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
 from parallelmind.data.encoder import EncodedBranch, EncodedSample
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, Request, SamplingParams
+from parallelmind.engine.request import Branch, Request
 from parallelmind.models.lora_layers import unwrap
+from parallelmind.settings.sampling import SamplingParams
 from parallelmind.training.forward import PackedForward
 
 _SPARE_TOKENS = 8

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from parallelmind.columnar import IGNORE_INDEX, PAD_BRANCH, Visibility, find_rope_patch, pack_row, pos2d_ids
 from parallelmind.data.collator import packed_ids
 from parallelmind.errors import UnsupportedModelError
+from parallelmind.models.architecture import refuse_other_layers, rounding_tolerance
 from parallelmind.models.lora_layers import unwrap
 from parallelmind.models.packed_attention import dense_mask, packed_attention
 from parallelmind.training.router_balance import RouterBalance
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_HALF_TOLERANCE = 0.1
 _PROBE_MAIN, _PROBE_BRANCHES = 5, (4, 3)
 
 
@@ -30,7 +29,7 @@ class PackedForward:
     """Runs a model on packed rows, and proves when made that it may.
 
     Raises:
-        UnsupportedModelError: recurrent layers, or logits that differ from those of each branch alone.
+        UnsupportedModelError: other layers than attention, or logits that differ from those of each branch alone.
     """
 
     def __init__(self, model: Any, *, visibility: Visibility, stride: int):
@@ -98,7 +97,7 @@ class PackedForward:
     @torch.no_grad()
     def _check_parity(self, model: Any) -> None:
         """Compare a packed row with each of its branches alone, in the model's own forward."""
-        _refuse_recurrent(model, self._config)
+        refuse_other_layers(model, "be trained on packed branches")
         training = model.training
         model.eval()
         try:
@@ -122,9 +121,7 @@ class PackedForward:
             "attention_mask": packed_ids(row.branch_ids[None], row.time_ids[None]).to(device),
         }
         scale = max(1e-6, max(float(part.abs().max()) for part in expected))
-        # 8-bit layers round what goes into them, too.
-        quantized = getattr(model, "is_quantized", False)
-        tolerance = _HALF_TOLERANCE if quantized else _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
+        tolerance = rounding_tolerance(model)
         visibility, failures = self.visibility, []
         self.visibility = "isolated"
         for self.dense in (False, True):
@@ -182,15 +179,3 @@ def _head_only_at(model: Any, asked: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _refuse_recurrent(model: Any, config: Any) -> None:
-    kinds = {kind for kind in getattr(config, "layer_types", None) or () if "attention" not in kind or "linear" in kind}
-    if getattr(model, "_is_stateful", False):
-        kinds.add("recurrent state")
-    if kinds:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}. Their state would leak from branch "
-            "to branch, so it cannot be trained on packed branches. Use a model whose layers are all full or sliding "
-            "attention."
-        )

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import SettingsError, first_line
-from parallelmind.models.loader import (
-    DTYPES,
-    model_path,
-    pretrained_model,
-    resolve_device,
-)
+from parallelmind.models.loader import DTYPES, load_base_model, load_tokenizer, resolve_device
 from parallelmind.models.lora import apply_lora, load_lora
 from parallelmind.models.lora_layers import ADAPTER, lora_layers
 from parallelmind.models.lora_read import read_adapter
+from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.models.sidecar import RopeSettings, Sidecar
+from parallelmind.settings.model import ModelOptions
 from parallelmind.training.options import TrainOptions
-from parallelmind.training.resolving import NEW_MODEL, new_model_values, resolve_rank, resolve_rope
+from parallelmind.training.resolving import NEW_MODEL, new_model_values, resolve_rank, rope_of_run
 
 
 @dataclass(kw_only=True)
@@ -35,12 +28,19 @@ class Trainee:
 
     model: Any
     tokenizer: Any
-    settings: RopeSettings
-    patched: bool
+    rope: ResolvedRope
     rank: int
 
+    @property
+    def settings(self) -> RopeSettings:
+        return self.rope.settings
+
+    @property
+    def patched(self) -> bool:
+        return self.rope.patched
+
     def sidecar(self, base_model: str) -> Sidecar:
-        return Sidecar(rope=self.settings if self.patched else None, rank=self.rank, base_model=base_model)
+        return Sidecar(rope=self.rope.rope, rank=self.rank, base_model=base_model)
 
     @property
     def vocab_size(self) -> int:
@@ -74,6 +74,11 @@ def training_device(options: TrainOptions) -> tuple[str, str | None]:
         raise SettingsError(f"--dtype is {options.dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if options.dtype == "float16" and not device.startswith("cuda"):
         raise SettingsError("--dtype float16 cannot be trained in on a CPU; use --dtype bfloat16 or float32.")
+    if options.load_in_4bit and torch.device(device).type == "cpu":
+        raise SettingsError(
+            "--load_in_4bit cannot be trained with on a CPU: there the gradients through bitsandbytes' 4-bit layers "
+            "are wrong, so the adapter would not learn what the data says; use --load_in_8bit, or a GPU."
+        )
     if options.dtype == "bfloat16" and device.startswith("cuda"):
         with torch.cuda.device(device):
             supported = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -90,10 +95,8 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
         AdapterError: the adapter to continue from does not fit.
         UnsupportedModelError: 2D RoPE cannot be applied to the model.
     """
-    settings, patched = resolve_rope(options)
+    rope = rope_of_run(options)
     tokenizer = _tokenizer(options)
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
     model: Any = _new_model(options, tokenizer) if options.base_model is None else _base_model(options, device)
     end = tokenizer.eos_token_id
     if end is None or end >= model.get_input_embeddings().weight.shape[0]:
@@ -101,9 +104,7 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
             f"{options.tokenizer_path or options.base_model}: its tokenizer has no end-of-text token (eos_token) "
             "that the model knows, so answers would never learn to end; set one in its tokenizer_config.json."
         )
-    if patched:
-        pairs = auto_pair_indices(model, settings.ratio, settings.pairs)
-        patch_model_with_interleaved_2d_rope(model, pairs, settings.mode)
+    rope.apply_to(model)
     rank = 1 if options.task == "pretrain" else _put_lora(model, options)
     # Steps of a small learning rate vanish in the rounding of 16-bit weights.
     for parameter in model.parameters():
@@ -112,7 +113,7 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
     if options.load_lora is not None:
         _restore_precision(model, options.load_lora)
     model.train()
-    return Trainee(model=model, tokenizer=tokenizer, settings=settings, patched=patched, rank=rank)
+    return Trainee(model=model, tokenizer=tokenizer, rope=rope, rank=rank)
 
 
 def _put_lora(model: Any, options: TrainOptions) -> int:
@@ -154,46 +155,24 @@ def _restore_precision(model: Any, path: str) -> None:
 
 
 def _tokenizer(options: TrainOptions) -> Any:
-    name = options.tokenizer_path or options.base_model
-    assert name is not None
-    flag = "--tokenizer_path" if options.tokenizer_path else "--base_model"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
-    except Exception as error:  # tokenizers has no type of its own
-        raise SettingsError(f"{flag} {name}: no tokenizer can be loaded from it ({first_line(error)}).") from error
-    return tokenizer
+    if options.tokenizer_path is not None:
+        return load_tokenizer(options.tokenizer_path, flag="--tokenizer_path")
+    assert options.base_model is not None
+    return load_tokenizer(options.base_model)
 
 
 def _base_model(options: TrainOptions, device: str) -> nn.Module:
-    name = options.base_model
-    assert name is not None
-    # A model trained whole keeps its weights in float32; the forward computes in the dtype asked for.
-    dtype = torch.float32 if options.task == "pretrain" else DTYPES[options.dtype]
-    placement: dict[str, Any] = {}
-    if options.load_in_4bit or options.load_in_8bit:
-        placement = {"quantization_config": _quantization(options), "device_map": {"": device}}
-    model: nn.Module = pretrained_model(name, dtype=dtype, **placement)
-    if placement:
+    quantized = options.load_in_4bit or options.load_in_8bit
+    loading = ModelOptions.of(
+        options,
+        device=device if quantized else "cpu",
+        # A model trained whole keeps its weights in float32; the forward computes in the dtype asked for.
+        dtype="float32" if options.task == "pretrain" else options.dtype,
+    )
+    model: nn.Module = load_base_model(loading)
+    if quantized:
         model._hf_peft_config_loaded = True  # type: ignore[assignment]  # else Trainer refuses a quantized model
     return model
-
-
-def _quantization(options: TrainOptions) -> Any:
-    if find_spec("bitsandbytes") is None:
-        raise SettingsError(
-            "--load_in_4bit and --load_in_8bit need bitsandbytes, which is not installed; run: "
-            "pip install 'parallelmind[quant]'"
-        )
-    from transformers import BitsAndBytesConfig
-
-    if options.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[options.dtype],
-    )
 
 
 def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Ge, Gt, Lt
 
 from parallelmind.errors import SettingsError
-from parallelmind.models.options import dtype_name
+from parallelmind.settings.model import (
+    DEFAULT_STRIDE,
+    Device,
+    LoadIn4Bit,
+    LoadIn8Bit,
+    RopeMode,
+    RopePairs,
+    RopeRatio,
+    VisibilityOption,
+    dtype_name,
+    refuse_both_quantisations,
+)
+from parallelmind.settings.rows import (
+    BatchBySamples,
+    BranchesPerSample,
+    MaxBranchesPerSample,
+    MaxSamples,
+    MinBranchesPerSample,
+)
+from parallelmind.settings.setting import Flag, Setting, Settings, described
 
 Task = Literal["parallel_lora", "lora", "pretrain"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -19,93 +38,239 @@ _LORA_ONLY = (
 )  # fmt: skip
 _OF_THE_ADAPTER = ("lora_alpha", "target_modules", "use_rslora", "use_dora")
 
+_RUN = "run"
+_MODEL = "model"
+_LORA = "LoRA"
+_DATA = "data"
+_ROWS = "rows and batches"
+_STEPS = "steps"
+
+Shape = Annotated[int | None, Ge(1), Setting("pretrain: shape of the new model", _MODEL, default="the config's")]
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class NewModelOptions(Settings):
+    """Fields of the config of a model that is trained from scratch, over those of its config file.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    model_type: Annotated[
+        str | None, Setting("pretrain: family of the new model", _MODEL, default="qwen2", flag=Flag(metavar="NAME"))
+    ] = None
+    hidden_size: Shape = None
+    intermediate_size: Shape = None
+    num_hidden_layers: Shape = None
+    num_attention_heads: Shape = None
+    num_key_value_heads: Shape = None
+    max_position_embeddings: Shape = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Settings):
     """The flags of `parallelmind train`.
 
     Raises:
         SettingsError: a value is out of range, or two flags contradict each other.
     """
 
-    task: Task = "parallel_lora"
-    base_model: str | None = None
-    tokenizer_path: str | None = None
-    """None: the base model's."""
-    model_config: Path | None = None
-    """Pretraining: a config.json to make the model from."""
+    task: Annotated[Task, Setting("what to train", _RUN)] = "parallel_lora"
+    seed: Annotated[int, Setting("same seed, same run", _RUN)] = 42
+    out_dir: Annotated[
+        Path,
+        Setting("folder for all output", _RUN, identity=False, flag=Flag(also=("--output_dir",), metavar="DIR")),
+    ] = Path("out")
+    log_interval: Annotated[
+        int,
+        Ge(1),
+        Setting("steps between log entries", _RUN, identity=False, flag=Flag(also=("--logging_steps",))),
+    ] = 50
+    save_interval: Annotated[
+        int,
+        Ge(1),
+        Setting(
+            "steps between checkpoints and saved adapters", _RUN, identity=False, flag=Flag(also=("--save_steps",))
+        ),
+    ] = 500
+    resume_from_checkpoint: Annotated[
+        Path | None,
+        Setting(
+            "continue from this checkpoint", _RUN, default="the last one of the same run", identity=False,
+            flag=Flag(metavar="DIR"),
+        ),
+    ] = None  # fmt: skip
+    overwrite: Annotated[
+        bool, Setting("begin a run of this name anew, even if it could be continued", _RUN, identity=False)
+    ] = False
+    use_wandb: Annotated[
+        bool, Setting("report to Weights & Biases; others: --report_to tensorboard, trackio", _RUN, identity=False)
+    ] = False
+    ddp: Annotated[
+        bool,
+        Setting("train in all processes of torchrun, which is done without this flag as well", _RUN, identity=False),
+    ] = False
+    device: Device = None
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], Setting("number format to compute in", _RUN)] = (
+        "bfloat16"
+    )
+
+    base_model: Annotated[
+        str | None, Setting("Hub name, local folder, or tiny: the bundled model", _MODEL, flag=Flag(metavar="MODEL"))
+    ] = None
+    tokenizer_path: Annotated[
+        str | None,
+        Setting("Hub name or folder of the tokenizer", _MODEL, default="the base model's", flag=Flag(metavar="PATH")),
+    ] = None
+    load_in_4bit: LoadIn4Bit = False
+    load_in_8bit: LoadIn8Bit = False
+    model_config: Annotated[
+        Path | None, Setting("pretrain: config.json to make the model from", _MODEL, default="a small qwen2")
+    ] = None
     model_overrides: dict[str, Any] = field(default_factory=dict)
-    """Pretraining: fields of the model's config."""
+    """Fields of the new model's config, see `NewModelOptions`."""
 
-    lora_rank: int | None = None
-    """None: 8, or with load_lora the adapter's."""
-    lora_name: str | None = None
-    """None: hf_parallel_lora; with task lora, after the base model's family, such as qwen2_parallel_lora."""
-    load_lora: str | None = None
-    lora_alpha: float | None = None
-    lora_dropout: float = 0.0
-    target_modules: tuple[str, ...] = ()
-    use_rslora: bool = False
-    use_dora: bool = False
-    loraplus_lr_ratio: float | None = None
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
+    lora_rank: Annotated[
+        int | None, Ge(1), Setting("rank of the adapter", _LORA, default="8, or that of --load_lora")
+    ] = None
+    lora_name: Annotated[
+        str | None,
+        Setting(
+            "name of the adapter, with which its files begin", _LORA,
+            default="hf_parallel_lora; with --task lora MODELTYPE_parallel_lora, such as qwen2_parallel_lora",
+            identity=False, flag=Flag(metavar="NAME"),
+        ),
+    ] = None  # fmt: skip
+    load_lora: Annotated[
+        str | None,
+        Setting("adapter to continue from: a .pth file or a PEFT folder", _LORA, flag=Flag(metavar="PATH")),
+    ] = None
+    lora_alpha: Annotated[float | None, Setting("scaling is alpha / rank", _LORA, default="the rank")] = None
+    lora_dropout: Annotated[float, Ge(0), Lt(1), Setting("dropout before the adapter", _LORA)] = 0.0
+    target_modules: Annotated[
+        tuple[str, ...],
+        Setting(
+            "layers to adapt, by name or one pattern", _LORA, default="all linear layers",
+            flag=Flag(metavar="NAME", form="list"),
+        ),
+    ] = ()  # fmt: skip
+    use_rslora: Annotated[bool, Setting("rank-stabilised scaling, alpha / sqrt(rank)", _LORA)] = False
+    use_dora: Annotated[
+        bool,
+        Setting(
+            "weight-decomposed LoRA; saved as a PEFT folder alone, since the W + B·A of a .pth cannot express it",
+            _LORA,
+        ),
+    ] = False
+    loraplus_lr_ratio: Annotated[
+        float | None, Gt(0), Setting("LoRA+: the B matrices learn this many times faster", _LORA)
+    ] = None
 
-    patch_rope: bool | None = None
-    """None: on."""
-    rope_2d_ratio: float | None = None
-    rope_2d_mode: str | None = None
-    rope_2d_pairs: str | None = None
-    stride: int | None = None
-    visibility: str | None = None
+    patch_rope: Annotated[bool | None, Setting("turn 2D RoPE on", _MODEL, default="on", flag=Flag(form="pair"))] = None
+    rope_2d_ratio: RopeRatio = None
+    rope_2d_mode: RopeMode = None
+    rope_2d_pairs: RopePairs = None
+    stride: Annotated[
+        int | None,
+        Ge(0),
+        Setting(
+            "branch position = branch id x stride", _MODEL, default=f"the adapter's, else {DEFAULT_STRIDE}",
+            flag=Flag(also=("--branch_stride",)),
+        ),
+    ] = None  # fmt: skip
+    visibility: VisibilityOption = None
 
-    data_path: Path | None = None
-    hf_dataset: str | None = None
-    hf_subset: str | None = None
-    hf_split: str = "train"
-    use_streaming: bool = False
-    shuffle: bool = True
-    """False: rows come in the order of the data, in every epoch."""
-    shuffle_buffer: int = 10_000
-    max_samples: int | None = None
-    eval_data_path: Path | None = None
-    eval_ratio: float = 0.0
-    eval_interval: int | None = None
-    """None: as save_interval."""
-    eval_samples: int = 100
-    max_seq_len: int = 512
-    branches_per_sample: int = 8
-    max_branches_per_sample: int = 0
-    min_branches_per_sample: int = 1
-    max_total_tokens: int = 0
-    batch_size: int = 16
-    batch_by_samples: bool = False
-    loss_on_main: bool | None = None
-    """None: in pretraining only."""
-    strict: bool = False
+    data_path: Annotated[Path | None, Setting("the records, JSONL", _DATA)] = None
+    hf_dataset: Annotated[
+        str | None,
+        Setting("a Hugging Face dataset instead, by name or folder", _DATA, flag=Flag(metavar="NAME")),
+    ] = None
+    hf_subset: Annotated[str | None, Setting("its subset", _DATA, default="its default", flag=Flag(metavar="NAME"))] = (
+        None
+    )
+    hf_split: Annotated[str, Setting("its split", _DATA, flag=Flag(metavar="NAME"))] = "train"
+    use_streaming: Annotated[bool, Setting("read while training, with memory for --shuffle_buffer records", _DATA)] = (
+        False
+    )
+    shuffle: Annotated[
+        bool,
+        Setting(
+            "true: in another order every epoch, rows of similar length together; false: in the order of the data",
+            _DATA, flag=Flag(form="value"),
+        ),
+    ] = True  # fmt: skip
+    shuffle_buffer: Annotated[int, Ge(1), Setting("streaming: records read (and shuffled) together", _DATA)] = 10_000
+    max_samples: MaxSamples = None
+    eval_data_path: Annotated[Path | None, Setting("held-out JSONL file", _DATA)] = None
+    eval_ratio: Annotated[float, Ge(0), Lt(1), Setting("share of the records to hold out instead", _DATA)] = 0.0
+    eval_interval: Annotated[
+        int | None,
+        Ge(1),
+        Setting(
+            "steps between evaluations", _DATA, default="--save_interval", identity=False,
+            flag=Flag(also=("--eval_steps",)),
+        ),
+    ] = None  # fmt: skip
+    eval_samples: Annotated[
+        int,
+        Ge(1),
+        Setting("held-out records whose answers are generated and compared", _DATA, identity=False),
+    ] = 100
+    max_seq_len: Annotated[int, Ge(2), Setting("at most this many tokens in a branch", _DATA)] = 512
+    strict: Annotated[bool, Setting("an error if anything would be cut or dropped", _DATA, identity=False)] = False
+    loss_on_main: Annotated[
+        bool | None,
+        Setting("true or false: learn main too", _DATA, default="in pretraining only", flag=Flag(form="value")),
+    ] = None
+    branches_per_sample: BranchesPerSample = 8
+    max_branches_per_sample: MaxBranchesPerSample = 0
+    min_branches_per_sample: MinBranchesPerSample = 1
+    max_total_tokens: Annotated[int, Ge(0), Setting("at most this many tokens in a row; 0 is no limit", _ROWS)] = 0
+    batch_size: Annotated[
+        int,
+        Ge(1),
+        Setting("branches in a batch of one process; a larger row is computed in parts", _ROWS, identity=False),
+    ] = 16
+    batch_by_samples: BatchBySamples = False
 
-    epochs: int = 1
-    max_steps: int = -1
-    learning_rate: float = 1e-4
-    accumulation_steps: int = 1
-    grad_clip: float = 1.0
-    dtype: str = "bfloat16"
-    device: str | None = None
-    seed: int = 42
-    ddp: bool = False
-
-    out_dir: Path = Path("out")
-    log_interval: int = 50
-    save_interval: int = 500
-    resume_from_checkpoint: Path | None = None
-    overwrite: bool = False
-    use_wandb: bool = False
+    epochs: Annotated[int, Ge(1), Setting("passes over the data", _STEPS, flag=Flag(also=("--num_train_epochs",)))] = 1
+    max_steps: Annotated[
+        int,
+        Ge(-1),
+        Setting(
+            "steps, however many passes that takes; -1: as many as --epochs takes", _STEPS,
+            expected="1 or more, or -1 (what --epochs takes)",
+        ),
+    ] = -1  # fmt: skip
+    learning_rate: Annotated[float, Gt(0), Setting("peak of the learning rate", _STEPS)] = 1e-4
+    accumulation_steps: Annotated[
+        int,
+        Ge(1),
+        Setting(
+            "batches for one step of a process", _STEPS, identity=False,
+            flag=Flag(also=("--gradient_accumulation_steps",)),
+        ),
+    ] = 1  # fmt: skip
+    grad_clip: Annotated[
+        float,
+        Ge(0),
+        Setting("largest norm of the gradient; 0 does not clip", _STEPS, flag=Flag(also=("--max_grad_norm",))),
+    ] = 1.0
     hf: dict[str, Any] = field(default_factory=dict)
     """Further fields of transformers' TrainingArguments, by their own names."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        self._check_numbers()
+        super().__post_init__()
+        if self.max_steps == 0:
+            raise SettingsError("--max_steps is 0; it must be 1 or more, or -1 (what --epochs takes).")
+        if self.lora_name is not None and not _is_file_name(self.lora_name):
+            raise SettingsError(f"--lora_name is {self.lora_name!r}; it must be a file name without folders.")
+        if self.min_branches_per_sample > self.most_branches:
+            raise SettingsError(
+                f"--min_branches_per_sample {self.min_branches_per_sample} is above the most branches of a row, "
+                f"{self.most_branches}."
+            )
         self._check_sources()
         if self.task == "pretrain":
             if given := [name for name in _LORA_ONLY if getattr(self, name) != _default(name)]:
@@ -125,8 +290,7 @@ class TrainOptions:
             raise SettingsError(
                 f"--{given[0]} contradicts --load_lora {self.load_lora}: the adapter has its own; leave it out."
             )
-        if self.load_in_4bit and self.load_in_8bit:
-            raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
+        refuse_both_quantisations(self.load_in_8bit, self.load_in_4bit)
 
     @property
     def most_branches(self) -> int:
@@ -135,37 +299,6 @@ class TrainOptions:
     @property
     def learn_main(self) -> bool:
         return self.task == "pretrain" if self.loss_on_main is None else self.loss_on_main
-
-    def _check_numbers(self) -> None:
-        checks = {
-            "task": (self.task in TASKS, f"one of {', '.join(TASKS)}"),
-            "learning_rate": (0 < self.learning_rate < math.inf, "above 0"),
-            "grad_clip": (0 <= self.grad_clip < math.inf, "0 (no clipping) or more"),
-            "eval_ratio": (0 <= self.eval_ratio < 1, "from 0 to below 1"),
-            "lora_dropout": (0 <= self.lora_dropout < 1, "from 0 to below 1"),
-            "max_total_tokens": (self.max_total_tokens >= 0, "0 (no limit) or more"),
-            "max_branches_per_sample": (self.max_branches_per_sample >= 0, "0 (fixed mode) or more"),
-            "max_steps": (self.max_steps == -1 or self.max_steps >= 1, "1 or more, or -1 (what --epochs takes)"),
-            "max_seq_len": (self.max_seq_len >= 2, "2 or more"),
-            "lora_name": (self.lora_name is None or _is_file_name(self.lora_name), "a file name without folders"),
-        }
-        for name in (
-            "epochs", "branches_per_sample", "min_branches_per_sample", "batch_size", "accumulation_steps",
-            "log_interval", "save_interval", "shuffle_buffer", "eval_samples", "lora_rank", "eval_interval",
-            "max_samples",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            checks[name] = (value is None or value >= 1, "1 or more")
-        for name, (valid, expected) in checks.items():
-            if not valid:
-                raise SettingsError(f"--{name} is {getattr(self, name)!r}; it must be {expected}.")
-        if self.min_branches_per_sample > self.most_branches:
-            raise SettingsError(
-                f"--min_branches_per_sample {self.min_branches_per_sample} is above the most branches of a row, "
-                f"{self.most_branches}."
-            )
-        if self.loraplus_lr_ratio is not None and not 0 < self.loraplus_lr_ratio < math.inf:
-            raise SettingsError(f"--loraplus_lr_ratio is {self.loraplus_lr_ratio}; it must be above 0.")
 
     def _check_sources(self) -> None:
         if (self.data_path is None) == (self.hf_dataset is None):
@@ -183,7 +316,7 @@ class TrainOptions:
 
 
 def _default(name: str) -> Any:
-    return next(item.default for item in dataclasses.fields(TrainOptions) if item.name == name)
+    return next(one.default for one in described(TrainOptions) if one.name == name)
 
 
 def _is_file_name(name: str) -> bool:

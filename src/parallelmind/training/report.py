@@ -36,7 +36,7 @@ _COUNTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingReport:
-    """What a run was told, what it did, and one of its rows."""
+    """The settings of a run, its results, and one of its rows."""
 
     title: str
     settings: Mapping[str, Any]
@@ -136,7 +136,7 @@ def _curves(report: TrainingReport) -> str:
             legend = f'<span class="legend">{keys}</span>' if len(named) > 1 else ""
             figures.append(f"<figure><figcaption><b>{name}</b>{legend}</figcaption>{svg}</figure>")
     lost = sum(not math.isfinite(value) for value in _values(train, "loss"))
-    note = f'<p class="note warning">{lost} entries have a loss that is no number.</p>' if lost else ""
+    note = f'<p class="note warning">{lost} entries have a loss that is not a number.</p>' if lost else ""
     return f'<div class="charts">{"".join(figures)}</div>{note}' if figures or note else ""
 
 
@@ -156,12 +156,12 @@ def _example(report: TrainingReport) -> str:
 def _data(counts: Mapping[str, Any]) -> str:
     numbers = {_COUNTED.get(name, name.replace("_", " ")): value for name, value in counts.items() if name != "notes"}
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in counts.get("notes") or ())
-    listed = f"<details><summary>What was cut or dropped (the first of it)</summary><ul>{notes}</ul></details>"
+    listed = f"<details><summary>What was cut or dropped (the first entries)</summary><ul>{notes}</ul></details>"
     return _table(numbers) + (listed if notes else "")
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """What is on in a table, what is off or not given in a line below it."""
+    """The settings that are on in a table, and those that are off or not given in a line below it."""
     off = [name for name, value in settings.items() if value is None or value is False or value in ("", (), [], {})]
     names = escape(", ".join(map(str, off)))
     rest = f"<details><summary>{len(off)} settings off or not given</summary><p>{names}</p></details>" if off else ""

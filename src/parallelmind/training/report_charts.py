@@ -29,7 +29,7 @@ class Series:
     name: str
     kind: str
     points: Sequence[tuple[float, float]]
-    """(step, value); values that are no finite numbers are gaps."""
+    """(step, value); values that are not finite are gaps."""
 
 
 def line_chart(
@@ -86,7 +86,7 @@ def line_chart(
 def mask_png(grid: RowGrid) -> str:
     """The mask as the address of an inline PNG: a pixel a pair of tokens, transparent where nothing is seen.
 
-    Of a row too long for that, a pixel for every second token, or every third, and so on.
+    Where a row is too long for that, a pixel stands for two tokens, or three, and so on.
     """
     each = -(-len(grid) // _MOST_PIXELS)
     branch_of = grid.branch_of[::each]
@@ -125,7 +125,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _range(low: float, high: float) -> tuple[float, float]:
-    """From 0 where that is near enough, else a little beyond the values."""
+    """The limits of an axis: from 0 where that is near enough, else a little beyond the values."""
     if 0 <= low <= high * _NEAR_ZERO:
         low = 0.0
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0

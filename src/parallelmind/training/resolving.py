@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.loader import check_agreement, model_path, sidecar_of_model
+from parallelmind.errors import SettingsError
 from parallelmind.models.lora import adapter_rank
-from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, resolve_settings
+from parallelmind.models.options import model_path
+from parallelmind.models.rope_settings import ResolvedRope, resolve_rope
 from parallelmind.training.options import TrainOptions
 
 _DEFAULT_RANK = 8
@@ -28,30 +27,22 @@ NEW_MODEL = {
 """The model that is made from scratch."""
 
 
-def resolve_rope(options: TrainOptions) -> tuple[RopeSettings, bool]:
-    """The 2D settings of a run, and whether it has 2D RoPE: flags over what the adapter or model folder says.
+def rope_of_run(options: TrainOptions) -> ResolvedRope:
+    """The 2D settings of a run: flags over what the adapter to continue from or the model folder says.
 
-    Raises:
-        SettingsError: flags contradict the adapter to continue from, or the model.
-        AdapterError: the adapter to continue from is not there, or its sidecar file cannot be read.
+    Raises as `parallelmind.models.rope_settings.resolve_rope`.
     """
-    stored, owner = _stored(options)
-    settings = resolve_settings(
-        stored,
-        ratio=options.rope_2d_ratio,
-        mode=options.rope_2d_mode,
-        pairs=options.rope_2d_pairs,
+    return resolve_rope(
+        options.base_model,
+        options.load_lora,
+        patch_rope=options.patch_rope,
+        rope_2d_ratio=options.rope_2d_ratio,
+        rope_2d_mode=options.rope_2d_mode,
+        rope_2d_pairs=options.rope_2d_pairs,
         branch_stride=options.stride,
         visibility=options.visibility,
-        owner=owner,
+        training=True,
     )
-    patched = options.patch_rope is not False if stored is None else stored.rope is not None
-    if options.patch_rope is not None and patched != options.patch_rope:
-        raise SettingsError(
-            f"--{'' if options.patch_rope else 'no_'}patch_rope contradicts {owner}, which was trained "
-            f"{'with' if patched else 'without'} 2D RoPE; leave the flag out."
-        )
-    return settings, patched
 
 
 def resolve_rank(options: TrainOptions) -> int:
@@ -85,20 +76,3 @@ def new_model_values(options: TrainOptions) -> dict[str, Any]:
                 f"--model_config {options.model_config}: not readable as a config.json ({error})."
             ) from error
     return values | options.model_overrides
-
-
-def _stored(options: TrainOptions) -> tuple[Sidecar | None, str]:
-    """The settings that the adapter to continue from, or the model folder, was trained with; and whose they are."""
-    adapter = None
-    if options.load_lora is not None:
-        if not os.path.exists(options.load_lora):
-            raise AdapterError(
-                f"--load_lora {options.load_lora}: no such file or folder; give a .pth or a PEFT folder."
-            )
-        adapter = read_sidecar(options.load_lora)
-    of_model = None if options.base_model is None else sidecar_of_model(model_path(options.base_model))
-    if of_model is None:
-        return adapter, f"--load_lora {options.load_lora}"
-    assert options.base_model is not None
-    check_agreement(adapter, of_model, options.base_model)
-    return of_model, f"the model {options.base_model}"

@@ -18,7 +18,7 @@ from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
-from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting
+from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting, Silent
 from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
 from parallelmind.training.files import RunFiles
@@ -28,7 +28,7 @@ from parallelmind.training.model import Trainee, load_trainee, training_device
 from parallelmind.training.naming import ChosenRun, agreed
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.report import TrainingReport, write_report
-from parallelmind.training.resolving import resolve_rope
+from parallelmind.training.resolving import rope_of_run
 from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.settings import effective_settings
 from parallelmind.training.taking import taken_run
@@ -57,7 +57,7 @@ class TrainReport:
     """None on all processes but the first."""
 
 
-def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
+def run_training(options: TrainOptions, *, progress: Progress | None = None) -> TrainReport:
     """Train, save, evaluate and report; an earlier run of the same name and settings is continued.
 
     Raises:
@@ -66,12 +66,12 @@ def run_training(options: TrainOptions, *, progress: Progress) -> TrainReport:
     """
     _check_launcher(options)
     device, note = training_device(options)
-    rope, patched = resolve_rope(options)
-    batches = batching(options, rope.visibility)
+    rope = rope_of_run(options)
+    batches = batching(options, rope.settings.visibility)
     layout = batches.layout(current_rank().world_size)
-    settings = effective_settings(options, rope=rope, patched=patched, layout=layout)
+    settings = effective_settings(options, rope=rope, layout=layout)
     with taken_run(options, settings) as run:
-        return _train(options, run, settings, batches, device, note, progress)
+        return _train(options, run, settings, batches, device, note, progress or Silent())
 
 
 def _train(

@@ -20,52 +20,56 @@ from parallelmind.io.fingerprints import (
     fingerprint_of_tree,
 )
 from parallelmind.io.jsonl import read_lines
-from parallelmind.models.options import TINY_MODEL, fingerprint_of_adapter, real_name
-from parallelmind.models.sidecar import RopeSettings
+from parallelmind.models.options import fingerprint_of_adapter, real_name
+from parallelmind.models.rope_settings import ResolvedRope
+from parallelmind.settings.model import TINY_MODEL
+from parallelmind.settings.setting import names
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import new_model_values, resolve_rank
 
 _NOT_THE_RUN = ("dataloader_", "ddp_", "hub_", "log_", "project", "push_", "report_", "run_", "save_", "trackio_")
 """Beginnings of fields of TrainingArguments that may change when a run is continued."""
-_AS_GIVEN = (
-    "task", "lora_dropout", "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit", "use_streaming", "shuffle",
-    "eval_ratio", "max_seq_len", "max_total_tokens", "learning_rate", "grad_clip", "dtype", "seed",
-)  # fmt: skip
-"""Options that mean what they say."""
+_IN_EFFECT = {
+    "base_model", "tokenizer_path", "model_config", "patch_rope", "rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs",
+    "stride", "visibility", "loss_on_main", "lora_rank", "load_lora", "lora_alpha", "target_modules", "use_rslora",
+    "use_dora", "shuffle_buffer", "max_samples", "data_path", "eval_data_path", "hf_dataset", "hf_subset", "hf_split",
+    "branches_per_sample", "max_branches_per_sample", "min_branches_per_sample", "epochs", "max_steps",
+}  # fmt: skip
+"""Options of which what they come to counts; the others mean what they say."""
 _CONTENT = "the content of --"
 """Beginning of the names under which the prints of files stand, before the flag that leads to them."""
 
 
-def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bool, layout: str) -> dict[str, Any]:
+def effective_settings(options: TrainOptions, *, rope: ResolvedRope, layout: str) -> dict[str, Any]:
     """The settings of a run by name, without what is not in effect; as JSON gives them back.
 
     Args:
-        rope: the 2D settings in force; but for the visibility they are in effect if the model is `patched`.
+        rope: the 2D settings in force.
         layout: what the composition of steps depends on.
     Raises:
         SettingsError: the config of a new model cannot be read.
         AdapterError: the adapter to continue from cannot be read.
         DataError: the data cannot be read.
     """
-    settings: dict[str, Any] = {name: getattr(options, name) for name in _AS_GIVEN}
+    settings: dict[str, Any] = {name: value for name, value in options.identity().items() if name not in _IN_EFFECT}
     settings |= {
         "base_model": real_name(options.base_model),
         "tokenizer_path": _unless(real_name(options.tokenizer_path), real_name(options.base_model)),
         "the new model": new_model_values(options) if options.base_model is None else None,
         **_contents(options),
-        "visibility": rope.visibility,
-        "patch_rope": patched,
+        "visibility": rope.settings.visibility,
+        "patch_rope": rope.patched,
         "loss_on_main": options.learn_main,
         "the size of a step": layout,
     }
     if options.task != "pretrain":
         settings |= _of_the_adapter(options)
-    if patched:
+    if rope.rope is not None:
         settings |= {
-            "rope_2d_ratio": rope.ratio,
-            "rope_2d_mode": rope.mode,
-            "rope_2d_pairs": rope.pairs,
-            "stride": rope.branch_stride,
+            "rope_2d_ratio": rope.rope.ratio,
+            "rope_2d_mode": rope.rope.mode,
+            "rope_2d_pairs": rope.rope.pairs,
+            "stride": rope.rope.branch_stride,
         }
     settings |= _of_the_data(options) | _of_the_rows(options)
     settings["max_steps" if options.max_steps > 0 else "epochs"] = (
@@ -79,7 +83,7 @@ def effective_settings(options: TrainOptions, *, rope: RopeSettings, patched: bo
 
 def differences(settings: Mapping[str, Any], former: Mapping[str, Any]) -> list[str]:
     """What differs, in words: "--learning_rate 0.5 instead of 0.01", "the content of --load_lora"."""
-    flags = {item.name for item in dataclasses.fields(TrainOptions)}
+    flags = set(names(TrainOptions))
     flags |= {item.name for item in dataclasses.fields(TrainingArguments)}
     found = []
     for name in sorted(settings.keys() | former.keys(), key=lambda name: (name not in flags, name)):

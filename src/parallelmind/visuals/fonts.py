@@ -1,4 +1,4 @@
-"""Text in pictures: every character from the first font that has it, so that Chinese is no row of boxes."""
+"""Text in pictures: every character from the first font that has it, so that Chinese does not become a row of boxes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Fonts:
     Args:
         font: a font file to look in first.
     Raises:
-        SettingsError: that file is no font.
+        SettingsError: that file is not a font.
     """
 
     def __init__(self, font: str | None = None) -> None:
@@ -126,7 +126,7 @@ def _found(names: Sequence[str]) -> list[str]:
 
 @functools.cache
 def _has(file: str, character: str) -> bool:
-    """Pillow has no look-up of characters: a missing one is drawn as a certainly missing one is."""
+    """Pillow cannot look characters up, but it draws every missing one like one that is certainly missing."""
     font = _load(file, 20)
     if character.isspace():
         return True

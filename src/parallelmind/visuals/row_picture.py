@@ -32,7 +32,7 @@ def draw_row(grid: RowGrid, path: Path, *, title: str, font: str | None = None) 
     """Draw one row to `path`; returns what the user should know, such as characters without a font.
 
     Raises:
-        SettingsError: the file cannot be written, or `font` is no font file.
+        SettingsError: the file cannot be written, or `font` is not a font file.
     """
     canvas = Canvas(_WIDTH, Fonts(font))
     left = canvas.margin

@@ -119,7 +119,7 @@ def _cell_text(cell: Cell) -> Text:
 
 
 def _shortened(cells: tuple[Cell, ...], most: int) -> Iterator[Cell | int]:
-    """The cells; of too many the first and last ones, and between them how many are left out."""
+    """The cells; if there are too many, the first and last ones, and between them how many are left out."""
     if len(cells) <= most:
         yield from cells
         return

@@ -6,13 +6,9 @@ import random
 import threading
 from typing import Any
 
-from parallelmind.answering.backends import (
-    Endpoint,
-    HttpSettings,
-    OpenAICompatibleBackend,
-    Outcome,
-    Prompt,
-)
+from parallelmind.answering.backends.base import Outcome, Prompt
+from parallelmind.answering.backends.openai_compatible import HttpSettings, OpenAICompatibleBackend
+from parallelmind.io.endpoint import Endpoint
 from tests.answering.backends.clocks import FakeClock
 from tests.fake_openai import KEY, FakeOpenAI
 
@@ -43,7 +39,7 @@ def answer(
 
 
 def make_backend(
-    server: FakeOpenAI | str, *, clock: FakeClock | None = None, **changes: Any
+    server: FakeOpenAI | str, *, clock: FakeClock | None = None, max_response_bytes: int = 2**20, **changes: Any
 ) -> OpenAICompatibleBackend:
     url = server if isinstance(server, str) else server.base_url
     return OpenAICompatibleBackend(
@@ -51,4 +47,5 @@ def make_backend(
         HttpSettings(**{"model": "fake", "concurrency": 4, "timeout": 60.0} | changes),
         clock=clock or FakeClock(),
         rng=random.Random(0),
+        max_response_bytes=max_response_bytes,
     )

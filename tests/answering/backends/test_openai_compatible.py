@@ -6,11 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from parallelmind.answering.backends import (
-    Outcome,
-    Prompt,
-    RetryPolicy,
-)
+from parallelmind.answering.backends.base import Outcome, Prompt
+from parallelmind.answering.backends.retry import RetryPolicy
 from parallelmind.errors import DataError, SettingsError
 from tests import fake_openai as fake
 from tests.answering.backends.asking import answer, make_backend, prompt_of
@@ -106,10 +103,9 @@ def test_the_servers_own_words_are_in_the_error() -> None:
         assert outcome.error == f"{server.base_url} answered 400: context too long"
 
 
-def test_a_response_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallelmind.answering.backends.openai_compatible._MAX_RESPONSE_BYTES", 100_000)
+def test_a_response_without_end_is_cut_off() -> None:
     with FakeOpenAI({"q": [fake.huge(500_000)]}) as server:
-        outcome = answer(server, ["q"])["q"]
+        outcome = answer(server, ["q"], max_response_bytes=100_000)["q"]
     assert (outcome.error_class, outcome.retries) == ("response_too_large", 0)
 
 
@@ -185,7 +181,7 @@ def test_a_full_server_in_the_end_answers_everyone() -> None:
     """Far more refusals than attempts: they are not the requests' fault."""
     questions = [f"q{n}" for n in range(12)]
     with FakeOpenAI({question: [fake.too_many_requests(1)] * 12 for question in questions}) as server:
-        outcomes = answer(server, questions, retry=RetryPolicy(max_attempts=2, max_seconds=1e6))
+        outcomes = answer(server, questions, retry=RetryPolicy(max_attempts=2, max_retry_seconds=1e6))
         assert len(server.requests) == 12 * 13
     assert all(outcome.text and outcome.retries == 12 for outcome in outcomes.values())
 

@@ -13,15 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallelmind.answering.backends import (
-    Endpoint,
-    HttpSettings,
-    OpenAICompatibleBackend,
-    Outcome,
-    RetryPolicy,
-    find_endpoint,
-)
+from parallelmind.answering.backends.base import Outcome
+from parallelmind.answering.backends.openai_compatible import HttpSettings, OpenAICompatibleBackend
+from parallelmind.answering.backends.retry import RetryPolicy
 from parallelmind.errors import SettingsError
+from parallelmind.io.endpoint import Endpoint, find_endpoint
 from tests import fake_openai as fake
 from tests.answering.backends.asking import answer, make_backend, prompt_of
 from tests.fake_openai import KEY, FakeOpenAI, Reply
@@ -101,7 +97,7 @@ def test_any_misbehaviour_ends_with_one_outcome_per_row_and_the_right_number_of_
     attempts = 3
     replies = {f"q{n}": [MISBEHAVIOUR[kind] for kind in kinds] for n, kinds in enumerate(script)}
     with FakeOpenAI(replies) as server:
-        policy = RetryPolicy(max_attempts=attempts, max_seconds=1e9)
+        policy = RetryPolicy(max_attempts=attempts, max_retry_seconds=1e9)
         outcomes = answer(server, list(replies), concurrency=concurrency, retry=policy)
         asked = Counter(request.question for request in server.requests)
     for number, kinds in enumerate(script):
@@ -123,7 +119,9 @@ def test_any_misbehaviour_ends_with_one_outcome_per_row_and_the_right_number_of_
 INTERRUPTED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may ignore it
-from parallelmind.answering.backends import Endpoint, HttpSettings, OpenAICompatibleBackend, Prompt
+from parallelmind.answering.backends.base import Prompt
+from parallelmind.answering.backends.openai_compatible import HttpSettings, OpenAICompatibleBackend
+from parallelmind.io.endpoint import Endpoint
 done = []
 backend = OpenAICompatibleBackend(Endpoint(sys.argv[1], "K", "secret-key"), HttpSettings(model="m", concurrency=4))
 prompt = lambda row: Prompt(messages=({"role": "user", "content": row},))

@@ -70,7 +70,7 @@ def test_attempts_end() -> None:
 
 def test_time_ends() -> None:
     slow = AttemptError(kind="http_503", message="busy", retry=True, retry_after=40.0)
-    run = Run(*[slow] * 10, max_seconds=100)
+    run = Run(*[slow] * 10, max_retry_seconds=100)
     with pytest.raises(GaveUpError):
         run()
     assert run.attempts == [0.0, 40.0, 80.0]
@@ -85,7 +85,7 @@ def test_too_many_requests_do_not_count_as_attempts_and_pause_everyone() -> None
 
 def test_too_many_requests_end_with_the_time() -> None:
     refused = AttemptError(kind="http_429", message="slow down", retry=True, pause=True, retry_after=5.0)
-    run = Run(*[refused] * 100, max_seconds=60)
+    run = Run(*[refused] * 100, max_retry_seconds=60)
     with pytest.raises(GaveUpError) as caught:
         run()
     assert not caught.value.failure.fatal
@@ -190,4 +190,4 @@ def test_bad_policies() -> None:
     with pytest.raises(SettingsError, match="--max_attempts is 0"):
         RetryPolicy(max_attempts=0)
     with pytest.raises(SettingsError, match="--max_retry_seconds is nan"):
-        RetryPolicy(max_seconds=float("nan"))
+        RetryPolicy(max_retry_seconds=float("nan"))

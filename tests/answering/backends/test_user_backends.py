@@ -11,19 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from parallelmind.answering.backends import (
-    Answer,
-    InferenceSettings,
-    Outcome,
-    Prompt,
-    QueryBasedInference,
-    UserBackend,
-    load_backend_class,
-)
+from parallelmind.answering.backends.adapter import UserBackend
+from parallelmind.answering.backends.base import Answer, InferenceSettings, Outcome, Prompt, QueryBasedInference
+from parallelmind.answering.backends.loading import load_backend_class
 from parallelmind.errors import SettingsError
 
 MINE = """
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 from helper_beside import shout
 
 class Mine(QueryBasedInference):
@@ -66,7 +60,8 @@ def test_a_class_in_a_file_with_a_module_beside_it(file: Path) -> None:
 
 
 def test_a_class_in_a_module_of_the_current_folder(file: Path) -> None:
-    script = "from parallelmind.answering.backends import load_backend_class as load; print(load('mine:Mine').__name__)"
+    where = "parallelmind.answering.backends.loading"
+    script = f"from {where} import load_backend_class as load; print(load('mine:Mine').__name__)"
     done = subprocess.run([sys.executable, "-c", script], cwd=file.parent, capture_output=True, text=True, timeout=60)
     assert done.stdout == "Mine\n", done.stderr
 

@@ -20,8 +20,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import parallelmind.server
-from parallelmind.engine.presets import PRESETS
 from parallelmind.server.guards import SecurityHeaders
+from parallelmind.settings.sampling import PRESETS
 
 STATIC = Path(parallelmind.server.__file__).parent / "static"
 HOLD = "\0hold"

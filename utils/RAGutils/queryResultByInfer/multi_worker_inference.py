@@ -11,7 +11,7 @@ import run_from_checkout
 
 run_from_checkout.prepare(__name__)
 
-from parallelmind.answering.backends import QueryBasedInference
+from parallelmind import QueryBasedInference
 
 __all__ = ["QueryBasedInference"]
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from parallelmind.settings.sampling import SamplingSettings, Temperature, TopP
+
 Message = dict[str, str]
 """A turn of a conversation: `{"role", "content"}`."""
 
@@ -106,20 +108,19 @@ class AnswerBackend(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceSettings:
-    """What the command line says about answering."""
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(SamplingSettings):
+    """What the command line says about answering: the model, and how answers are sampled."""
 
     model_path: str | None = None
-    max_new_tokens: int = 512
-    temperature: float = 0.2
-    top_p: float = 0.95
+    temperature: Temperature = 0.2
+    top_p: TopP = 0.95
 
 
 class QueryBasedInference:
     """Subclass this and override `generate_answer` to answer with anything: another library, a service, a lookup.
 
-        from parallelmind.answering.backends import QueryBasedInference
+        from parallelmind import QueryBasedInference
 
         class Mine(QueryBasedInference):
             def setup(self):

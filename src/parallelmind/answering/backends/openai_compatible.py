@@ -9,7 +9,9 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import MinLen
 
 from parallelmind.answering.backends.api_errors import ErrorReader, read_answer
 from parallelmind.answering.backends.base import Answer, Outcome, Prompt, try_prompt
@@ -21,6 +23,9 @@ from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Ret
 from parallelmind.answering.backends.threads import run_bounded
 from parallelmind.errors import SettingsError
 from parallelmind.io.endpoint import Endpoint
+from parallelmind.settings.http import Concurrency, ExtraBody, Rpm, Timeout, Tpm
+from parallelmind.settings.sampling import SamplingSettings, Temperature, TopP
+from parallelmind.settings.setting import Setting, described
 
 _LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,46 +35,31 @@ _MAX_CONNECT_SECONDS = 10.0
 _CHAT = "/v1/chat/completions"
 
 
+_ALWAYS_SENT = ("max_new_tokens", "temperature", "top_p", "stop", "seed")
+"""Settings that are fields of the protocol; the others are sent where they ask for something, by the names that vLLM,
+SGLang, Together AI and our own server have for them."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class HttpSettings:
+class HttpSettings(SamplingSettings):
     """How requests are made.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    model: str
-    """As the server names it."""
-    max_new_tokens: int = 512
-    temperature: float = 0.2
-    top_p: float = 0.95
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """More fields of the request, for what only this server knows; they win over the fields above."""
-    concurrency: int = 16
-    """Requests at once."""
-    timeout: float = 120.0
-    """Seconds for one request."""
-    rpm: float | None = None
-    """Requests a minute at most, of this process."""
-    tpm: float | None = None
-    """Tokens a minute at most, of this process."""
+    model: Annotated[
+        str, MinLen(1), Setting("the model as the server names it", expected="a name, given with --model_path")
+    ]
+    temperature: Temperature = 0.2
+    top_p: TopP = 0.95
+    extra_body: ExtraBody = field(default_factory=dict)
+    concurrency: Concurrency = 16
+    timeout: Timeout = 120.0
+    rpm: Rpm = None
+    """Of this process."""
+    tpm: Tpm = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-
-    def __post_init__(self) -> None:
-        checks = {
-            "concurrency": (self.concurrency >= 1, "at least 1"),
-            "timeout": (self.timeout > 0, "above 0 seconds"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "0 or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-        }
-        for name, (valid, expected) in checks.items():
-            if not valid:
-                raise SettingsError(f"--{name} is {getattr(self, name)}; it must be {expected}.")
-        if not self.model:
-            raise SettingsError("--model_path is empty; it names the model as the server does.")
 
 
 class OpenAICompatibleBackend:
@@ -88,8 +78,10 @@ class OpenAICompatibleBackend:
         *,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        max_response_bytes: int = _MAX_RESPONSE_BYTES,
     ) -> None:
         self._settings = settings
+        self._max_response_bytes = max_response_bytes
         self._endpoint = endpoint
         self._clock = clock or Clock()
         rng = rng or random.Random()
@@ -165,6 +157,9 @@ class OpenAICompatibleBackend:
             body["stop"] = list(settings.stop)
         if settings.seed is not None:
             body["seed"] = settings.seed
+        for one in described(SamplingSettings):
+            if one.name not in _ALWAYS_SENT and (value := getattr(settings, one.name)) != one.default:
+                body[one.setting.http or one.name] = value
         return body | dict(settings.extra_body)
 
     def _estimate(self, body: Mapping[str, Any]) -> int:
@@ -223,10 +218,10 @@ class OpenAICompatibleBackend:
         try:
             for chunk in response.iter_bytes():
                 content += chunk
-                if len(content) > _MAX_RESPONSE_BYTES:
+                if len(content) > self._max_response_bytes:
                     failure = AttemptError(
                         kind="response_too_large",
-                        message=f"{url} answered more than {_MAX_RESPONSE_BYTES:,} bytes.",
+                        message=f"{url} answered more than {self._max_response_bytes:,} bytes.",
                     )
                     break
                 if self._clock.now() > deadline:

@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 
 from parallelmind.answering.backends.clock import Clock, Sleep
 from parallelmind.answering.backends.pause import Pause
-from parallelmind.errors import SettingsError
+from parallelmind.settings.http import MaxAttempts, MaxRetrySeconds
+from parallelmind.settings.setting import Settings
 
 R = TypeVar("R")
 
@@ -60,27 +61,21 @@ class Tried(Generic[R]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(Settings):
     """How often and how long one row is tried.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    max_attempts: int = 8
-    """Attempts at most; refusals because of too many requests do not count, they say nothing about the request."""
-    max_seconds: float = 600.0
+    max_attempts: MaxAttempts = 8
+    """Refusals because of too many requests do not count, they say nothing about the request."""
+    max_retry_seconds: MaxRetrySeconds = 600.0
     """No attempt starts later than this after the first one."""
     base_delay: float = 0.5
     """Before attempt n + 1, a random wait from 0 to `base_delay` × 2ⁿ seconds ("full jitter"; AWS Architecture Blog,
     Exponential Backoff And Jitter, 2015), but at least what the server asks for."""
     max_delay: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise SettingsError(f"--max_attempts is {self.max_attempts}; it must be at least 1 (no retries).")
-        if not self.max_seconds >= 0:
-            raise SettingsError(f"--max_retry_seconds is {self.max_seconds}; it must be 0 or more.")
 
 
 class Retrying:
@@ -114,7 +109,7 @@ class Retrying:
             seconds = self._clock.now() - started
             counted += not failure.pause
             delay = self._delay(failure, retries)
-            late = seconds + delay > self._policy.max_seconds
+            late = seconds + delay > self._policy.max_retry_seconds
             if not failure.retry or counted >= self._policy.max_attempts or late:
                 raise GaveUpError(self._explained(failure, retries), retries, seconds)
             retries += 1
@@ -128,7 +123,7 @@ class Retrying:
         return max(failure.retry_after or 0.0, self._rng.uniform(0.0, ceiling))
 
     def _explained(self, failure: AttemptError, retries: int) -> AttemptError:
-        asked, limit = failure.retry_after or 0.0, self._policy.max_seconds
+        asked, limit = failure.retry_after or 0.0, self._policy.max_retry_seconds
         if not failure.retry:
             return failure
         if asked > limit:

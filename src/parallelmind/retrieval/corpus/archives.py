@@ -31,19 +31,19 @@ _READ_NAMES = frozenset({"RECORD", "METADATA", "WHEEL", "PKG-INFO"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackLimits:
-    """Beyond these an archive is refused."""
+    """An archive beyond these limits is refused."""
 
     members: int = 100_000
     member_bytes: int = 1024 * _MIB
     total_bytes: int = 8192 * _MIB
     ratio: int = 500
-    """Of a member's unpacked to its packed bytes, where it is larger than `ratio_from`."""
+    """The largest ratio of a member's unpacked to its packed bytes, where it is larger than `ratio_from`."""
     ratio_from: int = 8 * _MIB
     depth: int = 40
 
 
 def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> None:
-    """Write the texts of a .whl, .zip or .tar.* to `target`: Python files, stubs and metadata; of others the name only.
+    """Write the texts of a .whl, .zip or .tar.* to `target`: Python files, stubs and metadata, else names only.
 
     Raises:
         DataError: the archive is damaged, or a member is refused; names the archive, the member and the reason.
@@ -56,7 +56,7 @@ def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> N
         else:
             _unpack_tar(archive, target, budget)
     except _DAMAGED as error:
-        raise DataError(f"{archive.name} is damaged: {error or type(error).__name__}; get it anew.") from error
+        raise DataError(f"{archive.name} is damaged: {error or type(error).__name__}; download it again.") from error
     except OSError as error:
         raise DataError(
             f"{archive.name} cannot be unpacked to {target}: {error.strerror or error}; free space, or permit it."
@@ -79,7 +79,7 @@ class _Budget:
             raise self.refuse(member, f"is beyond the {self.limits.members:,} members an archive may have")
 
     def destination(self, member: str, target: Path) -> Path:
-        """Where a member belongs, if it has any right to be there."""
+        """Where a member is written; a path that leads elsewhere is refused."""
         path = PurePosixPath(member)
         if "\0" in member or "\\" in member or path.is_absolute() or ":" in (path.parts or ("",))[0]:
             raise self.refuse(member, "has an absolute or foreign path")
@@ -90,7 +90,7 @@ class _Budget:
         return target / path
 
     def copy(self, source: IO[bytes], destination: Path, member: str, packed: int) -> None:
-        """Write one member, and stop as soon as it is more than it may be."""
+        """Write one member, and stop as soon as it is larger than it may be."""
         destination.parent.mkdir(parents=True, exist_ok=True)
         size = 0
         with destination.open("wb") as file:

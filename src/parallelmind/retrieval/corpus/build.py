@@ -13,11 +13,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import psutil
+from annotated_types import Ge, Gt
 from packaging.version import Version
 
 from parallelmind.errors import SettingsError
@@ -26,38 +27,42 @@ from parallelmind.retrieval.corpus.meta import CorpusMeta, read_metas
 from parallelmind.retrieval.corpus.names import parse_request
 from parallelmind.retrieval.corpus.package import PackageTask
 from parallelmind.retrieval.corpus_rows import CORPUS_TYPES
+from parallelmind.settings.setting import Flag, Setting, Settings
 
 _SHOWN_OF_STDERR = 300
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """What to build and how."""
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(Settings):
+    """What to build and how; the names are the flags.
 
-    packages: list[str] = field(default_factory=list)
+    Raises:
+        SettingsError: a value is out of range, or there is nothing to build.
+    """
+
+    packages: tuple[str, ...] = ()
     """Such as numpy==1.26.4."""
-    wheel: list[Path] = field(default_factory=list)
-    """Archives to build from instead."""
-    corpus_path: Path
-    corpus_type: str = "docstring"
-    """docstring, srccodes or both."""
-    jobs: int = 1
-    python: str | None = None
-    """The interpreter that inspects running packages (default: ours); "none" for no inspection."""
-    timeout: float = 300.0
-    """Seconds for reading one package's files, and for each inspection."""
-    overwrite: bool = False
-    no_runtime: bool = False
+    wheel: Annotated[tuple[Path, ...], Setting("wheels or source archives on disk", flag=Flag(form="list"))] = ()
+    corpus_path: Annotated[Path, Setting("folder of corpora", flag=Flag(metavar="DIR"))]
+    corpus_type: Annotated[Literal["docstring", "srccodes", "both"], Setting("what the rows hold as doc")] = "docstring"
+    jobs: Annotated[int, Ge(1), Setting("packages to build at the same time")] = 1
+    python: Annotated[
+        str | None,
+        Setting(
+            "the interpreter that installs and inspects the packages, or none", default="this one",
+            flag=Flag(metavar="PATH"),
+        ),
+    ] = None  # fmt: skip
+    no_runtime: Annotated[bool, Setting("run no code of the packages, the same as --python none")] = False
+    timeout: Annotated[
+        float, Gt(0), Setting("seconds to read a package's files, and for each inspection", flag=Flag(metavar="S"))
+    ] = 300.0
+    overwrite: Annotated[bool, Setting("build finished versions again")] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.packages and not self.wheel:
             raise SettingsError("nothing to build: name packages, as numpy==1.26.4, or give archives with --wheel.")
-        if self.jobs < 1:
-            raise SettingsError(f"--jobs is {self.jobs}; it must be at least 1.")
-        if not self.timeout > 0:
-            raise SettingsError(f"--timeout is {self.timeout}; it must be more than 0 seconds.")
-        if self.corpus_type not in (*CORPUS_TYPES, "both"):
-            raise SettingsError(f"--corpus_type is {self.corpus_type!r}; choose docstring, srccodes or both.")
         for request in self.packages:
             parse_request(request)
         if self._names_interpreter and shutil.which(str(self.python)) is None:
@@ -81,13 +86,13 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """How one package ended."""
+    """The result of building one package."""
 
     name: str
     metas: list[CorpusMeta]
     error: str = ""
     kept: bool = False
-    """It was there already."""
+    """It had been built before."""
 
 
 def build_corpora(options: BuildOptions, on_stage: Callable[[str, str], None]) -> Iterator[BuildResult]:
@@ -158,7 +163,7 @@ class _Runner:
                 stderr=stderr,
                 text=True,
                 encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for us; we then end the workers, and they what they started
+                start_new_session=True,  # Ctrl-C reaches this process, which then ends the workers
             )
             self._running.add(process)
             return process
@@ -199,7 +204,7 @@ def _tasks(options: BuildOptions) -> dict[str, PackageTask]:
 
 
 def _finished(task: PackageTask, options: BuildOptions) -> list[CorpusMeta]:
-    """What is built already of a request, if it is all of it."""
+    """What a request asks for, if all of it has been built already."""
     if task.archive:
         archive = open_archive(Path(task.archive))
         distribution, version, sha256 = archive.distribution, Version(archive.version), archive.sha256

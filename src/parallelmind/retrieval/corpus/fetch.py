@@ -164,7 +164,7 @@ def _near(request: PackageRequest, files: Sequence[IndexFile]) -> str:
 
 
 def _preference(item: IndexFile) -> tuple[bool, int, tuple[int, ...], bool]:
-    """Wheels first; of these pure ones, then by system and by the newest Python, whose stubs and code are like ours."""
+    """Wheels come first, pure ones before others, then by system and by the newest Python, whose code is like ours."""
     if not item.is_wheel:
         return (False, 0, (), item.name.endswith(".tar.gz"))
     tags = parse_wheel_filename(item.name)[3]

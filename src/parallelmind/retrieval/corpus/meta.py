@@ -13,7 +13,7 @@ from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus_rows import corpus_file
 
 BUILDER_VERSION = 1
-"""Goes up when the same archive gives other rows; corpora of an older builder are built anew."""
+"""Goes up when the same archive gives other rows; corpora of an older builder are built again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ _FIELDS = {item.name for item in dataclasses.fields(CorpusMeta)}
 
 
 def meta_file(corpus_path: Path, import_name: str, version: str) -> Path:
-    """Where the description of one version lies."""
+    """The file with the description of one version."""
     return corpus_path / import_name / f"{version}.meta.json"
 
 
@@ -80,17 +80,18 @@ def read_meta(path: Path) -> CorpusMeta:
     """Read a description.
 
     Raises:
-        DataError: it cannot be read, or is not one.
+        DataError: it cannot be read, or is not a description.
     """
     try:
         found: Any = json.loads(path.read_text("utf-8"))
         return CorpusMeta(**{name: value for name, value in found.items() if name in _FIELDS})
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not the description of a corpus ({error}); delete it, and build anew.") from None
+        words = f"{path} is not the description of a corpus ({error}); delete it, and build the corpus again."
+        raise DataError(words) from None
 
 
 def read_metas(corpus_path: Path) -> list[CorpusMeta]:
-    """The descriptions of all complete corpora in a folder; of others the build goes on."""
+    """The descriptions of all complete corpora in a folder; folders without one are still being built."""
     metas = []
     for path in sorted(corpus_path.glob("*/*.meta.json")):
         if path.name.startswith("."):

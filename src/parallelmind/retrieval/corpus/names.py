@@ -104,7 +104,7 @@ def find_import_names(folder: Path) -> list[str]:
 
 
 def source_root(folder: Path) -> Path:
-    """Where the packages lie in an unpacked source archive: its only folder, or src or lib in it."""
+    """The folder of the packages in an unpacked source archive: its only folder, or src or lib in it."""
     inside = [path for path in folder.iterdir() if path.is_dir()]
     root = inside[0] if len(inside) == 1 else folder
     for name in ("src", "lib", "Lib"):

@@ -51,7 +51,7 @@ class PackageTask:
 
     @property
     def runtime_requested(self) -> str:
-        """The interpreter as the meta file says it."""
+        """The interpreter as the meta file names it."""
         return "default" if self.python and self.own_python else self.python
 
 

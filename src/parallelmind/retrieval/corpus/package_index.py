@@ -61,7 +61,7 @@ class PackageIndex:
 
     @classmethod
     def configured(cls) -> PackageIndex:
-        """As `pip config list` says."""
+        """The settings that `pip config list` shows."""
         command = [sys.executable, "-m", "pip", "config", "list"]
         listed = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         settings: dict[str, str] = {}

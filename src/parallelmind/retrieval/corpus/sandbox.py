@@ -78,7 +78,7 @@ def isolation() -> tuple[str, ...]:
 def run_limited(command: Sequence[str], folder: Path, limits: Limits) -> Outcome:
     """Run `command` in `folder`, its home, with none of our environment; it should set `limits.rlimits()` itself.
 
-    Its standard input stays open as long as we live, its standard output is thrown away.
+    Its standard input stays open as long as this process lives, and its standard output is discarded.
     """
     environment = {
         **{name: str(folder) for name in ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")},

@@ -1,0 +1,152 @@
+"""From a request to the sequences that the scheduler runs, and what is wrong with those that cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from parallelmind.columnar import VISIBILITIES, Visibility
+from parallelmind.engine.detokenizer import Detokenizer
+from parallelmind.engine.request import BASE_MODEL, Branch, ErrorKind, Prompt, Request
+from parallelmind.engine.sequence import BranchSequence, RequestGroup
+from parallelmind.errors import RequestError
+from parallelmind.models.adapters import AdapterSet
+from parallelmind.prompts.encode import encode_branch, encode_main
+from parallelmind.settings.sampling import SamplingParams
+
+
+def default_visibilities(visibility: Visibility, adapters: AdapterSet | None) -> dict[str, Visibility]:
+    """By adapter, BASE_MODEL included: what each was trained with, else the given one."""
+    found: dict[str, Visibility] = {BASE_MODEL: visibility}
+    for name in adapters or ():
+        settings = adapters.settings(name) if adapters is not None else None
+        found[name] = visibility if settings is None else settings.visibility
+    return found
+
+
+class Problem(NamedTuple):
+    """Why a branch cannot run."""
+
+    branch: BranchSequence
+    kind: ErrorKind
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputProcessor:
+    """Turns requests into groups of branch sequences."""
+
+    tokenizer: Any
+    num_embeddings: int
+    visibilities: dict[str, Visibility] = field(default_factory=dict)
+    """By adapter, BASE_MODEL included: what its requests see unless they say otherwise."""
+
+    def process(
+        self, request_id: int, request: Request, sampling: SamplingParams, max_model_len: int
+    ) -> tuple[list[RequestGroup], list[Problem]]:
+        """One group for each adapter among the branches; the branches of `problems` are in none's `waiting`.
+
+        Raises:
+            RequestError: the request as a whole makes no sense.
+        """
+        branches = [b if isinstance(b, Branch) else Branch(prompt=b) for b in request.branches]
+        if not branches:
+            branches = [Branch(branch_id=0)]
+        numbers = [i if b.branch_id is None else b.branch_id for i, b in enumerate(branches, start=1)]
+        adapters = [request.adapter if b.adapter is None else b.adapter for b in branches]
+        main_ids = self.main_ids(request.main)
+        groups: dict[str, RequestGroup] = {}
+        problems: list[Problem] = []
+        for adapter in dict.fromkeys(adapters):
+            groups[adapter] = self._group(request_id, request, adapter, main_ids, numbers)
+        if len(groups) > 1 and any(group.in_step for group in groups.values()):
+            raise RequestError(
+                f"the branches use the adapters {', '.join(name or 'none' for name in groups)}, but with visibility "
+                "'columnar' they read one another, so they need the same one; use one adapter, or 'isolated'."
+            )
+        for index, (number, adapter, branch) in enumerate(zip(numbers, adapters, branches, strict=True)):
+            group = groups[adapter]
+            params = branch.sampling or sampling
+            prompt_ids = self.prompt_ids(branch.prompt, has_main=group.reads_main)
+            room = max_model_len - len(main_ids) - len(prompt_ids)
+            sequence = BranchSequence(
+                group=group,
+                index=index,
+                branch_id=number,
+                prompt_ids=prompt_ids,
+                params=params,
+                max_new_tokens=min(params.max_new_tokens, room),
+                detokenizer=Detokenizer(self.tokenizer, params.stop_texts),
+            )
+            group.branches.append(sequence)
+            problem = self._problem(sequence, room, max_model_len)
+            if problem is None:
+                group.waiting.append(sequence)
+            else:
+                problems.append(problem)
+        return list(groups.values()), problems
+
+    def main_ids(self, main: Prompt) -> tuple[int, ...]:
+        return tuple(encode_main(self.tokenizer, main) if isinstance(main, str) else main)
+
+    def prompt_ids(self, prompt: Prompt, *, has_main: bool) -> list[int]:
+        if isinstance(prompt, str):
+            return encode_branch(self.tokenizer, prompt, has_main=has_main)
+        return list(prompt)
+
+    def visibility_of(self, request: Request, adapter: str) -> Visibility:
+        """What the branches of a request that use this adapter see.
+
+        Raises:
+            RequestError: no such adapter or visibility.
+        """
+        if adapter not in self.visibilities:
+            known = ", ".join(repr(name) for name in self.visibilities if name != BASE_MODEL) or "none"
+            raise RequestError(f"adapter {adapter!r} is not loaded; the loaded ones: {known}.")
+        if request.visibility is None:
+            return self.visibilities[adapter]
+        if request.visibility not in VISIBILITIES:
+            raise RequestError(f"visibility is {request.visibility!r}; it must be one of {', '.join(VISIBILITIES)}.")
+        return request.visibility
+
+    def _group(
+        self, request_id: int, request: Request, adapter: str, main_ids: tuple[int, ...], numbers: Sequence[int]
+    ) -> RequestGroup:
+        visibility = self.visibility_of(request, adapter)
+        _check_numbers(numbers, visibility)
+        hidden = visibility == "strict" and any(numbers)
+        return RequestGroup(
+            request_id=request_id,
+            main_ids=main_ids,
+            reads_main=bool(main_ids) and not hidden,
+            visibility=visibility,
+            adapter=adapter,
+        )
+
+    def _problem(self, branch: BranchSequence, room: int, max_model_len: int) -> Problem | None:
+        group, prompt_ids = branch.group, branch.prompt_ids
+        if not prompt_ids and not group.reads_main:
+            return Problem(branch, "empty", "nothing to continue: main and the branch's prompt are both empty")
+        if room < 1:
+            reason = (
+                f"too long for the model: main has {len(group.main_ids)} tokens and the branch {len(prompt_ids)}, the "
+                f"model takes {max_model_len} with at least one new token; shorten main or the branch"
+            )
+            return Problem(branch, "too_long", reason)
+        size = self.num_embeddings
+        wrong = [i for ids in (group.main_ids, prompt_ids) for i in ids if not 0 <= i < size]
+        if wrong:
+            reason = f"token id {wrong[0]} is outside the model's vocabulary of {size}; use the model's own tokenizer"
+            return Problem(branch, "vocabulary", reason)
+        return None
+
+
+def _check_numbers(numbers: Sequence[int], visibility: Visibility) -> None:
+    if all(number == 0 for number in numbers) and (len(numbers) == 1 or visibility != "columnar"):
+        return
+    if len(set(numbers)) != len(numbers) or min(numbers) < 1:
+        raise RequestError(
+            f"branch_id must be 1 or more and different for each branch, got {list(numbers)}; 0 is for branches that "
+            "all continue main itself and do not see one another."
+        )

@@ -1,0 +1,209 @@
+"""Which 2D settings a model runs with: the one rule for flags, the adapter's sidecar and the model folder's own.
+
+A value that was stored with an adapter or a model holds without a flag, and a flag that says something else is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.utils import cached_file
+
+from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
+from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.models.adapters import AdapterSet
+from parallelmind.models.options import AdapterPath, model_path
+from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, adapters_in, read_sidecar
+from parallelmind.settings.model import ROPE_FLAGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRope:
+    """What flags and stored settings come to."""
+
+    settings: RopeSettings
+    """Stride and visibility hold without 2D RoPE, too."""
+    patched: bool
+    """Whether the model gets 2D RoPE."""
+    trained_on: str = ""
+    """The base model that the adapter names; empty if unknown."""
+    notes: list[str] = field(default_factory=list)
+    """What was decided without being asked for, in sentences for the user."""
+
+    @property
+    def rope(self) -> RopeSettings | None:
+        """The settings; None without 2D RoPE."""
+        return self.settings if self.patched else None
+
+    def apply_to(self, model: nn.Module) -> None:
+        """Give a model its 2D RoPE, in place.
+
+        Raises:
+            UnsupportedModelError: the model has no rotary embedding, or one of an unknown form.
+        """
+        if self.patched:
+            pairs = auto_pair_indices(model, self.settings.ratio, self.settings.pairs)
+            patch_model_with_interleaved_2d_rope(model, pairs, self.settings.mode)
+
+
+def resolve_rope(
+    base_model: str | None,
+    lora_path: AdapterPath | None,
+    *,
+    patch_rope: bool | None = None,
+    rope_2d_ratio: float | None = None,
+    rope_2d_mode: str | None = None,
+    rope_2d_pairs: str | None = None,
+    branch_stride: int | None = None,
+    visibility: str | None = None,
+    adapter: str | None = None,
+    training: bool = False,
+) -> ResolvedRope:
+    """The 2D settings of a base model and an adapter, without loading either. None means "not given".
+
+    Without a word 2D RoPE is as the adapter or the model folder says, else on with an adapter and in training.
+
+    Args:
+        base_model: None is a new model.
+        adapter: what errors call the adapter; None: its path.
+        training: the adapter is the one that training continues from.
+    Raises:
+        SettingsError: a value is wrong, or contradicts what the adapter or the model was trained with.
+        AdapterError: the adapter is not there, or its sidecar is damaged.
+    """
+    flag = "--load_lora" if training else "--lora_path"
+    of_adapter = None if lora_path is None else read_sidecar(_existing(lora_path, flag))
+    of_model = None if base_model is None else sidecar_of_model(model_path(base_model))
+    name = f"the adapter {lora_path if adapter is None else adapter}"
+    stored, owner = of_adapter, name
+    notes = []
+    if of_model is not None:
+        if of_adapter is not None and of_adapter.rope != of_model.rope:
+            raise SettingsError(
+                f"--base_model {base_model} needs {of_model.rope or 'no 2D RoPE'}, but {name} was trained with "
+                f"{of_adapter.rope or 'none'}: they do not belong together; give the adapter's own base model."
+            )
+        stored, owner = of_model, f"the model {base_model}"
+        notes.append(f"{owner} says itself which 2D RoPE it needs (parallelmind.json)")
+    given = {
+        "rope_2d_ratio": rope_2d_ratio,
+        "rope_2d_mode": rope_2d_mode,
+        "rope_2d_pairs": rope_2d_pairs,
+        "branch_stride": branch_stride,
+        "visibility": visibility,
+    }
+    settings = _settings(stored, {name: value for name, value in given.items() if value is not None}, owner)
+    if stored is not None:
+        patched = stored.rope is not None
+        if patch_rope is not None and patch_rope != patched:
+            raise SettingsError(
+                f"--{'' if patch_rope else 'no_'}patch_rope contradicts {owner}, which was trained "
+                f"{'with' if patched else 'without'} 2D RoPE; leave the flag out."
+            )
+    elif patch_rope is not None:
+        patched = patch_rope
+    else:
+        patched = training or lora_path is not None
+        if not patched:
+            notes.append(
+                "2D RoPE is off: no adapter was given, and a model not trained for branch positions answers worse with "
+                "them; --patch_rope turns it on"
+            )
+    trained_on = "" if of_adapter is None else of_adapter.base_model
+    return ResolvedRope(settings=settings, patched=patched, trained_on=trained_on, notes=notes)
+
+
+def resolve_ropes(
+    base_model: str, adapters: Mapping[str, AdapterPath], **flags: Any
+) -> tuple[ResolvedRope, AdapterSet]:
+    """The 2D settings of a base model with several adapters, by name: the model's, and each adapter's own.
+
+    The flags are those of `resolve_rope` and hold for every adapter. Stride and visibility are each adapter's own;
+    which pairs turn by the branch, and how, is one choice for the model.
+
+    Raises:
+        SettingsError: as `resolve_rope`, and for adapters that contradict each other.
+        AdapterError: as `resolve_rope`.
+    """
+    resolved = {name: resolve_rope(base_model, path, adapter=name, **flags) for name, path in adapters.items()}
+    base = resolve_rope(base_model, None, **flags)
+    found = AdapterSet(base_settings=base.rope)
+    turned = [] if base.rope is None else [("the base model", base.rope)]
+    for name, one in resolved.items():
+        found.register(name, one.rope)
+        turned += [] if one.rope is None else [(name, one.rope)]
+    settings = base.settings
+    if turned:
+        (first, rope), *others = turned
+        settings = replace(settings, ratio=rope.ratio, mode=rope.mode, pairs=rope.pairs)
+        for name, other in others:
+            _refuse_contradiction(first, rope, name, other)
+    notes = next(iter(resolved.values())).notes
+    return ResolvedRope(settings=settings, patched=bool(turned), notes=notes), found
+
+
+def sidecar_of_model(path: str) -> Sidecar | None:
+    """The settings in a model folder, or in a repository of the Hub."""
+    if os.path.isdir(path):
+        return read_sidecar(path)
+    try:
+        file = cached_file(
+            path,
+            SIDECAR_NAME,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except (OSError, ValueError):
+        return None  # no such repository: loading the model says so
+    return None if file is None else read_sidecar(Path(file).parent)
+
+
+def _existing(lora_path: AdapterPath, flag: str) -> AdapterPath:
+    if not os.path.exists(lora_path):
+        raise AdapterError(
+            f"{flag} {lora_path}: no such file or folder; give a .pth file or a PEFT folder, or make one with "
+            f"parallelmind train{adapters_in(lora_path)}."
+        )
+    return lora_path
+
+
+def _settings(stored: Sidecar | None, given: Mapping[str, Any], owner: str) -> RopeSettings:
+    """The stored settings, or if there are none the given ones and else the defaults."""
+    asked = RopeSettings(**{ROPE_FLAGS[flag]: value for flag, value in given.items()})
+    if stored is None or stored.rope is None:
+        return asked
+    contradictions = [
+        f"  --{flag} {value} given, {getattr(stored.rope, ROPE_FLAGS[flag])} stored"
+        for flag, value in given.items()
+        if not _same(value, getattr(stored.rope, ROPE_FLAGS[flag]))
+    ]
+    if contradictions:
+        raise SettingsError(
+            f"{owner[0].upper()}{owner[1:]} was trained with other settings than the flags given:\n"
+            + "\n".join(contradictions)
+            + "\nLeave these flags out to use the stored values, or train an adapter with the values given."
+        )
+    return stored.rope
+
+
+def _refuse_contradiction(name: str, rope: RopeSettings, other_name: str, other: RopeSettings) -> None:
+    for part in ("ratio", "mode", "pairs"):
+        mine, theirs = getattr(rope, part), getattr(other, part)
+        if mine != theirs:
+            raise SettingsError(
+                f"--lora_path: the adapters {name} and {other_name} contradict each other: rope_2d_{part} is {mine} "
+                f"for {name} and {theirs} for {other_name}, and a model has one; serve them apart."
+            )
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, str) or isinstance(right, str):
+        return bool(left == right)
+    return math.isclose(left, right, rel_tol=1e-9)

@@ -1,0 +1,163 @@
+"""Prompts to token ids: the one place that chat, server, answering and training ask.
+
+| prompt | ids |
+|---|---|
+| main and branches (`texts`) | encoded apart: a main has the same ids whatever follows it |
+| prompts alone (`completions`) | each encoded as a whole |
+| a conversation and what follows it (`conversation`) | what the chat template renders, encoded as a whole |
+| a conversation with text from outside (`split`) | the same ids; control tokens in that text are plain text |
+| a conversation that is trained (`learned`) | the same ids, then the assistant's turn; its tokens are marked |
+
+In the second to fourth row, what all prompts begin with in common is main.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+from parallelmind.columnar import Visibility, sees_main
+from parallelmind.prompts.conversation import Message, Tool, user
+from parallelmind.prompts.encode import PromptIds, encode_branch, encode_main, encode_parts, shared_length, start_ids
+from parallelmind.prompts.pieces import Piece, PieceEncoder, SplitPrompt
+from parallelmind.prompts.slots import Slots
+from parallelmind.prompts.spans import LearnedIds, encode_spans, mark_answers
+from parallelmind.prompts.template import ChatTemplate
+
+_PROBES = ("0", "a")
+"""Two texts that begin differently, and so mark where any text begins: main depends on no branch."""
+_KEPT_MAINS = 4
+_WORD = re.compile(r"(?<=\S)[ \n](?=\S)")
+"""Where a word begins, with the space or line end that belongs to its token."""
+_FAR = 100
+_SEARCHED = 10_000
+"""Characters before the place where prompts part: a cut is not nearer than the one and not farther than the other."""
+
+
+class PromptEncoder:
+    """Token ids of prompts, by one tokenizer and its chat template; `options` are passed on to that."""
+
+    def __init__(self, tokenizer: Any, **options: Any) -> None:
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer, **options)
+        self.slots = Slots(self.template)
+        self._main_of = lru_cache(_KEPT_MAINS)(self._find_main)
+
+    def texts(self, main: str, prompts: Sequence[str], *, visibility: Visibility = "isolated") -> PromptIds:
+        """A main and prompts that continue it, as a record has them."""
+        ids = encode_main(self.tokenizer, main)
+        has_main = bool(ids) and sees_main(visibility)
+        return PromptIds(ids, [encode_branch(self.tokenizer, prompt, has_main=has_main) for prompt in prompts])
+
+    def completions(self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> PromptIds:
+        """One prompt or several, as texts or ids: what they begin with in common as main, the rest as branches."""
+        several: Sequence[Any] = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+        wholes = [encode_main(self.tokenizer, one) if isinstance(one, str) else list(one) for one in several]
+        return _divided(wholes)
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        branches: Sequence[Sequence[Message]] = ((),),
+        *,
+        tools: Sequence[Tool] = (),
+        visibility: Visibility = "isolated",
+    ) -> PromptIds:
+        """A conversation, and for each branch the turns that it adds, up to where the assistant's answer begins.
+
+        A branch without turns answers the conversation as it is. main and branch together are what the chat template
+        renders, encoded as a whole; main is the same whatever the branches add. Branches that do not see main hold all
+        of it themselves.
+
+        Raises:
+            RequestError: the chat template refuses the conversation.
+        """
+        probes = [[user(probe)] for probe in _PROBES] if any(branches) else []
+        prompts, probed = (
+            [self.template.accept([*messages, *added], tools).prompt for added in several]
+            for several in (branches, probes)
+        )
+        known = [self._dialogue(prompt) for prompt in probed]
+        return _divided(self._encode_all(prompts, probed, known), known, visibility)
+
+    def continued(self, main: str, said: str, prompts: Sequence[str]) -> PromptIds:
+        """The same for a text and what was said under it, without any template: `said` and a prompt are one branch."""
+        start = encode_main(self.tokenizer, main)
+        wholes = [
+            start + encode_branch(self.tokenizer, said + prompt, has_main=bool(start))
+            for prompt in (*prompts, *_PROBES)
+        ]
+        return _divided(wholes[: len(prompts)], wholes[len(prompts) :])
+
+    def split(self, prompt: SplitPrompt) -> tuple[list[int], list[int]]:
+        """Ids of main and branch. Equal mains have equal ids, unless a branch begins within main's last token."""
+        if prompt.form == "text":
+            main = self._encode_pieces(prompt.main, with_start=True)
+            return main, self._encode_pieces(prompt.branch, with_start=not main)
+        whole = self._conversation((*prompt.main, *prompt.branch))
+        main, [branch] = _divided([whole], [self._main_of(prompt.main)])
+        return main, branch
+
+    def learned(self, messages: Sequence[Message], *, has_main: bool, tools: Sequence[Tool] = ()) -> LearnedIds:
+        """A conversation with the assistant's answers, and which tokens are theirs, end marks included.
+
+        Under a main there is no second beginning: main has what the tokenizer puts in front of a text.
+
+        Raises:
+            RequestError: the chat template refuses the conversation.
+        """
+        marked = mark_answers(self.tokenizer, self.template, messages, tools)
+        ids, learned = encode_spans(self.tokenizer, marked)
+        if has_main and ids and ids[0] == self.tokenizer.bos_token_id:
+            return LearnedIds(ids[1:], learned[1:])
+        if not has_main and not self.template.is_own:
+            start = start_ids(self.tokenizer)
+            ids, learned = start + ids, [False] * len(start) + learned
+        return LearnedIds(ids, learned)
+
+    def _dialogue(self, text: str) -> list[int]:
+        """A chat template writes its own special tokens; the plain form of a dialogue does not."""
+        return encode_branch(self.tokenizer, text, has_main=self.template.is_own)
+
+    def _encode_all(self, prompts: Sequence[str], probes: Sequence[str], known: Sequence[list[int]]) -> list[list[int]]:
+        """The ids of each prompt as a whole; of many, a long text that all begin with is encoded once.
+
+        `known` are the ids of the probes. A cut far from where they part that does not change them changes none.
+        """
+        shared = shared_length([*prompts, *probes])
+        places = [
+            match.start() for match in _WORD.finditer(prompts[0], max(0, shared - _SEARCHED), max(0, shared - _FAR))
+        ]
+        if probes and places and len(prompts) > 1:
+            cut = places[-1]
+            head = self._dialogue(prompts[0][:cut])
+
+            def joined(texts: Sequence[str]) -> list[list[int]]:
+                tails = encode_parts(self.tokenizer, [text[cut:] for text in texts])
+                return [head + tails[text[cut:]] for text in texts]
+
+            if joined(probes) == list(known):
+                return joined(prompts)
+        return [self._dialogue(prompt) for prompt in prompts]
+
+    def _conversation(self, pieces: Sequence[Piece]) -> list[int]:
+        return self._encode_pieces(pieces, with_start=not self.template.is_own)
+
+    @cached_property
+    def _encode_pieces(self) -> PieceEncoder:
+        return PieceEncoder(self.tokenizer)
+
+    def _find_main(self, main: tuple[Piece, ...]) -> list[int]:
+        """What main is whatever follows it."""
+        return _divided([self._conversation((*main, Piece(probe, is_data=True))) for probe in _PROBES]).main
+
+
+def _divided(
+    wholes: Sequence[list[int]], probes: Sequence[list[int]] = (), visibility: Visibility = "isolated"
+) -> PromptIds:
+    """What the wholes, and the probes, begin with in common as main, and the rest of each whole."""
+    length = shared_length([*wholes, *probes])
+    branches = [whole[length:] for whole in wholes] if sees_main(visibility) else list(wholes)
+    return PromptIds(wholes[0][:length], branches)

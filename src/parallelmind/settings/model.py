@@ -1,0 +1,156 @@
+"""Which model is loaded and how, and the settings of 2D RoPE: shared by all commands with a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from parallelmind.errors import SettingsError
+from parallelmind.settings.setting import Flag, Setting, Settings, names
+
+_GROUP = "model"
+
+TINY_MODEL = "tiny"
+"""The name of the bundled model."""
+
+DEFAULT_STRIDE = 128
+"""Branch position = branch id × stride."""
+
+ROPE_FLAGS = {
+    "rope_2d_ratio": "ratio",
+    "rope_2d_mode": "mode",
+    "rope_2d_pairs": "pairs",
+    "branch_stride": "branch_stride",
+    "visibility": "visibility",
+}
+"""The flags of a row's 2D settings, and the field of `RopeSettings` that each one is about."""
+
+BaseModel = Annotated[
+    str, Setting("Hub name, local folder, or tiny: the bundled model", _GROUP, flag=Flag(metavar="MODEL"))
+]
+LoraPath = Annotated[str | None, Setting("adapter: a .pth file or a PEFT folder", _GROUP, flag=Flag(metavar="PATH"))]
+LoraRank = Annotated[
+    int | None,
+    Ge(1),
+    Setting("the rank that the adapter must have, as a check", _GROUP, default="the adapter's own", identity=False),
+]
+PatchRope = Annotated[
+    bool | None, Setting("turn 2D RoPE on", _GROUP, default="on with an adapter", flag=Flag(form="pair"))
+]
+RopeRatio = Annotated[
+    float | None,
+    Ge(0),
+    Le(1),
+    Setting(
+        "share of frequency pairs that encode the branch",
+        _GROUP,
+        default="the adapter's, else 0.5",
+        flag=Flag(metavar="R"),
+    ),
+]
+RopeMode = Annotated[
+    Literal["split", "additive"] | None,
+    Setting(
+        "how those pairs turn: by the branch alone, or by time + branch", _GROUP, default="the adapter's, else split"
+    ),
+]
+RopePairs = Annotated[
+    Literal["low", "interleaved"] | None,
+    Setting("which pairs: the slowest, or spread evenly", _GROUP, default="the adapter's, else low"),
+]
+BranchStride = Annotated[
+    int | None,
+    Ge(0),
+    Setting("branch position = branch id x stride", _GROUP, default=f"the adapter's, else {DEFAULT_STRIDE}"),
+]
+VisibilityOption = Annotated[
+    Literal["isolated", "columnar", "strict"] | None,
+    Setting(
+        "what a branch sees: main and itself; also what the other branches wrote before; only itself",
+        _GROUP,
+        default="the adapter's, else isolated",
+    ),
+]
+Device = Annotated[
+    str | None,
+    Setting(
+        "such as cuda, cuda:1, cpu",
+        _GROUP,
+        default="cuda, or cpu without a GPU",
+        identity=False,
+        flag=Flag(metavar="DEVICE"),
+    ),
+]  # fmt: skip
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16", "auto"],
+    Setting("number format of the weights; auto is the checkpoint's own", _GROUP),
+]
+DeviceMap = Annotated[
+    str | None,
+    Setting(
+        "auto spreads the model over all GPUs", _GROUP, default="one device", identity=False, flag=Flag(metavar="MAP")
+    ),
+]
+LoadIn8Bit = Annotated[bool, Setting("8-bit weights (bitsandbytes)", _GROUP)]
+LoadIn4Bit = Annotated[bool, Setting("4-bit weights (bitsandbytes)", _GROUP)]
+KvCacheGb = Annotated[
+    float | None,
+    Gt(0),
+    Setting("memory for keys and values, GiB", "running", default="half of what is free", identity=False,
+            flag=Flag(metavar="GB")),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Settings):
+    """Which model to load and how. Which adapter to load is each command's own to say.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    base_model: BaseModel
+    lora_rank: LoraRank = None
+    patch_rope: PatchRope = None
+    rope_2d_ratio: RopeRatio = None
+    rope_2d_mode: RopeMode = None
+    rope_2d_pairs: RopePairs = None
+    branch_stride: BranchStride = None
+    visibility: VisibilityOption = None
+    device: Device = None
+    dtype: Dtype = "bfloat16"
+    device_map: DeviceMap = None
+    load_in_8bit: LoadIn8Bit = False
+    load_in_4bit: LoadIn4Bit = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        super().__post_init__()
+        refuse_both_quantisations(self.load_in_8bit, self.load_in_4bit)
+
+    @classmethod
+    def of(cls, options: object, **others: Any) -> ModelOptions:
+        """The settings of this class among those of a command; `others` are what it names otherwise."""
+        named = {name: getattr(options, name) for name in names(ModelOptions) if hasattr(options, name)}
+        return ModelOptions(**(named | others))
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `Engine.from_pretrained`, but for the adapter."""
+        return {name: getattr(self, name) for name in names(ModelOptions)}
+
+    def rope_flags(self) -> dict[str, Any]:
+        """What was said about 2D RoPE: the arguments of `resolve_rope`."""
+        return {name: getattr(self, name) for name in ("patch_rope", *ROPE_FLAGS)}
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a number format that is given as text or as torch's dtype: "float32" for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def refuse_both_quantisations(load_in_8bit: bool, load_in_4bit: bool) -> None:
+    """Raises SettingsError if both are asked for."""
+    if load_in_8bit and load_in_4bit:
+        raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
