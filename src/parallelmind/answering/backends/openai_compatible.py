@@ -33,9 +33,9 @@ _MAX_CONNECT_SECONDS = 10.0
 _CHAT = "/v1/chat/completions"
 
 
-_NOT_OPENAI = ("top_k", "min_p", "repetition_penalty", "ignore_eos")
-"""Fields beside the protocol, as vLLM, SGLang, Together AI and our own server take them: sent where they ask for
-something."""
+_ALWAYS_SENT = ("max_new_tokens", "temperature", "top_p", "stop", "seed")
+"""Settings that are fields of the protocol; the others are sent where they ask for something, by the names that vLLM,
+SGLang, Together AI and our own server have for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +156,8 @@ class OpenAICompatibleBackend:
         if settings.seed is not None:
             body["seed"] = settings.seed
         for one in described(SamplingSettings):
-            if one.name in _NOT_OPENAI and (value := getattr(settings, one.name)) != one.default:
-                body[one.name] = value
+            if one.name not in _ALWAYS_SENT and (value := getattr(settings, one.name)) != one.default:
+                body[one.setting.http or one.name] = value
         return body | dict(settings.extra_body)
 
     def _estimate(self, body: Mapping[str, Any]) -> int:
