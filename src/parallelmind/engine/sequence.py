@@ -64,11 +64,13 @@ class BranchSequence:
         return len(self.prompt_ids) + self.max_new_tokens
 
     def sampler_row(self) -> SamplerRow:
-        context: list[int] = []
-        if self.params.repetition_penalty != 1.0:
-            main = self.group.main_ids if self.group.reads_main else ()
-            context = [*main, *self.prompt_ids, *self.output_ids]
-        return SamplerRow(params=self.params, generator=self._generator, context_ids=context)
+        return SamplerRow(
+            params=self.params,
+            generator=self._generator,
+            main_ids=self.group.main_ids if self.group.reads_main else (),
+            prompt_ids=self.prompt_ids,
+            output_ids=self.output_ids,
+        )
 
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:
         """Take the sampled token; returns the text that became certain and sets the finish reason."""

@@ -104,6 +104,10 @@ class SamplingParams(SamplingSettings):
         return replace(self, max_new_tokens=1, stop=(), ignore_eos=False, seed=None, logprobs=None)
 
 
+OPENAI_ONLY: dict[str, Any] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
+"""What OpenAI's protocol has and we lack, with the value that asks for nothing."""
+
+
 class Preset(TypedDict):
     """Some of the settings, for one situation."""
 

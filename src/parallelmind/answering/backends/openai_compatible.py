@@ -33,11 +33,7 @@ T = TypeVar("T")
 _MAX_RESPONSE_BYTES = 32 * 2**20
 _MAX_CONNECT_SECONDS = 10.0
 _CHAT = "/v1/chat/completions"
-
-
-_NOT_OPENAI = ("top_k", "min_p", "repetition_penalty", "ignore_eos")
-"""Fields beside the protocol, as vLLM, SGLang, Together AI and our own server take them: sent where they ask for
-something."""
+_ALWAYS_SENT = ("max_new_tokens", "temperature", "top_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +149,11 @@ class OpenAICompatibleBackend:
             "temperature": settings.temperature,
             "top_p": settings.top_p,
         }
-        if settings.stop:
-            body["stop"] = list(settings.stop)
-        if settings.seed is not None:
-            body["seed"] = settings.seed
+        # The others, some of which are beside OpenAI's protocol, only where they ask for something.
         for one in described(SamplingSettings):
-            if one.name in _NOT_OPENAI and (value := getattr(settings, one.name)) != one.default:
-                body[one.name] = value
+            value = getattr(settings, one.name)
+            if one.name not in _ALWAYS_SENT and value != one.default:
+                body[one.name] = list(value) if one.kind is tuple else value
         return body | dict(settings.extra_body)
 
     def _estimate(self, body: Mapping[str, Any]) -> int:
