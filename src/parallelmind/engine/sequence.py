@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallelmind.columnar import Visibility
+from parallelmind.columnar import Visibility, sees_branches
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.kv_cache import MainCache
 from parallelmind.engine.request import BranchResult, FinishReason, TokenLogprob
@@ -117,8 +117,8 @@ class RequestGroup:
 
     @property
     def in_step(self) -> bool:
-        """Columnar: all branches start together and advance column by column."""
-        return self.visibility == "columnar"
+        """Where branches see each other, all of them start together and advance column by column."""
+        return sees_branches(self.visibility)
 
     @property
     def first_time(self) -> int:

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le
 
 from parallelmind.errors import SettingsError
 from parallelmind.settings.setting import Flag, Setting, Settings, names
+from parallelmind.settings.visibility import RULES, Visibility
 
 _GROUP = "model"
 _LOADING = "loading"
@@ -67,9 +68,9 @@ BranchStride = Annotated[
     Setting("branch position = branch id x stride", _GROUP, default=f"the adapter's, else {DEFAULT_STRIDE}"),
 ]
 VisibilityOption = Annotated[
-    Literal["isolated", "columnar", "strict"] | None,
+    Visibility | None,
     Setting(
-        "what a branch sees: main and itself; also what the other branches wrote before; only itself",
+        f"what a branch sees: {'; '.join(rule.help for rule in RULES.values())}",
         _GROUP,
         default="the adapter's, else isolated",
     ),
