@@ -195,7 +195,7 @@ def test_what_a_run_prints(data: Path, out: Path, on_upper: list[str], capsys: p
 )
 def test_the_success_rate_says_all_and_none_only_where_it_is(successful: int, processed: int, shown: str) -> None:
     worker = dataclasses.replace(
-        WorkerStatistics.none(), processed=processed, successful=successful, errors=processed - successful
+        WorkerStatistics(), processed=processed, successful=successful, errors=processed - successful
     )
     assert _rate(worker) == shown
 

@@ -146,7 +146,7 @@ def test_the_key_is_written_nowhere(
         report = answer(data, out, base_url=server.base_url, max_attempts=2, **over_http)
         assert all(request.headers["authorization"] == f"Bearer {KEY}" for request in server.requests)
     assert (report.completion.answered, report.completion.failed) == (3, 1)
-    assert {path.name for path in (out.parent / "answers.jsonl.job").iterdir()} >= {"job.json", "stats.json"}
+    assert {path.name for path in (out.parent / "answers.jsonl.job").iterdir()} >= {"ledger.sqlite", "stats.json"}
     written = everything_written(out.parent)
     assert b"you sent" in written
     assert KEY.encode() not in written

@@ -20,7 +20,7 @@ _AHEAD_SECONDS = 0.05
 """The next lease is asked for so long before the records run out."""
 _HAND_OVER_SECONDS = 0.02
 """No result waits longer in the worker."""
-_HAND_OVER_BYTES = 2**18
+_HAND_OVER_BYTES = 2**20
 _ALIVE_SECONDS = 0.05
 
 

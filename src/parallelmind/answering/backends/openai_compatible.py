@@ -153,7 +153,7 @@ class OpenAICompatibleBackend:
         for one in described(SamplingSettings):
             value = getattr(settings, one.name)
             if one.name not in _ALWAYS_SENT and value != one.default:
-                body[one.name] = list(value) if one.kind is tuple else value
+                body[one.setting.http or one.name] = list(value) if one.kind is tuple else value
         return body | dict(settings.extra_body)
 
     def _estimate(self, body: Mapping[str, Any]) -> int:

@@ -30,6 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 _END_SECONDS = 30.0
 """For workers that were told to stop: they may have much to free."""
 _TERMINATE_SECONDS = 10.0
+_POLL_SECONDS = 1.0
 
 
 def transport(task: Task, options: RunOptions) -> MakeTransport:
@@ -83,6 +84,7 @@ class LocalTransport:
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, Any] = {}
         self._senders: dict[int, Sender] = {}
+        self._listeners: dict[int, threading.Thread] = {}
 
     def start(self, rank: int) -> None:
         assignment = self._assignments[rank]
@@ -94,7 +96,8 @@ class LocalTransport:
             process.start()
         theirs.close()
         self._processes[rank], self._senders[rank] = process, Sender(ours)
-        threading.Thread(target=self._listen, args=(rank, process, ours), daemon=True).start()
+        self._listeners[rank] = threading.Thread(target=self._listen, args=(rank, process, ours), daemon=True)
+        self._listeners[rank].start()
 
     def send(self, rank: int, message: ToWorker) -> None:
         self._senders[rank].send(message)
@@ -117,13 +120,17 @@ class LocalTransport:
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        for process in self._processes.values():
-            process.join(max(0.0, until - time.monotonic()))
+        for listener in self._listeners.values():
+            listener.join(max(0.0, until - time.monotonic()))
 
     def _listen(self, rank: int, process: Any, connection: Connection) -> None:
+        """Until the process has ended; nobody else waits for it."""
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self._inbox.put(Received(rank, pickle.loads(connection.recv_bytes())))
+                if connection.poll(_POLL_SECONDS):
+                    self._inbox.put(Received(rank, pickle.loads(connection.recv_bytes())))
+                elif process.exitcode is not None:
+                    break  # a process of its own still holds its end of the pipe
         process.join()
         connection.close()
         self._inbox.put(Ended(rank, _death(process.exitcode)))
