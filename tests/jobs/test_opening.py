@@ -120,6 +120,74 @@ def test_an_output_edited_after_the_end_is_not_replaced(data: Path, out: Path) -
         job(data, out).open()
 
 
+def test_an_output_edited_at_the_same_size_is_not_taken_for_complete(data: Path, out: Path) -> None:
+    job(data, out).complete()
+    out.write_text(out.read_text("utf-8").replace("0", "7"), "utf-8")
+    edited = out.read_bytes()
+    with pytest.raises(JobError, match=r"was edited after its job was complete.*--overwrite"):
+        job(data, out).complete()
+    assert out.read_bytes() == edited
+
+
+def test_a_file_put_at_the_output_of_an_interrupted_job_is_not_replaced(data: Path, out: Path) -> None:
+    job(data, out).interrupt(2, 3, 7)
+    out.write_text("MY OWN NOTES\n")
+    with pytest.raises(JobError, match=r"was not made by this job; move it away, .*--overwrite"):
+        job(data, out).complete()
+    assert out.read_text() == "MY OWN NOTES\n"
+    out.unlink()
+    assert job(data, out).complete() == [0, 1, 4, 5, 6, 8, 9]
+
+
+def test_a_file_put_at_the_output_while_the_job_runs_is_not_replaced(data: Path, out: Path) -> None:
+    def disturbed(content: bytes) -> list[dict[str, Any]]:
+        out.write_text("MY OWN NOTES\n")
+        return double(content)
+
+    with pytest.raises(JobError, match="was not made by this job"):
+        job(data, out).complete(disturbed)
+    assert out.read_text() == "MY OWN NOTES\n"
+    out.unlink()
+    assert job(data, out).complete() == []
+    assert rows(out) == expected()
+
+
+def test_an_empty_ledger_makes_no_file_the_jobs_own(data: Path, out: Path) -> None:
+    out.write_text("precious")
+    folder = out.with_name("out.jsonl.job")
+    folder.mkdir()
+    (folder / "ledger.sqlite").touch()
+    for _ in range(2):
+        with pytest.raises(JobError, match="was not made by this job"):
+            job(data, out).complete()
+    assert out.read_text() == "precious"
+
+
+def test_an_empty_file_at_the_output_is_replaced(data: Path, out: Path) -> None:
+    out.touch()
+    job(data, out).interrupt(2)
+    assert job(data, out).complete() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert rows(out) == expected()
+
+
+def test_an_interrupted_overwriting_goes_on_without_overwrite(data: Path, out: Path) -> None:
+    out.write_text("no longer wanted")
+    job(data, out, overwrite=True).interrupt(2)
+    assert out.read_text() == "no longer wanted"
+    assert job(data, out).complete() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert rows(out) == expected()
+
+
+def test_a_job_of_an_earlier_version_is_not_begun_anew_without_a_word(data: Path, out: Path) -> None:
+    folder = out.with_name("out.jsonl.job")
+    folder.mkdir()
+    for name in ("job.json", "part-0.rows"):
+        (folder / name).write_text("{}")
+    with pytest.raises(JobError, match=r"begun by an earlier version .*finish it with that version, .*--overwrite"):
+        job(data, out).complete()
+    assert job(data, out, overwrite=True).complete() == list(range(10))
+
+
 def test_a_removed_output_is_made_again(data: Path, out: Path) -> None:
     job(data, out).complete()
     out.unlink()

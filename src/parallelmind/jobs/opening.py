@@ -122,11 +122,12 @@ class OpenJob:
         """Put the output in place: the rows of all records, in input order.
 
         Raises:
-            JobError: the disk is full or failing, or the input was edited while the job ran.
+            JobError: the disk is full or failing, or the input or what stands at the output was edited meanwhile.
         """
         if missing := len(self.input) - self.index.done:
             raise JobError(f"{missing} records of {self.input.path} have no result; start the same command again.")
         self.input.check_unchanged()
+        self._standing_output()
         self.ledger.commit()
         temporary = self.folder / "output.tmp"
         size, digest = write_output(self.index, self.ledger, self.out_path, temporary)
@@ -212,18 +213,24 @@ class OpenJob:
             raise
 
     def _check_output(self) -> None:
-        if self.out_path.exists():
-            if not self.out_path.is_file():
-                raise SettingsError(f"the output {self.out_path} is not a regular file; choose a file name.")
-            if not self._options.overwrite and self._is_foreign():
-                raise JobError(
-                    f"{self.out_path} exists and was not made by this job; choose another output, "
-                    "or replace it with --overwrite."
-                )
+        if self.out_path.exists() and not self.out_path.is_file():
+            raise SettingsError(f"the output {self.out_path} is not a regular file; choose a file name.")
+        if self._options.overwrite or self._ledger_path.exists():
+            return
+        if _has_content(self.out_path):
+            raise _foreign(self.out_path)
+        if self._is_of_earlier_version():
+            raise JobError(
+                f"the job in {self.folder} was begun by an earlier version; finish it with that version, "
+                "or begin anew with --overwrite."
+            )
 
     def _is_foreign(self) -> bool:
-        """Whether something stands there that no job made."""
-        return self.out_path.exists() and not self._ledger_path.exists() and bool(self.out_path.stat().st_size)
+        """Whether something stands there that no job of this version made."""
+        return not self._ledger_path.exists() and (_has_content(self.out_path) or self._is_of_earlier_version())
+
+    def _is_of_earlier_version(self) -> bool:
+        return (self.folder / "job.json").exists()
 
     def _differences_from_the_other(self) -> list[str]:
         """How the job that is being run under the present name differs; it may have begun a moment ago."""
@@ -254,8 +261,8 @@ class OpenJob:
                 return differences
             stored = None  # nothing was done yet: nothing to mix up
         # Equal settings may be spelled differently (1 and 1.0): the first spelling stays.
-        self._stored = StoredJob(identity=self._identity, input=self.summary) if stored is None else stored
-        standing = self._settle_output()
+        self._stored = self._new_job() if stored is None else stored
+        standing = self._standing_output()
         self.index = ResultIndex(len(self.input))
         completion = self._stored.completion
         if completion is not None and standing is not None and self._stored.input.records >= len(self.input):
@@ -268,30 +275,38 @@ class OpenJob:
         self._load(standing)
         return []
 
-    def _settle_output(self) -> Output | None:
-        """The output that stands there, which must be as the job left it."""
+    def _new_job(self) -> StoredJob:
+        """Which, with --overwrite, may replace what stands there: an output of its own that has no results yet."""
+        output = None
+        if self._options.overwrite and self.out_path.exists():
+            size = self.out_path.stat().st_size
+            output = Output(digest=digest_of(self.out_path), size=size, records=0, through=0)
+        return StoredJob(identity=self._identity, input=self.summary, output=output)
+
+    def _standing_output(self) -> Output | None:
+        """The output that stands there, which must be one that the job knows, byte for byte.
+
+        Raises:
+            JobError: it is another one, which is not to be replaced.
+        """
         stored = self._stored
         if not self.out_path.exists():
             if stored.completion is not None:
                 _LOGGER.warning("%s was complete but its output is gone: making it again", self.out_path)
             return None
-        if stored.next_output is None:
-            if stored.output is None:
-                return None  # what stands there is not of this job, and is replaced when it is complete
-            if stored.completion is not None and self.out_path.stat().st_size != stored.output.size:
-                raise _edited(self.out_path)
-            return stored.output
         digest = digest_of(self.out_path)
-        if digest == stored.next_output.digest:  # killed between putting it in place and saying so
-            return stored.next_output
-        if stored.output is not None and digest != stored.output.digest:
+        # The next one, if the job was killed between putting it in place and saying so.
+        for known in (stored.next_output, stored.output):
+            if known is not None and digest == known.digest:
+                return known
+        if stored.output is not None:
             raise _edited(self.out_path)
-        return stored.output
+        if _has_content(self.out_path):
+            raise _foreign(self.out_path)
+        return None
 
     def _load(self, standing: Output | None) -> None:
         """Take up the results, to go on from them."""
-        if standing is not None and standing == self._stored.output and digest_of(self.out_path) != standing.digest:
-            raise _edited(self.out_path)
         if standing is None and self._stored.output is not None:
             self.ledger.forget_results(through=self._stored.output.through)
             self._stored = dataclasses.replace(self._stored, output=None)
@@ -366,3 +381,14 @@ def _edited(path: Path) -> JobError:
     return JobError(
         f"{path} was edited after its job was complete; choose another output, or begin anew with --overwrite."
     )
+
+
+def _foreign(path: Path) -> JobError:
+    return JobError(
+        f"{path} exists and was not made by this job; move it away, choose another output, or replace it with "
+        "--overwrite."
+    )
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and bool(path.stat().st_size)
