@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from parallelmind.cli.main import main
+from parallelmind.errors import JobError
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.run import run_job
@@ -32,7 +34,7 @@ def test_a_job_from_its_interruption_to_its_end(data: Path, out: Path, capsys: p
     shown = capsys.readouterr().out.splitlines()
     assert shown[:2] == [f"{out}: test, interrupted", "10 records = 2 successful + 1 failed + 7 to do"]
     assert "1 of the failed records can be tried again" in shown
-    assert "worker 0: 3 records, 1 failed, 0.000 s a record, 0 tokens in, 0 out" in shown
+    assert "worker 0: 3 records, 1 failed, 0.000 s a record, 0 tokens in, 0 out, 0 retries" in shown
     assert "errors of class Error: 1" in shown
     assert "failed: record 4: 3 is bad" in shown
     assert shown[-2:] == ["setting a: 1", 'setting 字: "x"']
@@ -68,3 +70,67 @@ def test_suspects_are_shown(data: Path, out: Path, capsys: pytest.CaptureFixture
 def test_an_output_without_a_job_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["job", str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl has no job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE job SET settings = NULL",
+        "DELETE FROM job",
+        "DROP VIEW latest; DROP TABLE results",
+        "DROP VIEW latest; DROP TABLE results; DROP TABLE job",
+    ],
+)
+def test_a_damaged_ledger_is_told_by_the_job_and_by_the_look_at_it(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    job(data, out).interrupt(2, 3)
+    with sqlite3.connect(f"{out}.job/ledger.sqlite") as ledger:
+        ledger.executescript(damage)
+    ledger.close()
+    message = f"the ledger {out}.job/ledger.sqlite is damaged ("
+    assert main(["job", str(out)]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "); begin anew with --overwrite." in shown
+    assert "write " not in shown
+    with pytest.raises(JobError) as raised:
+        job(data, out).complete()
+    assert message in str(raised.value)
+    assert job(data, out, overwrite=True).complete() == list(range(10))
+
+
+def test_a_complete_job_that_lacks_results_is_not_shown_as_complete(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job(data, out).complete()
+    with sqlite3.connect(f"{out}.job/ledger.sqlite") as ledger:
+        ledger.execute("DELETE FROM results WHERE record < 4")
+    ledger.close()
+    assert main(["job", str(out)]) == 1
+    assert "is damaged (4 results of a complete job are missing)" in capsys.readouterr().err
+
+
+def test_a_ledger_that_is_a_folder_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = tmp_path / "out.jsonl.job" / "ledger.sqlite"
+    ledger.mkdir(parents=True)
+    assert main(["job", str(tmp_path / "out.jsonl")]) == 1
+    assert f"cannot read {ledger}" in capsys.readouterr().err
+
+
+def test_a_job_whose_ledger_has_nothing_yet_has_just_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = tmp_path / "out.jsonl.job" / "ledger.sqlite"
+    ledger.parent.mkdir()
+    ledger.touch()
+    assert main(["job", str(tmp_path / "out.jsonl")]) == 1
+    assert "has just begun; look again in a moment" in capsys.readouterr().err
+
+
+def test_a_finished_job_is_shown_where_nothing_can_be_written(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job(data, out).complete()
+    memory = out.with_name("out.jsonl.job") / "ledger.sqlite-shm"
+    memory.symlink_to(out.parent / "no folder" / "file")  # as on a read-only disk, SQLite cannot make it
+    assert main(["job", str(out)]) == 0
+    assert "10 records = 10 successful + 0 failed + 0 to do" in capsys.readouterr().out

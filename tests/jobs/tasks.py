@@ -36,6 +36,8 @@ class Records(Task):
     """Ranks that cannot start."""
     crash_after: float | None = None
     """Loading kills the process after so many seconds."""
+    stop_loading: tuple[int, ...] = ()
+    """Ranks that stand still while they load."""
     rank: int = 0
 
     kind = "test"
@@ -56,6 +58,8 @@ class Records(Task):
         if self.crash_after is not None:
             time.sleep(self.crash_after)
             os.kill(os.getpid(), signal.SIGKILL)
+        if worker.rank in self.stop_loading:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if worker.rank in self.refuse:
             raise SettingsError(f"rank {worker.rank} has no model; get one.")
         object.__setattr__(self, "rank", worker.rank)

@@ -183,3 +183,18 @@ def test_a_disk_without_locks_is_done_without_and_told(
     ledger.commit()
     ledger.close()
     assert np.flatnonzero(load(Ledger(path)).has_result).tolist() == [1]
+
+
+def test_a_full_disk_is_not_taken_for_one_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql == "PRAGMA journal_mode = WAL":
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+                raise error
+            return super().execute(sql, *values)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **more: connect(*given, **more, factory=Full))
+    with pytest.raises(JobError, match=r"cannot write .*ledger\.sqlite: disk I/O error\. Free some space"):
+        Ledger(path)

@@ -87,12 +87,42 @@ def test_settings_may_change_while_nothing_is_done(data: Path, out: Path) -> Non
 def test_an_input_edited_while_the_job_runs_is_noticed(data: Path, out: Path, at: int) -> None:
     def edits(content: bytes) -> list[dict[str, Any]]:
         if content == b'{"n": %d}' % at:
-            data.write_text(data.read_text() + '{"n": 1}\n')
+            data.write_text(data.read_text().replace("5", "55"))
         return double(content)
 
-    with pytest.raises(JobError, match="was edited while the job ran"):
+    with pytest.raises(JobError, match="was edited while the job ran; restore it"):
         job(data, out).complete(edits)
     assert not out.exists()
+
+
+def test_an_input_that_grows_while_the_job_runs_is_continued_by_the_same_command(data: Path, out: Path) -> None:
+    def grows(content: bytes) -> list[dict[str, Any]]:
+        if content == b'{"n": 9}':
+            data.write_text(data.read_text() + '{"n": 10}\n')
+        return double(content)
+
+    with pytest.raises(JobError, match=r"grew while the job ran; start the same command again: it continues"):
+        job(data, out).complete(grows)
+    assert not out.exists()
+    assert job(data, out).complete() == [10]
+    assert rows(out) == [*expected(), *double(b'{"n": 10}')]
+
+
+def test_statistics_that_cannot_be_saved_fail_no_job(data: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = out.with_name("out.jsonl.job")
+    (folder / "stats.json").mkdir(parents=True)
+    assert job(data, out).complete() == list(range(10))
+    assert rows(out) == expected()
+    assert f"the statistics are not saved: cannot write {folder / 'stats.json'}" in caplog.text
+    assert sorted(os.listdir(folder)) == ["ledger.sqlite", "lock", "stats.json"]
+
+
+def test_a_ledger_that_is_a_folder_is_named(data: Path, out: Path) -> None:
+    (out.with_name("out.jsonl.job") / "ledger.sqlite").mkdir(parents=True)
+    with pytest.raises(JobError, match=r"cannot write .*ledger\.sqlite"):
+        job(data, out).complete()
+    with pytest.raises(JobError, match=r"cannot replace .*ledger\.sqlite"):
+        job(data, out, overwrite=True).complete()
 
 
 def test_overwrite_begins_anew_and_keeps_the_old_output_until_the_end(data: Path, out: Path) -> None:
@@ -183,7 +213,7 @@ def test_a_job_of_an_earlier_version_is_not_begun_anew_without_a_word(data: Path
     folder.mkdir()
     for name in ("job.json", "part-0.rows"):
         (folder / name).write_text("{}")
-    with pytest.raises(JobError, match=r"begun by an earlier version .*finish it with that version, .*--overwrite"):
+    with pytest.raises(JobError, match=r"begun by an earlier version; finish it with that version, .*--overwrite"):
         job(data, out).complete()
     assert job(data, out, overwrite=True).complete() == list(range(10))
 

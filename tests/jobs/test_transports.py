@@ -175,6 +175,27 @@ def test_a_slow_worker_does_not_hold_the_others_up(tmp_path: Path, out: Path, la
     assert begun.count("0") == 1, "the first record waited in vain and was tried again"
 
 
+def test_a_worker_that_never_ends_loading_leaves_its_records_to_the_others_and_does_not_hold_up_the_end(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallelmind.jobs.leases._LATE_SECONDS", 1.0)
+    data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(20)))
+    ended: list[float] = []
+
+    class Watch:
+        """Progress that notes when the last record was done."""
+
+        def start(self, *, total: int, done: int) -> None: ...
+        def stop(self) -> None: ...
+
+        def update(self, *, done: int, failed: int, generated_tokens: int, by_worker: object) -> None:
+            ended.append(time.monotonic())
+
+    run_job(Records(data, out, stop_loading=(1,)), RunOptions(workers=2), progress=Watch())
+    assert read_rows(out) == doubled(20)
+    assert ended[-1] - ended[-2] < 8, "the run waited for the worker that loads"
+
+
 def test_equal_records_are_each_done(tmp_path: Path, out: Path) -> None:
     data = write_input(tmp_path / "in.jsonl", ({"n": 3, "id": "same"} for _ in range(50)))
     run(Records(data, out), 2)

@@ -115,8 +115,11 @@ class Coordinator:
                 self._end_hung_workers(transport)
                 transport.check()
                 on_poll(self._has_begun)
-            for rank in range(len(self._workers)):
-                transport.send(rank, Stop())
+            for rank, worker in enumerate(self._workers):
+                if worker.state == "loading":  # which may take long, and nobody needs it any more
+                    transport.kill(rank)
+                else:
+                    transport.send(rank, Stop())
             error = None
         except ParallelMindError as problem:
             error = str(problem)

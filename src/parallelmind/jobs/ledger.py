@@ -97,22 +97,25 @@ class Results:
     """The rows of all of them, one after the other."""
 
 
+class NoJobYetError(JobError):
+    """A run has opened the ledger and not written anything."""
+
+
 class Ledger:
     """The file at `path`; what is changed stands there after the next `commit`.
 
     Args:
         read_only: another process may be writing.
     Raises:
-        JobError: the file is damaged or of another version, or cannot be written.
+        NoJobYetError: it is to be read, and a run is about to make it.
+        JobError: the file is damaged or of another version, or cannot be read or written.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._read_only = read_only
         with self._errors():
-            if read_only:
-                self._file = _connect(f"{path.absolute().as_uri()}?mode=ro")
-            else:
-                self._file = self._open_to_write()
+            self._file = self._open_to_read() if read_only else self._open_to_write()
             self._check_format()
             self._next_block = self._number("SELECT coalesce(max(id), 0) + 1 FROM blocks")
             self._next_result = self._number("SELECT coalesce(max(id), 0) + 1 FROM results")
@@ -139,10 +142,14 @@ class Ledger:
             row = self._file.execute(
                 "SELECT kind, settings, files, input, output, next_output, completion FROM job"
             ).fetchone()
+        if row is None:
+            if self.has_results:
+                raise damaged(self.path, "it has results and no job")
+            return None
         try:
-            return None if row is None else _stored_job(*row)
+            return _stored_job(*row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(self.path, error) from error
+            raise damaged(self.path, error) from error
 
     def save_job(self, job: StoredJob) -> None:
         """Store the job, and everything before, so that it survives a power cut."""
@@ -234,7 +241,7 @@ class Ledger:
                 return self._load(index, keys, after=0, through=self.last_result)
             self._load(index, keys, after=0, through=output.through)
             if index.done != output.records:
-                raise _damaged(self.path, f"{output.records - index.done} results of the output are missing")
+                raise damaged(self.path, f"{output.records - index.done} results of the output are missing")
             index.settle(output.records)
             return self._load(index, keys, after=output.through, through=self.last_result)
 
@@ -325,6 +332,8 @@ class Ledger:
     def _check_format(self) -> None:
         row = self._file.execute("SELECT format FROM job").fetchone()
         columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
+        if not columns:
+            raise damaged(self.path, "no such table: results")
         if row is not None and (row[0] != _FORMAT or columns != ("id", *_RESULT)):
             found = repr(row[0]) if row[0] != _FORMAT else f"{_FORMAT} with the columns {', '.join(columns)}"
             raise JobError(
@@ -332,11 +341,29 @@ class Ledger:
                 "finish the job with the version that began it, or begin anew with --overwrite."
             )
 
+    def _open_to_read(self) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        file = _connect(uri)
+        try:
+            tables = self._tables(file)
+        except sqlite3.OperationalError:
+            file.close()
+            journal = self.path.with_name(self.path.name + "-wal")
+            if journal.exists() and journal.stat().st_size:
+                raise
+            # Nobody writes, and there is no room for the memory that processes share, as on a read-only disk.
+            file = _connect(f"{uri}&immutable=1")
+            tables = self._tables(file)
+        if not tables:
+            file.close()
+            raise NoJobYetError(f"{self.path} has no job yet.")
+        return file
+
     def _open_to_write(self) -> sqlite3.Connection:
         try:
             return self._prepared(_connect(self.path.absolute().as_uri()), "WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorname not in _NO_LOCKS and not error.sqlite_errorname.startswith(_NO_SHARED_MEMORY):
+            if error.sqlite_errorname not in _NO_LOCKS:
                 raise
             _LOGGER.warning("%s: the disk has no locks that SQLite can use (%s): it does without", self.path, error)
             return self._prepared(_connect(f"{self.path.absolute().as_uri()}?nolock=1"), "TRUNCATE")
@@ -347,9 +374,13 @@ class Ledger:
         file.execute("PRAGMA synchronous = NORMAL")
         file.execute("PRAGMA secure_delete = OFF")
         file.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // _PAGE_BYTES}")
-        if not file.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        if not self._tables(file):
             file.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
         return file
+
+    @staticmethod
+    def _tables(file: sqlite3.Connection) -> int:
+        return int(file.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -357,18 +388,25 @@ class Ledger:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise storage_error(self.path, error) from error
-            raise _damaged(self.path, error) from error
+            if not isinstance(error, sqlite3.OperationalError) or error.sqlite_errorname == "SQLITE_ERROR":
+                raise damaged(self.path, error) from error  # the latter where a table or a column is missing
+            if self._read_only:
+                raise JobError(f"cannot read {self.path}: {error}.") from error
+            raise storage_error(self.path, error) from error
 
 
-_NO_LOCKS = ("SQLITE_PROTOCOL", "SQLITE_BUSY", "SQLITE_NOLFS")
-_NO_SHARED_MEMORY = ("SQLITE_IOERR_LOCK", "SQLITE_IOERR_SHM", "SQLITE_IOERR_RDLOCK", "SQLITE_IOERR_UNLOCK")
+_NO_LOCKS = (
+    "SQLITE_PROTOCOL", "SQLITE_BUSY", "SQLITE_NOLFS", "SQLITE_IOERR_LOCK", "SQLITE_IOERR_RDLOCK", "SQLITE_IOERR_UNLOCK",
+    "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_SHMLOCK", "SQLITE_IOERR_SHMMAP",
+)  # fmt: skip
+"""Of locks and of the memory that processes share; SQLITE_IOERR_SHMSIZE is a full disk."""
 
 
 def _stored_job(kind: str, *texts: str | None) -> StoredJob:
     values: list[Any] = [None if text is None else json.loads(text) for text in texts]
     settings, files, input_, output, next_output, completion = values
+    if not isinstance(settings, dict) or not isinstance(files, dict):
+        raise TypeError("no settings or no files")
     if completion is not None:
         completion["failures"] = [(line, reason) for line, reason in completion["failures"]]
     return StoredJob(
@@ -381,16 +419,28 @@ def _stored_job(kind: str, *texts: str | None) -> StoredJob:
 
 
 def remove_ledger(path: Path) -> None:
-    """Remove the file and what SQLite keeps beside it."""
+    """Remove the file and what SQLite keeps beside it.
+
+    Raises:
+        JobError: they cannot be removed.
+    """
     for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+        file = path.with_name(path.name + suffix)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise JobError(
+                f"cannot replace {file}: {error.strerror}. Remove it, or choose another output (--out_path or "
+                "--output_file)."
+            ) from error
 
 
 def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0, check_same_thread=False)
 
 
-def _damaged(path: Path, error: Exception | str) -> JobError:
+def damaged(path: Path, error: Exception | str) -> JobError:
+    """What to tell the user of a ledger that is not as a run leaves it."""
     return JobError(f"the ledger {path} is damaged ({error}); begin anew with --overwrite.")
 
 

@@ -23,7 +23,7 @@ from parallelmind.io.line_table import InputSummary
 from parallelmind.io.locks import HeldLock
 from parallelmind.io.numbered_names import numbered_paths, spelled_beside
 from parallelmind.jobs.identity import Identity, JobCompletion, other_input
-from parallelmind.jobs.ledger import Ledger, Output, Results, StoredJob, remove_ledger
+from parallelmind.jobs.ledger import Ledger, NoJobYetError, Output, Results, StoredJob, remove_ledger
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.output import digest_of, errors, write_output
 from parallelmind.jobs.results import BY_COORDINATOR, RecordResult, ResultIndex
@@ -367,10 +367,8 @@ def read_job(path: Path) -> StoredJob | None:
         return None
     try:
         ledger = Ledger(path, read_only=True)
-    except JobError as error:
-        if "no such table" in str(error):
-            return None  # it is being made
-        raise
+    except NoJobYetError:
+        return None
     try:
         return ledger.job()
     finally:

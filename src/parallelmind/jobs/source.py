@@ -98,8 +98,13 @@ class JobInput:
         """Raises:
         JobError: the input was edited since it was opened.
         """
-        if _stamp(self.path) != self._stamp:
-            raise JobError(f"{self.path} was edited while the job ran; restore it, or begin anew with --overwrite.")
+        if _stamp(self.path) == self._stamp:
+            return
+        if scan(self.path, max_records=len(self)).digest == self.summary.digest:
+            raise JobError(
+                f"{self.path} grew while the job ran; start the same command again: it continues where it was."
+            )
+        raise JobError(f"{self.path} was edited while the job ran; restore it, or begin anew with --overwrite.")
 
     def close(self) -> None:
         self._file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,11 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from parallelmind.errors import JobError
 from parallelmind.io.atomic import replacing
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.results import BY_COORDINATOR, COUNTS, Counts, ResultIndex
 from parallelmind.jobs.storage import storage_error
 
+_LOGGER = logging.getLogger(__name__)
 _PERCENTILES = (50, 90, 95, 99)
 _SHOW_SECONDS = 0.25
 _SAVE_SECONDS = 5.0
@@ -145,6 +148,7 @@ class Monitor:
         self._started: float | None = None
         self._seconds = 0.0
         self._shown = self._saved = 0.0
+        self._is_told_of_failure = False
         self._failed_before, self._tokens_before = self._totals()
         self._by_worker_before = job.index.records_by_worker()
         self.statistics: JobStatistics = self._collect()
@@ -198,7 +202,12 @@ class Monitor:
 
     def _save(self) -> None:
         self.statistics = self._collect()
-        save_statistics(self.statistics, self._job.folder / "stats.json")
+        try:
+            save_statistics(self.statistics, self._job.folder / "stats.json")
+        except JobError as error:  # a by-product, for which no result is given up
+            if not self._is_told_of_failure:
+                _LOGGER.warning("the statistics are not saved: %s", error)
+            self._is_told_of_failure = True
 
     def _totals(self) -> tuple[int, int]:
         index = self._job.index

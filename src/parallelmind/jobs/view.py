@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from parallelmind.errors import JobError
 from parallelmind.io.locks import is_locked
-from parallelmind.jobs.ledger import Ledger
+from parallelmind.jobs.ledger import Ledger, NoJobYetError, damaged
 from parallelmind.jobs.quarantine import Suspicion
 from parallelmind.jobs.results import COUNTS, Counts
 from parallelmind.jobs.storage import job_folder, ledger_path
@@ -63,15 +63,21 @@ def view_job(out_path: Path) -> JobView:
     path = ledger_path(folder)
     if not path.exists():
         raise JobError(f"{out_path} has no job: {path} does not exist; give the output of a job.")
-    ledger = Ledger(path, read_only=True)
+    just_begun = JobError(f"the job of {out_path} has just begun; look again in a moment.")
+    try:
+        ledger = Ledger(path, read_only=True)
+    except NoJobYetError:
+        raise just_begun from None
     try:
         job = ledger.job()
         if job is None:
-            raise JobError(f"the job of {out_path} has just begun; look again in a moment.")
+            raise just_begun
         done, failed, retryable = ledger.ask(
             "SELECT count(*), coalesce(sum(failed_rows > 0), 0), coalesce(sum(failed_rows > 0 AND NOT final), 0)"
             f" FROM {_LATEST}"
         )[0]
+        if job.completion and done < job.input.records:
+            raise damaged(path, f"{job.input.records - done} results of a complete job are missing")
         sums = ", ".join(f"sum({name})" for name in COUNTS)
         workers = ledger.ask(
             f"SELECT worker, count(*), sum(failed_rows > 0), avg(seconds), {sums}"
