@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
 from parallelmind.prompts.conversation import Message, role_of
-from parallelmind.settings.sampling import SamplingParams, SamplingSettings
+from parallelmind.settings.sampling import MOST_STOPS, SamplingParams, SamplingSettings
 from parallelmind.settings.setting import described
 
 
@@ -23,7 +23,7 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-Stop = Text | Annotated[list[Text], Field(max_length=16)]
+Stop = Text | Annotated[list[Text], Field(max_length=MOST_STOPS)]
 
 
 def incompatible(param: str, message: str) -> PydanticCustomError:
