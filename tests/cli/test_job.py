@@ -52,7 +52,7 @@ def test_programs_read_json(data: Path, out: Path, capsys: pytest.CaptureFixture
     shown = json.loads(capsys.readouterr().out)
     assert (shown["kind"], shown["state"], shown["done"], shown["records"]) == ("test", "complete", 10, 10)
     assert shown["workers"] == [
-        {"rank": 0, "records": 10, "failed": 0, "mean_seconds": 0.5, "tokens_in": 0, "tokens_out": 20}
+        {"rank": 0, "records": 10, "failed": 0, "mean_seconds": 0.5, "tokens_in": 0, "tokens_out": 20, "retries": 0}
     ]
 
 

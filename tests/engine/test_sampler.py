@@ -23,7 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def row(params: SamplingParams, seed: int = 0, context: tuple[int, ...] = ()) -> SamplerRow:
-    return SamplerRow(params=params, generator=torch.Generator().manual_seed(seed), context_ids=context)
+    return SamplerRow(params=params, generator=torch.Generator().manual_seed(seed), prompt_ids=context)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -56,7 +56,7 @@ def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
 def test_greedy_takes_the_likeliest_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 4.0]])
     greedy = SamplingParams(temperature=0)
-    assert sample(logits, [SamplerRow(greedy, None, ()), SamplerRow(greedy, None, ())]) == [1, 0]
+    assert sample(logits, [SamplerRow(greedy, None), SamplerRow(greedy, None)]) == [1, 0]
 
 
 def test_the_repetition_penalty_is_transformers_own() -> None:

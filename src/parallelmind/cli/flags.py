@@ -9,7 +9,9 @@ from typing import Any
 
 from parallelmind.settings.setting import Described, Settings, described
 
-_ORDER = ("", "files", "model", "LoRA", "branches", "data", "rows and batches", "sampling", "running", "workers")
+_ORDER = (
+    "", "files", "model", "loading", "LoRA", "branches", "data", "rows and batches", "sampling", "running", "workers",
+)  # fmt: skip
 """The headings of the help, those of all commands in one order; others follow."""
 _METAVARS = {int: "N", float: "X", Path: "FILE"}
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from parallelmind.jobs.results import OTHER_COUNTS
 from parallelmind.jobs.view import JobView, WorkerView, view_job
 
 EPILOG = """\
@@ -57,7 +58,8 @@ def _lines(job: JobView) -> Iterator[str]:
 
 def _worker(worker: WorkerView) -> str:
     name = "without a worker" if worker.rank is None else f"worker {worker.rank}"
+    others = "".join(f", {getattr(worker, count)} {count.replace('_', ' ')}" for count in OTHER_COUNTS)
     return (
         f"{name}: {worker.records} records, {worker.failed} failed, {worker.mean_seconds:.3f} s a record, "
-        f"{worker.tokens_in} tokens in, {worker.tokens_out} out"
+        f"{worker.tokens_in} tokens in, {worker.tokens_out} out{others}"
     )

@@ -16,9 +16,9 @@ from parallelmind.cli.flags import add_settings, given
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.settings.model import DEFAULT_STRIDE, TINY_MODEL
 from parallelmind.settings.setting import Flag, Setting, Settings
+from parallelmind.settings.visibility import VISIBILITIES, Visibility
 
 if TYPE_CHECKING:
-    from parallelmind.columnar import Visibility
     from parallelmind.data.encoder import DataCounts
     from parallelmind.data.samples import Sample
     from parallelmind.visuals.grid import RowGrid
@@ -48,9 +48,9 @@ class ShowOptions(Settings):
     branch_stride: Annotated[
         int, Ge(0), Setting("branch position = branch id x stride", flag=Flag(also=("--stride",)))
     ] = DEFAULT_STRIDE
-    visibility: Annotated[
-        Literal["isolated", "columnar", "strict", "all"], Setting("what a branch sees; all: the three masks")
-    ] = "isolated"
+    visibility: Annotated[Literal[Visibility, "all"], Setting("what a branch sees; all: the masks of all of them")] = (
+        "isolated"
+    )
     png: Annotated[Path | None, Setting("write the picture to this file as well")] = None
     font: Annotated[str | None, Setting("font for the PNG", default="the system's", flag=Flag(metavar="FILE"))] = None
 
@@ -91,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _grids(records: Path, options: ShowOptions) -> list[RowGrid]:
-    from parallelmind.columnar import VISIBILITIES
     from parallelmind.data.encoder import DataCounts
     from parallelmind.data.samples import parse_sample
     from parallelmind.models.loader import load_tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from parallelmind.jobs.results import OTHER_COUNTS
 from parallelmind.jobs.run import JobReport
 from parallelmind.jobs.statistics import WorkerStatistics
 
@@ -33,7 +34,8 @@ def print_statistics(report: JobReport, name: str, out_path: str | Path, rank_fi
             print(f"Errors without a worker: {lost}")
         print(f"Seconds a record: {percentiles}")
         print(f"Tokens in / out: {statistics.tokens_in} / {statistics.tokens_out}")
-        print(f"Retries: {statistics.retries}")
+        for counted in OTHER_COUNTS:
+            print(f"{counted.replace('_', ' ').capitalize()}: {getattr(statistics, counted)}")
         for error, count in statistics.errors_by_class.items():
             print(f"Errors of class {error}: {count}")
         print(f"This run: {statistics.records_in_this_run} records, {statistics.seconds:.1f}s")

@@ -23,13 +23,13 @@ from parallelmind.columnar.rope import (
     set_rope_pos2d,
 )
 from parallelmind.columnar.visibility import (
-    VISIBILITIES,
-    Visibility,
     additive_mask,
     build_columnar_causal_mask,
+    sees_branches,
     sees_main,
     visible,
 )
+from parallelmind.settings.visibility import VISIBILITIES, Visibility
 
 __all__ = [
     "IGNORE_INDEX",
@@ -54,6 +54,7 @@ __all__ = [
     "pos2d_ids",
     "prepare_pos2d",
     "remove_pos2d_hook",
+    "sees_branches",
     "sees_main",
     "set_prompt_pos2d",
     "set_rope_pos2d",

@@ -1,4 +1,4 @@
-"""Which token sees which: the three visibilities, always with time at most one's own.
+"""Which token sees which: the mask of each visibility, always with time at most one's own.
 
 | name | a branch token sees |
 |---|---|
@@ -9,20 +9,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
 from parallelmind.columnar.layout import MAIN_BRANCH, PAD_BRANCH
-
-Visibility = Literal["isolated", "columnar", "strict"]
-VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
+from parallelmind.settings.visibility import RULES, VISIBILITIES, Visibility
 
 
 def sees_main(visibility: Visibility) -> bool:
     """Whether the tokens of a branch see main."""
-    return visibility != "strict"
+    return RULES[visibility].sees_main
+
+
+def sees_branches(visibility: Visibility) -> bool:
+    """Whether the tokens of a branch see those of the other branches, so that all must be computed together."""
+    return RULES[visibility].sees_branches
 
 
 def visible(
@@ -42,18 +43,16 @@ def visible(
     Raises:
         ValueError: an unknown visibility.
     """
+    if visibility not in VISIBILITIES:
+        raise ValueError(f"visibility is {visibility!r}; it must be one of {', '.join(VISIBILITIES)}")
+    rule = RULES[visibility]
     q_branch, q_time = query_branch[..., :, None], query_time[..., :, None]
     k_branch, k_time = key_branch[..., None, :], key_time[..., None, :]
-    own = (q_branch == k_branch) & (k_time <= q_time)
-    if visibility == "strict":
-        seen = own
-    elif visibility == "isolated":
-        seen = own | ((k_branch == MAIN_BRANCH) & (k_time <= q_time))
-    elif visibility == "columnar":
-        # Main's times are all below a branch's, so "strictly earlier" covers main too.
-        seen = own | (k_time < q_time)
-    else:
-        raise ValueError(f"visibility is {visibility!r}; it must be one of {', '.join(VISIBILITIES)}")
+    seen = (q_branch == k_branch) & (k_time <= q_time)
+    if rule.sees_main:
+        seen = seen | ((k_branch == MAIN_BRANCH) & (k_time <= q_time))
+    if rule.sees_branches:
+        seen = seen | ((k_branch != MAIN_BRANCH) & (k_time < q_time))
     seen = seen & (q_branch != PAD_BRANCH) & (k_branch != PAD_BRANCH)
     if sliding_window is not None:
         seen = seen & (k_time > q_time - sliding_window)

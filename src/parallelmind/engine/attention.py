@@ -185,7 +185,7 @@ def _attend_columns(
     first = context.first_branch_token
     keys, values = context.slots.keys[layer], context.slots.values[layer]
     for index, (start, end) in enumerate(context.group_ranges):
-        if not context.groups[index].columnar:
+        if not context.groups[index].sees_branches:
             continue
         slots, longest = context.column_slots(index, keys.device), context.column_keys(index)
         k_HKD = keys[slots, :, :longest].transpose(0, 1).flatten(1, 2)

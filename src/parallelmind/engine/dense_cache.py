@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import additive_mask, visible
+from parallelmind.columnar import Visibility, additive_mask, visible
 from parallelmind.engine.forward_context import BranchSpan, ForwardContext
 from parallelmind.engine.kv_cache import MainCache
 
@@ -70,31 +70,31 @@ class DenseCache:
         query_main: list[int] = []
         query_group: list[int] = []
         slots: list[int] = []
-        columnar: list[bool] = []
+        visibilities: list[Visibility] = []
         for main_span in context.main_spans:
             count = len(main_span.token_ids)
             query_main += [id(main_span.main)] * count
             query_group += [-2] * count
             slots += [0] * count
-            columnar += [False] * count
+            visibilities += ["isolated"] * count
         for group_index, group in enumerate(context.groups):
             for span in group.branches:
                 count = len(span.token_ids)
                 query_main += [-2 if group.main is None else id(group.main)] * count
                 query_group += [group_index] * count
                 slots += [span.slot + 1] * count
-                columnar += [group.columnar] * count
+                visibilities += [group.visibility] * count
         query_branch = torch.tensor(slots)
         query_time = context.time_ids()
         branch, time = torch.tensor(key_branch), torch.tensor(key_time)
         in_main = torch.tensor(query_main)[:, None] == torch.tensor(key_main)[None]
         in_group = torch.tensor(query_group)[:, None] == torch.tensor(key_group)[None]
         seen_main = in_main & (time[None] <= query_time[:, None])
-        seen = visible(query_branch, query_time, branch, time, "strict")
-        if any(columnar):
-            columns = visible(query_branch, query_time, branch, time, "columnar")
-            seen = torch.where(torch.tensor(columnar)[:, None], columns, seen)
-        seen_group = in_group & seen
+        seen_group = torch.zeros_like(in_group)
+        for visibility in dict.fromkeys(visibilities):
+            asking = torch.tensor([one == visibility for one in visibilities])
+            seen = visible(query_branch, query_time, branch, time, visibility)
+            seen_group |= asking[:, None] & in_group & seen
         return additive_mask(seen_main | seen_group, dtype)[None, None].to(device)
 
     def get_seq_length(self, *_: Any) -> int:

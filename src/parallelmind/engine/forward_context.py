@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import PAD_BRANCH, Visibility, additive_mask, visible
+from parallelmind.columnar import PAD_BRANCH, Visibility, additive_mask, sees_branches, visible
+from parallelmind.columnar.layout import MAIN_BRANCH
 from parallelmind.engine.kv_cache import BranchSlots, MainCache
 
 
@@ -52,19 +53,20 @@ class GroupSpan:
     main: MainCache | None
     branches: Sequence[BranchSpan]
     finished: Sequence[BranchSpan] = ()
-    """Columnar: branches without new tokens whose cached tokens the others still see."""
+    """Where branches see each other: those without new tokens whose cached tokens the others still see."""
     visibility: Visibility = "isolated"
     adapter: str = ""
 
     @property
-    def columnar(self) -> bool:
-        return self.visibility == "columnar"
+    def sees_branches(self) -> bool:
+        return sees_branches(self.visibility)
 
 
 @dataclass(frozen=True)
 class OwnBatch:
-    """Branches with about equally many new tokens, attended to in one padded call."""
+    """Branches of one visibility with about equally many new tokens, attended to in one padded call."""
 
+    visibility: Visibility
     spans: tuple[BranchSpan, ...]
     starts: tuple[int, ...]
     """Flat index of each branch's first token."""
@@ -103,20 +105,20 @@ class ForwardContext:
         for span in self.main_spans:
             self.main_ranges.append((position, position + len(span.token_ids)))
             position += len(span.token_ids)
-        starts: list[tuple[BranchSpan, int]] = []
+        starts: list[tuple[Visibility, BranchSpan, int]] = []
         for group in self.groups:
             start = position
             for branch in group.branches:
-                if not group.columnar:
-                    starts.append((branch, position))
+                if not group.sees_branches:
+                    starts.append((group.visibility, branch, position))
                 position += len(branch.token_ids)
             self.group_ranges.append((start, position))
         self.num_tokens = position
         # Apart by length, within a factor of two, so that no branch is padded to a much longer one's prompt.
-        by_length: dict[int, list[tuple[BranchSpan, int]]] = {}
-        for pair in sorted(starts, key=lambda pair: pair[0].slot):
-            by_length.setdefault(len(pair[0].token_ids).bit_length(), []).append(pair)
-        self.own_batches = [_own_batch(pairs) for pairs in by_length.values()]
+        alike: dict[tuple[Visibility, int], list[tuple[BranchSpan, int]]] = {}
+        for visibility, branch, start in sorted(starts, key=lambda one: one[1].slot):
+            alike.setdefault((visibility, len(branch.token_ids).bit_length()), []).append((branch, start))
+        self.own_batches = [_own_batch(visibility, pairs) for (visibility, _), pairs in alike.items()]
 
     @property
     def first_branch_token(self) -> int:
@@ -226,7 +228,7 @@ class ForwardContext:
         """Mask of branches over their own tokens, [n, 1, Q, K]; None: they see all of them."""
         batch = self.own_batches[index]
         lengths = [span.past + len(span.token_ids) for span in batch.spans]
-        if batch.longest == 1 and min(lengths) == batch.num_keys and (window is None or batch.num_keys <= window):
+        if batch.longest == 1 and min(lengths) == batch.num_keys and self._sees_first(index, window):
             return None
 
         def build() -> Tensor:
@@ -235,9 +237,18 @@ class ForwardContext:
             # Padding queries repeat the last token (see own_tokens) and must see what it sees.
             query = past[:, None] + torch.minimum(torch.arange(batch.longest)[None], last[:, None])
             key = torch.arange(batch.num_keys).expand(len(past), -1)
-            return additive_mask(_seen_in_time(query, key, window), like.dtype)[:, None]
+            return additive_mask(_seen_in_time(query, key, window, batch.visibility), like.dtype)[:, None]
 
         return self.cached(("own", index, window, like.dtype), like.device, build)
+
+    def _sees_first(self, index: int, window: int | None) -> bool:
+        """Whether the newest token of the longest branch sees the first of its branch, and so all between."""
+        batch = self.own_batches[index]
+
+        def build() -> Tensor:
+            return _seen_in_time(torch.tensor([batch.num_keys - 1]), torch.tensor([0]), window, batch.visibility)
+
+        return bool(self.cached(("sees_first", index, window), torch.device("cpu"), build))
 
     def own_tokens(self, index: int, device: torch.device) -> Tensor:
         """Flat index of each branch's tokens, padded by repeating the last, LongTensor [n, Q]."""
@@ -251,7 +262,7 @@ class ForwardContext:
         return self.cached(("own_tokens", index), device, build)
 
     def column_slots(self, index: int, device: torch.device) -> Tensor:
-        """Columnar: slots of a group's branches, finished ones included, LongTensor [n]."""
+        """Where branches see each other: slots of a group's branches, finished ones included, LongTensor [n]."""
         group = self.groups[index]
         return self.cached(
             ("column_slots", index),
@@ -260,12 +271,12 @@ class ForwardContext:
         )
 
     def column_keys(self, index: int) -> int:
-        """Columnar: tokens of the longest branch of a group, K."""
+        """Where branches see each other: tokens of the longest branch of a group, K."""
         group = self.groups[index]
         return max(span.past + len(span.token_ids) for span in (*group.branches, *group.finished))
 
     def column_mask(self, index: int, window: int | None, like: Tensor) -> Tensor:
-        """Columnar: mask of a group's tokens over all tokens of its branches, [T, n × K]."""
+        """Where branches see each other: mask of a group's tokens over all tokens of its branches, [T, n × K]."""
         group = self.groups[index]
         start, end = self.group_ranges[index]
 
@@ -278,7 +289,7 @@ class ForwardContext:
             key_branch = torch.where(place[None] < length[:, None], number[:, None], PAD_BRANCH).flatten()
             key_time = (first[:, None] + place[None]).flatten()
             query_branch = self.branch_ids()[start:end]
-            seen = visible(query_branch, self._times()[start:end], key_branch, key_time, "columnar", window)
+            seen = visible(query_branch, self._times()[start:end], key_branch, key_time, group.visibility, window)
             return additive_mask(seen, like.dtype)
 
         return self.cached(("column", index, window, like.dtype), like.device, build)
@@ -290,15 +301,19 @@ class ForwardContext:
         return self.cached("times", torch.device("cpu"), self.time_ids)
 
 
-def _seen_in_time(query_time: Tensor, key_time: Tensor, window: int | None) -> Tensor:
-    """Visibility within one branch."""
-    same = torch.zeros_like
-    return visible(same(query_time), query_time, same(key_time), key_time, "strict", window)
+def _seen_in_time(
+    query_time: Tensor, key_time: Tensor, window: int | None, visibility: Visibility | None = None
+) -> Tensor:
+    """Visibility within one branch; None: within main."""
+    number = MAIN_BRANCH if visibility is None else MAIN_BRANCH + 1
+    query, key = (torch.full_like(time, number) for time in (query_time, key_time))
+    return visible(query, query_time, key, key_time, visibility or "isolated", window)
 
 
-def _own_batch(pairs: Sequence[tuple[BranchSpan, int]]) -> OwnBatch:
+def _own_batch(visibility: Visibility, pairs: Sequence[tuple[BranchSpan, int]]) -> OwnBatch:
     spans, starts = zip(*pairs, strict=True)
     return OwnBatch(
+        visibility=visibility,
         spans=spans,
         starts=starts,
         longest=max(len(span.token_ids) for span in spans),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from parallelmind.columnar import VISIBILITIES, Visibility
+from parallelmind.columnar import VISIBILITIES, Visibility, sees_branches, sees_main
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.request import BASE_MODEL, Branch, ErrorKind, Prompt, Request
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
@@ -63,7 +63,8 @@ class InputProcessor:
         if len(groups) > 1 and any(group.in_step for group in groups.values()):
             raise RequestError(
                 f"the branches use the adapters {', '.join(name or 'none' for name in groups)}, but with visibility "
-                "'columnar' they read one another, so they need the same one; use one adapter, or 'isolated'."
+                f"{next(iter(groups.values())).visibility!r} they read one another, so they need the same one; use one "
+                "adapter, or 'isolated'."
             )
         for index, (number, adapter, branch) in enumerate(zip(numbers, adapters, branches, strict=True)):
             group = groups[adapter]
@@ -115,7 +116,7 @@ class InputProcessor:
     ) -> RequestGroup:
         visibility = self.visibility_of(request, adapter)
         _check_numbers(numbers, visibility)
-        hidden = visibility == "strict" and any(numbers)
+        hidden = not sees_main(visibility) and any(numbers)
         return RequestGroup(
             request_id=request_id,
             main_ids=main_ids,
@@ -143,7 +144,7 @@ class InputProcessor:
 
 
 def _check_numbers(numbers: Sequence[int], visibility: Visibility) -> None:
-    if all(number == 0 for number in numbers) and (len(numbers) == 1 or visibility != "columnar"):
+    if all(number == 0 for number in numbers) and (len(numbers) == 1 or not sees_branches(visibility)):
         return
     if len(set(numbers)) != len(numbers) or min(numbers) < 1:
         raise RequestError(

@@ -52,8 +52,11 @@ class SamplerRow:
     params: SamplingParams
     generator: torch.Generator | None
     """None with temperature 0."""
-    context_ids: Sequence[int]
-    """Main, prompt and answer so far; read with a repetition penalty only."""
+    main_ids: Sequence[int] = ()
+    """As far as the branch sees them; empty otherwise."""
+    prompt_ids: Sequence[int] = ()
+    output_ids: Sequence[int] = ()
+    """The answer so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     for kind, indices in alike.items():
         scores = logits if len(indices) == len(rows) else logits[indices]
         if kind.repetition_penalty != 1.0:
-            context = _padded([rows[i].context_ids for i in indices], scores.device)
+            contexts = [[*rows[i].main_ids, *rows[i].prompt_ids, *rows[i].output_ids] for i in indices]
+            context = _padded(contexts, scores.device)
             scores = RepetitionPenaltyLogitsProcessor(kind.repetition_penalty)(context, scores)
         if kind.temperature == 0:
             drawn = scores.argmax(-1).tolist()

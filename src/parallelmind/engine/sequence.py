@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallelmind.columnar import Visibility
+from parallelmind.columnar import Visibility, sees_branches
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.kv_cache import MainCache
 from parallelmind.engine.request import BranchResult, FinishReason, TokenLogprob
@@ -64,11 +64,13 @@ class BranchSequence:
         return len(self.prompt_ids) + self.max_new_tokens
 
     def sampler_row(self) -> SamplerRow:
-        context: list[int] = []
-        if self.params.repetition_penalty != 1.0:
-            main = self.group.main_ids if self.group.reads_main else ()
-            context = [*main, *self.prompt_ids, *self.output_ids]
-        return SamplerRow(params=self.params, generator=self._generator, context_ids=context)
+        return SamplerRow(
+            params=self.params,
+            generator=self._generator,
+            main_ids=self.group.main_ids if self.group.reads_main else (),
+            prompt_ids=self.prompt_ids,
+            output_ids=self.output_ids,
+        )
 
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:
         """Take the sampled token; returns the text that became certain and sets the finish reason."""
@@ -115,8 +117,8 @@ class RequestGroup:
 
     @property
     def in_step(self) -> bool:
-        """Columnar: all branches start together and advance column by column."""
-        return self.visibility == "columnar"
+        """Where branches see each other, all of them start together and advance column by column."""
+        return sees_branches(self.visibility)
 
     @property
     def first_time(self) -> int:

@@ -324,9 +324,11 @@ class Ledger:
 
     def _check_format(self) -> None:
         row = self._file.execute("SELECT format FROM job").fetchone()
-        if row is not None and row[0] != _FORMAT:
+        columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
+        if row is not None and (row[0] != _FORMAT or columns != ("id", *_RESULT)):
+            found = repr(row[0]) if row[0] != _FORMAT else f"{_FORMAT} with the columns {', '.join(columns)}"
             raise JobError(
-                f"{self.path} has format {row[0]!r}, this version reads {_FORMAT}; "
+                f"{self.path} has format {found}, this version reads {_FORMAT}; "
                 "finish the job with the version that began it, or begin anew with --overwrite."
             )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from parallelmind.errors import SettingsError
+from parallelmind.jobs.results import OTHER_COUNTS
 from parallelmind.jobs.statistics import JobStatistics
 
 
@@ -35,8 +36,9 @@ class _Collector:
         seconds = GaugeMetricFamily("parallelmind_job_record_seconds", "Seconds a record took", labels=["percentile"])
         for name, value in statistics.seconds_percentiles.items():
             seconds.add_metric([name], value)
-        retries = CounterMetricFamily("parallelmind_job_retries", "Requests tried again", value=statistics.retries)
-        yield from (results, tokens, errors, seconds, retries)
+        yield from (results, tokens, errors, seconds)
+        for name, text in OTHER_COUNTS.items():
+            yield CounterMetricFamily(f"parallelmind_job_{name}", text, value=getattr(statistics, name))
 
 
 def serve_metrics(port: int, current: Callable[[], JobStatistics]) -> Callable[[], None]:

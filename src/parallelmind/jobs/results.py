@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -13,6 +14,25 @@ Row = Mapping[str, Any]
 """One output row; one with an `error` that is not null makes its record a failed one."""
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What is counted of each record and summed over those of a worker and of a job.
+
+    A new count is a field here and one of `RecordResult`, and what a task's worker gives for it: ledger, statistics,
+    `parallelmind job` and Prometheus then have it, which shows the words that stand with it here.
+    """
+
+    tokens_in: int = field(default=0, metadata={"help": "Tokens read"})
+    tokens_out: int = field(default=0, metadata={"help": "Tokens written"})
+    retries: int = field(default=0, metadata={"help": "Requests tried again"})
+
+
+COUNTS = {one.name: str(one.metadata["help"]) for one in fields(Counts)}
+"""The names of what is counted, and what each is."""
+OTHER_COUNTS = {name: text for name, text in COUNTS.items() if name not in ("tokens_in", "tokens_out")}
+"""Those besides the tokens, which are shown as a pair."""
 
 
 class RecordResult(NamedTuple):

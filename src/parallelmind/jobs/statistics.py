@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from parallelmind.io.atomic import replacing
 from parallelmind.jobs.opening import OpenJob
-from parallelmind.jobs.results import BY_COORDINATOR, ResultIndex
+from parallelmind.jobs.results import BY_COORDINATOR, COUNTS, Counts, ResultIndex
 from parallelmind.jobs.storage import storage_error
 
 _PERCENTILES = (50, 90, 95, 99)
@@ -24,15 +24,12 @@ _SAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerStatistics:
+class WorkerStatistics(Counts):
     """The records whose latest result one worker made."""
 
     processed: int = 0
     successful: int = 0
     errors: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    retries: int = 0
     mean_seconds: float = 0.0
 
     @property
@@ -108,7 +105,7 @@ def save_statistics(statistics: JobStatistics, path: Path) -> None:
 def _counts(index: ResultIndex, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     processed = int(np.count_nonzero(chosen))
     errors = int(np.count_nonzero(index["failed_rows"][chosen]))
-    sums = {name: int(index[name][chosen].sum(dtype=np.int64)) for name in ("tokens_in", "tokens_out", "retries")}
+    sums = {name: int(index[name][chosen].sum(dtype=np.int64)) for name in COUNTS}
     return {
         "processed": processed,
         "successful": processed - errors,

@@ -12,6 +12,7 @@ from parallelmind.errors import JobError
 from parallelmind.io.locks import is_locked
 from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.quarantine import Suspicion
+from parallelmind.jobs.results import COUNTS, Counts
 from parallelmind.jobs.storage import job_folder, ledger_path
 
 _FAILURES_SHOWN = 20
@@ -19,15 +20,13 @@ _LATEST = "(SELECT max(id) AS newest FROM results GROUP BY record) JOIN results 
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerView:
+class WorkerView(Counts):
     """What one worker did; rank None: the coordinator, for records that no worker survived."""
 
     rank: int | None
     records: int
     failed: int
     mean_seconds: float
-    tokens_in: int
-    tokens_out: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +72,9 @@ def view_job(out_path: Path) -> JobView:
             "SELECT count(*), coalesce(sum(failed_rows > 0), 0), coalesce(sum(failed_rows > 0 AND NOT final), 0)"
             f" FROM {_LATEST}"
         )[0]
+        sums = ", ".join(f"sum({name})" for name in COUNTS)
         workers = ledger.ask(
-            "SELECT worker, count(*), sum(failed_rows > 0), avg(seconds), sum(tokens_in), sum(tokens_out)"
+            f"SELECT worker, count(*), sum(failed_rows > 0), avg(seconds), {sums}"
             f" FROM {_LATEST} GROUP BY worker ORDER BY worker"
         )
         classes = ledger.ask(
@@ -93,8 +93,10 @@ def view_job(out_path: Path) -> JobView:
             settings=job.identity.settings,
             files=job.identity.files,
             workers=[
-                WorkerView(rank=rank, records=count, failed=bad, mean_seconds=mean, tokens_in=read, tokens_out=made)
-                for rank, count, bad, mean, read, made in workers
+                WorkerView(
+                    rank=rank, records=count, failed=bad, mean_seconds=mean, **dict(zip(COUNTS, counts, strict=True))
+                )
+                for rank, count, bad, mean, *counts in workers
             ],
             errors_by_class=dict(classes),
             failures=job.completion.failures if job.completion else _failures(ledger),

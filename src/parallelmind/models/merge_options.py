@@ -9,21 +9,20 @@ from typing import Annotated
 from parallelmind.settings.model import (
     BaseModel,
     BranchStride,
-    Device,
     Dtype,
+    LoadingSettings,
     LoraRank,
     PatchRope,
     RopeMode,
     RopePairs,
     RopeRatio,
     VisibilityOption,
-    dtype_name,
 )
-from parallelmind.settings.setting import Flag, Setting, Settings
+from parallelmind.settings.setting import Flag, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeOptions(Settings):
+class MergeOptions(LoadingSettings):
     """What to merge; the names are the flags.
 
     Raises:
@@ -42,9 +41,4 @@ class MergeOptions(Settings):
     rope_2d_pairs: RopePairs = None
     branch_stride: BranchStride = None
     visibility: VisibilityOption = None
-    device: Device = None
     dtype: Dtype = "auto"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        super().__post_init__()

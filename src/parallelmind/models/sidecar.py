@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.columnar.rope import PAIR_CHOICES, ROPE_MODES, PairChoice, RopeMode
-from parallelmind.columnar.visibility import VISIBILITIES, Visibility
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.io.atomic import replacing
 from parallelmind.settings.model import DEFAULT_STRIDE, ROPE_FLAGS
+from parallelmind.settings.visibility import VISIBILITIES, Visibility
 
 SIDECAR_NAME = "parallelmind.json"
 """In a folder."""

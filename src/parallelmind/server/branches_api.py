@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from parallelmind.columnar import Visibility
+from parallelmind.columnar import Visibility, sees_branches
 from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import RequestError
 from parallelmind.prompts.conversation import user
@@ -143,10 +143,10 @@ async def encode_branches(
             param="visibility",
         )
     [visibility] = seen
-    if visibility == "columnar" and len({adapter if b.adapter is None else b.adapter for b in body.branches}) > 1:
+    if sees_branches(visibility) and len({adapter if b.adapter is None else b.adapter for b in body.branches}) > 1:
         raise ApiError(
             400,
-            "with visibility 'columnar' the branches read one another, so all need the same adapter; use one, or "
+            f"with visibility {visibility!r} the branches read one another, so all need the same adapter; use one, or "
             "visibility 'isolated'",
             param="branches",
         )

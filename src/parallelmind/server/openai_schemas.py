@@ -11,11 +11,10 @@ from pydantic import Field, model_validator
 
 from parallelmind.columnar import Visibility
 from parallelmind.server.schemas import BranchInput, ChatMessage, Sampling, Strict, Text, incompatible
+from parallelmind.settings.sampling import OPENAI_ONLY
 
 _WITHOUT_EFFECT: dict[str, list[Any]] = {
-    "frequency_penalty": [0],
-    "presence_penalty": [0],
-    "logit_bias": [{}],
+    **{name: [value] for name, value in OPENAI_ONLY.items()},
     "response_format": [{"type": "text"}],
     "tools": [[]],
     "functions": [[]],
@@ -47,7 +46,7 @@ class StreamOptions(Strict):
 
 
 class OpenAiInput(Sampling):
-    """What both endpoints take; `top_k`, `min_p`, `repetition_penalty`, `ignore_eos` and `adapter` are ours."""
+    """What both endpoints take; the sampling settings that OpenAI lacks and `adapter` are ours."""
 
     model: Text | None = Field(
         default=None, max_length=500, description="The served model, an adapter, or model:adapter."

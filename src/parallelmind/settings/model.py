@@ -9,8 +9,10 @@ from annotated_types import Ge, Gt, Le
 
 from parallelmind.errors import SettingsError
 from parallelmind.settings.setting import Flag, Setting, Settings, names
+from parallelmind.settings.visibility import RULES, Visibility
 
 _GROUP = "model"
+_LOADING = "loading"
 
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
@@ -66,9 +68,9 @@ BranchStride = Annotated[
     Setting("branch position = branch id x stride", _GROUP, default=f"the adapter's, else {DEFAULT_STRIDE}"),
 ]
 VisibilityOption = Annotated[
-    Literal["isolated", "columnar", "strict"] | None,
+    Visibility | None,
     Setting(
-        "what a branch sees: main and itself; also what the other branches wrote before; only itself",
+        f"what a branch sees: {'; '.join(rule.help for rule in RULES.values())}",
         _GROUP,
         default="the adapter's, else isolated",
     ),
@@ -77,7 +79,7 @@ Device = Annotated[
     str | None,
     Setting(
         "such as cuda, cuda:1, cpu",
-        _GROUP,
+        _LOADING,
         default="cuda, or cpu without a GPU",
         identity=False,
         flag=Flag(metavar="DEVICE"),
@@ -85,16 +87,16 @@ Device = Annotated[
 ]  # fmt: skip
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16", "auto"],
-    Setting("number format of the weights; auto is the checkpoint's own", _GROUP),
+    Setting("number format of the weights; auto is the checkpoint's own", _LOADING),
 ]
 DeviceMap = Annotated[
     str | None,
     Setting(
-        "auto spreads the model over all GPUs", _GROUP, default="one device", identity=False, flag=Flag(metavar="MAP")
+        "auto spreads the model over all GPUs", _LOADING, default="one device", identity=False, flag=Flag(metavar="MAP")
     ),
 ]
-LoadIn8Bit = Annotated[bool, Setting("8-bit weights (bitsandbytes)", _GROUP)]
-LoadIn4Bit = Annotated[bool, Setting("4-bit weights (bitsandbytes)", _GROUP)]
+LoadIn8Bit = Annotated[bool, Setting("8-bit weights (bitsandbytes)", _LOADING)]
+LoadIn4Bit = Annotated[bool, Setting("4-bit weights (bitsandbytes)", _LOADING)]
 KvCacheGb = Annotated[
     float | None,
     Gt(0),
@@ -104,7 +106,35 @@ KvCacheGb = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Settings):
+class LoadingSettings(Settings):
+    """How a model is loaded: what every command that loads one can be told.
+
+    A new way to load is a field here, and what `models/loader.py` does with it: all these commands then have it.
+    """
+
+    device: Device = None
+    dtype: Dtype = "bfloat16"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLoadingSettings(LoadingSettings):
+    """The same for the commands that can do with weights of fewer bits."""
+
+    load_in_8bit: LoadIn8Bit = False
+    load_in_4bit: LoadIn4Bit = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load_in_8bit and self.load_in_4bit:
+            raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(QuantizedLoadingSettings):
     """Which model to load and how. Which adapter to load is each command's own to say.
 
     Raises:
@@ -119,16 +149,7 @@ class ModelOptions(Settings):
     rope_2d_pairs: RopePairs = None
     branch_stride: BranchStride = None
     visibility: VisibilityOption = None
-    device: Device = None
-    dtype: Dtype = "bfloat16"
     device_map: DeviceMap = None
-    load_in_8bit: LoadIn8Bit = False
-    load_in_4bit: LoadIn4Bit = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        super().__post_init__()
-        refuse_both_quantisations(self.load_in_8bit, self.load_in_4bit)
 
     @classmethod
     def of(cls, options: object, **others: Any) -> ModelOptions:
@@ -148,9 +169,3 @@ class ModelOptions(Settings):
 def dtype_name(dtype: object) -> str:
     """The name of a number format that is given as text or as torch's dtype: "float32" for `torch.float32`."""
     return str(dtype).removeprefix("torch.")
-
-
-def refuse_both_quantisations(load_in_8bit: bool, load_in_4bit: bool) -> None:
-    """Raises SettingsError if both are asked for."""
-    if load_in_8bit and load_in_4bit:
-        raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")

@@ -105,6 +105,10 @@ class SamplingParams(SamplingSettings):
         return branch
 
 
+OPENAI_ONLY: dict[str, Any] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
+"""What OpenAI's protocol has and we lack, with the value that asks for nothing."""
+
+
 class Preset(TypedDict):
     """Some of the settings, for one situation."""
 

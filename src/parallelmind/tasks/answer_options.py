@@ -26,29 +26,31 @@ from parallelmind.settings.http import (
     Tpm,
 )
 from parallelmind.settings.model import (
-    Device,
     DeviceMap,
-    Dtype,
     KvCacheGb,
-    LoadIn4Bit,
-    LoadIn8Bit,
     LoraPath,
     LoraRank,
     ModelOptions,
-    dtype_name,
+    QuantizedLoadingSettings,
 )
 from parallelmind.settings.sampling import SamplingSettings, Seed, Temperature, TopP
-from parallelmind.settings.setting import Flag, Setting, values_of
+from parallelmind.settings.setting import Flag, Setting, names, values_of
 
 InferenceType = Literal["local", "huggingface", "togetherai", "openai"]
 ENGINE_TYPES = ("local", "huggingface")
 HTTP_TYPES = ("togetherai", "openai")
-_ENGINE_ONLY = "lora_path", "lora_rank", "device", "device_map", "load_in_8bit", "load_in_4bit", "kv_cache_gb"
+_ENGINE_ONLY = (
+    "lora_path",
+    "lora_rank",
+    *(name for name in names(QuantizedLoadingSettings) if name != "dtype"),
+    "device_map",
+    "kv_cache_gb",
+)
 _HTTP_ONLY = "api_key_env", "rpm", "tpm", "extra_body"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(SamplingSettings):
+class AnswerOptions(QuantizedLoadingSettings, SamplingSettings):
     """Everything `parallelmind answer` can be told; the names are the flags.
 
     Raises:
@@ -87,11 +89,7 @@ class AnswerOptions(SamplingSettings):
     batch_size: Annotated[int, Ge(1), Setting("answers that the engine decodes at once", "running", identity=False)] = (
         16
     )
-    device: Device = None
-    dtype: Dtype = "bfloat16"
     device_map: DeviceMap = None
-    load_in_8bit: LoadIn8Bit = False
-    load_in_4bit: LoadIn4Bit = False
     kv_cache_gb: KvCacheGb = None
     temperature: Temperature = 0.2
     top_p: TopP = 0.95
@@ -107,7 +105,6 @@ class AnswerOptions(SamplingSettings):
     extra_body: ExtraBody = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         super().__post_init__()
         if self.backend is None and not self.model_path:
             raise SettingsError("--model_path is missing; it names the model, such as Qwen/Qwen2.5-0.5B-Instruct.")

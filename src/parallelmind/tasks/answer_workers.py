@@ -19,7 +19,7 @@ from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.answer_options import AnswerOptions
-from parallelmind.tasks.batch_worker import EngineLike, branch_seed
+from parallelmind.tasks.batch_worker import EngineLike, branch_counts, branch_seed
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class EngineAnswers:
 
     def _result(self, question: _Asked, result: BranchResult) -> RecordResult:
         seconds = time.perf_counter() - question.began
-        tokens_in, tokens_out = result.main_tokens + result.prompt_tokens, len(result.token_ids)
+        counts = {"tokens_in": result.main_tokens + result.prompt_tokens, **branch_counts(result)}
         if result.finish_reason in ("error", "cancelled"):
             reason = result.error or f"the engine ended this answer: {result.finish_reason}"
             row = answer_row(question.row, error=reason, inference_time=seconds, worker_rank=self._rank)
@@ -161,12 +161,12 @@ class EngineAnswers:
             answer=result.text,
             inference_time=seconds,
             worker_rank=self._rank,
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
+            tokens_in=counts["tokens_in"],
+            tokens_out=counts["tokens_out"],
             finish_reason=result.finish_reason,
             context_cut=question.context_cut,
         )
-        return RecordResult.of([row], tokens_in=tokens_in, tokens_out=tokens_out, seconds=seconds)
+        return RecordResult.of([row], final=False, error_class="", seconds=seconds, **counts)
 
 
 class BackendAnswers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ class _Answers:
     """Kind of the first failure."""
     retryable: bool = False
     """A branch failed that may succeed when it is tried again."""
-    tokens_out: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.perf_counter)
 
     def fail(self, branch: int, error: str, error_class: str, *, retryable: bool = False) -> None:
@@ -99,7 +99,7 @@ class _Answers:
             error = result.error or f"the engine ended this branch: {result.finish_reason}"
             self.fail(branch, error, "RequestError", retryable=result.error_kind not in LASTING_ERRORS)
             return
-        self.tokens_out += len(result.token_ids)
+        self.counts.update(branch_counts(result))
         answer = {"input": self.inputs[branch], "output": result.text}
         ending = {"finish_reason": result.finish_reason, "output_tokens": len(result.token_ids)}
         self._put(branch, answer, ending)
@@ -116,8 +116,8 @@ class _Answers:
             final=not self.retryable,
             error_class=self.error_class,
             tokens_in=len(self.main_ids) + sum(map(len, self.prompt_ids)),
-            tokens_out=self.tokens_out,
             seconds=time.perf_counter() - self.started,
+            **self.counts,
         )
 
     def _put(self, branch: int, answer: Row, ending: Row | None = None) -> None:
@@ -334,6 +334,11 @@ def map_ahead(
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def branch_counts(result: BranchResult) -> dict[str, int]:
+    """What an answered branch adds to the counts of its record (`jobs/results.py`), besides what was read."""
+    return {"tokens_out": len(result.token_ids)}
 
 
 def lost_record(line: JsonLine, reason: str, error_class: str) -> RecordResult:

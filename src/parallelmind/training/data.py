@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from parallelmind.columnar import Visibility, sees_main
+from parallelmind.columnar import Visibility, sees_branches, sees_main
 from parallelmind.data.batches import BatchLimits, StepPlanner
 from parallelmind.data.dataset import ParallelPretrainDataset, Share
 from parallelmind.data.encoder import SampleEncoder
@@ -37,15 +37,15 @@ def batching(options: TrainOptions, visibility: Visibility) -> Batching:
     Branches that see one another cannot be computed apart: then a batch takes a whole row, and fewer of them are
     accumulated, so that a step has about as many branches as the flags say.
     """
-    whole, rows = visibility == "columnar", options.batch_by_samples
+    whole, rows = sees_branches(visibility), options.batch_by_samples
     size, accumulation, note = options.batch_size, options.accumulation_steps, None
     if whole and not rows and size < options.most_branches:
         size, asked = options.most_branches, size * accumulation
         accumulation = max(1, round(asked / size))
         note = (
             f"--batch_size {options.batch_size} is smaller than a row of up to {size} branches, which see one another "
-            f"(--visibility columnar) and so are computed together: a batch is one row, {accumulation} of them to a "
-            f"step of {accumulation * size} branches in each process ({asked} were asked for)"
+            f"(--visibility {visibility}) and so are computed together: a batch is one row, {accumulation} of them to "
+            f"a step of {accumulation * size} branches in each process ({asked} were asked for)"
         )
     return Batching(
         batch=BatchLimits(size=size, by_samples=rows, whole_rows=whole), accumulation=accumulation, note=note

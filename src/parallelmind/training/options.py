@@ -11,15 +11,11 @@ from annotated_types import Ge, Gt, Lt
 from parallelmind.errors import SettingsError
 from parallelmind.settings.model import (
     DEFAULT_STRIDE,
-    Device,
-    LoadIn4Bit,
-    LoadIn8Bit,
+    QuantizedLoadingSettings,
     RopeMode,
     RopePairs,
     RopeRatio,
     VisibilityOption,
-    dtype_name,
-    refuse_both_quantisations,
 )
 from parallelmind.settings.rows import (
     BatchBySamples,
@@ -67,7 +63,7 @@ class NewModelOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Settings):
+class TrainOptions(QuantizedLoadingSettings):
     """The flags of `parallelmind train`.
 
     Raises:
@@ -109,8 +105,7 @@ class TrainOptions(Settings):
         bool,
         Setting("train in all processes of torchrun, which is done without this flag as well", _RUN, identity=False),
     ] = False
-    device: Device = None
-    dtype: Annotated[Literal["float32", "float16", "bfloat16"], Setting("number format to compute in", _RUN)] = (
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], Setting("number format to compute in", "loading")] = (
         "bfloat16"
     )
 
@@ -121,8 +116,6 @@ class TrainOptions(Settings):
         str | None,
         Setting("Hub name or folder of the tokenizer", _MODEL, default="the base model's", flag=Flag(metavar="PATH")),
     ] = None
-    load_in_4bit: LoadIn4Bit = False
-    load_in_8bit: LoadIn8Bit = False
     model_config: Annotated[
         Path | None, Setting("pretrain: config.json to make the model from", _MODEL, default="a small qwen2")
     ] = None
@@ -259,7 +252,6 @@ class TrainOptions(Settings):
     """Further fields of transformers' TrainingArguments, by their own names."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         super().__post_init__()
         if self.max_steps == 0:
             raise SettingsError("--max_steps is 0; it must be 1 or more, or -1 (what --epochs takes).")
@@ -289,7 +281,6 @@ class TrainOptions(Settings):
             raise SettingsError(
                 f"--{given[0]} contradicts --load_lora {self.load_lora}: the adapter has its own; leave it out."
             )
-        refuse_both_quantisations(self.load_in_8bit, self.load_in_4bit)
 
     @property
     def most_branches(self) -> int:

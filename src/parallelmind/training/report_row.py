@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 from itertools import groupby
 
+from parallelmind.settings.visibility import RULES
 from parallelmind.training.report_charts import mask_png
-from parallelmind.visuals.grid import EXPLAINED, Cell, Column, RowGrid, branch_colour
+from parallelmind.visuals.grid import Cell, Column, RowGrid, branch_colour
 
 _MOST_MAIN = 240
 _MOST_BRANCHES = 16
@@ -79,7 +80,7 @@ def _mask(grid: RowGrid) -> str:
     )
     name = escape(grid.visibility)
     return (
-        f'<figure class="mask"><h3>{name} <small>{escape(EXPLAINED[grid.visibility])}</small></h3>'
+        f'<figure class="mask"><h3>{name} <small>{escape(RULES[grid.visibility].explained)}</small></h3>'
         f'<div class="maskgrid"><span></span><div class="across">{strip}</div><div class="down">{strip}</div>'
         f'<img src="{mask_png(grid)}" alt="Mask of visibility {name}: which token sees which"></div>'
         "<figcaption>line: the token that looks; column: the token it sees</figcaption></figure>"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.integrations import TensorBoardCallback
 
+from parallelmind.columnar import sees_branches
 from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import SettingsError, TrainingError
@@ -177,11 +178,12 @@ def _train(
     counts = dataset.counts.as_dict()
     if not counts["records"]:  # streamed in a process of its own
         counts = trainer.data_state.get("counts_with_block") or counts
-    if trainee.settings.visibility == "columnar" and counts["unrelated_rows"]:
+    if sees_branches(trainee.settings.visibility) and counts["unrelated_rows"]:
         _LOGGER.warning(
-            "%d rows hold several branches without a main, which --visibility columnar lets see one another; if they "
-            "are unrelated (as convert packs them), train with isolated, or convert with --branches_per_sample 1",
+            "%d rows hold several branches without a main, which --visibility %s lets see one another; if they are "
+            "unrelated (as convert packs them), train with isolated, or convert with --branches_per_sample 1",
             counts["unrelated_rows"],
+            trainee.settings.visibility,
         )
     written, report = files.model if options.task == "pretrain" else files.adapter(None), None
     if arguments.should_save:

@@ -14,11 +14,6 @@ from parallelmind.columnar.layout import MAIN_BRANCH
 MAIN_COLOUR = "#64748b"
 BRANCH_COLOURS = ("#2f6fde", "#e0701b", "#1f9d6b", "#b4459f", "#7a5af0", "#c8901a", "#1496a8", "#d1435b")
 """The colours of the branches in order, then again from the first."""
-EXPLAINED: dict[Visibility, str] = {
-    "isolated": "a branch sees main and itself",
-    "columnar": "a branch sees main, itself, and what the others wrote before",
-    "strict": "a branch sees itself only",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from parallelmind.settings.visibility import RULES
 from parallelmind.visuals.canvas import INK, LINE, MUTED, Canvas, tint
 from parallelmind.visuals.fonts import Fonts
-from parallelmind.visuals.grid import EXPLAINED, Cell, Column, RowGrid, branch_colour
+from parallelmind.visuals.grid import Cell, Column, RowGrid, branch_colour
 
 _WIDTH = 900
 _GUTTER = 36
@@ -154,7 +155,7 @@ def _draw_mask(
     canvas: Canvas, grid: RowGrid, x: float, y: float, width: float, *, lines: int = 1, legend: bool = True
 ) -> None:
     canvas.text(x, y + 8, grid.visibility, 14, INK, bold=True)
-    below = canvas.paragraph(x, y + 28, EXPLAINED[grid.visibility], width, 12, MUTED)
+    below = canvas.paragraph(x, y + 28, RULES[grid.visibility].explained, width, 12, MUTED)
     top = max(below, y + 28 + lines * 12 * 1.45) + 4
     pixels = round((width - _LABELS) * canvas.scale)
     image = _mask_image(grid, pixels)

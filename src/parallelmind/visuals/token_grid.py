@@ -10,7 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from parallelmind.visuals.grid import EXPLAINED, Cell, Column, RowGrid, branch_colour
+from parallelmind.settings.visibility import RULES
+from parallelmind.visuals.grid import Cell, Column, RowGrid, branch_colour
 
 _MOST_MAIN = 160
 _MOST_TIMES = 48
@@ -41,7 +42,7 @@ def mask_text(grid: RowGrid, *, width: int = 100) -> RenderableType:
     step = -(-size // (room * keys))  # tokens a dot
     across, down = keys * step, queries * step
     head = Text(f"\nvisibility {grid.visibility}", style="bold")
-    head.append(f": {EXPLAINED[grid.visibility]}\n", style="not bold")
+    head.append(f": {RULES[grid.visibility].explained}\n", style="not bold")
     scale = f", {step} tokens a dot" if step > 1 else ""
     head.append(f"lines: the token that looks; columns: the token it sees{scale}", style="not bold dim")
     text = Text(" " * (_LABEL_WIDTH + 1), no_wrap=True)

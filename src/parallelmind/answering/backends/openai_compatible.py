@@ -31,11 +31,7 @@ T = TypeVar("T")
 _MAX_RESPONSE_BYTES = 32 * 2**20
 _MAX_CONNECT_SECONDS = 10.0
 _CHAT = "/v1/chat/completions"
-
-
-_ALWAYS_SENT = ("max_new_tokens", "temperature", "top_p", "stop", "seed")
-"""Settings that are fields of the protocol; the others are sent where they ask for something, by the names that vLLM,
-SGLang, Together AI and our own server have for them."""
+_ALWAYS_SENT = ("max_new_tokens", "temperature", "top_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +147,11 @@ class OpenAICompatibleBackend:
             "temperature": settings.temperature,
             "top_p": settings.top_p,
         }
-        if settings.stop:
-            body["stop"] = list(settings.stop)
-        if settings.seed is not None:
-            body["seed"] = settings.seed
+        # The others, some of which are beside OpenAI's protocol, only where they ask for something.
         for one in described(SamplingSettings):
-            if one.name not in _ALWAYS_SENT and (value := getattr(settings, one.name)) != one.default:
-                body[one.setting.http or one.name] = value
+            value = getattr(settings, one.name)
+            if one.name not in _ALWAYS_SENT and value != one.default:
+                body[one.setting.http or one.name] = list(value) if one.kind is tuple else value
         return body | dict(settings.extra_body)
 
     def _estimate(self, body: Mapping[str, Any]) -> int:
