@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from parallelmind.retrieval.corpus_rows import summary
 from parallelmind.retrieval.matching import find_exact
 from parallelmind.retrieval.store import CorpusStore
-from parallelmind.retrieval.summary import summary
 from parallelmind.retrieval.version_index import VersionIndex
 
 HERE = Path(__file__).parents[1] / "examples" / "retrieval"

@@ -25,18 +25,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import machine
 
-from parallelmind.jobs.progress import Silent
+from parallelmind.jobs.statistics import Silent
 from parallelmind.retrieval.compat import substring_match
-from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, corpus_versions, read_corpus, write_corpus
-from parallelmind.retrieval.identifiers import search_terms
-from parallelmind.retrieval.keyword_search import KeywordSearch
+from parallelmind.retrieval.corpus_rows import (
+    CorpusRow,
+    corpus_file,
+    corpus_versions,
+    read_corpus,
+    summary,
+    write_corpus,
+)
+from parallelmind.retrieval.keyword_search import KeywordSearch, search_terms
 from parallelmind.retrieval.matching import find_exact
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.ranking import Ranker
 from parallelmind.retrieval.retriever import Retriever, RetrieverSettings
 from parallelmind.retrieval.retriever_options import RetrieverOptions
 from parallelmind.retrieval.store import CorpusStore
-from parallelmind.retrieval.summary import summary
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.tasks.context_worker import ContextWorker
 from parallelmind.tasks.contexts import ContextOptions, run_contexts

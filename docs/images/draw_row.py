@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from parallelmind.columnar import VISIBILITIES, PackedRow, Visibility, pack_row
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 from parallelmind.prompts.encode import closed, encode_branch, encode_main
 from parallelmind.visuals.grid import RowGrid, row_grid
 from parallelmind.visuals.row_picture import draw_masks, draw_row

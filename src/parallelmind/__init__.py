@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from parallelmind.engine.engine import Engine
     from parallelmind.engine.request import Branch, BranchResult, Event, Request, RequestResult
     from parallelmind.jobs.options import RunOptions
-    from parallelmind.jobs.result import RecordResult
+    from parallelmind.jobs.results import RecordResult
     from parallelmind.jobs.run import run_job
     from parallelmind.jobs.task import Task
     from parallelmind.models.cpu import optimize_for_cpu
@@ -102,7 +102,7 @@ _LAZY = {
     "parallelmind.engine.request": ("Branch", "BranchResult", "Event", "Request", "RequestResult"),
     "parallelmind.settings.sampling": ("SamplingParams",),
     "parallelmind.jobs.options": ("RunOptions",),
-    "parallelmind.jobs.result": ("RecordResult",),
+    "parallelmind.jobs.results": ("RecordResult",),
     "parallelmind.jobs.run": ("run_job",),
     "parallelmind.jobs.task": ("Task",),
     "parallelmind.models.cpu": ("optimize_for_cpu",),

@@ -28,7 +28,7 @@ _ROOM_SHARE = 4
 
 
 @dataclass(frozen=True)
-class Turn:
+class Exchange:
     """A message and its answer."""
 
     message: str
@@ -42,14 +42,14 @@ class Conversation:
     system: str = ""
     main: str = ""
     """The shared text."""
-    turns: list[Turn] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
 
     def messages(self) -> list[Message]:
         """As a chat template takes it."""
         shared = "\n\n".join(part for part in (self.system, self.main.rstrip()) if part)
         messages: list[Message] = [{"role": "system", "content": shared}] if shared else []
-        for turn in self.turns:
-            messages += [user(turn.message), {"role": "assistant", "content": turn.answer.strip()}]
+        for exchange in self.exchanges:
+            messages += [user(exchange.message), {"role": "assistant", "content": exchange.answer.strip()}]
         return messages
 
 
@@ -103,7 +103,7 @@ class ChatSession:
         self.conversation = Conversation()
         self.last_stats: AnswerStats | None = None
         self._notify = notify
-        self._group: list[Turn] = []
+        self._group: list[Exchange] = []
 
     def set_main(self, text: str) -> None:
         """Put a shared text above the conversation, a line of its own; "" takes it away."""
@@ -111,7 +111,7 @@ class ChatSession:
 
     def clear(self) -> None:
         """Forget the turns; the system message and the shared text stay."""
-        self.conversation.turns.clear()
+        self.conversation.exchanges.clear()
         self._group = []
 
     def num_tokens(self) -> int:
@@ -137,7 +137,7 @@ class ChatSession:
                     raise RequestError(str(event.result.error))
         finally:
             if not failed:
-                self.conversation.turns.append(Turn(text, "".join(pieces)))
+                self.conversation.exchanges.append(Exchange(text, "".join(pieces)))
 
     def branch(self, questions: Sequence[str]) -> Generator[Event]:
         """Ask several questions at once, each as if it alone came next; their events, numbered by `branch_index`.
@@ -162,14 +162,14 @@ class ChatSession:
                 yield event
         finally:
             self._group = [
-                Turn(question, text)
+                Exchange(question, text)
                 for index, (question, text) in enumerate(zip(questions, texts, strict=True))
                 if index not in answers or answers[index].finish_reason != "error"
             ]
 
     def join(self) -> int:
         """Make the last branches turns of the conversation, in order; returns how many."""
-        self.conversation.turns += self._group
+        self.conversation.exchanges += self._group
         joined, self._group = len(self._group), []
         return joined
 
@@ -184,7 +184,7 @@ class ChatSession:
         if self.prompts.template.is_own or not conversation.main:
             return self.prompts.conversation(conversation.messages(), [[user(message)] for message in messages])
         shared = "\n".join(part for part in (conversation.system, conversation.main) if part)
-        said = "".join(f"{turn.message}{turn.answer.rstrip()}\n" for turn in conversation.turns)
+        said = "".join(f"{exchange.message}{exchange.answer.rstrip()}\n" for exchange in conversation.exchanges)
         return self.prompts.continued(shared, said, messages)
 
     def _fitting(self, messages: Sequence[str]) -> PromptIds:
@@ -194,15 +194,15 @@ class ChatSession:
         kept = replace(self.conversation)
         while True:
             prompts = self._encode(kept, messages)
-            if _longest(prompts) + room <= longest or not kept.turns:
+            if _longest(prompts) + room <= longest or not kept.exchanges:
                 break
-            kept = replace(kept, turns=kept.turns[1:])
+            kept = replace(kept, exchanges=kept.exchanges[1:])
         if (tokens := _longest(prompts)) >= longest:
             raise RequestError(
                 f"the message is too long for the model: with the shared text it has {tokens} tokens, the model takes "
                 f"{longest} with at least one new token; shorten it or the shared text."
             )
-        if dropped := len(self.conversation.turns) - len(kept.turns):
+        if dropped := len(self.conversation.exchanges) - len(kept.exchanges):
             self.conversation = kept
             turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
             self._notify(f"{turns} dropped: the conversation is longer than the {longest} tokens the model takes")

@@ -213,7 +213,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     requests = [request(f"r{n}", {**CHAT, "model": f"m{n}"}) for n in range(4)]
     requests.append(request("text", {"model": "t", "prompt": "p"}, url="/v1/completions"))
     import_batch(write(tmp_path / "in", *requests), tmp_path / "rows")
-    outcomes: list[dict[str, Any]] = [
+    results: list[dict[str, Any]] = [
         {"answer": "好"},
         {"error": "too slow", "error_class": "timeout"},
         {"answer": "cut", "finish_reason": "length", "tokens_in": 3, "tokens_out": 2},
@@ -221,8 +221,8 @@ def test_there_and_back(tmp_path: Path) -> None:
         {"answer": "y"},
     ]
     answers = [
-        answer_row(parse_context_row(line(row)), inference_time=0.1, worker_rank=0, **outcome)
-        for row, outcome in zip(read(tmp_path / "rows"), outcomes, strict=True)
+        answer_row(parse_context_row(line(row)), inference_time=0.1, worker_rank=0, **result)
+        for row, result in zip(read(tmp_path / "rows"), results, strict=True)
     ]
     report = export_batch(write(tmp_path / "answers", *answers), tmp_path / "out", created=5)
     assert (report.answered, report.failed, report.left_out) == (4, 1, 0)

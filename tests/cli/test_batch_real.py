@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 from tests.cli.batch_runs import arguments, rows
 from tests.jobs.ledgers import ask, stored_results
 from tests.random_model import save_random_model

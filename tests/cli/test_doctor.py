@@ -17,8 +17,8 @@ from parallelmind.cli import doctor
 from parallelmind.cli.main import main
 from parallelmind.doctor import (
     GROUPS,
+    CheckResult,
     DoctorOptions,
-    Outcome,
     pos2d,
 )
 from parallelmind.doctor import files as doctor_files
@@ -76,8 +76,8 @@ def test_groups_are_summed_up_in_the_words_of_the_documents(
     closing = "✅ 所有验证通过！系统已正确配置"
 
     def examined(**odd: str) -> tuple[int, list[str]]:
-        def examine(*_: Any, **__: Any) -> list[Outcome]:
-            return [Outcome(group=g, name=n, status=s, found="") for g in GROUPS for n, s in statuses(g)]
+        def examine(*_: Any, **__: Any) -> list[CheckResult]:
+            return [CheckResult(group=g, name=n, status=s, found="") for g in GROUPS for n, s in statuses(g)]
 
         def statuses(group: str) -> list[tuple[str, Any]]:
             return [("one", "skip"), ("two", odd.get(group, "pass"))]

@@ -12,7 +12,7 @@ import pytest
 
 from parallelmind.cli.main import main
 from parallelmind.io import endpoint
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 from tests import fake_openai
 from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
 from tests.compatibility.contract import proves

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from parallelmind.columnar import find_rope_patch
 from parallelmind.models import loader
-from parallelmind.models.options import bundled_model_path
-from parallelmind.tasks import read_ahead
+from parallelmind.models.identity import bundled_model_path
+from parallelmind.tasks import batch_worker
 from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import SECTIONS, proves
@@ -325,13 +325,13 @@ def test_dtype(tmp_path: Path, dtype: str) -> None:
 def test_num_workers(tmp_path: Path, flags: list[object], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """That many threads read ahead and tokenise; with 0 the main one does it; the answers are the same."""
     started: list[int] = []
-    make = read_ahead.ThreadPoolExecutor
+    make = batch_worker.ThreadPoolExecutor
 
     def pool(workers: int, **settings: Any) -> Any:
         started.append(workers)
         return make(workers, **settings)
 
-    monkeypatch.setattr(read_ahead, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(batch_worker, "ThreadPoolExecutor", pool)
     assert batch(tmp_path, [RECORD], *flags).outputs == ANSWERS
     assert started == ([threads] if threads else [])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from parallelmind.columnar import find_rope_patch
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models import loader
+from parallelmind.models.identity import bundled_model_path
 from parallelmind.models.lora_layers import lora_layers
-from parallelmind.models.options import bundled_model_path
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import SECTIONS, proves
 from tests.compatibility.inference_runs import QUESTIONS, STORY

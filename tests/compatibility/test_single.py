@@ -15,7 +15,7 @@ import torch
 
 from parallelmind.columnar import find_rope_patch
 from parallelmind.models import loader
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 from scripts import inference_hf_lora
 from tests.compatibility.command_lines import link_checkout, parsed, run_line, run_script
 from tests.compatibility.conftest import Adapters

@@ -12,7 +12,7 @@ import pytest
 
 from parallelmind.demos.retrieval import ASSETS
 from parallelmind.jobs.gpus import assign_gpus, visible_gpus
-from parallelmind.jobs.sharing import slice_bounds
+from parallelmind.jobs.leases import slice_bounds
 from tests.compatibility.command_lines import link_checkout, run_line
 from tests.compatibility.contract import proves
 from tests.tasks.answering import context_row, read_rows, write_rows

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 
 ROOT = Path(__file__).parents[2]
 ENTRY_POINTS = ("scripts", "trainer", "utils", "model", "parallel", "parallel_generate.py")

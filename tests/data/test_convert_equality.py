@@ -19,7 +19,7 @@ from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import JsonlSource
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 from tests.prompts.templates import CHATML, byte_tokenizer
 from tests.training.test_forward import assert_same, lora_model, packed_gradients
 

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallelmind.data.grouping import Group, GroupBy, Grouping, GroupingLimits
-from parallelmind.data.sft_forms import Sample
+from parallelmind.data.sft_forms import BranchSample
 
 
 def groups_of(
-    samples: Iterable[Sample], group_by: GroupBy, most: int, limits: GroupingLimits | None = None
+    samples: Iterable[BranchSample], group_by: GroupBy, most: int, limits: GroupingLimits | None = None
 ) -> list[Group]:
     groups = Grouping(group_by, most, limits)
     found = [group for sample in samples for group in groups.add(sample)]
     return [*found, *groups.rest()]
 
 
-def numbered(mains: list[str]) -> list[Sample]:
-    return [Sample(main, {"prompt": "q", "completion": str(n)}) for n, main in enumerate(mains)]
+def numbered(mains: list[str]) -> list[BranchSample]:
+    return [BranchSample(main, {"prompt": "q", "completion": str(n)}) for n, main in enumerate(mains)]
 
 
 @given(
@@ -51,8 +51,8 @@ def test_every_sample_stands_in_one_record_under_its_main(mains: list[str], grou
 
 
 def test_a_text_and_a_branch_that_has_a_main_already() -> None:
-    owned = Sample("m", {"main": "own", "prompt": "q", "completion": "a"})
-    assert groups_of([owned, Sample("n", "text"), Sample("", "u")], "all", 4) == [
+    owned = BranchSample("m", {"main": "own", "prompt": "q", "completion": "a"})
+    assert groups_of([owned, BranchSample("n", "text"), BranchSample("", "u")], "all", 4) == [
         Group("m", [owned.branch]),
         Group("", ["u", {"main": "n", "prompt": "", "completion": "text"}]),
     ]
@@ -77,8 +77,8 @@ def test_what_waits_is_limited(limits: GroupingLimits) -> None:
 
 def test_a_record_stays_a_line_that_can_be_read_back() -> None:
     limits = GroupingLimits(record_characters=50)
-    texts = [Sample(main, letter * 20) for main in ("", "m") for letter in "abcde"]
+    texts = [BranchSample(main, letter * 20) for main in ("", "m") for letter in "abcde"]
     sizes = [(group.main, len(group.branches)) for group in groups_of(texts, "all", 8, limits)]
     # The last of "m" is left alone and joins the last of those without a main.
     assert sizes == [("", 2), ("", 2), ("m", 2), ("m", 2), ("", 2)]
-    assert [len(group.branches) for group in groups_of([Sample("", "x" * 99)] * 3, "all", 8, limits)] == [1, 1, 1]
+    assert [len(group.branches) for group in groups_of([BranchSample("", "x" * 99)] * 3, "all", 8, limits)] == [1, 1, 1]

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from parallelmind.data.encoder import DataCounts, SampleEncoder
 from parallelmind.data.samples import parse_sample
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 from tests.docs.blocks import blocks_of
 
 DOCUMENT = "docs/TRAIN_HF_LORA_USAGE.md"

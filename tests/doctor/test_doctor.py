@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from parallelmind.doctor import (
+    CheckResult,
     DoctorOptions,
-    Outcome,
     checkout,
     devices,
     documents,
@@ -24,7 +24,7 @@ from parallelmind.doctor import (
 from parallelmind.doctor import files as doctor_files
 from parallelmind.doctor.check import Check, CheckFailedError, NotApplicableError, Once, perform
 from parallelmind.errors import TrainingError
-from tests.doctor.checking import DEFAULT, assert_fails, outcome, outcomes
+from tests.doctor.checking import DEFAULT, assert_fails, result, results
 
 
 def test_a_check_that_raises_is_a_failure() -> None:
@@ -34,7 +34,7 @@ def test_a_check_that_raises_is_a_failure() -> None:
 
         return Check(group="files", name="any", run=run, remedy="the remedy")
 
-    assert perform(check(RuntimeError("boom"))) == Outcome(
+    assert perform(check(RuntimeError("boom"))) == CheckResult(
         group="files", name="any", status="fail", found="RuntimeError: boom", remedy="the remedy"
     )
     assert perform(check(SystemExit(3))).status == "fail"
@@ -47,7 +47,7 @@ def test_a_check_that_raises_is_a_failure() -> None:
 
 def test_a_group_that_cannot_start_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "parallelmind.doctor.devices", None)
-    found = outcomes("devices")
+    found = results("devices")
     assert_fails(found["start the checks"], "ModuleNotFoundError")
 
 
@@ -69,28 +69,28 @@ def test_what_several_checks_need_is_made_once() -> None:
 
 def test_imports_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "parallelmind.jobs.board", None)
-    assert_fails(outcome("imports", "parallelmind.jobs"), "parallelmind.jobs.board")
+    assert_fails(result("imports", "parallelmind.jobs"), "parallelmind.jobs.board")
     monkeypatch.setattr("parallelmind.__all__", ["Engine", "Gone"])
-    assert_fails(outcome("imports", "parallelmind"), "Gone")
+    assert_fails(result("imports", "parallelmind"), "Gone")
 
 
 def test_modules_of_an_extra_that_is_not_installed_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
     monkeypatch.delitem(sys.modules, "parallelmind.server.app", raising=False)
-    found = outcome("imports", "parallelmind.server")
+    found = result("imports", "parallelmind.server")
     assert found.status == "skip"
     assert "pip install 'parallelmind[serve]'" in found.found
 
 
 def test_documented_imports_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("model.model_lora.save_lora")
-    assert_fails(outcome("imports", "model.model_lora"), "save_lora")
+    assert_fails(result("imports", "model.model_lora"), "save_lora")
     other = types.ModuleType("parallel.columnar")
     other.__file__ = "/elsewhere/parallel/columnar.py"
     for name in imports.DOCUMENTED["parallel.columnar"]:
         setattr(other, name, None)
     monkeypatch.setitem(sys.modules, "parallel.columnar", other)
-    assert_fails(outcome("imports", "parallel.columnar"), "another program's")
+    assert_fails(result("imports", "parallel.columnar"), "another program's")
 
 
 def test_versions_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_versions_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(versions, "version", version)
     monkeypatch.setattr(versions.platform, "python_version", lambda: "3.10.2")
-    found = outcomes("versions")
+    found = results("versions")
     assert_fails(found["torch"], "2.1.0", ">=2.9")
     assert_fails(found["peft"], "not installed")
     assert_fails(found["parallelmind"], "9.9")
@@ -128,20 +128,20 @@ def test_a_checkout_that_is_not_installed_declares_the_same(monkeypatch: pytest.
 
 
 def test_devices_that_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert_fails(outcome("devices", "device in use", DoctorOptions(device="cuda:99")), "cuda:99")
+    assert_fails(result("devices", "device in use", DoctorOptions(device="cuda:99")), "cuda:99")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "_DRIVER", tmp_path)
-    assert_fails(outcome("devices", "cuda"), "sees no GPU")
+    assert_fails(result("devices", "cuda"), "sees no GPU")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert outcome("devices", "cuda").status == "skip"
+    assert result("devices", "cuda").status == "skip"
     product = torch.Tensor.__matmul__
     monkeypatch.setattr(
         torch.Tensor,
         "__matmul__",
         lambda left, right: product(left, right) * (1 if left.dtype == torch.float64 else 1.1),
     )
-    assert_fails(outcome("devices", "cpu"), "is wrong by")
+    assert_fails(result("devices", "cpu"), "is wrong by")
 
 
 @pytest.fixture
@@ -153,26 +153,26 @@ def empty_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_documents(empty_checkout: Path) -> None:
-    assert all(found.status == "fail" for found in outcomes("documents").values())
+    assert all(found.status == "fail" for found in results("documents").values())
     guide = empty_checkout / "docs" / "extra.md"
     guide.write_text(
         "[a](b.md) [web](https://x.example/y) [here](#there)\n```text\n[c](gone.md)\n```\n`[d](gone.md)`\n"
     )
-    assert_fails(outcome("documents", "docs/extra.md"), "1 of its links", "b.md")
+    assert_fails(result("documents", "docs/extra.md"), "1 of its links", "b.md")
     (empty_checkout / "docs" / "b.md").write_text("here")
-    assert outcome("documents", "docs/extra.md").status == "pass"
+    assert result("documents", "docs/extra.md").status == "pass"
     guide.write_bytes(b"\xff\xfe")
-    assert_fails(outcome("documents", "docs/extra.md"), "UnicodeDecodeError")
+    assert_fails(result("documents", "docs/extra.md"), "UnicodeDecodeError")
     guide.write_text(" \n")
-    assert_fails(outcome("documents", "docs/extra.md"), "empty")
+    assert_fails(result("documents", "docs/extra.md"), "empty")
 
 
 def test_without_a_checkout_its_parts_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (checkout, documents):
         monkeypatch.setattr(module, "find_checkout", lambda: None)
-    assert {found.status for found in outcomes("documents").values()} == {"skip"}
-    assert outcome("files", "entry scripts").status == "skip"
-    assert outcome("imports", "model.model_lora").status == "skip"
+    assert {found.status for found in results("documents").values()} == {"skip"}
+    assert result("files", "entry scripts").status == "skip"
+    assert result("imports", "model.model_lora").status == "skip"
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_files_that_are_whole(assets: Path) -> None:
-    assert {name for name, found in outcomes("files").items() if found.status == "fail"} == set()
+    assert {name for name, found in results("files").items() if found.status == "fail"} == set()
 
 
 def test_files_that_are_damaged(assets: Path) -> None:
@@ -192,25 +192,25 @@ def test_files_that_are_damaged(assets: Path) -> None:
     (assets / "demo_records.jsonl").write_text('{"main": "m", "branches": ["a", "b"], "answers": ["1"]}\n')
     (assets / "rag" / "corpus" / "numpy" / "1.16.6.jsonl").write_text('{"doc": "no path"}\n')
     (assets.parent / "server" / "static" / "grid.js").unlink()
-    found = outcomes("files")
+    found = results("files")
     for name in ("bundled model", "demo records", "demo corpus", "web page"):
         assert_fails(found[name])
     assert "grid.js" in found["web page"].found
     (assets / "tiny" / "tokenizer.json").unlink()
-    assert_fails(outcome("files", "bundled model"), "tokenizer.json")
+    assert_fails(result("files", "bundled model"), "tokenizer.json")
 
 
 def test_scripts_that_are_missing_or_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor_files, "checkout_root", lambda: tmp_path)
     monkeypatch.setattr(doctor_files, "SCRIPTS", ("one.py", "two.sh"))
-    assert_fails(outcome("files", "entry scripts"), "one.py is not there")
+    assert_fails(result("files", "entry scripts"), "one.py is not there")
     (tmp_path / "one.py").write_text("def")
-    assert_fails(outcome("files", "entry scripts"), "SyntaxError")
+    assert_fails(result("files", "entry scripts"), "SyntaxError")
     (tmp_path / "one.py").write_text("")
     (tmp_path / "two.sh").write_text("if")
-    assert_fails(outcome("files", "entry scripts"), "two.sh")
+    assert_fails(result("files", "entry scripts"), "two.sh")
     (tmp_path / "two.sh").write_text("true")
-    assert outcome("files", "entry scripts").found == "2 scripts"
+    assert result("files", "entry scripts").found == "2 scripts"
 
 
 def test_a_folder_that_cannot_be_written_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,4 +218,4 @@ def test_a_folder_that_cannot_be_written_in(monkeypatch: pytest.MonkeyPatch) -> 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(doctor_files.tempfile, "TemporaryFile", refuse)
-    assert_fails(outcome("files", "output folder"), "Permission denied")
+    assert_fails(result("files", "output folder"), "Permission denied")

@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from parallelmind.columnar import Interleaved2DRoPE
 from parallelmind.doctor import (
+    CheckResult,
     DoctorOptions,
-    Outcome,
     inference,
     pos2d,
     training,
@@ -24,11 +24,11 @@ from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.sidecar import RopeSettings, Sidecar
-from tests.doctor.checking import DEFAULT, assert_fails, outcome, outcomes
+from tests.doctor.checking import DEFAULT, assert_fails, result, results
 from tests.families import char_tokenizer, tiny_model
 
 
-def training_outcomes() -> dict[str, Outcome]:
+def training_outcomes() -> dict[str, CheckResult]:
     return {check.name: perform(check) for check in training.checks(DEFAULT)[:2]}
 
 
@@ -70,7 +70,7 @@ def test_a_run_that_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TrainingError("no space; make room")
 
     monkeypatch.setattr(training, "run_training", fail)
-    assert_fails(outcome("training", "a run of the trainer"), "no space")
+    assert_fails(result("training", "a run of the trainer"), "no space")
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,14 @@ def with_adapter(path: Path, **more: Any) -> DoctorOptions:
 
 
 def test_an_adapter_with_2d_rope_passes(adapter: Path) -> None:
-    found = outcomes("inference", with_adapter(adapter, lora_rank=4))
+    found = results("inference", with_adapter(adapter, lora_rank=4))
     assert "adapter on 21 layers, 2D RoPE on (split)" in found["load the model"].found
     assert found["parallel answers = one by one"].status == "pass"
     assert found["right answers of the bundled model"].status == "skip"
 
 
 def test_an_adapter_of_another_rank_fails(adapter: Path) -> None:
-    found = outcomes("inference", with_adapter(adapter, lora_rank=8))
+    found = results("inference", with_adapter(adapter, lora_rank=8))
     assert_fails(found["load the model"], "--lora_rank 4")
     assert found["parallel answers = one by one"].status == "skip"
 
@@ -109,12 +109,12 @@ def test_branches_at_wrong_positions_are_noticed(adapter: Path, monkeypatch: pyt
         make(self, *args, branch_stride=branch_stride + 64, **options)
 
     monkeypatch.setattr(Engine, "__init__", shifted)
-    found = outcomes("inference", with_adapter(adapter))
+    found = results("inference", with_adapter(adapter))
     assert_fails(found["parallel answers = one by one"], "differs from its answer alone")
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    found = outcomes("inference", DoctorOptions(base_model=str(tmp_path)))
+    found = results("inference", DoctorOptions(base_model=str(tmp_path)))
     assert_fails(found["load the model"], str(tmp_path))
     assert "not reached" in found["parallel answers = one by one"].found
 
@@ -124,7 +124,7 @@ def test_wrong_answers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     for record in records:
         record.answers[:] = record.answers[::-1]
     monkeypatch.setattr(inference, "read_demo_records", lambda: records)
-    assert_fails(outcome("inference", "right answers of the bundled model"), "of 16 right")
+    assert_fails(result("inference", "right answers of the bundled model"), "of 16 right")
 
 
 def test_only_a_choice_between_equals_is_rounding() -> None:
@@ -140,14 +140,14 @@ def test_only_a_choice_between_equals_is_rounding() -> None:
 
 def test_pos2d_without_the_branch_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pos2d, "auto_pair_indices", lambda model: [])
-    assert outcome("pos2d", "load the model").found.startswith("0 frequency pairs")
-    assert_fails(outcome("pos2d", "the branch position changes the logits"), "must be above")
+    assert result("pos2d", "load the model").found.startswith("0 frequency pairs")
+    assert_fails(result("pos2d", "the branch position changes the logits"), "must be above")
 
 
 def test_pos2d_with_the_axes_confused(monkeypatch: pytest.MonkeyPatch) -> None:
     axes = Interleaved2DRoPE._axes
     monkeypatch.setattr(Interleaved2DRoPE, "_axes", lambda self, positions: axes(self, positions)[::-1])
-    found = outcomes("pos2d")
+    found = results("pos2d")
     assert_fails(found["additive: branch 0 is the unpatched model"], "must be at most")
     # Both ways of giving positions are confused alike.
     assert found["set_rope_pos2d = position_ids"].status == "pass"
@@ -162,7 +162,7 @@ def test_pos2d_where_plain_positions_are_no_branch_0(monkeypatch: pytest.MonkeyP
         return (branch + time if positions.dim() == 2 else branch * 2), time
 
     monkeypatch.setattr(Interleaved2DRoPE, "_axes", shifted)
-    found = outcomes("pos2d")
+    found = results("pos2d")
     for name in (
         "positions [B, S] are branch 0",
         "split: branch position = time is the unpatched model",
@@ -178,27 +178,27 @@ def test_pos2d_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         return logits(self, positions[..., 1] if positions.dim() == 3 else positions, **options)
 
     monkeypatch.setattr(pos2d.Pos2dFlow, "_logits", flattened)
-    assert_fails(outcome("pos2d", "pos2d reaches the rotary embedding"), "[1, 9, 2] arrived as [[1, 9]]")
+    assert_fails(result("pos2d", "pos2d reaches the rotary embedding"), "[1, 9, 2] arrived as [[1, 9]]")
 
 
 def test_pos2d_with_a_wrong_layout_or_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     pack, mask, generate = pos2d.pack_row, pos2d.build_columnar_causal_mask, Engine.generate
     monkeypatch.setattr(pos2d, "pack_row", lambda *args, **options: pack(*args, branch_numbers=[2, 1]))
-    assert_fails(outcome("pos2d", "positions of a row"), "(256, 4)")
+    assert_fails(result("pos2d", "positions of a row"), "(256, 4)")
     monkeypatch.setattr(pos2d, "pack_row", pack)
     monkeypatch.setattr(
         pos2d,
         "build_columnar_causal_mask",
         lambda ids, visibility, dtype: mask(ids, visibility="columnar", dtype=dtype),
     )
-    assert_fails(outcome("pos2d", "a packed row = each branch alone"), "must be at most")
+    assert_fails(result("pos2d", "a packed row = each branch alone"), "must be at most")
 
     def leaking(self: Engine, requests: Any, sampling: Any) -> Any:
         self._input.visibilities[""] = "columnar"
         return generate(self, requests, sampling)
 
     monkeypatch.setattr(Engine, "generate", leaking)
-    assert_fails(outcome("pos2d", "the engine: all branches together = each alone"), "must be at most")
+    assert_fails(result("pos2d", "the engine: all branches together = each alone"), "must be at most")
 
 
 def test_pos2d_of_a_model_without_rotary_embedding_is_skipped(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_pos2d_of_a_model_without_rotary_embedding_is_skipped(tmp_path: Path) ->
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found = outcomes("pos2d", DoctorOptions(base_model=str(tmp_path), device="cpu"))
+    found = results("pos2d", DoctorOptions(base_model=str(tmp_path), device="cpu"))
     assert {one.status for one in found.values()} == {"skip"}
     assert "no rotary position embedding" in found["load the model"].found
     assert found["positions of a row"].found == "not reached: loading the model was skipped"

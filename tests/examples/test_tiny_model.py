@@ -10,8 +10,8 @@ import pytest
 
 from examples.tiny_model import prepare
 from parallelmind.cli.main import main
+from parallelmind.models.identity import bundled_model_path
 from parallelmind.models.loader import load_model_with_lora
-from parallelmind.models.options import bundled_model_path
 from parallelmind.models.sidecar import read_sidecar
 
 STEPS, QUESTIONS, MORE_STEPS = 9, 24, 3

@@ -12,7 +12,7 @@ from typing import Any
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.run import JobReport, run_job
 from parallelmind.jobs.task import Task, WorkerInfo, Write
 

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallelmind.jobs.leases import Lease, Leases
-from parallelmind.jobs.sharing import Share, slice_bounds, whose_next
+from parallelmind.jobs.leases import Lease, Leases, WorkerSlice, slice_bounds, whose_next
 
 
 def hours() -> Callable[[], float]:
@@ -186,16 +185,18 @@ def test_a_lease_holds_no_more_than_fits() -> None:
 def test_who_is_helped() -> None:
     """At 100 seconds, the first having begun at 50: a worker with nothing left looks at one other."""
 
-    def is_helped(other: Share, **options: bool) -> bool:
-        return whose_next([Share(0, 50.0), other], 0, now=100.0, begun=50.0, **options) == 1
+    def is_helped(other: WorkerSlice, **options: bool) -> bool:
+        return whose_next([WorkerSlice(0, 50.0), other], 0, now=100.0, begun=50.0, **options) == 1
 
-    assert is_helped(Share(9, 99.0)), "much is left"
-    assert not is_helped(Share(8, 99.0)), "it will have done the rest before anybody else could"
-    assert is_helped(Share(8, 89.0)), "it does not move"
-    assert not is_helped(Share(1000, None)), "it is still loading its model"
-    assert is_helped(Share(1, 99.0, given_up=True))
-    assert is_helped(Share(1, None, given_up=True), keep_apart=True)
-    assert not is_helped(Share(1000, 0.0), keep_apart=True)
-    assert not is_helped(Share(0, 0.0, given_up=True))
-    assert whose_next([Share(0, 50.0), Share(5, None)], 0, now=110.0, begun=50.0) == 1, "nobody waits for ever"
-    assert whose_next([Share(1, None), Share(500, 99.0)], 0, now=100.0, begun=100.0) == 0, "its own first"
+    assert is_helped(WorkerSlice(9, 99.0)), "much is left"
+    assert not is_helped(WorkerSlice(8, 99.0)), "it will have done the rest before anybody else could"
+    assert is_helped(WorkerSlice(8, 89.0)), "it does not move"
+    assert not is_helped(WorkerSlice(1000, None)), "it is still loading its model"
+    assert is_helped(WorkerSlice(1, 99.0, given_up=True))
+    assert is_helped(WorkerSlice(1, None, given_up=True), keep_apart=True)
+    assert not is_helped(WorkerSlice(1000, 0.0), keep_apart=True)
+    assert not is_helped(WorkerSlice(0, 0.0, given_up=True))
+    assert whose_next([WorkerSlice(0, 50.0), WorkerSlice(5, None)], 0, now=110.0, begun=50.0) == 1, (
+        "nobody waits for ever"
+    )
+    assert whose_next([WorkerSlice(1, None), WorkerSlice(500, 99.0)], 0, now=100.0, begun=100.0) == 0, "its own first"

@@ -12,10 +12,10 @@ import pytest
 
 from parallelmind.errors import JobError
 from parallelmind.io.line_table import InputSummary
-from parallelmind.jobs.identity import Completion, Identity
-from parallelmind.jobs.index import BY_COORDINATOR, IN_OUTPUT, ResultIndex
+from parallelmind.jobs.identity import Identity, JobCompletion
 from parallelmind.jobs.ledger import Ledger, Output, Results, StoredJob
 from parallelmind.jobs.quarantine import Suspicion
+from parallelmind.jobs.results import BY_COORDINATOR, IN_OUTPUT, ResultIndex
 
 KEYS = np.frombuffer(bytes(range(160)), np.dtype((np.void, 16)))
 JOB = StoredJob(
@@ -54,7 +54,7 @@ def test_the_job_comes_back_as_it_was(path: Path) -> None:
     ledger = Ledger(path)
     assert ledger.job() is None
     output = Output(digest="x", size=5, records=10, through=7)
-    completion = Completion(
+    completion = JobCompletion(
         answered=9, failed=1, retryable=1, rows=11, failed_rows=1, output_bytes=5, failures=[(3, "bad")]
     )
     for job in (JOB, StoredJob(**vars(JOB) | {"output": output, "completion": completion})):

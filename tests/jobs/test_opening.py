@@ -237,7 +237,7 @@ def test_kill_9_at_any_moment_and_again_ends_as_uninterrupted(tmp_path: Path) ->
         import json, sys
         from pathlib import Path
         from parallelmind.jobs.options import RunOptions
-        from parallelmind.jobs.result import RecordResult
+        from parallelmind.jobs.results import RecordResult
         from parallelmind.jobs.run import run_job
         from parallelmind.tasks.copy_task import CopyTask
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parallelmind.jobs.index import BY_COORDINATOR, MEASURES, ResultIndex
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import BY_COORDINATOR, MEASURES, RecordResult, ResultIndex
 from parallelmind.jobs.statistics import WorkerStatistics, collect_statistics, save_statistics
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parallelmind.models.loaded import LoadedModel
+from parallelmind.models.loader import LoadedModel
 from parallelmind.models.sidecar import RopeSettings
 
 THREE = ("model", "tokenizer", True)

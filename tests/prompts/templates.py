@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from parallelmind.models.options import bundled_model_path
+from parallelmind.models.identity import bundled_model_path
 
 Message = dict[str, str]
 

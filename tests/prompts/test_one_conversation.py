@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from parallelmind.answering.context_rows import ContextRow
 from parallelmind.answering.openai_body import CHAT
 from parallelmind.answering.prompts import Prompts
-from parallelmind.chat import ChatSession, Turn
+from parallelmind.chat import ChatSession, Exchange
 from parallelmind.data.convert import ConvertOptions, convert
 from parallelmind.data.encoder import DataCounts, SampleEncoder
 from parallelmind.data.samples import parse_sample
@@ -69,7 +69,7 @@ def session(tokenizer: Any, messages: list[Message]) -> ChatSession:
     if messages[0]["role"] == "system":
         started.conversation.system, messages = messages[0]["content"], messages[1:]
     for question, answer in zip(messages[:-1:2], messages[1:-1:2], strict=True):
-        started.conversation.turns.append(Turn(question["content"], answer["content"]))
+        started.conversation.exchanges.append(Exchange(question["content"], answer["content"]))
     return started
 
 

@@ -58,7 +58,7 @@ def test_the_scores_of_known_answers(store: CorpusStore, tmp_path: Path) -> None
         *[(EXACT, [4]), (EXACT, [5]), (FALLBACK, [4]), (ABSENT, []), (EXACT, [6])],
         *[(FALLBACK, [6, 1]), (FALLBACK, [0, 1, 2, 6]), (FALLBACK, [0, 1])],
     )
-    report = evaluate(answers, store, read_labelled(path))
+    report = evaluate(answers.retrieve, store, read_labelled(path))
     exact, absent = report.methods[EXACT], report.methods[ABSENT]
     assert (exact.expected, exact.given, exact.right) == (3, 3, 1)
     assert (exact.precision, exact.recall) == (1 / 3, 1 / 3)

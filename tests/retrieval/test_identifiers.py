@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from parallelmind.retrieval.identifiers import search_terms, split_identifier
-from parallelmind.retrieval.summary import summary
+from parallelmind.retrieval.corpus_rows import summary
+from parallelmind.retrieval.keyword_search import search_terms, split_identifier
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class Running:
         """Whether nothing runs, waits or is remembered."""
         load = self.service.load
         return not (
-            self.service.num_jobs
+            self.service.num_running
             or load.running_branches
             or load.waiting_branches
             or self.service.unfinished_branches

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallelmind.server import mailbox as mailbox_module
+from parallelmind.server import output_collector
 from parallelmind.server import service as service_module
 from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, Running, running, stream, tiny_engine
 
@@ -78,14 +78,14 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
     """Its unread text is bounded, its branches are cancelled, others go on."""
     monkeypatch.setattr(service_module, "_MAX_UNREAD", 2000)
     unread: list[int] = []
-    put = mailbox_module.Mailbox.put
+    put = output_collector.OutputCollector.put
 
-    def measured(self: mailbox_module.Mailbox, event: Any) -> bool:
+    def measured(self: output_collector.OutputCollector, event: Any) -> bool:
         woken = put(self, event)
         unread.append(self._unread)
         return woken
 
-    monkeypatch.setattr(mailbox_module.Mailbox, "put", measured)
+    monkeypatch.setattr(output_collector.OutputCollector, "put", measured)
     with running(tiny_engine, send_buffer=4096) as server:
         body = {"prompt": STORY, "n": 8, "logprobs": 20, "stream": True} | LONG
         raw = json.dumps(body).encode()

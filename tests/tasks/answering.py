@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.progress import Silent
 from parallelmind.jobs.run import JobReport
+from parallelmind.jobs.statistics import Silent
 from parallelmind.tasks.answer import run_answer
 from parallelmind.tasks.answer_options import AnswerOptions
 

@@ -15,8 +15,8 @@ from parallelmind.answering.context_rows import ContextRow
 from parallelmind.answering.window import ContextWindow
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.progress import Silent
 from parallelmind.jobs.run import JobReport
+from parallelmind.jobs.statistics import Silent
 from parallelmind.retrieval.budget import TokenBudget
 from parallelmind.retrieval.context_text import SEPARATOR
 from parallelmind.tasks.answer import AnswerTask, run_answer

@@ -12,7 +12,7 @@ import pytest
 
 from parallelmind.cli.main import main
 from parallelmind.demos.retrieval import ASSETS, run_demo_rag
-from parallelmind.jobs.progress import Silent
+from parallelmind.jobs.statistics import Silent
 from tests.exact import ON_CPU
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from parallelmind.tasks.read_ahead import map_ahead
+from parallelmind.tasks.batch_worker import map_ahead
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

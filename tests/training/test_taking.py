@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from parallelmind.errors import DataError, TrainingError
 from parallelmind.io import locks
-from parallelmind.training import taking
+from parallelmind.training import naming
 from parallelmind.training.files import RunFiles
 from tests.training.runs import (
     Killed,
@@ -29,7 +29,7 @@ def test_while_a_run_goes_on(
     overwrite: bool, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same settings are refused with the remedy; others get the next name, and both end as if alone."""
-    monkeypatch.setattr(taking, "_LEAVING_SECONDS", 0.05)
+    monkeypatch.setattr(naming, "_LEAVING_SECONDS", 0.05)
     first = options(model, data, tmp_path, max_steps=2, save_interval=1, overwrite=overwrite)
     others: list[Any] = []
 
@@ -53,7 +53,7 @@ def test_two_processes_that_start_at_once(model: Path, data: Path, tmp_path: Pat
         "import sys\n"
         "from pathlib import Path\n"
         "from tests.training.runs import options\n"
-        "from parallelmind.training.taking import taken_run\n"
+        "from parallelmind.training.naming import taken_run\n"
         "model, data, out, seed = sys.argv[1:]\n"
         "chosen = options(Path(model), Path(data), Path(out), seed=int(seed))\n"
         "print('ready', flush=True)\n"
@@ -95,7 +95,7 @@ def test_the_lock_of_a_run_that_is_ending_is_waited_for(model: Path, data: Path,
     written = files.settings.read_text()
     lock = FileLock(files.checkpoints.with_name(".hf_parallel_lora.lock"))
     seen: list[str] = []
-    real = taking.choose_run
+    real = naming.choose_run
 
     def choose(*args: Any) -> Any:
         run = real(*args)
@@ -106,7 +106,7 @@ def test_the_lock_of_a_run_that_is_ending_is_waited_for(model: Path, data: Path,
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taking, "choose_run", choose)
+        patch.setattr(naming, "choose_run", choose)
         assert train(chosen).name == "hf_parallel_lora_2"
     assert seen[:2] == ["hf_parallel_lora", "hf_parallel_lora_2"]
 
@@ -136,7 +136,7 @@ def test_a_disk_without_locks(
         raise kind
 
     monkeypatch.setattr(locks.FileLock, "acquire", acquire)
-    with taking.taken_run(options(model, data, tmp_path), {"seed": 1}) as run:
+    with naming.taken_run(options(model, data, tmp_path), {"seed": 1}) as run:
         assert run.files.former_settings() == {"seed": 1}
     assert "cannot lock" in caplog.text
 
@@ -146,6 +146,6 @@ def test_a_folder_that_cannot_be_written(model: Path, data: Path, tmp_path: Path
     chosen = options(model, data, tmp_path / "out")
     with (
         pytest.raises(TrainingError, match=r"could not be written .* give another --out_dir"),
-        taking.taken_run(chosen, {}),
+        naming.taken_run(chosen, {}),
     ):
         pass

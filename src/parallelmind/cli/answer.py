@@ -8,9 +8,9 @@ from typing import Any
 
 from parallelmind.cli.flags import add_settings, given
 from parallelmind.cli.job_flags import JobFiles, JobRunOptions, run_options
-from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
+from parallelmind.cli.stderr import configure_logging
 from parallelmind.io.remote_files import is_remote
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.ranks import current_rank

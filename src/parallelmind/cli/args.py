@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
-from parallelmind.cli.failures import say_failed
+from parallelmind.cli.stderr import say_failed
 
 USAGE_ERROR = 2
 

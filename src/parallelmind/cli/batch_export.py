@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from parallelmind.answering.openai_batch_output import export_batch
-from parallelmind.cli.problems import print_problems
+from parallelmind.cli.stderr import print_problems
 
 EPILOG = """\
 Input: the output of `parallelmind answer` over rows of `parallelmind batch-import` (other answer rows will do: their id

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from parallelmind.answering.openai_batch import import_batch
 from parallelmind.cli.flags import documented_default
-from parallelmind.cli.problems import print_problems
+from parallelmind.cli.stderr import print_problems
 
 EPILOG = """\
 Input: {"custom_id", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], ...}}, one a line;

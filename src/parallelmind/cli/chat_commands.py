@@ -113,7 +113,7 @@ class ChatCommands:
         joined = self._session.join()
         if not joined:
             raise RequestError("there are no branches to join; ask some with /branches first.")
-        empty = sum(not (turn.answer or "").strip() for turn in self._session.conversation.turns[-joined:])
+        empty = sum(not (exchange.answer or "").strip() for exchange in self._session.conversation.exchanges[-joined:])
         without = f" {NO_ANSWER[:-1]} to {empty} of them)" if empty else ""
         self._say(f"{joined} questions and their answers{without} are part of the conversation now, {self._length()}")
 
@@ -154,7 +154,7 @@ class ChatCommands:
     def _stats(self, text: str) -> None:
         stats, last = self._session.engine.stats, self._session.last_stats
         self._say(
-            f"{len(self._session.conversation.turns)} turns, {self._length()}; since the start: "
+            f"{len(self._session.conversation.exchanges)} turns, {self._length()}; since the start: "
             f"{stats.generated_tokens} tokens written, {stats.prompt_tokens} read, {stats.cached_main_tokens} reused"
         )
         if last is not None:

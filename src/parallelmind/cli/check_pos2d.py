@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"\nDifferences are of logits, of which the largest is {flow.scale:.3g}.", highlight=False)
     failures = 0
     for check in flow_checks(lambda: flow):
-        outcome = perform(check)
-        failed = outcome.status == "fail"
+        result = perform(check)
+        failed = result.status == "fail"
         failures += failed
         mark = "[bold red]FAIL[/]" if failed else "[green]ok  [/]"
-        console.print(f"{mark} {escape(outcome.name)}: {escape(outcome.found)}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} {escape(result.name)}: {escape(result.found)}", highlight=False, soft_wrap=True)
     if failures:
         console.print(f"[bold red]{failures} checks failed[/]", highlight=False)
         return 1

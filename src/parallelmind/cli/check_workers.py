@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_slices(records: int, workers: int) -> int:
-    from parallelmind.jobs.sharing import slice_bounds
+    from parallelmind.jobs.leases import slice_bounds
 
     bounds = slice_bounds(records, workers)
     for worker, (start, stop) in enumerate(bounds):

@@ -127,7 +127,8 @@ def _list(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from parallelmind.retrieval.corpus.show import find_objects, matching_metas
+    from parallelmind.retrieval.corpus.meta import matching_metas
+    from parallelmind.retrieval.corpus_rows import find_objects
 
     name, _, version = args.name.partition("==")
     if metas := matching_metas(args.corpus_path, name, version or args.version):

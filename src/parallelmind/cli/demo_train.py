@@ -16,7 +16,7 @@ from parallelmind.settings.model import DEFAULT_STRIDE
 
 if TYPE_CHECKING:
     from parallelmind.columnar import Visibility
-    from parallelmind.demos.train import Measured, Task, Trained
+    from parallelmind.demos.train import DemoTask, Measured, Trained
 
 
 EPILOG = """\
@@ -111,7 +111,7 @@ def _cooperate(console: Console, args: argparse.Namespace) -> float:
     return shown[1] - shown[0]
 
 
-def _train(console: Console, task: Task, visibility: Visibility, args: argparse.Namespace) -> Trained:
+def _train(console: Console, task: DemoTask, visibility: Visibility, args: argparse.Namespace) -> Trained:
     from parallelmind.demos.train import command, train, train_options
 
     options = train_options(task, args.out_dir, visibility, args.max_steps)

@@ -18,7 +18,7 @@ from rich.table import Table
 import parallelmind
 from parallelmind.cli.flags import add_settings, documented_default, given
 from parallelmind.cli.terminal import tolerate_any_text
-from parallelmind.doctor import GROUPS, DoctorOptions, Outcome, examine
+from parallelmind.doctor import GROUPS, CheckResult, DoctorOptions, examine
 from parallelmind.doctor.check import Check, Status
 
 EPILOG = """\
@@ -67,60 +67,60 @@ def run(args: argparse.Namespace) -> int:
         def begin(check: Check) -> None:
             status.update(f"{check.group}: {escape(check.name)} …")
 
-        outcomes = examine(options, groups, begin=begin)
+        results = examine(options, groups, begin=begin)
     if args.json:
-        print(json.dumps(_as_json(outcomes), ensure_ascii=False, indent=2))
+        print(json.dumps(_as_json(results), ensure_ascii=False, indent=2))
     else:
-        _show(Console(), outcomes)
-    return 1 if any(outcome.status == "fail" for outcome in outcomes) else 0
+        _show(Console(), results)
+    return 1 if any(result.status == "fail" for result in results) else 0
 
 
-def _as_json(outcomes: Sequence[Outcome]) -> dict[str, object]:
-    counts = Counter(outcome.status for outcome in outcomes)
+def _as_json(results: Sequence[CheckResult]) -> dict[str, object]:
+    counts = Counter(result.status for result in results)
     return {
         "parallelmind": parallelmind.__version__,
         "ok": not counts["fail"],
         "passed": counts["pass"],
         "failed": counts["fail"],
         "skipped": counts["skip"],
-        "checks": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "checks": [dataclasses.asdict(result) for result in results],
     }
 
 
-def _show(console: Console, outcomes: Sequence[Outcome]) -> None:
+def _show(console: Console, results: Sequence[CheckResult]) -> None:
     table = Table(header_style="bold")
     for title in ("group", "check", "result", "found"):
         table.add_column(title, overflow="fold")
     group = ""
-    for outcome in outcomes:
-        if group and group != outcome.group:
+    for result in results:
+        if group and group != result.group:
             table.add_section()
-        status = f"[{_COLOURS[outcome.status]}]{outcome.status}[/]"
-        shown = "" if outcome.group == group else outcome.group
-        table.add_row(shown, escape(outcome.name), status, escape(outcome.found))
-        group = outcome.group
+        status = f"[{_COLOURS[result.status]}]{result.status}[/]"
+        shown = "" if result.group == group else result.group
+        table.add_row(shown, escape(result.name), status, escape(result.found))
+        group = result.group
     console.print(table)
-    failed = [outcome for outcome in outcomes if outcome.status == "fail"]
-    for outcome in failed:
-        console.print(f"[bold red]{outcome.group}: {escape(outcome.name)}[/]", highlight=False)
-        console.print(f"  found: {escape(outcome.found)}", highlight=False, soft_wrap=True)
-        console.print(f"  remedy: {escape(outcome.remedy)}", highlight=False, soft_wrap=True)
-    found = _of_groups(outcomes)
+    failed = [result for result in results if result.status == "fail"]
+    for result in failed:
+        console.print(f"[bold red]{result.group}: {escape(result.name)}[/]", highlight=False)
+        console.print(f"  found: {escape(result.found)}", highlight=False, soft_wrap=True)
+        console.print(f"  remedy: {escape(result.remedy)}", highlight=False, soft_wrap=True)
+    found = _of_groups(results)
     groups = Table.grid(padding=(0, 2))
-    for name, result in found.items():
-        groups.add_row(name, _CHINESE.get(name, ""), f"[{_COLOURS[result]}]{result}[/]", _CHINESE[result])
+    for name, state in found.items():
+        groups.add_row(name, _CHINESE.get(name, ""), f"[{_COLOURS[state]}]{state}[/]", _CHINESE[state])
     console.print(groups)
-    counts = Counter(outcome.status for outcome in outcomes)
+    counts = Counter(result.status for result in results)
     verdict = f"[bold red]{counts['fail']} failed[/]" if failed else "[bold green]no check failed[/]"
     console.print(f"{verdict}: {counts['pass']} passed, {counts['skip']} skipped", highlight=False)
     if not failed and set(found) == set(GROUPS):
         console.print("✅ 所有验证通过！系统已正确配置", highlight=False)
 
 
-def _of_groups(outcomes: Sequence[Outcome]) -> dict[str, Status]:
+def _of_groups(results: Sequence[CheckResult]) -> dict[str, Status]:
     """A group fails with any of its checks, and is skipped where nothing of it could be looked at."""
     found: dict[str, Status] = {}
-    for outcome in outcomes:
-        both = {found.get(outcome.group, "skip"), outcome.status}
-        found[outcome.group] = "fail" if "fail" in both else "pass" if "pass" in both else "skip"
+    for result in results:
+        both = {found.get(result.group, "skip"), result.status}
+        found[result.group] = "fail" if "fail" in both else "pass" if "pass" in both else "skip"
     return found

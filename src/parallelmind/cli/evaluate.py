@@ -51,8 +51,9 @@ def run(args: argparse.Namespace) -> int:
     labelled = [row for row in rows if settings.enable_str_match or row.method != STRING]
     named = [row for row in labelled if row.query.target_api]
     with contextlib.closing(options.make()) as retriever, contextlib.closing(options.open_store()) as store:
-        report = evaluate(retriever, store, labelled)
-        loose = evaluate(CompatRetriever(store, settings, ranker=Ranker(), budget=None), store, named)
+        report = evaluate(retriever.retrieve, store, labelled)
+        loosely = CompatRetriever(store, settings, ranker=Ranker(), budget=None)
+        loose = evaluate(loosely.retrieve, store, named)
     print(_tables(report, loose, left_out=len(rows) - len(labelled), named=len(named)))
     if args.json:
         with replacing(args.json) as temporary:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from parallelmind.jobs.result import OTHER_COUNTS
+from parallelmind.jobs.results import OTHER_COUNTS
 from parallelmind.jobs.view import JobView, WorkerView, view_job
 
 EPILOG = """\

@@ -11,7 +11,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from parallelmind.cli.flags import given
-from parallelmind.cli.logs import configure_logging
+from parallelmind.cli.stderr import configure_logging
 from parallelmind.io.remote_files import LocalCopies
 from parallelmind.jobs.options import RunOptions, Workers
 from parallelmind.jobs.ranks import Rank, current_rank

@@ -18,8 +18,7 @@ from types import FrameType
 import parallelmind
 from parallelmind.cli.args import Parser, parse
 from parallelmind.cli.commands import COMMANDS, overview, prepare_parser
-from parallelmind.cli.failures import say_failed
-from parallelmind.cli.logs import configure_logging
+from parallelmind.cli.stderr import configure_logging, say_failed
 from parallelmind.errors import ParallelMindError
 from parallelmind.jobs.ranks import current_rank
 

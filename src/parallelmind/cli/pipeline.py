@@ -10,9 +10,9 @@ from parallelmind.cli.answer import samples_in_all
 from parallelmind.cli.contexts import context_options, log_summary
 from parallelmind.cli.flags import add_settings, given
 from parallelmind.cli.job_flags import JobRunOptions, run_options
-from parallelmind.cli.logs import configure_logging
 from parallelmind.cli.progress import make_progress
 from parallelmind.cli.statistics import print_statistics
+from parallelmind.cli.stderr import configure_logging
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.jobs.worker_files import worker_files
 from parallelmind.retrieval.retriever import RetrieverSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from parallelmind.jobs.result import OTHER_COUNTS
+from parallelmind.jobs.results import OTHER_COUNTS
 from parallelmind.jobs.run import JobReport
 from parallelmind.jobs.statistics import WorkerStatistics
 

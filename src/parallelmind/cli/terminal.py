@@ -42,7 +42,7 @@ def tolerate_any_text() -> None:
             stream.reconfigure(errors="replace")
 
 
-class Stop:
+class CtrlC:
     """Whether Ctrl-C was pressed."""
 
     pressed = False
@@ -55,17 +55,17 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable() -> Iterator[CtrlC]:
     """Note the first Ctrl-C instead of raising, so that the engine is left between two steps; a second one raises."""
-    stop = Stop()
+    ctrl_c = CtrlC()
 
     def press(signum: int, frame: FrameType | None) -> None:
-        if stop.pressed:
+        if ctrl_c.pressed:
             raise KeyboardInterrupt
-        stop.pressed = True
+        ctrl_c.pressed = True
 
     before = signal.signal(signal.SIGINT, press)
     try:
-        yield stop
+        yield ctrl_c
     finally:
         signal.signal(signal.SIGINT, before)

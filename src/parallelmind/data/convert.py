@@ -20,8 +20,8 @@ from parallelmind.data.grouping import Group, GroupBy, Grouping
 from parallelmind.data.sft_files import Container, RawRow, container_of, read_rows
 from parallelmind.data.sft_forms import (
     BranchForm,
+    BranchSample,
     MainFrom,
-    Sample,
     SampleSettings,
     samples_of,
 )
@@ -198,7 +198,7 @@ def _samples(
     report: ConvertReport,
     skipped: _NewFile | None,
     on_row: Callable[[ConvertReport], None] | None,
-) -> Iterator[Sample]:
+) -> Iterator[BranchSample]:
     settings = options.sample_settings()
     for row in rows:
         report.rows += 1

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from parallelmind.data.sft_forms import Branch, Sample
+from parallelmind.data.sft_forms import Branch, BranchSample
 
 GroupBy = Literal["all", "main", "none"]
 
@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(slots=True)
 class _Open:
-    samples: list[Sample]
+    samples: list[BranchSample]
     characters: int
 
 
@@ -60,7 +60,7 @@ class Grouping:
         self._samples = self._characters = 0
         self._filler = _Open([], 0)
 
-    def add(self, sample: Sample) -> Iterator[Group]:
+    def add(self, sample: BranchSample) -> Iterator[Group]:
         """Yield the records that are complete now."""
         if self._group_by == "none":
             yield Group(sample.main, [sample.branch])
@@ -80,7 +80,7 @@ class Grouping:
     def _too_much_waits(self) -> bool:
         return self._samples > self._limits.waiting_samples or self._characters > self._limits.waiting_characters
 
-    def _join(self, sample: Sample) -> Iterator[Group]:
+    def _join(self, sample: BranchSample) -> Iterator[Group]:
         """Add a sample to the others with its main."""
         size = len(str(sample.branch))
         group = self._open.get(sample.main)
@@ -106,7 +106,7 @@ class Grouping:
         else:
             yield Group(main, [sample.branch for sample in group.samples])
 
-    def _fill(self, sample: Sample) -> Iterator[Group]:
+    def _fill(self, sample: BranchSample) -> Iterator[Group]:
         """Add a sample to others that have nothing in common with it."""
         if self._group_by != "all" or (sample.main and _has_main(sample.branch)):
             yield Group(sample.main, [sample.branch])
@@ -131,7 +131,7 @@ def _has_main(branch: Branch) -> bool:
     return isinstance(branch, dict) and "main" in branch
 
 
-def _with_main(sample: Sample) -> Branch:
+def _with_main(sample: BranchSample) -> Branch:
     if not sample.main:
         return sample.branch
     branch: dict[str, Any] = (

@@ -38,7 +38,7 @@ _PASSED_ON = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class BranchSample:
     """One branch and the main it stands under."""
 
     main: str
@@ -68,7 +68,7 @@ class SampleSettings:
         assert set(self.fields) <= set(FIELDS)
 
 
-def samples_of(row: Any, settings: SampleSettings) -> list[Sample]:
+def samples_of(row: Any, settings: SampleSettings) -> list[BranchSample]:
     """The samples of one row: one, or as many as a row of the form `records` has branches.
 
     Raises:
@@ -79,7 +79,7 @@ def samples_of(row: Any, settings: SampleSettings) -> list[Sample]:
         text = row if isinstance(row, str) else _object(row, "text").get("text")
         if not isinstance(text, str) or not text.strip():
             raise DataError('has no text in "text"' if isinstance(row, dict) else "is not a text")
-        return [Sample("", _whole(text, "the text"))]
+        return [BranchSample("", _whole(text, "the text"))]
     fields = _object(row, form)
     if form == "records":
         return _of_record(fields)
@@ -122,7 +122,7 @@ def _object(row: Any, form: str) -> dict[str, Any]:
     return row
 
 
-def _of_record(row: Mapping[str, Any]) -> list[Sample]:
+def _of_record(row: Mapping[str, Any]) -> list[BranchSample]:
     main, branches = row.get("main", ""), row.get("branches")
     if not isinstance(main, str) or not isinstance(branches, list) or not branches:
         raise DataError('is not of the form records: "main" must be a text, "branches" a list that is not empty')
@@ -145,16 +145,16 @@ def _of_record(row: Mapping[str, Any]) -> list[Sample]:
     return [_under(_whole(main, '"main"'), _whole_branch(branch)) for branch in branches]
 
 
-def _under(main: str, branch: Branch) -> Sample:
+def _under(main: str, branch: Branch) -> BranchSample:
     """A branch's own main, which `grouping` gave it, becomes main again, so that it can be grouped anew."""
     if isinstance(branch, dict) and "main" in branch:
         own = _text(branch["main"], 'the "main" of a branch')
         if not main:
-            return Sample(own, {key: value for key, value in branch.items() if key != "main"})
-    return Sample(main, branch)
+            return BranchSample(own, {key: value for key, value in branch.items() if key != "main"})
+    return BranchSample(main, branch)
 
 
-def _of_pair(row: Mapping[str, Any], settings: SampleSettings) -> Sample:
+def _of_pair(row: Mapping[str, Any], settings: SampleSettings) -> BranchSample:
     prompt = _named(row, "prompt", settings, required=True)
     completion = _named(row, "completion", settings, required=True)
     context = _named(row, "context", settings)
@@ -170,7 +170,7 @@ def _of_pair(row: Mapping[str, Any], settings: SampleSettings) -> Sample:
         turns.insert(0, {"role": "system", "content": system})
     main = "\n\n".join(mains)
     as_messages = len(turns) > 2 if settings.branch_form == "auto" else settings.branch_form == "messages"
-    return Sample(_whole(main, "main"), _whole_branch(_branch(turns, as_messages=as_messages)))
+    return BranchSample(_whole(main, "main"), _whole_branch(_branch(turns, as_messages=as_messages)))
 
 
 def _in_main(settings: SampleSettings, *, as_messages: bool) -> tuple[str, ...]:
@@ -228,7 +228,7 @@ def _turns(row: Mapping[str, Any], name: str, *, sharegpt: bool) -> list[Message
     return turns
 
 
-def _of_turns(turns: Sequence[Message], tools: Sequence[Tool], name: str, settings: SampleSettings) -> Sample:
+def _of_turns(turns: Sequence[Message], tools: Sequence[Tool], name: str, settings: SampleSettings) -> BranchSample:
     last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
     if last < 0:
         raise DataError(f'"{name}" has no turn of the assistant: nothing could be learned from it')
@@ -238,7 +238,7 @@ def _of_turns(turns: Sequence[Message], tools: Sequence[Tool], name: str, settin
     if kept[0]["role"] == "system" and "system" in _in_main(settings, as_messages=as_messages):
         main = str(kept.pop(0)["content"])
     branch = _branch(kept, as_messages=as_messages, tools=tools)
-    return Sample(_whole(main, "main"), _whole_branch(branch), cut_turns=len(turns) - last - 1)
+    return BranchSample(_whole(main, "main"), _whole_branch(branch), cut_turns=len(turns) - last - 1)
 
 
 def _branch(turns: Sequence[Message], *, as_messages: bool, tools: Sequence[Tool] = ()) -> Branch:

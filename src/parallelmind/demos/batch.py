@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from parallelmind.engine.request import Event, Request
-from parallelmind.jobs.progress import Progress
+from parallelmind.jobs.statistics import Progress
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.prompts.encode import encode_branch, encode_main
 from parallelmind.settings.model import TINY_MODEL
-from parallelmind.tasks.batch import BatchReport, load_backend, run_batch
+from parallelmind.tasks.batch import BatchReport, run_batch
 from parallelmind.tasks.batch_options import BatchOptions
-from parallelmind.tasks.batch_worker import Backend
+from parallelmind.tasks.batch_worker import Backend, load_backend
 
 
 @dataclass(frozen=True)

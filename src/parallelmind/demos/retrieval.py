@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallelmind.jobs.progress import Progress
+from parallelmind.jobs.statistics import Progress
 from parallelmind.retrieval.retriever import RetrieverSettings
 from parallelmind.retrieval.retriever_options import RetrieverOptions
 from parallelmind.tasks.answer_options import AnswerOptions

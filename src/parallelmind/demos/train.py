@@ -27,7 +27,7 @@ from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, Request
 from parallelmind.settings.model import DEFAULT_STRIDE, TINY_MODEL
 from parallelmind.settings.sampling import SamplingParams
-from parallelmind.training.callbacks import Progress
+from parallelmind.training.callbacks import TrainProgress
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.run import TrainReport, run_training
 
@@ -38,7 +38,7 @@ _LAST_STEPS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class DemoTask:
     """Records of one kind and how long to learn from them."""
 
     name: str
@@ -48,8 +48,8 @@ class Task:
     steps: int
 
 
-RECALL = Task(name="recall", make=recall, branches=8, steps=100)
-COOPERATION = Task(name="cooperation", make=private_facts, branches=4, steps=200)
+RECALL = DemoTask(name="recall", make=recall, branches=8, steps=100)
+COOPERATION = DemoTask(name="cooperation", make=private_facts, branches=4, steps=200)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Measured:
         return self.right / self.asked
 
 
-def prepare(task: Task, folder: Path) -> tuple[Path, Path]:
+def prepare(task: DemoTask, folder: Path) -> tuple[Path, Path]:
     """Write the training and the held-out records of a task. Raises SettingsError if they cannot be written."""
     training, held_out = folder / f"{task.name}.jsonl", folder / f"{task.name}_held_out.jsonl"
     write_records(training, task.make, _TRAINING_RECORDS, seed=0)
@@ -80,7 +80,7 @@ def prepare(task: Task, folder: Path) -> tuple[Path, Path]:
     return training, held_out
 
 
-def train_options(task: Task, folder: Path, visibility: Visibility, steps: int | None = None) -> TrainOptions:
+def train_options(task: DemoTask, folder: Path, visibility: Visibility, steps: int | None = None) -> TrainOptions:
     """What `parallelmind train` is told for a task: LoRA of rank 8 on the bundled model."""
     steps = steps or task.steps
     training, held_out = folder / f"{task.name}.jsonl", folder / f"{task.name}_held_out.jsonl"
@@ -129,7 +129,7 @@ def command(options: TrainOptions) -> str:
     return shlex.join(words)
 
 
-def train(options: TrainOptions, progress: Progress) -> Trained:
+def train(options: TrainOptions, progress: TrainProgress) -> Trained:
     """Run the training. Raises ParallelMindError."""
     began = time.monotonic()
     with _one_thread():

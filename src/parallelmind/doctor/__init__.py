@@ -5,21 +5,23 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 
-from parallelmind.doctor.check import Check, DoctorOptions, Outcome, perform
+from parallelmind.doctor.check import Check, CheckResult, DoctorOptions, perform
 
-__all__ = ["GROUPS", "DoctorOptions", "Outcome", "examine"]
+__all__ = ["GROUPS", "DoctorOptions", "CheckResult", "examine"]
 
 GROUPS = ("imports", "versions", "devices", "training", "inference", "documents", "pos2d", "files")
 """Each is a module here, whose function `checks` lists the checks of the group."""
 
 
-def examine(options: DoctorOptions, groups: Sequence[str] = GROUPS, *, begin: Callable[[Check], None]) -> list[Outcome]:
+def examine(
+    options: DoctorOptions, groups: Sequence[str] = GROUPS, *, begin: Callable[[Check], None]
+) -> list[CheckResult]:
     """Run the checks of the groups, in the order of GROUPS; `begin` is called with each before it runs."""
-    outcomes = []
+    results = []
     for check in _checks(options, groups):
         begin(check)
-        outcomes.append(perform(check))
-    return outcomes
+        results.append(perform(check))
+    return results
 
 
 def _checks(options: DoctorOptions, groups: Sequence[str]) -> Iterable[Check]:

@@ -1,13 +1,16 @@
-"""One check of an installation: what is examined, and the outcome."""
+"""One check of an installation: what is examined, and the result; and the checkout that it may run from."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Ge
 
+import parallelmind
 from parallelmind.errors import ParallelMindError
 from parallelmind.settings.model import TINY_MODEL, Device, LoraPath
 from parallelmind.settings.setting import Flag, Setting, Settings
@@ -68,7 +71,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CheckResult:
     """The outcome of a check."""
 
     group: str
@@ -123,20 +126,40 @@ class Once(Generic[T]):
         return self._made
 
 
-def perform(check: Check) -> Outcome:
-    """Run a check. Whatever it raises becomes its outcome; only Ctrl-C ends the program."""
+def perform(check: Check) -> CheckResult:
+    """Run a check. Whatever it raises becomes its result; only Ctrl-C ends the program."""
     try:
-        return _outcome(check, "pass", check.run())
+        return _result(check, "pass", check.run())
     except NotApplicableError as reason:
-        return _outcome(check, "skip", str(reason))
+        return _result(check, "skip", str(reason))
     except CheckFailedError as failure:
-        return _outcome(check, "fail", str(failure), failure.remedy)
+        return _result(check, "fail", str(failure), failure.remedy)
     except ParallelMindError as error:  # its message names the remedy for what it saw
-        return _outcome(check, "fail", str(error))
+        return _result(check, "fail", str(error))
     except (Exception, SystemExit) as error:
-        return _outcome(check, "fail", f"{type(error).__name__}: {error}")
+        return _result(check, "fail", f"{type(error).__name__}: {error}")
 
 
-def _outcome(check: Check, status: Status, found: str, remedy: str | None = None) -> Outcome:
+def _result(check: Check, status: Status, found: str, remedy: str | None = None) -> CheckResult:
     shown = (remedy or check.remedy) if status == "fail" else ""
-    return Outcome(group=check.group, name=check.name, status=status, found=found, remedy=shown)
+    return CheckResult(group=check.group, name=check.name, status=status, found=found, remedy=shown)
+
+
+def find_checkout() -> Path | None:
+    """The root of the repository, or None when the package was installed without it."""
+    root = Path(parallelmind.__file__).resolve().parents[2]
+    return root if (root / "src" / "parallelmind").is_dir() and (root / "pyproject.toml").is_file() else None
+
+
+def checkout_root() -> Path:
+    """The root of the repository. Raises NotApplicableError when there is none."""
+    root = find_checkout()
+    if root is None:
+        raise NotApplicableError("installed as a package: this is part of a checkout only")
+    return root
+
+
+def checkout_project() -> dict[str, Any]:
+    """The project table of pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((checkout_root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return table

@@ -7,8 +7,14 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError
-from parallelmind.doctor.checkout import checkout_root, find_checkout
+from parallelmind.doctor.check import (
+    Check,
+    CheckFailedError,
+    DoctorOptions,
+    NotApplicableError,
+    checkout_root,
+    find_checkout,
+)
 
 DOCUMENTS = (
     "README.md",

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import parallelmind
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions
-from parallelmind.doctor.checkout import checkout_root
+from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, checkout_root
 
 SCRIPTS = (
     "parallel_generate.py",

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import parallelmind
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError
-from parallelmind.doctor.checkout import checkout_root
+from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, checkout_root
 from parallelmind.doctor.versions import extra_of_module
 
 DOCUMENTED = {

@@ -10,8 +10,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import parallelmind
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError
-from parallelmind.doctor.checkout import checkout_project
+from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, checkout_project
 
 _OTHER_IMPORT_NAMES = {"pil": "pillow", "google": "protobuf"}
 

@@ -30,7 +30,7 @@ from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.errors import RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.options import AdapterPath
+from parallelmind.models.identity import AdapterPath
 from parallelmind.settings.model import DEFAULT_STRIDE, ModelOptions
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.settings.setting import names

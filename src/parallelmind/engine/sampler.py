@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,20 @@ _NUM_CANDIDATES = 1024
 
 _COLD = 1e-3
 """Below this temperature, logits divided by it may be larger than float32 can hold."""
+
+
+class Distribution(NamedTuple):
+    """What changes how likely a token is; branches that have it in common are drawn together."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> Distribution:
+        return cls(params.temperature, params.top_p, params.top_k, params.min_p, params.repetition_penalty)
 
 
 @dataclass(frozen=True)
@@ -69,21 +84,21 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     A branch's draw depends on its own logits, parameters and generator alone, never on who shares the batch.
     """
     tokens = [0] * len(rows)
-    kinds: dict[SamplingParams, list[int]] = {}
+    alike: dict[Distribution, list[int]] = {}
     for index, row in enumerate(rows):
-        kinds.setdefault(row.params.distribution, []).append(index)
-    for chosen, indices in kinds.items():
+        alike.setdefault(Distribution.of(row.params), []).append(index)
+    for kind, indices in alike.items():
         scores = logits if len(indices) == len(rows) else logits[indices]
-        if chosen.repetition_penalty != 1.0:
+        if kind.repetition_penalty != 1.0:
             contexts = [[*rows[i].main_ids, *rows[i].prompt_ids, *rows[i].output_ids] for i in indices]
             context = _padded(contexts, scores.device)
-            scores = RepetitionPenaltyLogitsProcessor(chosen.repetition_penalty)(context, scores)
-        if chosen.temperature == 0:
+            scores = RepetitionPenaltyLogitsProcessor(kind.repetition_penalty)(context, scores)
+        if kind.temperature == 0:
             drawn = scores.argmax(-1).tolist()
         else:
             generators = [generator for i in indices if (generator := rows[i].generator) is not None]
             uniform = torch.stack([torch.rand((), generator=generator) for generator in generators])
-            drawn = _draw(scores, chosen, uniform.to(scores.device))
+            drawn = _draw(scores, kind, uniform.to(scores.device))
         for index, token in zip(indices, drawn, strict=True):
             tokens[index] = token
     return tokens
@@ -110,56 +125,56 @@ def token_logprobs(
     return found
 
 
-def _draw(scores: Tensor, params: SamplingParams, uniform: Tensor) -> list[int]:
-    if params.temperature < _COLD:  # so that the division does not overflow
+def _draw(scores: Tensor, kind: Distribution, uniform: Tensor) -> list[int]:
+    if kind.temperature < _COLD:  # so that the division does not overflow
         scores = scores - scores.amax(-1, keepdim=True)
-    scores = TemperatureLogitsWarper(params.temperature)(None, scores)
-    ids, weights, settled = _candidates(scores, params)
+    scores = TemperatureLogitsWarper(kind.temperature)(None, scores)
+    ids, weights, settled = _candidates(scores, kind)
     drawn = ids.gather(1, _invert(weights, uniform)).squeeze(1)
     if not bool(settled.all()):
         open_rows = ~settled
-        probabilities = processors(params)(None, scores[open_rows]).softmax(-1)
+        probabilities = processors(kind)(None, scores[open_rows]).softmax(-1)
         drawn[open_rows] = _invert(probabilities, uniform[open_rows]).squeeze(1)
     tokens: list[int] = drawn.tolist()
     return tokens
 
 
-def processors(params: SamplingParams) -> LogitsProcessorList:
+def processors(kind: Distribution) -> LogitsProcessorList:
     """What `generate` applies after temperature, in its order."""
     chain = LogitsProcessorList()
-    if params.top_k > 0:
-        chain.append(TopKLogitsWarper(params.top_k))
-    if params.top_p < 1.0:
-        chain.append(TopPLogitsWarper(params.top_p))
-    if params.min_p > 0.0:
-        chain.append(MinPLogitsWarper(params.min_p))
+    if kind.top_k > 0:
+        chain.append(TopKLogitsWarper(kind.top_k))
+    if kind.top_p < 1.0:
+        chain.append(TopPLogitsWarper(kind.top_p))
+    if kind.min_p > 0.0:
+        chain.append(MinPLogitsWarper(kind.min_p))
     return chain
 
 
-def _candidates(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(scores: Tensor, kind: Distribution) -> tuple[Tensor, Tensor, Tensor]:
     """The likeliest tokens with the weights the processors leave them, and the rows for which they are all there is.
 
     Returns:
         ids [n, M], weights [n, M] (0 for dropped ones), settled [n].
     """
-    size = min(scores.shape[-1], max(_NUM_CANDIDATES, params.top_k + 1))
+    size = min(scores.shape[-1], max(_NUM_CANDIDATES, kind.top_k + 1))
     top, ids = scores.topk(size, dim=-1)
     settled = torch.full((len(scores),), size == scores.shape[-1], device=scores.device)
-    if params.top_k > 0:
+    if kind.top_k > 0:
         # Ties with the k-th stay, as in TopKLogitsWarper; more of them than candidates leave the row unsettled.
-        least = top[:, min(params.top_k, size) - 1, None]
+        least = top[:, min(kind.top_k, size) - 1, None]
         settled |= top[:, -1] < least[:, 0]
         top = top.masked_fill(top < least, -torch.inf)
         total = top.logsumexp(-1, keepdim=True)
     else:
         total = scores.logsumexp(-1, keepdim=True)
     weights = (top - total).exp()
-    if params.top_p < 1.0:
+    if kind.top_p < 1.0:
         likelier = weights.cumsum(-1) - weights
-        settled |= likelier[:, -1] >= params.top_p
-        weights = weights.masked_fill(likelier >= params.top_p, 0.0)
-    if params.min_p > 0.0:
-        floor = params.min_p * weights[:, :1]
+        settled |= likelier[:, -1] >= kind.top_p
+        weights = weights.masked_fill(likelier >= kind.top_p, 0.0)
+    if kind.min_p > 0.0:
+        floor = kind.min_p * weights[:, :1]
         settled |= weights[:, -1] < floor[:, 0]
         weights = weights.masked_fill(weights < floor, 0.0)
     return ids, weights, settled

@@ -1,7 +1,7 @@
 """The coordinator of a job: gives out leases, takes results into the ledger, and replaces workers that are lost.
 
-It loads no model and runs no record, so that no record can take it down. How its workers are reached is a matter of
-the transport (`transports`); what they may do is not.
+With worker processes it loads no model and runs no record, so that no record can take it down. How they are reached is
+a matter of the transport (`transports`); what they may do is not.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from parallelmind.errors import JobError, ParallelMindError
 from parallelmind.jobs.leases import Leases
 from parallelmind.jobs.ledger import Results
-from parallelmind.jobs.messages import Ask, Finished, GaveUp, Idle, Load, Records, Rest, Stop
+from parallelmind.jobs.messages import Ask, Finished, FromWorker, GaveUp, Idle, Load, Records, Rest, Stop, ToWorker
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.quarantine import Death, Quarantine
+from parallelmind.jobs.task import WorkerInfo
 from parallelmind.jobs.transports.base import Ended, Inbox, MakeTransport, Received, Transport
+from parallelmind.jobs.worker import Worker
 
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
@@ -36,7 +38,8 @@ _FAILED_STARTS = 3
 _FRUITLESS_DEATHS = 20
 """Deaths in a row without a finished record in between, likewise."""
 
-
+OnPoll = Callable[[bool], None]
+"""Called often, with whether a worker has its model and works."""
 State = Literal["new", "loading", "idle", "working"]
 
 
@@ -65,7 +68,7 @@ class Coordinator:
 
     Args:
         record_timeout: seconds without progress after which a worker that has records is replaced; 0: never.
-        keep_apart: each worker does no more than its own slice, see `sharing`.
+        keep_apart: each worker does no more than its own slice, see `leases.whose_next`.
     """
 
     def __init__(self, job: OpenJob, *, world_size: int, record_timeout: float = 0.0, keep_apart: bool = False) -> None:
@@ -85,8 +88,7 @@ class Coordinator:
             fitting=self._fitting,
             keep_apart=keep_apart,
         )
-        self.has_begun = False
-        """Whether a worker has its model and works."""
+        self._has_begun = False
         for record in todo[alone].tolist():
             self._isolate(record)
 
@@ -95,8 +97,8 @@ class Coordinator:
         """Whether every record has its result."""
         return self._leases.is_over
 
-    def run(self, make_transport: MakeTransport, on_poll: Callable[[], None]) -> None:
-        """Follow the workers until every record has its result; `on_poll` is called often.
+    def run(self, make_transport: MakeTransport, on_poll: OnPoll) -> None:
+        """Follow the workers until every record has its result.
 
         Raises:
             JobError: no worker is left and records have no result, or the disk is full.
@@ -112,7 +114,7 @@ class Coordinator:
                 self._job.ledger.commit()
                 self._end_hung_workers(transport)
                 transport.check()
-                on_poll()
+                on_poll(self._has_begun)
             for rank in range(len(self._workers)):
                 transport.send(rank, Stop())
             error = None
@@ -124,6 +126,39 @@ class Coordinator:
                 self.close()
             finally:
                 transport.close(error)
+
+    def work_here(self, on_poll: OnPoll) -> None:
+        """Bring every record to its result in this process.
+
+        Raises:
+            ParallelMindError: the model cannot be loaded, or the disk is full; what was done is kept.
+        """
+        wanted: int | None = None
+        is_loaded = False
+
+        def receive() -> ToWorker:
+            nonlocal wanted, is_loaded
+            if not is_loaded:
+                is_loaded = True
+                return Load()
+            if wanted is not None and (records := self.lease(0, wanted)):
+                wanted = None
+                return records
+            return Stop() if self.is_over else Rest()
+
+        def send(message: FromWorker) -> None:
+            nonlocal wanted
+            if isinstance(message, Finished):
+                self.accept(0, message)
+                self._job.ledger.commit()
+            elif isinstance(message, Ask | Idle):
+                wanted = message.wanted
+            on_poll(self._has_begun)
+
+        try:
+            Worker(self._job.task, WorkerInfo(), receive=receive, send=send, in_time=False).run()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Store what is known: nobody works any more, and nobody is to blame."""
@@ -142,7 +177,7 @@ class Coordinator:
         self._job.ledger.note_lease(lease.fence, rank, lease.alone, lease.records)
         contents, sizes = self._job.input.contents(lease.records)
         numbers = self._job.input.numbers[lease.records].tolist()
-        self._workers[rank].has_begun = self.has_begun = True
+        self._workers[rank].has_begun = self._has_begun = True
         return Records(lease.fence, lease.alone, lease.records.tolist(), numbers, contents, sizes)
 
     def accept(self, rank: int, finished: Finished) -> None:

@@ -42,7 +42,7 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completion:
+class JobCompletion:
     """What a finished job came to."""
 
     answered: int

@@ -1,12 +1,15 @@
 """Who works on which records: leases, given out from the slices of the workers.
 
-Each worker has a slice of the work and takes small leases from its front; when its slice is used up it helps others
-(see `sharing`), so that a slow worker holds nobody up. A lease has a number of its own, its fence: what comes with the
-number of a lease that was revoked is dropped.
+Each worker has a slice of the work and takes small leases from its front. The slices differ by one record at most, so
+that a small file is divided evenly, even if one worker has loaded its model before the others. When its slice is used
+up a worker helps others where that helps more than it disturbs (`whose_next`): a slow worker with much left, and one
+that does not move, hold nobody up. A lease has a number of its own, its fence: what comes with the number of a lease
+that was revoked is dropped.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from parallelmind.jobs.sharing import Share, slice_bounds, whose_next
-
 _GROUP_SEARCH = 256
+_FEW = 8
+"""So many records or fewer are left to the worker they belong to."""
+_LATE_SECONDS = 60.0
+"""A worker that takes nothing so long after the first one did is not waited for."""
+_STALLED_SECONDS = 10.0
+"""A worker that has taken nothing for so long is helped with its last records too."""
 
 
 @dataclass(slots=True)
@@ -41,7 +48,7 @@ class Leases:
         alone: further records, each to be run with nothing else.
         groups: for each of `records` its group; equal neighbours stay in one lease where that is possible.
         fitting: how many of some records are not too much for one lease.
-        keep_apart: each worker does no more than its own slice, see `sharing`.
+        keep_apart: each worker does no more than its own slice, see `whose_next`.
         clock: seconds.
     """
 
@@ -152,11 +159,11 @@ class Leases:
         return sum(stop - start for start, stop in self._slices) + len(self._given_back)
 
     def _whose(self, rank: int) -> int | None:
-        shares = [
-            Share(stop - start, taken_at, number in self._given_up)
+        slices = [
+            WorkerSlice(stop - start, taken_at, number in self._given_up)
             for number, ((start, stop), taken_at) in enumerate(zip(self._slices, self._taken_at, strict=True))
         ]
-        return whose_next(shares, rank, now=self._clock(), begun=self._begun, keep_apart=self._keep_apart)
+        return whose_next(slices, rank, now=self._clock(), begun=self._begun, keep_apart=self._keep_apart)
 
     def _lease(self, rank: int, records: NDArray[np.int64], *, alone: bool = False) -> Lease:
         self._last_fence += 1
@@ -170,3 +177,45 @@ class Leases:
             return stop
         ahead = groups[stop : min(stop + _GROUP_SEARCH, limit)] != groups[stop - 1]
         return stop + (int(np.argmax(ahead)) if ahead.any() else len(ahead))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSlice:
+    """What one worker has left of its slice."""
+
+    left: int
+    taken_at: float | None
+    """Seconds of the clock when it last took something; None: it has not begun."""
+    given_up: bool = False
+    """It will not come back."""
+
+
+def slice_bounds(total: int, workers: int) -> list[tuple[int, int]]:
+    """(start, stop) for each worker: every number below `total` once, sizes that differ by one at most."""
+    size, larger = divmod(total, workers)
+    starts = [worker * size + min(worker, larger) for worker in range(workers + 1)]
+    return list(itertools.pairwise(starts))
+
+
+def whose_next(
+    slices: Sequence[WorkerSlice], worker: int, *, now: float, begun: float, keep_apart: bool = False
+) -> int | None:
+    """The number of the slice that `worker` takes from, None if it has to wait or nothing is left.
+
+    Args:
+        now: the clock's seconds.
+        begun: when the first of the workers took something; before that, when the work was given out.
+        keep_apart: each worker does no more than its own slice, but for those that will not come back.
+    """
+    if slices[worker].left:
+        return worker
+
+    def may_be_helped(one: WorkerSlice) -> bool:
+        if not one.left or one.given_up or keep_apart:
+            return bool(one.left) and one.given_up
+        if one.taken_at is None:
+            return abs(now - begun) >= _LATE_SECONDS
+        return one.left > _FEW or abs(now - one.taken_at) >= _STALLED_SECONDS
+
+    helped = [number for number, one in enumerate(slices) if may_be_helped(one)]
+    return max(helped, key=lambda number: slices[number].left, default=None)

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from parallelmind.errors import JobError
 from parallelmind.io.line_table import KEY_BYTES, InputSummary
-from parallelmind.jobs.identity import Completion, Identity
-from parallelmind.jobs.index import BY_COORDINATOR, MEASURES, ResultIndex
+from parallelmind.jobs.identity import Identity, JobCompletion
 from parallelmind.jobs.quarantine import Suspicion
+from parallelmind.jobs.results import BY_COORDINATOR, MEASURES, ResultIndex
 from parallelmind.jobs.storage import storage_error
 
 _LOGGER = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class StoredJob:
     """That its last completion left."""
     next_output: Output | None = None
     """That is about to take its place, or has taken it a moment ago."""
-    completion: Completion | None = None
+    completion: JobCompletion | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,7 +376,7 @@ def _stored_job(kind: str, *texts: str | None) -> StoredJob:
         input=InputSummary(**input_),
         output=output and Output(**output),
         next_output=next_output and Output(**next_output),
-        completion=completion and Completion(**completion),
+        completion=completion and JobCompletion(**completion),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from parallelmind.errors import SettingsError
-from parallelmind.jobs.result import OTHER_COUNTS
+from parallelmind.jobs.results import OTHER_COUNTS
 from parallelmind.jobs.statistics import JobStatistics
 
 

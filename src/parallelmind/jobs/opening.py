@@ -22,12 +22,11 @@ from parallelmind.io.jsonl import read_lines
 from parallelmind.io.line_table import InputSummary
 from parallelmind.io.locks import HeldLock
 from parallelmind.io.numbered_names import numbered_paths, spelled_beside
-from parallelmind.jobs.identity import Completion, Identity, other_input
-from parallelmind.jobs.index import BY_COORDINATOR, ResultIndex
+from parallelmind.jobs.identity import Identity, JobCompletion, other_input
 from parallelmind.jobs.ledger import Ledger, Output, Results, StoredJob, remove_ledger
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.output import digest_of, errors, write_output
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import BY_COORDINATOR, RecordResult, ResultIndex
 from parallelmind.jobs.source import JobInput
 from parallelmind.jobs.storage import job_folder, ledger_path, put_in_place, storage_error
 from parallelmind.jobs.task import Task
@@ -50,7 +49,7 @@ class OpenJob:
     folder: Path
     ledger: Ledger
     index: ResultIndex
-    completion: Completion | None
+    completion: JobCompletion | None
     """What the job came to, if it is finished."""
     resumed: int
     """Records that had a result when the job was opened and are not tried again."""
@@ -119,7 +118,7 @@ class OpenJob:
             )
         )
 
-    def finish(self) -> Completion:
+    def finish(self) -> JobCompletion:
         """Put the output in place: the rows of all records, in input order.
 
         Raises:
@@ -324,9 +323,9 @@ class OpenJob:
         self._stored = dataclasses.replace(self._stored, next_output=next_output)
         self.ledger.save_job(self._stored)
 
-    def _complete(self, output: Output) -> Completion:
+    def _complete(self, output: Output) -> JobCompletion:
         index = self.index
-        self.completion = Completion(
+        self.completion = JobCompletion(
             answered=len(self.input) - index.failed,
             failed=index.failed,
             retryable=index.retryable,

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from parallelmind.errors import JobError
-from parallelmind.jobs.index import IN_OUTPUT, ResultIndex
 from parallelmind.jobs.ledger import Ledger
+from parallelmind.jobs.results import IN_OUTPUT, ResultIndex
 from parallelmind.jobs.storage import storage_error
 
 _CHUNK = 2**20

@@ -12,16 +12,13 @@ from pathlib import Path
 from parallelmind.errors import SettingsError
 from parallelmind.io.line_table import InputSummary
 from parallelmind.jobs.coordinator import Coordinator
-from parallelmind.jobs.identity import Completion
+from parallelmind.jobs.identity import JobCompletion
 from parallelmind.jobs.metrics import serve_metrics
-from parallelmind.jobs.monitor import Monitor
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.progress import Progress, Silent
-from parallelmind.jobs.statistics import JobStatistics
+from parallelmind.jobs.statistics import JobStatistics, Monitor, Progress, Silent
 from parallelmind.jobs.task import Task
 from parallelmind.jobs.transports.base import MakeTransport
-from parallelmind.jobs.transports.here import work_here
 from parallelmind.jobs.transports.torchrun import follow, release
 from parallelmind.jobs.worker_files import check_worker_files, write_worker_files
 
@@ -33,7 +30,7 @@ class JobReport:
     """What a run came to. The records reconcile: records = answered + failed."""
 
     input: InputSummary
-    completion: Completion
+    completion: JobCompletion
     out_path: Path
     """The output, which has another name than was asked for if another job stands under that."""
     resumed: int
@@ -114,16 +111,13 @@ def _work(job: OpenJob, options: RunOptions, monitor: Monitor) -> None:
         keep_apart=options.most_per_worker is not None,
     )
 
-    def poll() -> None:
-        monitor.poll(has_begun=coordinator.has_begun)
-
     if coordinator.is_over:
         monitor.begin()
         release(job.task, options)
     elif make := _transport(job.task, options):
-        coordinator.run(make, poll)
+        coordinator.run(make, monitor.poll)
     else:
-        work_here(job, coordinator, poll)
+        coordinator.work_here(monitor.poll)
 
 
 def _transport(task: Task, options: RunOptions) -> MakeTransport | None:

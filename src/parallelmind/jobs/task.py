@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.gpus import GpuShare
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 
 Write = Callable[[JsonLine, RecordResult], None]
 """Hands over what a record came to."""

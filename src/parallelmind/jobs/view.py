@@ -12,7 +12,7 @@ from parallelmind.errors import JobError
 from parallelmind.io.locks import is_locked
 from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.quarantine import Suspicion
-from parallelmind.jobs.result import COUNTS, Counts
+from parallelmind.jobs.results import COUNTS, Counts
 from parallelmind.jobs.storage import job_folder, ledger_path
 
 _FAILURES_SHOWN = 20

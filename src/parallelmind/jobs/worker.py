@@ -11,7 +11,7 @@ from typing import Any
 from parallelmind.errors import ParallelMindError
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.messages import Alive, Ask, Finished, FromWorker, GaveUp, Idle, Load, Records, Stop, ToWorker
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
 
 _LEASE_SECONDS = 1.0

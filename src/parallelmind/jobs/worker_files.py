@@ -17,8 +17,8 @@ import numpy as np
 
 from parallelmind.errors import JobError
 from parallelmind.io.atomic import replacing
-from parallelmind.jobs.index import BY_COORDINATOR, ResultIndex
 from parallelmind.jobs.opening import OpenJob
+from parallelmind.jobs.results import BY_COORDINATOR, ResultIndex
 from parallelmind.jobs.storage import job_folder
 
 _STATE = "rank-files.json"

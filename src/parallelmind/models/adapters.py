@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from parallelmind.errors import AdapterError
-from parallelmind.models.options import AdapterPath
+from parallelmind.models.identity import AdapterPath
 from parallelmind.models.sidecar import RopeSettings
 
 if TYPE_CHECKING:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,10 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from parallelmind.errors import SettingsError, first_line
-from parallelmind.models.adapters import attach_adapters
-from parallelmind.models.loaded import LoadedModel
-from parallelmind.models.options import AdapterPath, model_path
+from parallelmind.models.adapters import AdapterSet, attach_adapters
+from parallelmind.models.identity import AdapterPath, model_path
 from parallelmind.models.rope_settings import resolve_rope, resolve_ropes
+from parallelmind.models.sidecar import RopeSettings
 from parallelmind.settings.model import ModelOptions, dtype_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -241,4 +243,53 @@ def _not_loaded(flag: str, name: str, error: Exception) -> str:
     return (
         f"{flag} {name}: not a local folder, and not loadable from the Hugging Face Hub ({reason}). "
         "Check the spelling and the network, or give a folder; --base_model tiny is the bundled model."
+    )
+
+
+class LoadedModel(tuple[Any, ...]):
+    """A model, its tokenizer, and whether 2D RoPE is applied, with the settings in force and notes for the user.
+
+    It is a tuple of three. Both ways in which programs take it apart work:
+
+        model, tokenizer, patch_rope = loaded
+        model, tokenizer = loaded
+
+    The second form is recognised by the caller's next instruction; everything else (indexing, `len`, `list`, starred
+    targets, other implementations of Python) has all three values. The names `loaded.model`, `loaded.tokenizer` and
+    `loaded.patch_rope` need no unpacking.
+    """
+
+    settings: RopeSettings
+    """How positions and visibility are encoded."""
+    notes: list[str]
+    """What was decided without being asked for, in sentences for the user."""
+    adapters: AdapterSet | None = None
+    """Those that stand beside the model, for requests to choose from."""
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model, in eval mode, with the adapter and 2D RoPE in place."""
+        return self[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self[1]
+
+    @property
+    def patch_rope(self) -> bool:
+        """Whether 2D RoPE is applied."""
+        return bool(self[2])
+
+    def __iter__(self) -> Iterator[Any]:
+        """Two values where the caller unpacks into exactly two targets, else all three."""
+        caller = sys._getframe(1) if hasattr(sys, "_getframe") else None
+        return iter(self[:2] if caller is not None and _unpacks_into_two(caller) else self[:])
+
+
+def _unpacks_into_two(frame: FrameType) -> bool:
+    """Whether the instruction that runs in a frame is `a, b = …`, also as a part of a larger target or loop."""
+    return any(
+        instruction.offset == frame.f_lasti and instruction.opname == "UNPACK_SEQUENCE" and instruction.arg == 2
+        for instruction in dis.get_instructions(frame.f_code)
     )

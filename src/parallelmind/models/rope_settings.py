@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.options import AdapterPath, model_path
+from parallelmind.models.identity import AdapterPath, model_path
 from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, adapters_in, read_sidecar
 from parallelmind.settings.model import ROPE_FLAGS
 

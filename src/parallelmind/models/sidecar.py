@@ -15,6 +15,7 @@ from typing import Any
 
 from parallelmind.columnar.rope import PAIR_CHOICES, ROPE_MODES, PairChoice, RopeMode
 from parallelmind.errors import AdapterError, SettingsError
+from parallelmind.io.atomic import replacing
 from parallelmind.settings.model import DEFAULT_STRIDE, ROPE_FLAGS
 from parallelmind.settings.visibility import VISIBILITIES, Visibility
 
@@ -103,15 +104,13 @@ def write_sidecar(adapter_path: str | os.PathLike[str], sidecar: Sidecar) -> Pat
     Raises AdapterError if it cannot be written.
     """
     path = sidecar_path(adapter_path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, _unwritable) as temporary:
         temporary.write_text(sidecar_text(sidecar), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise AdapterError(f"{path}: could not be written ({error}); a former file is unchanged") from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> AdapterError:
+    return AdapterError(f"{path}: could not be written ({error}); a former file is unchanged")
 
 
 def read_sidecar(adapter_path: str | os.PathLike[str]) -> Sidecar | None:

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from parallelmind.retrieval.corpus_rows import summary
 from parallelmind.retrieval.keyword_search import KeywordSearch
 from parallelmind.retrieval.matching import find_exact, find_renamed, nearest_ancestor
 from parallelmind.retrieval.renames import RenameTable
 from parallelmind.retrieval.store import CorpusStore
-from parallelmind.retrieval.summary import summary
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import sort_key
 

@@ -6,7 +6,9 @@ and `doc` are required, so corpora written by hand or by other tools can be read
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +22,9 @@ from parallelmind.io.records import field_names, shorten, show_value, text_field
 CORPUS_TYPES = ("docstring", "srccodes")
 
 _SUFFIXES = {"docstring": ".jsonl", "srccodes": ".srccodes.jsonl"}
+_PARAGRAPH_END = re.compile(r"\n\s*\n")
+_SENTENCE = re.compile(r".+?[.!?。！？](?=\s|$)", re.DOTALL)
+_CALL = re.compile(r"[\w.]+\(.*\)\s*(->.*)?$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,3 +142,38 @@ def _value(value: Any, name: str, where: str) -> Any:
 
 def _as_object(row: CorpusRow) -> Mapping[str, Any]:
     return {name: getattr(row, name) for name in _FIELDS}
+
+
+def summary(doc: str) -> str:
+    """The first sentence of the first paragraph, after the signature that docstrings of C functions begin with."""
+    for paragraph in _PARAGRAPH_END.split(doc.strip(), maxsplit=8):
+        text = " ".join(paragraph.split())
+        if not text or _CALL.fullmatch(text):
+            continue
+        sentence = _SENTENCE.match(text)
+        return sentence.group() if sentence else text
+    return ""
+
+
+def find_objects(corpus_path: Path, name: str, version: str | None) -> list[CorpusRow]:
+    """The object of a dotted name, in one version or in each.
+
+    Raises:
+        DataError: no version has it; names the nearest.
+    """
+    found: list[CorpusRow] = []
+    names: set[str] = set()
+    for package, versions in corpus_versions(corpus_path).items():
+        if not f"{name}.".startswith(f"{package}."):
+            continue
+        for each in versions:
+            if version in (None, each):
+                for row in read_corpus(corpus_file(corpus_path, package, each)):
+                    names.update(row.names)
+                    if name in row.names:
+                        found.append(row)
+    if not found:
+        close = difflib.get_close_matches(name, names, n=5)
+        hint = f"nearest: {', '.join(close)}" if close else "parallelmind corpus list shows what there is"
+        raise DataError(f"{corpus_path} has no {name}" + (f" in version {version}" if version else "") + f"; {hint}.")
+    return found

@@ -13,11 +13,9 @@ import numpy as np
 
 from parallelmind.errors import SettingsError
 from parallelmind.io.endpoint import TOGETHER_URL
-from parallelmind.retrieval.cached_folder import cached_folder
-from parallelmind.retrieval.corpus_rows import CorpusRow
+from parallelmind.retrieval.corpus_rows import CorpusRow, summary
 from parallelmind.retrieval.keyword_search import best
-from parallelmind.retrieval.summary import summary
-from parallelmind.retrieval.version_index import VersionIndex, public_name
+from parallelmind.retrieval.version_index import VersionIndex, cached_folder, public_name
 
 _FORMAT = 1
 _BATCH = 64

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from parallelmind.errors import DataError
 from parallelmind.io.jsonl import read_lines
@@ -22,12 +22,6 @@ from parallelmind.retrieval.store import CorpusStore
 
 HIT_DEPTHS = (1, 5, 10)
 _MISTAKES_LISTED = 20
-
-
-class RetrieverLike(Protocol):
-    """What is measured."""
-
-    def retrieve(self, query: Query) -> Retrieval: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +92,15 @@ def read_labelled(path: Path) -> list[LabelledQuery]:
     return list(_labelled(path))
 
 
-def evaluate(retriever: RetrieverLike, store: CorpusStore, labelled: Iterable[LabelledQuery]) -> Report:
-    """Serve every query and compare. The retriever should put 10 documents into a context.
+def evaluate(retrieve: Callable[[Query], Retrieval], store: CorpusStore, labelled: Iterable[LabelledQuery]) -> Report:
+    """Serve every query and compare. `retrieve` should put 10 documents into a context.
 
     Raises:
         DataError: a query is wrong, or the corpus lacks a version that a label speaks of.
     """
     tally = _Tally(store)
     for row in labelled:
-        tally.add(row, retriever.retrieve(row.query))
+        tally.add(row, retrieve(row.query))
     return tally.report()
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import DataError
-from parallelmind.retrieval.cached_folder import cached_folder
 from parallelmind.retrieval.queries import Query, expand_item
 from parallelmind.retrieval.query_files import read_items
+from parallelmind.retrieval.version_index import cached_folder
 
 _FORMAT = 1
 

@@ -1,26 +1,31 @@
 """Ranked search by words: BM25 over one version of a package, its index on disk beside the names.
 
 A document is the row's name, signature and text; name and summary count more than the rest, as the words a person
-asks with are most often those. Parameters k1 0.9 and b 0.4: see benchmarks/retrieval.py.
+asks with are most often those. Identifiers are split, nothing is stemmed. Parameters k1 0.9 and b 0.4: see
+benchmarks/retrieval.py.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parallelmind.errors import SettingsError
-from parallelmind.retrieval.cached_folder import cached_folder
-from parallelmind.retrieval.corpus_rows import CorpusRow
-from parallelmind.retrieval.identifiers import search_terms
-from parallelmind.retrieval.summary import summary
-from parallelmind.retrieval.version_index import VersionIndex, public_name
+from parallelmind.retrieval.corpus_rows import CorpusRow, summary
+from parallelmind.retrieval.version_index import VersionIndex, cached_folder, public_name
 
 _FORMAT = 1
 _K1, _B = 0.9, 0.4
 _SUMMARY_WEIGHT = 2
+_DOTTED = re.compile(r"\w+(?:\.\w+)*")
+_ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+# One character of Chinese, Japanese or Korean is a term: those scripts put no spaces between words.
+_OTHER_PART = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|\d+"
+)
 
 
 class KeywordSearch:
@@ -72,3 +77,21 @@ def _import_bm25s() -> Any:
     except ModuleNotFoundError as error:
         raise SettingsError("ranked search needs bm25s; install it: pip install 'parallelmind[rag]'.") from error
     return bm25s
+
+
+def split_identifier(word: str) -> list[str]:
+    """The parts of one name, in lower case: `MinMaxScaler` is min, max, scaler; `read_csv` is read, csv."""
+    pattern = _ASCII_PART if word.isascii() else _OTHER_PART
+    return [part.casefold() for part in pattern.findall(word)]
+
+
+def search_terms(text: str) -> list[str]:
+    """All terms of a text, in order: the parts of every identifier, and after them each name that had several."""
+    terms: list[str] = []
+    for dotted in _DOTTED.findall(text):
+        for name in dotted.split("."):
+            parts = split_identifier(name)
+            terms += parts
+            if len(parts) > 1:
+                terms.append(name.casefold())
+    return terms

@@ -9,7 +9,6 @@ from parallelmind.retrieval.dense_search import DenseSearch, Embedder
 from parallelmind.retrieval.keyword_search import KeywordSearch
 from parallelmind.retrieval.version_index import VersionIndex
 
-RANKINGS = ("bm25", "dense", "hybrid")
 _FUSION_CONSTANT = 60
 """Of reciprocal rank fusion (Cormack, Clarke and Büttcher, 2009)."""
 _FUSION_DEPTH = 50

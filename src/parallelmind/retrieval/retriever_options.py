@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from parallelmind.errors import SettingsError
-from parallelmind.models.options import real_name
+from parallelmind.models.identity import real_name
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
 from parallelmind.retrieval.compat import CompatRetriever
 from parallelmind.retrieval.dense_search import make_embedder

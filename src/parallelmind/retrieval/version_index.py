@@ -12,14 +12,15 @@ import hashlib
 import shutil
 import sqlite3
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from parallelmind.errors import DataError
+from filelock import FileLock
+
+from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.jsonl import MAX_LINE_BYTES, JsonLine
 from parallelmind.io.line_table import UTF8_BOM
-from parallelmind.retrieval.cached_folder import cached_folder
 from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row
 
 _FORMAT = 1
@@ -164,3 +165,32 @@ def _remove_indexes_of_former_content(folder: Path) -> None:
     for other in folder.parent.glob(f"{stem}-*"):
         if other != folder and other.name.rpartition("-")[0] == stem:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def cached_folder(folder: Path, build: Callable[[Path], None], *, flag: str = "") -> Path:
+    """Return `folder`, filled by `build(temporary folder)` unless it exists; safe with many processes.
+
+    Raises:
+        SettingsError: the folder cannot be written; `flag` is the one that chooses the place.
+    """
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if folder.is_dir():  # made by another process while we waited
+                return folder
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            try:
+                build(temporary)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{folder} cannot be written: {error.strerror or error}; free space, or permit it"
+            f"{f', or choose another place with {flag}' if flag else ''}."
+        ) from error
+    return folder

@@ -16,7 +16,7 @@ from parallelmind.errors import RequestError
 from parallelmind.prompts.conversation import user
 from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.prompt_encoder import PromptEncoder
-from parallelmind.server.mailbox import Gain
+from parallelmind.server.output_collector import Delta
 from parallelmind.server.problems import ApiError, error_of_result
 from parallelmind.server.schemas import (
     BranchesInput,
@@ -32,7 +32,7 @@ from parallelmind.server.schemas import (
     Usage,
     sampling_params,
 )
-from parallelmind.server.service import Job, Service
+from parallelmind.server.service import RunningRequest, Service
 from parallelmind.server.streaming import DONE, EventStream, data, results_of
 from parallelmind.settings.sampling import SamplingParams
 
@@ -64,30 +64,32 @@ async def create_branches(body: BranchesInput, http: HttpRequest, service: Servi
     service.check_room(len(body.branches))
     model, adapter = service.choose(body.model, body.adapter)
     request, ids = await encode_branches(service, body, adapter)
-    job = service.submit(request, streamed=body.stream, kind="branches", arrived=arrived)
+    running = service.submit(request, streamed=body.stream, kind="branches", arrived=arrived)
     if body.stream:
-        return EventStream(service, job, _BranchStream(job, ids))
-    return _answer(job, model, await results_of(service, job, http))
+        return EventStream(service, running, _BranchStream(running, ids))
+    return _answer(running, model, await results_of(service, running, http))
 
 
 @router.delete("/v1/branches/{request_id}", response_model=Cancelled)
 async def cancel_request(request_id: str, service: ServiceOf) -> Cancelled:
     """End a request; its stream closes regularly, each branch with finish_reason "cancelled"."""
-    job = service.find(request_id)
-    running = [index for index in range(job.mailbox.branches) if index not in job.mailbox.results]
-    service.cancel(job, "asked")
-    return Cancelled(id=request_id, cancelled=running)
+    running = service.find(request_id)
+    unfinished = [index for index in range(running.collector.branches) if index not in running.collector.results]
+    service.cancel(running, "asked")
+    return Cancelled(id=request_id, cancelled=unfinished)
 
 
 @router.delete("/v1/branches/{request_id}/{index}", response_model=Cancelled)
 async def cancel_branch(request_id: str, index: int, service: ServiceOf) -> Cancelled:
     """End one branch of a request; the others go on."""
-    job = service.find(request_id)
-    if not 0 <= index < job.mailbox.branches:
-        raise ApiError(404, f"the request has branches 0 to {job.mailbox.branches - 1}, not {index}", param="index")
-    running = [] if index in job.mailbox.results else [index]
-    service.cancel(job, "asked", index)
-    return Cancelled(id=request_id, cancelled=running)
+    running = service.find(request_id)
+    if not 0 <= index < running.collector.branches:
+        raise ApiError(
+            404, f"the request has branches 0 to {running.collector.branches - 1}, not {index}", param="index"
+        )
+    unfinished = [] if index in running.collector.results else [index]
+    service.cancel(running, "asked", index)
+    return Cancelled(id=request_id, cancelled=unfinished)
 
 
 @router.post("/generate", response_model=GenerateOutput)
@@ -102,8 +104,8 @@ async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -
     check_new_tokens(service, sampling, "max_tokens" if body.max_new_tokens is None else "max_new_tokens")
     branch = Branch(branch_id=0, sampling=sampling)
     request = Request(main=ids.main, branches=[branch], adapter=adapter, visibility="isolated")
-    job = service.submit(request, streamed=False, kind="generate", arrived=arrived)
-    [result] = await results_of(service, job, http)
+    running = service.submit(request, streamed=False, kind="generate", arrived=arrived)
+    [result] = await results_of(service, running, http)
     if result.finish_reason in ("error", "cancelled"):
         raise error_of_result(result)
     return GenerateOutput(response=prompt + result.text)
@@ -217,9 +219,9 @@ def _usage_of_branch(result: BranchResult) -> BranchUsage:
     return BranchUsage(prompt_tokens=result.prompt_tokens, completion_tokens=len(result.token_ids))
 
 
-def _answer(job: Job, model: str, results: list[BranchResult]) -> BranchesOutput:
+def _answer(running: RunningRequest, model: str, results: list[BranchResult]) -> BranchesOutput:
     return BranchesOutput(
-        id=job.id,
+        id=running.id,
         model=model,
         main_tokens=results[0].main_tokens,
         cached_main_tokens=results[0].cached_main_tokens,
@@ -240,40 +242,40 @@ def _answer(job: Job, model: str, results: list[BranchResult]) -> BranchesOutput
 class _BranchStream:
     """The events of POST /v1/branches."""
 
-    def __init__(self, job: Job, ids: PromptIds):
-        self._job = job
+    def __init__(self, running: RunningRequest, ids: PromptIds):
+        self._running = running
         self._ids = ids
 
     def opening(self) -> bytes:
         branches = [{"index": index, "prompt_tokens": len(ids)} for index, ids in enumerate(self._ids.branches)]
-        return data({"type": "start", "id": self._job.id, "main_tokens": len(self._ids.main), "branches": branches})
+        return data({"type": "start", "id": self._running.id, "main_tokens": len(self._ids.main), "branches": branches})
 
-    def gains(self, gains: Mapping[int, Gain]) -> bytes:
+    def deltas(self, deltas: Mapping[int, Delta]) -> bytes:
         events = []
-        for index, gain in gains.items():
-            if gain.text:
-                events.append(data({"type": "token", "index": index, "text": gain.text}))
-            if gain.result is not None:
+        for index, delta in deltas.items():
+            if delta.text:
+                events.append(data({"type": "token", "index": index, "text": delta.text}))
+            if delta.result is not None:
                 events.append(
                     data(
                         {
                             "type": "finish",
                             "index": index,
-                            "finish_reason": gain.result.finish_reason,
-                            "error": gain.result.error,
-                            "usage": _usage_of_branch(gain.result).model_dump(),
+                            "finish_reason": delta.result.finish_reason,
+                            "error": delta.result.error,
+                            "usage": _usage_of_branch(delta.result).model_dump(),
                         }
                     )
                 )
         return b"".join(events)
 
     def closing(self, results: Mapping[int, BranchResult]) -> bytes:
-        mailbox, first = self._job.mailbox, results[0]
+        collector, first = self._running.collector, results[0]
         usage = usage_of(results)
         timings: dict[str, float | None] = {"time_to_first_token": None, "tokens_per_second": None}
-        if mailbox.first_token_at is not None and mailbox.finished_at is not None:
-            timings["time_to_first_token"] = round(mailbox.first_token_at - self._job.arrived, 6)
-            seconds = mailbox.finished_at - self._job.arrived
+        if collector.first_token_at is not None and collector.finished_at is not None:
+            timings["time_to_first_token"] = round(collector.first_token_at - self._running.arrived, 6)
+            seconds = collector.finished_at - self._running.arrived
             timings["tokens_per_second"] = round(usage.completion_tokens / seconds, 3) if seconds else None
         done = {
             "type": "done",

@@ -13,7 +13,7 @@ from typing import Literal
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import BranchResult, Event, Request
 from parallelmind.errors import RequestError
-from parallelmind.server.mailbox import Mailbox
+from parallelmind.server.output_collector import OutputCollector
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ class EngineThread:
     """Runs an engine for many event loops at once.
 
     Args:
-        on_event: called in the engine's thread with the mailbox and event of everything the engine gains.
+        on_event: called in the engine's thread with the collector and event of everything the engine deltas.
     """
 
-    def __init__(self, engine: Engine, on_event: Callable[[Mailbox, Event], None]):
+    def __init__(self, engine: Engine, on_event: Callable[[OutputCollector, Event], None]):
         engine.isolate_failures = True
         self.load = EngineLoad()
         self.error: BaseException | None = None
@@ -49,9 +49,9 @@ class EngineThread:
         self._has_commands = threading.Condition()
         self._stopping = False
         self._ended = False
-        self._mailboxes: dict[int, Mailbox] = {}
-        self._request_ids: dict[Mailbox, int] = {}
-        self._touched: set[Mailbox] = set()
+        self._collectors: dict[int, OutputCollector] = {}
+        self._request_ids: dict[OutputCollector, int] = {}
+        self._touched: set[OutputCollector] = set()
         self._thread = threading.Thread(target=self._run, name="parallelmind-engine", daemon=True)
         self._thread.start()
 
@@ -59,15 +59,15 @@ class EngineThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, request: Request, mailbox: Mailbox) -> None:
-        """Queue a request whose events go to the mailbox."""
-        if not self._command(lambda: self._add(request, mailbox)):
-            mailbox.fail(BranchResult(finish_reason="error", error="the engine has stopped", error_kind="engine"))
-            mailbox.wake()
+    def submit(self, request: Request, collector: OutputCollector) -> None:
+        """Queue a request whose events go to the collector."""
+        if not self._command(lambda: self._add(request, collector)):
+            collector.fail(BranchResult(finish_reason="error", error="the engine has stopped", error_kind="engine"))
+            collector.wake()
 
-    def cancel(self, mailbox: Mailbox, branch_index: int | None = None) -> None:
+    def cancel(self, collector: OutputCollector, branch_index: int | None = None) -> None:
         """End a request, or one of its branches; what it has so far is its result."""
-        self._command(lambda: self._cancel(mailbox, branch_index))
+        self._command(lambda: self._cancel(collector, branch_index))
 
     def run(self, function: Callable[[Engine], None]) -> None:
         """Call a function with the engine between two steps."""
@@ -112,20 +112,20 @@ class EngineThread:
             command()
         return not self._stopping
 
-    def _add(self, request: Request, mailbox: Mailbox) -> None:
+    def _add(self, request: Request, collector: OutputCollector) -> None:
         try:
             request_id = self._engine.add_request(request)
         except RequestError as error:
-            self._fail(mailbox, BranchResult(finish_reason="error", error=str(error), error_kind="empty"))
+            self._fail(collector, BranchResult(finish_reason="error", error=str(error), error_kind="empty"))
         except Exception as error:
             _LOGGER.exception("a request could not be queued")
-            self._fail(mailbox, _broken(error))
+            self._fail(collector, _broken(error))
         else:
-            self._mailboxes[request_id] = mailbox
-            self._request_ids[mailbox] = request_id
+            self._collectors[request_id] = collector
+            self._request_ids[collector] = request_id
 
-    def _cancel(self, mailbox: Mailbox, branch_index: int | None) -> None:
-        request_id = self._request_ids.get(mailbox)
+    def _cancel(self, collector: OutputCollector, branch_index: int | None) -> None:
+        request_id = self._request_ids.get(collector)
         if request_id is not None:
             self._engine.cancel(request_id, branch_index)
 
@@ -135,29 +135,29 @@ class EngineThread:
         except Exception as error:
             # Not a forward, which the engine isolates: the engine is empty now, and whole.
             _LOGGER.exception("a step of the engine failed; all requests in flight are lost")
-            for mailbox in list(self._mailboxes.values()):
-                self._fail(mailbox, _broken(error))
+            for collector in list(self._collectors.values()):
+                self._fail(collector, _broken(error))
             return
         for event in events:
-            reader = self._mailboxes.get(event.request_index)
+            reader = self._collectors.get(event.request_index)
             if reader is not None:
                 self._hand_out(reader, event)
 
-    def _hand_out(self, mailbox: Mailbox, event: Event) -> None:
-        if mailbox.put(event):
-            self._touched.add(mailbox)
-        self._on_event(mailbox, event)
-        if mailbox.finished:
-            self._forget(mailbox)
-        elif mailbox.overflowed:
-            self._cancel(mailbox, None)
+    def _hand_out(self, collector: OutputCollector, event: Event) -> None:
+        if collector.put(event):
+            self._touched.add(collector)
+        self._on_event(collector, event)
+        if collector.finished:
+            self._forget(collector)
+        elif collector.overflowed:
+            self._cancel(collector, None)
 
-    def _fail(self, mailbox: Mailbox, result: BranchResult) -> None:
-        for index in range(mailbox.branches):
-            if index not in mailbox.results:
+    def _fail(self, collector: OutputCollector, result: BranchResult) -> None:
+        for index in range(collector.branches):
+            if index not in collector.results:
                 event = Event(request_index=-1, branch_index=index, finish_reason=result.finish_reason, result=result)
-                self._hand_out(mailbox, event)
-        self._forget(mailbox)
+                self._hand_out(collector, event)
+        self._forget(collector)
 
     def _end(self, finish_reason: Literal["cancelled", "error"], reason: str) -> None:
         with self._has_commands:
@@ -166,14 +166,14 @@ class EngineThread:
             self._commands.clear()
         for command in commands:
             command()
-        for mailbox in list(self._mailboxes.values()):
-            self._fail(mailbox, BranchResult(finish_reason=finish_reason, error=reason, error_kind="engine"))
+        for collector in list(self._collectors.values()):
+            self._fail(collector, BranchResult(finish_reason=finish_reason, error=reason, error_kind="engine"))
         self._wake_readers()
 
-    def _forget(self, mailbox: Mailbox) -> None:
-        request_id = self._request_ids.pop(mailbox, None)
+    def _forget(self, collector: OutputCollector) -> None:
+        request_id = self._request_ids.pop(collector, None)
         if request_id is not None:
-            del self._mailboxes[request_id]
+            del self._collectors[request_id]
 
     def _observe(self) -> None:
         engine = self._engine
@@ -188,21 +188,21 @@ class EngineThread:
         )
 
     def _wake_readers(self) -> None:
-        loops: dict[asyncio.AbstractEventLoop, list[Mailbox]] = {}
-        for mailbox in self._touched:
-            loops.setdefault(mailbox.loop, []).append(mailbox)
+        loops: dict[asyncio.AbstractEventLoop, list[OutputCollector]] = {}
+        for collector in self._touched:
+            loops.setdefault(collector.loop, []).append(collector)
         self._touched.clear()
-        for loop, mailboxes in loops.items():
+        for loop, collectors in loops.items():
             try:
-                loop.call_soon_threadsafe(_wake, mailboxes)
+                loop.call_soon_threadsafe(_wake, collectors)
             except RuntimeError:  # the loop is closed, and its readers gone
-                for mailbox in mailboxes:
-                    self._cancel(mailbox, None)
+                for collector in collectors:
+                    self._cancel(collector, None)
 
 
-def _wake(mailboxes: list[Mailbox]) -> None:
-    for mailbox in mailboxes:
-        mailbox.wake()
+def _wake(collectors: list[OutputCollector]) -> None:
+    for collector in collectors:
+        collector.wake()
 
 
 def _broken(error: Exception) -> BranchResult:

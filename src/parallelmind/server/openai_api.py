@@ -15,7 +15,7 @@ from parallelmind.server.openai_format import Chat, Completion
 from parallelmind.server.openai_schemas import ChatInput, CompletionInput, OpenAiInput
 from parallelmind.server.problems import ApiError
 from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params, shifted_seed
-from parallelmind.server.service import Job, Service
+from parallelmind.server.service import RunningRequest, Service
 from parallelmind.server.streaming import EventStream, results_of
 from parallelmind.settings.sampling import SamplingParams
 
@@ -59,17 +59,17 @@ async def completions(body: CompletionInput, http: HttpRequest, service: Service
         prompts = [body.prompt] if many == 1 and not isinstance(body.prompt[0], list) else body.prompt
         texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in prompts]
         echoes = [text for text in texts for _ in range(each)]
-    job = service.submit(request, streamed=bool(body.stream), kind="cmpl", arrived=arrived)
+    running = service.submit(request, streamed=bool(body.stream), kind="cmpl", arrived=arrived)
     form = Completion(
-        id=job.id,
+        id=running.id,
         model=name,
         tokenizer=tokenizer,
-        choices=job.mailbox.branches,
+        choices=running.collector.branches,
         with_logprobs=body.logprobs is not None,
         include_usage=_include_usage(body),
         echoes=echoes,
     )
-    return await _answer(service, body, job, form, http)
+    return await _answer(service, body, running, form, http)
 
 
 @router.post("/chat/completions", response_description="Also server-sent events, with `stream`", responses=_STREAM)
@@ -84,22 +84,24 @@ async def chat_completions(body: ChatInput, http: HttpRequest, service: ServiceO
     else:
         ids = await encode_conversation(service, body.messages, [""])
         request = _alone(service, body, ids, body.n or 1, adapter, alternatives)
-    job = service.submit(request, streamed=bool(body.stream), kind="chatcmpl", arrived=arrived)
+    running = service.submit(request, streamed=bool(body.stream), kind="chatcmpl", arrived=arrived)
     form = Chat(
-        id=job.id,
+        id=running.id,
         model=name,
         tokenizer=service.served.engine.tokenizer,
-        choices=job.mailbox.branches,
+        choices=running.collector.branches,
         with_logprobs=bool(body.logprobs),
         include_usage=_include_usage(body),
     )
-    return await _answer(service, body, job, form, http)
+    return await _answer(service, body, running, form, http)
 
 
-async def _answer(service: Service, body: OpenAiInput, job: Job, form: Chat | Completion, http: HttpRequest) -> Any:
+async def _answer(
+    service: Service, body: OpenAiInput, running: RunningRequest, form: Chat | Completion, http: HttpRequest
+) -> Any:
     if body.stream:
-        return EventStream(service, job, form)
-    return form.whole(await results_of(service, job, http))
+        return EventStream(service, running, form)
+    return form.whole(await results_of(service, running, http))
 
 
 def _alone(

@@ -9,7 +9,7 @@ from typing import Any
 
 from parallelmind.engine.request import BranchResult, TokenLogprob
 from parallelmind.server.branches_api import usage_of
-from parallelmind.server.mailbox import Gain
+from parallelmind.server.output_collector import Delta
 from parallelmind.server.problems import error_of_result
 from parallelmind.server.streaming import DONE, data
 from parallelmind.visuals.tokens import token_bytes
@@ -54,15 +54,15 @@ class _Format:
         pieces = [piece for index in range(self.choices) if (piece := self._first(index)) is not None]
         return b"".join(self._chunk([piece]) for piece in pieces)
 
-    def gains(self, gains: Mapping[int, Gain]) -> bytes:
+    def deltas(self, deltas: Mapping[int, Delta]) -> bytes:
         chunks = []
-        for index, gain in gains.items():
-            if gain.text or gain.logprobs:
-                chunks.append(self._chunk([self._piece(index, gain.text, gain.logprobs, None)]))
-            if gain.result is not None and (self.choices > 1 or gain.result.error is None):
-                piece = self._piece(index, "", (), gain.result.finish_reason)
-                if gain.result.error is not None:
-                    piece["error"] = gain.result.error
+        for index, delta in deltas.items():
+            if delta.text or delta.logprobs:
+                chunks.append(self._chunk([self._piece(index, delta.text, delta.logprobs, None)]))
+            if delta.result is not None and (self.choices > 1 or delta.result.error is None):
+                piece = self._piece(index, "", (), delta.result.finish_reason)
+                if delta.result.error is not None:
+                    piece["error"] = delta.result.error
                 chunks.append(self._chunk([piece]))
         return b"".join(chunks)
 

@@ -86,7 +86,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.begin_draining()
-        running = self.service.num_jobs
+        running = self.service.num_running
         if running:
             _LOGGER.info(
                 "shutting down: %d requests have %g seconds to finish (again to end at once)",

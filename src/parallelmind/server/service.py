@@ -20,9 +20,9 @@ from parallelmind.engine.request import BASE_MODEL, Event, Request
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.engine_thread import EngineLoad, EngineThread
 from parallelmind.server.loading import Served, load_served
-from parallelmind.server.mailbox import Mailbox
 from parallelmind.server.metrics import Metrics
 from parallelmind.server.options import ServeOptions
+from parallelmind.server.output_collector import OutputCollector
 from parallelmind.server.problems import ApiError
 
 _LOGGER = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Job:
+class RunningRequest:
     """A request in flight."""
 
     id: str
     request: Request
-    mailbox: Mailbox
+    collector: OutputCollector
     arrived: float
 
 
@@ -57,12 +57,12 @@ class Service:
         """Why loading failed."""
         self.loaded_at = 0
         """Seconds since 1970."""
-        self.metrics = Metrics(lambda: (self.load, len(self._jobs)))
+        self.metrics = Metrics(lambda: (self.load, len(self._running)))
         self._load = load
         self._served: Served | None = None
         self._thread: EngineThread | None = None
         self._encoder = ThreadPoolExecutor(1, "parallelmind-encoder")
-        self._jobs: dict[str, Job] = {}
+        self._running: dict[str, RunningRequest] = {}
         self._unfinished_branches = 0
         self._finished_at: deque[float] = deque(maxlen=64)
         self._lock = threading.Lock()
@@ -91,11 +91,11 @@ class Service:
     async def drain(self, timeout: float, give_up: Callable[[], bool] = lambda: False) -> int:
         """Wait for the requests in flight, then end those that remain; returns how many these were."""
         deadline = time.monotonic() + timeout
-        while self._jobs and time.monotonic() < deadline and not give_up():
+        while self._running and time.monotonic() < deadline and not give_up():
             await asyncio.sleep(0.05)
-        left = len(self._jobs)
-        for job in list(self._jobs.values()):
-            self.cancel(job, "shutdown")
+        left = len(self._running)
+        for running in list(self._running.values()):
+            self.cancel(running, "shutdown")
         return left
 
     def stop(self) -> None:
@@ -106,9 +106,9 @@ class Service:
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def num_jobs(self) -> int:
+    def num_running(self) -> int:
         """Requests in flight."""
-        return len(self._jobs)
+        return len(self._running)
 
     @property
     def unfinished_branches(self) -> int:
@@ -186,7 +186,7 @@ class Service:
                     headers={"Retry-After": str(self._retry_after(excess))},
                 )
 
-    def submit(self, request: Request, *, streamed: bool, kind: str, arrived: float) -> Job:
+    def submit(self, request: Request, *, streamed: bool, kind: str, arrived: float) -> RunningRequest:
         """Start a request; its branches carry their sampling parameters.
 
         Raises:
@@ -203,48 +203,48 @@ class Service:
                 code="context_length_exceeded",
             )
         assert self._thread is not None
-        mailbox = Mailbox(asyncio.get_running_loop(), branches, streamed=streamed, max_unread=_MAX_UNREAD)
-        job = Job(f"{kind}-{uuid.uuid4().hex}", request, mailbox, arrived)
+        collector = OutputCollector(asyncio.get_running_loop(), branches, streamed=streamed, max_unread=_MAX_UNREAD)
+        running = RunningRequest(f"{kind}-{uuid.uuid4().hex}", request, collector, arrived)
         with self._lock:
             self._unfinished_branches += branches
-        self._jobs[job.id] = job
-        self._thread.submit(request, mailbox)
-        return job
+        self._running[running.id] = running
+        self._thread.submit(request, collector)
+        return running
 
-    def find(self, job_id: str) -> Job:
-        """The job in flight. Raises ApiError (404)."""
-        if job_id not in self._jobs:
-            raise ApiError(404, f"no request {job_id!r} is running; it may have ended", param="id")
-        return self._jobs[job_id]
+    def find(self, request_id: str) -> RunningRequest:
+        """The request in flight. Raises ApiError (404)."""
+        if request_id not in self._running:
+            raise ApiError(404, f"no request {request_id!r} is running; it may have ended", param="id")
+        return self._running[request_id]
 
-    def cancel(self, job: Job, reason: str, branch_index: int | None = None) -> None:
-        """End a job or one of its branches early; it goes on to its regular, shorter end."""
-        if job.mailbox.finished or self._thread is None:
+    def cancel(self, running: RunningRequest, reason: str, branch_index: int | None = None) -> None:
+        """End a request or one of its branches early; it goes on to its regular, shorter end."""
+        if running.collector.finished or self._thread is None:
             return
         if branch_index is None:
             self.metrics.cancelled_requests.labels(reason).inc()
-        self._thread.cancel(job.mailbox, branch_index)
+        self._thread.cancel(running.collector, branch_index)
 
-    def close(self, job: Job) -> None:
-        """The client has its answer, or is gone: forget the job, and end it if it still runs."""
-        mailbox = job.mailbox
-        if self._jobs.pop(job.id, None) is None:
+    def close(self, running: RunningRequest) -> None:
+        """The client has its answer, or is gone: forget the request, and end it if it still runs."""
+        collector = running.collector
+        if self._running.pop(running.id, None) is None:
             return
-        if mailbox.overflowed:
+        if collector.overflowed:
             self.metrics.cancelled_requests.labels("overflow").inc()
-        elif not mailbox.finished:
-            self.cancel(job, "disconnect")
-        elif mailbox.finished_at is not None:
-            self.metrics.request_seconds.observe(mailbox.finished_at - job.arrived)
-        if mailbox.first_token_at is not None:
-            self.metrics.time_to_first_token.observe(mailbox.first_token_at - job.arrived)
-        first = mailbox.results.get(0)
+        elif not collector.finished:
+            self.cancel(running, "disconnect")
+        elif collector.finished_at is not None:
+            self.metrics.request_seconds.observe(collector.finished_at - running.arrived)
+        if collector.first_token_at is not None:
+            self.metrics.time_to_first_token.observe(collector.first_token_at - running.arrived)
+        first = collector.results.get(0)
         if first is not None and first.main_tokens:
             self.metrics.prefix_queries.inc()
             if first.cached_main_tokens:
                 self.metrics.prefix_hits.inc()
 
-    def _on_event(self, mailbox: Mailbox, event: Event) -> None:
+    def _on_event(self, collector: OutputCollector, event: Event) -> None:
         result = event.result
         if result is None:
             return

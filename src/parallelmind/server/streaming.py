@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from parallelmind.engine.request import BranchResult
-from parallelmind.server.mailbox import Gain, Mailbox
-from parallelmind.server.service import Job, Service
+from parallelmind.server.output_collector import Delta, OutputCollector
+from parallelmind.server.service import RunningRequest, Service
 
 KEEP_ALIVE_SECONDS = 15.0
 SEND_TIMEOUT = 60.0
@@ -29,8 +29,8 @@ class StreamFormat(Protocol):
     def opening(self) -> bytes:
         """What comes before the first token."""
 
-    def gains(self, gains: Mapping[int, Gain]) -> bytes:
-        """What the branches gained."""
+    def deltas(self, deltas: Mapping[int, Delta]) -> bytes:
+        """What the branches generated."""
 
     def closing(self, results: Mapping[int, BranchResult]) -> bytes:
         """What comes after the last."""
@@ -45,58 +45,58 @@ def data(content: Any) -> bytes:
     return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def results_of(service: Service, job: Job, http: HttpRequest) -> list[BranchResult]:
-    """Wait for all branches of a job, then close it.
+async def results_of(service: Service, running: RunningRequest, http: HttpRequest) -> list[BranchResult]:
+    """Wait for all branches of a request, then close it.
 
     Raises:
-        ClientGoneError: the client hung up; the job is cancelled.
+        ClientGoneError: the client hung up; the request is cancelled.
     """
-    watch = asyncio.create_task(_abandon_when_gone(http.receive, job.mailbox))
+    watch = asyncio.create_task(_abandon_when_gone(http.receive, running.collector))
     try:
-        results = await job.mailbox.all_results()
+        results = await running.collector.all_results()
     finally:
         watch.cancel()
-        service.close(job)
+        service.close(running)
     if not results:
         raise ClientGoneError
     return results
 
 
 class EventStream(Response):
-    """Streams a job's gains; the job is closed with the connection, whichever side ends it."""
+    """Streams a request's deltas; the request is closed with the connection, whichever side ends it."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, service: Service, job: Job, form: StreamFormat):
+    def __init__(self, service: Service, running: RunningRequest, form: StreamFormat):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._service = service
-        self._job = job
+        self._running = running
         self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        mailbox = self._job.mailbox
-        watch = asyncio.create_task(_abandon_when_gone(receive, mailbox))
+        collector = self._running.collector
+        watch = asyncio.create_task(_abandon_when_gone(receive, collector))
         try:
             # A client that neither reads nor hangs up ends here.
             with suppress(TimeoutError):
-                await self._stream(mailbox, send)
+                await self._stream(collector, send)
         finally:
             watch.cancel()
-            self._service.close(self._job)
+            self._service.close(self._running)
 
-    async def _stream(self, mailbox: Mailbox, send: Send) -> None:
+    async def _stream(self, collector: OutputCollector, send: Send) -> None:
         start: Message = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         await _send(send, start)
         await _send(send, _body(self._form.opening()))
         told = 0
-        while told < mailbox.branches:
-            gains = await mailbox.gains(KEEP_ALIVE_SECONDS)
-            if mailbox.abandoned:
+        while told < collector.branches:
+            deltas = await collector.deltas(KEEP_ALIVE_SECONDS)
+            if collector.abandoned:
                 return
-            told += sum(gain.result is not None for gain in gains.values())
-            await _send(send, _body(self._form.gains(gains) if gains else _KEEP_ALIVE))
-        last = self._form.closing(mailbox.results)
+            told += sum(delta.result is not None for delta in deltas.values())
+            await _send(send, _body(self._form.deltas(deltas) if deltas else _KEEP_ALIVE))
+        last = self._form.closing(collector.results)
         await _send(send, {"type": "http.response.body", "body": last, "more_body": False})
 
 
@@ -109,7 +109,7 @@ async def _send(send: Callable[[Message], Awaitable[None]], message: Message) ->
         await send(message)
 
 
-async def _abandon_when_gone(receive: Receive, mailbox: Mailbox) -> None:
+async def _abandon_when_gone(receive: Receive, collector: OutputCollector) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    mailbox.abandon()
+    collector.abandon()

@@ -6,8 +6,8 @@ the chat, the HTTP API and the imported OpenAI batches then have it.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypedDict
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -98,10 +98,11 @@ class SamplingParams(SamplingSettings):
         ),
     ] = None
 
-    @functools.cached_property
-    def distribution(self) -> SamplingParams:
-        """These parameters without those that do not change how likely a token is; equal ones can be drawn together."""
-        return replace(self, max_new_tokens=1, stop=(), ignore_eos=False, seed=None, logprobs=None)
+    def with_seed(self, seed: int) -> SamplingParams:
+        """The same parameters with another seed of 63 bits, for one branch of many: nothing is checked once more."""
+        branch = copy.copy(self)
+        object.__setattr__(branch, "seed", seed)
+        return branch
 
 
 OPENAI_ONLY: dict[str, Any] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}

@@ -21,9 +21,9 @@ from parallelmind.errors import ParallelMindError, SettingsError
 from parallelmind.io.endpoint import find_endpoint
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.progress import Progress
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.run import JobReport, run_job
+from parallelmind.jobs.statistics import Progress
 from parallelmind.jobs.task import GroupOf, RecordWorker, Task, WorkerInfo
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer

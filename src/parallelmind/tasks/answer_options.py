@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -13,7 +13,7 @@ from parallelmind.answering.backends.openai_compatible import HttpSettings
 from parallelmind.answering.backends.retry import RetryPolicy
 from parallelmind.errors import SettingsError
 from parallelmind.io.fingerprints import fingerprint_of_folder
-from parallelmind.models.options import fingerprint_of_adapter, real_name
+from parallelmind.models.identity import fingerprint_of_adapter, real_name
 from parallelmind.settings.http import (
     ApiKeyEnv,
     BaseUrl,
@@ -37,7 +37,6 @@ from parallelmind.settings.sampling import SamplingSettings, Seed, Temperature, 
 from parallelmind.settings.setting import Flag, Setting, names, values_of
 
 InferenceType = Literal["local", "huggingface", "togetherai", "openai"]
-INFERENCE_TYPES: tuple[InferenceType, ...] = get_args(InferenceType)
 ENGINE_TYPES = ("local", "huggingface")
 HTTP_TYPES = ("togetherai", "openai")
 _ENGINE_ONLY = (

@@ -8,14 +8,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parallelmind.answering.backends.base import AnswerBackend, Outcome
+from parallelmind.answering.backends.base import AnswerBackend, AnswerResult
 from parallelmind.answering.context_rows import ContextRow, answer_row, parse_context_row, unreadable_row
 from parallelmind.answering.prompts import Prompts
 from parallelmind.answering.window import ContextWindow
 from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Request
 from parallelmind.errors import ParallelMindError
 from parallelmind.io.jsonl import JsonLine
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.answer_options import AnswerOptions
@@ -181,9 +181,9 @@ class BackendAnswers:
         self._alive = alive
 
     def run(self, lines: Iterable[JsonLine], write: Write) -> None:
-        def done(pair: tuple[JsonLine, ContextRow], outcome: Outcome) -> None:
+        def done(pair: tuple[JsonLine, ContextRow], result: AnswerResult) -> None:
             self._alive()
-            write(pair[0], self._result(pair[1], outcome))
+            write(pair[0], self._result(pair[1], result))
 
         rows = parse_rows(lines, write, self._rank)
         self._backend.run(rows, lambda pair: self._prompts.prompt(pair[1]), done)
@@ -191,25 +191,25 @@ class BackendAnswers:
     def close(self) -> None:
         self._backend.close()
 
-    def _result(self, row: ContextRow, outcome: Outcome) -> RecordResult:
-        counts: dict[str, Any] = {"tokens_in": outcome.tokens_in, "tokens_out": outcome.tokens_out}
+    def _result(self, row: ContextRow, result: AnswerResult) -> RecordResult:
+        counts: dict[str, Any] = {"tokens_in": result.tokens_in, "tokens_out": result.tokens_out}
         stored = answer_row(
             row,
-            answer=outcome.text,
-            error=outcome.error,
-            inference_time=outcome.seconds,
+            answer=result.text,
+            error=result.error,
+            inference_time=result.seconds,
             worker_rank=self._rank,
-            finish_reason=outcome.finish_reason,
-            retries=outcome.retries or None,
-            openai_response=outcome.body,
+            finish_reason=result.finish_reason,
+            retries=result.retries or None,
+            openai_response=result.body,
             **counts,
         )
         return RecordResult.of(
             [stored],
-            error_class=outcome.error_class or "",
-            final=outcome.final,
-            tokens_in=outcome.tokens_in or 0,
-            tokens_out=outcome.tokens_out or 0,
-            seconds=outcome.seconds,
-            retries=outcome.retries,
+            error_class=result.error_class or "",
+            final=result.final,
+            tokens_in=result.tokens_in or 0,
+            tokens_out=result.tokens_out or 0,
+            seconds=result.seconds,
+            retries=result.retries,
         )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.progress import Progress
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.run import JobReport, run_job
-from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo, Write
+from parallelmind.jobs.statistics import Progress
+from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
 from parallelmind.tasks.batch_options import BatchOptions
-from parallelmind.tasks.batch_worker import Backend, BatchWorker, lost_record
-from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
+from parallelmind.tasks.batch_worker import Backend, BatchWorker, load_backend, lost_record
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -85,33 +84,17 @@ class BatchTask(Task):
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         options = self.options
         backend = self.load(options) if self.load else load_backend(options, worker)
-        return _BatchRecords(
-            BatchWorker(
-                backend,
-                sampling=options.sampling(seed=None),
-                limits=options.row_limits,
-                seed=options.seed,
-                num_workers=options.num_workers,
-                on_step=alive,
-            ),
+        return BatchWorker(
             backend,
+            sampling=options.sampling(seed=None),
+            limits=options.row_limits,
+            seed=options.seed,
+            num_workers=options.num_workers,
+            on_step=alive,
         )
 
     def failure(self, line: JsonLine, reason: str, error_class: str) -> RecordResult:
         return lost_record(line, reason, error_class)
-
-
-class _BatchRecords:
-    def __init__(self, worker: BatchWorker, backend: Backend) -> None:
-        self._worker = worker
-        self._backend = backend
-
-    def run(self, lines: Iterable[JsonLine], write: Write) -> None:
-        self._worker.run(lines, write)
-
-    def close(self) -> None:
-        stats = self._backend.engine.stats
-        _LOGGER.debug("%d tokens of main from the cache", stats.cached_main_tokens)
 
 
 def run_batch(
@@ -132,32 +115,6 @@ def run_batch(
     run = dataclasses.replace(run or RunOptions(), retry_failed=options.retry_failed, overwrite=options.overwrite)
     report = run_job(BatchTask(options, load), run, progress=progress)
     return None if report is None else _report(report)
-
-
-def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Backend:
-    """Load the model with its adapter, and make the engine.
-
-    Raises:
-        ParallelMindError: the model or adapter cannot be loaded or does not fit the settings.
-    """
-    from parallelmind.columnar import sees_main
-    from parallelmind.engine.engine import Engine
-    from parallelmind.prompts.encode import encode_branch, encode_main
-
-    engine = Engine.from_pretrained(
-        lora_path=options.lora_path,
-        **spread_over(options, worker).loading(),
-        max_running_branches=None if options.batch_by_samples else options.batch_size,
-        max_running_requests=options.batch_size if options.batch_by_samples else None,
-        prefix_cache_bytes=PREFIX_CACHE_BYTES,
-        kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
-    )
-    tokenizer, reads_main = engine.tokenizer, sees_main(engine.visibility)
-    return Backend(
-        engine=engine,
-        encode_main=lambda text: encode_main(tokenizer, text),
-        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and reads_main),
-    )
 
 
 def _report(report: JobReport) -> BatchReport:

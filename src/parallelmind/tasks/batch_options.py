@@ -12,7 +12,7 @@ from annotated_types import Ge
 from parallelmind.data.rows import RowLimits
 from parallelmind.errors import SettingsError
 from parallelmind.io.fingerprints import fingerprint_of_folder
-from parallelmind.models.options import fingerprint_of_adapter, real_name, rope_in_effect
+from parallelmind.models.identity import fingerprint_of_adapter, real_name, rope_in_effect
 from parallelmind.settings.model import ROPE_FLAGS, KvCacheGb, LoraPath, ModelOptions
 from parallelmind.settings.rows import (
     BatchBySamples,

@@ -5,32 +5,37 @@ Nothing here knows where records come from or where rows go, so that one worker 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from parallelmind.data.rows import RowLimits, split_rows
 from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Event, Request
 from parallelmind.errors import DataError
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.io.records import Record, parse_record, salvage_fields, shorten
-from parallelmind.jobs.result import RecordResult
-from parallelmind.jobs.task import Write
+from parallelmind.jobs.results import RecordResult
+from parallelmind.jobs.task import WorkerInfo, Write
 from parallelmind.settings.sampling import SamplingParams
-from parallelmind.tasks.read_ahead import map_ahead
+from parallelmind.tasks.batch_options import BatchOptions
+from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
 
 _LOGGER = logging.getLogger(__name__)
+_ITEMS_PER_WORKER = 8
+_BYTES_AHEAD = 32 * 2**20
 
 Row = dict[str, Any]
 """One output row."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class EngineStats(Protocol):
+class StatsLike(Protocol):
     """What the engine has counted since it was made."""
 
     @property
@@ -47,7 +52,7 @@ class EngineLike(Protocol):
     @property
     def max_model_len(self) -> int: ...
     @property
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> StatsLike: ...
     def stream(self, requests: Iterable[Request], sampling: SamplingParams) -> Iterator[Event]: ...
 
 
@@ -174,6 +179,9 @@ class BatchWorker:
             requests.close()
         assert not running, "the engine ended before every branch had its result"
 
+    def close(self) -> None:
+        _LOGGER.debug("%d tokens of main from the cache", self._backend.engine.stats.cached_main_tokens)
+
     def _requests(
         self,
         lines: Iterable[JsonLine],
@@ -262,12 +270,74 @@ class BatchWorker:
     def _branch(self, answers: _Answers, branch: int) -> Branch:
         branch_id = branch + answers.first_branch_id
         seed = branch_seed(self._seed, answers.line.index, branch_id)
-        sampling = dataclasses.replace(self._sampling, seed=seed)
+        sampling = self._sampling.with_seed(seed)
         return Branch(prompt=answers.prompt_ids[branch], branch_id=branch_id, sampling=sampling)
 
 
+def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Backend:
+    """Load the model with its adapter, and make the engine.
+
+    Raises:
+        ParallelMindError: the model or adapter cannot be loaded or does not fit the settings.
+    """
+    from parallelmind.columnar import sees_main
+    from parallelmind.engine.engine import Engine
+    from parallelmind.prompts.encode import encode_branch, encode_main
+
+    engine = Engine.from_pretrained(
+        lora_path=options.lora_path,
+        **spread_over(options, worker).loading(),
+        max_running_branches=None if options.batch_by_samples else options.batch_size,
+        max_running_requests=options.batch_size if options.batch_by_samples else None,
+        prefix_cache_bytes=PREFIX_CACHE_BYTES,
+        kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
+    )
+    tokenizer, reads_main = engine.tokenizer, sees_main(engine.visibility)
+    return Backend(
+        engine=engine,
+        encode_main=lambda text: encode_main(tokenizer, text),
+        encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and reads_main),
+    )
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, size: Callable[[Item], int]
+) -> Generator[Result, None, None]:
+    """Yield `function(item)` of each item in order, so that the next ones are ready while the current one is used.
+
+    `workers` threads work ahead, on at most 8 items each, and 32 MiB of items by `size` in all (a single one
+    may be larger). With 0 workers nothing is done before it is asked for.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    source = iter(items)
+    ahead: deque[tuple[Future[Result], int]] = deque()
+    bytes_ahead = 0
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
+    try:
+        exhausted = False
+        while True:
+            while not exhausted and len(ahead) < workers * _ITEMS_PER_WORKER and bytes_ahead < _BYTES_AHEAD:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    exhausted = True
+                else:
+                    ahead.append((pool.submit(function, item), size(item)))
+                    bytes_ahead += ahead[-1][1]
+            if not ahead:
+                return
+            future, item_size = ahead.popleft()
+            result = future.result()
+            bytes_ahead -= item_size
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def branch_counts(result: BranchResult) -> dict[str, int]:
-    """What an answered branch adds to the counts of its record (`jobs/result.py`), besides what was read."""
+    """What an answered branch adds to the counts of its record (`jobs/results.py`), besides what was read."""
     return {"tokens_out": len(result.token_ids)}
 
 

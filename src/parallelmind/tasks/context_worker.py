@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from parallelmind.errors import DataError
 from parallelmind.io.jsonl import JsonLine
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import Write
 from parallelmind.retrieval.expansion import load_query
 from parallelmind.retrieval.queries import Query

@@ -15,9 +15,9 @@ from annotated_types import Ge
 from parallelmind.io.atomic import replacing
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.progress import Progress
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.run import run_job
+from parallelmind.jobs.statistics import Progress
 from parallelmind.jobs.storage import job_folder
 from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
 from parallelmind.retrieval.compat import text_key

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.io.jsonl import JsonLine
-from parallelmind.jobs.result import RecordResult
+from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import Task, WorkerInfo, Write
 
 

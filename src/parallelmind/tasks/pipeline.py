@@ -10,8 +10,8 @@ from pathlib import Path
 
 from parallelmind.io.atomic import replacing
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.progress import Progress
 from parallelmind.jobs.run import JobReport
+from parallelmind.jobs.statistics import Progress
 from parallelmind.tasks.answer import run_answer
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.contexts import ContextOptions, ContextReport, run_contexts

@@ -17,7 +17,7 @@ from parallelmind.training.arguments import UNKNOWN_STEPS
 from parallelmind.training.meter import MetricsLog
 
 
-class Progress(Protocol):
+class TrainProgress(Protocol):
     """Shows how far a run is: `start`, then `step` and `log`, and `stop` at the end, also of a run that failed."""
 
     def start(self, *, total: int | None, done: int) -> None: ...
@@ -29,7 +29,7 @@ class Progress(Protocol):
     def stop(self) -> None: ...
 
 
-class Silent:
+class SilentTraining:
     """Shows nothing."""
 
     def start(self, *, total: int | None, done: int) -> None: ...
@@ -45,7 +45,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
         epochs: passes over the data in the whole run; None: not known.
     """
 
-    def __init__(self, metrics: MetricsLog, progress: Progress, *, epochs: float | None):
+    def __init__(self, metrics: MetricsLog, progress: TrainProgress, *, epochs: float | None):
         self._metrics = metrics
         self._progress = progress
         self._epochs = epochs

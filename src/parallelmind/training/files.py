@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import TrainingError
+from parallelmind.io.atomic import replacing
 
 _STATE = "trainer_state.json"
 """The file of a checkpoint that transformers writes last."""
@@ -100,14 +100,8 @@ def is_whole(checkpoint: Path) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, complete or not at all. Raises TrainingError if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, unwritable) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: OSError) -> TrainingError:

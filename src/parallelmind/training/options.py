@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -27,7 +27,6 @@ from parallelmind.settings.rows import (
 from parallelmind.settings.setting import Flag, Setting, Settings, described
 
 Task = Literal["parallel_lora", "lora", "pretrain"]
-TASKS: tuple[Task, ...] = get_args(Task)
 _LORA_ONLY = (
     "lora_rank", "load_lora", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
     "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit",

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from parallelmind.errors import SettingsError
+from parallelmind.models.identity import model_path
 from parallelmind.models.lora import adapter_rank
-from parallelmind.models.options import model_path
 from parallelmind.models.rope_settings import ResolvedRope, resolve_rope
 from parallelmind.training.options import TrainOptions
 

@@ -19,20 +19,19 @@ from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
-from parallelmind.training.callbacks import EndOfData, Interruption, Progress, Reporting, Silent
+from parallelmind.training.callbacks import EndOfData, Interruption, Reporting, SilentTraining, TrainProgress
 from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
 from parallelmind.training.files import RunFiles
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
-from parallelmind.training.naming import ChosenRun, agreed
+from parallelmind.training.naming import ChosenRun, agreed, taken_run
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.report import TrainingReport, write_report
 from parallelmind.training.resolving import rope_of_run
 from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.settings import effective_settings
-from parallelmind.training.taking import taken_run
 from parallelmind.training.trainer import PackedTrainer
 
 _LOGGER = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class TrainReport:
     """None on all processes but the first."""
 
 
-def run_training(options: TrainOptions, *, progress: Progress | None = None) -> TrainReport:
+def run_training(options: TrainOptions, *, progress: TrainProgress | None = None) -> TrainReport:
     """Train, save, evaluate and report; an earlier run of the same name and settings is continued.
 
     Raises:
@@ -72,7 +71,7 @@ def run_training(options: TrainOptions, *, progress: Progress | None = None) -> 
     layout = batches.layout(current_rank().world_size)
     settings = effective_settings(options, rope=rope, layout=layout)
     with taken_run(options, settings) as run:
-        return _train(options, run, settings, batches, device, note, progress or Silent())
+        return _train(options, run, settings, batches, device, note, progress or SilentTraining())
 
 
 def _train(
@@ -82,7 +81,7 @@ def _train(
     batches: Batching,
     device: str,
     note: str | None,
-    progress: Progress,
+    progress: TrainProgress,
 ) -> TrainReport:
     """Train under the name that was taken."""
     trainee = load_trainee(options, device=device)
@@ -233,7 +232,7 @@ def _check_launcher(options: TrainOptions) -> None:
 
 
 @contextmanager
-def _stopped(progress: Progress) -> Iterator[None]:
+def _stopped(progress: TrainProgress) -> Iterator[None]:
     """However the block ends, the terminal is as it was."""
     try:
         yield

@@ -20,7 +20,7 @@ from parallelmind.io.fingerprints import (
     fingerprint_of_tree,
 )
 from parallelmind.io.jsonl import read_lines
-from parallelmind.models.options import fingerprint_of_adapter, real_name
+from parallelmind.models.identity import fingerprint_of_adapter, real_name
 from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.settings.model import TINY_MODEL
 from parallelmind.settings.setting import names

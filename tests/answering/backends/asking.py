@@ -1,4 +1,4 @@
-"""Questions to a backend of the OpenAI protocol, and their outcomes."""
+"""Questions to a backend of the OpenAI protocol, and their results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import threading
 from typing import Any
 
-from parallelmind.answering.backends.base import Outcome, Prompt
+from parallelmind.answering.backends.base import AnswerResult, Prompt
 from parallelmind.answering.backends.openai_compatible import HttpSettings, OpenAICompatibleBackend
 from parallelmind.io.endpoint import Endpoint
 from tests.answering.backends.clocks import FakeClock
@@ -19,23 +19,23 @@ def prompt_of(question: str) -> Prompt:
 
 def answer(
     server: FakeOpenAI | str, questions: list[str], *, clock: FakeClock | None = None, **changes: Any
-) -> dict[str, Outcome]:
-    """The outcome of each question; every question has one."""
-    outcomes: dict[str, Outcome] = {}
+) -> dict[str, AnswerResult]:
+    """The result of each question; every question has one."""
+    results: dict[str, AnswerResult] = {}
     caller = threading.current_thread()
 
-    def done(question: str, outcome: Outcome) -> None:
-        assert question not in outcomes
+    def done(question: str, result: AnswerResult) -> None:
+        assert question not in results
         assert threading.current_thread() is caller
-        outcomes[question] = outcome
+        results[question] = result
 
     backend = make_backend(server, clock=clock, **changes)
     try:
         backend.run(questions, prompt_of, done)
     finally:
         backend.close()
-    assert sorted(outcomes) == sorted(questions)
-    return outcomes
+    assert sorted(results) == sorted(questions)
+    return results
 
 
 def make_backend(

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from parallelmind.answering.backends.redact import Redactor
+from parallelmind.answering.backends.api_errors import Redactor
 from parallelmind.errors import SettingsError
 from parallelmind.io.endpoint import find_endpoint
 from tests.fake_openai import KEY

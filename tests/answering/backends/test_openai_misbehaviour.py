@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallelmind.answering.backends.base import Outcome
+from parallelmind.answering.backends.base import AnswerResult
 from parallelmind.answering.backends.openai_compatible import HttpSettings, OpenAICompatibleBackend
 from parallelmind.answering.backends.retry import RetryPolicy
 from parallelmind.errors import SettingsError
@@ -30,9 +30,9 @@ def test_an_echoed_key_is_in_no_output(reply: Reply, caplog: pytest.LogCaptureFi
     caplog.set_level(logging.DEBUG)
     with FakeOpenAI({"q": [reply] * 9}) as server:
         backend = make_backend(server)
-        outcomes: list[Outcome] = []
-        backend.run(["q"], prompt_of, lambda row, outcome: outcomes.append(outcome))
-    shown = repr((outcomes, backend, vars(backend), Endpoint(server.base_url, "TEST_KEY", KEY)))
+        results: list[AnswerResult] = []
+        backend.run(["q"], prompt_of, lambda row, result: results.append(result))
+    shown = repr((results, backend, vars(backend), Endpoint(server.base_url, "TEST_KEY", KEY)))
     assert "[key removed]" in shown
     assert KEY not in shown + caplog.text
 
@@ -66,11 +66,11 @@ def test_a_prompt_beyond_the_window_is_not_asked_again(status: int, said: str, c
     with FakeOpenAI(
         {"q": [fake.error(status, said, code=code)] * 3, "other": [fake.error(400, "a tool is missing")]}
     ) as s:
-        outcomes = answer(s, ["q", "other"])
+        results = answer(s, ["q", "other"])
         assert Counter(request.question for request in s.requests) == {"q": 1, "other": 1}
-    assert (outcomes["q"].final, outcomes["q"].error_class) == (True, "too_long")
-    assert "parallelmind contexts --max_tokens" in str(outcomes["q"].error)
-    assert (outcomes["other"].final, outcomes["other"].error_class) == (False, "http_400")
+    assert (results["q"].final, results["q"].error_class) == (True, "too_long")
+    assert "parallelmind contexts --max_tokens" in str(results["q"].error)
+    assert (results["other"].final, results["other"].error_class) == (False, "http_400")
 
 
 MISBEHAVIOUR = {  # but for silence: a time limit short enough to wait for it would cut off answers on a busy machine
@@ -98,7 +98,7 @@ def test_any_misbehaviour_ends_with_one_outcome_per_row_and_the_right_number_of_
     replies = {f"q{n}": [MISBEHAVIOUR[kind] for kind in kinds] for n, kinds in enumerate(script)}
     with FakeOpenAI(replies) as server:
         policy = RetryPolicy(max_attempts=attempts, max_retry_seconds=1e9)
-        outcomes = answer(server, list(replies), concurrency=concurrency, retry=policy)
+        results = answer(server, list(replies), concurrency=concurrency, retry=policy)
         asked = Counter(request.question for request in server.requests)
     for number, kinds in enumerate(script):
         requests, failed = 0, 0
@@ -109,11 +109,11 @@ def test_any_misbehaviour_ends_with_one_outcome_per_row_and_the_right_number_of_
                 break
         else:
             requests, failed = requests + 1, -1
-        outcome = outcomes[f"q{number}"]
+        result = results[f"q{number}"]
         assert asked[f"q{number}"] == requests
-        assert outcome.retries == requests - 1
-        assert outcome.text == (f"answer to q{number}" if failed < 0 else None)
-    assert KEY not in repr(outcomes)
+        assert result.retries == requests - 1
+        assert result.text == (f"answer to q{number}" if failed < 0 else None)
+    assert KEY not in repr(results)
 
 
 INTERRUPTED = """
@@ -127,7 +127,7 @@ backend = OpenAICompatibleBackend(Endpoint(sys.argv[1], "K", "secret-key"), Http
 prompt = lambda row: Prompt(messages=({"role": "user", "content": row},))
 rows = ["quick 0", "quick 1", *(f"slow {n}" for n in range(50))]
 try:
-    backend.run(rows, prompt, lambda row, outcome: done.append(row))
+    backend.run(rows, prompt, lambda row, result: done.append(row))
 except KeyboardInterrupt:
     print("interrupted", sorted(done))
 """

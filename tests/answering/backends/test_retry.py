@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallelmind.answering.backends.limits import RateLimits, estimate_tokens
-from parallelmind.answering.backends.pause import Pause
-from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Retrying, RetryPolicy, retry_after_seconds
+from parallelmind.answering.backends.retry import (
+    AttemptError,
+    GaveUpError,
+    Pause,
+    Retrying,
+    RetryPolicy,
+    retry_after_seconds,
+)
 from parallelmind.errors import SettingsError
 from tests.answering.backends.clocks import FakeClock
 

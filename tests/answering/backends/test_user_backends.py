@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from parallelmind.answering.backends.adapter import UserBackend
-from parallelmind.answering.backends.base import Answer, InferenceSettings, Outcome, Prompt, QueryBasedInference
+from parallelmind.answering.backends.base import Answer, AnswerResult, InferenceSettings, Prompt, QueryBasedInference
 from parallelmind.answering.backends.loading import load_backend_class
 from parallelmind.errors import SettingsError
 
@@ -43,19 +43,19 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def outcomes_of(backend_class: type[QueryBasedInference], prompts: list[Prompt]) -> list[Outcome]:
+def outcomes_of(backend_class: type[QueryBasedInference], prompts: list[Prompt]) -> list[AnswerResult]:
     backend = UserBackend(backend_class, InferenceSettings(model_path="m"))
-    outcomes: dict[int, Outcome] = {}
-    backend.run(range(len(prompts)), lambda n: prompts[n], lambda n, outcome: outcomes.update({n: outcome}))
+    results: dict[int, AnswerResult] = {}
+    backend.run(range(len(prompts)), lambda n: prompts[n], lambda n, result: results.update({n: result}))
     backend.close()
-    return [outcomes[n] for n in range(len(prompts))]
+    return [results[n] for n in range(len(prompts))]
 
 
 def test_a_class_in_a_file_with_a_module_beside_it(file: Path) -> None:
-    outcome = outcomes_of(
+    result = outcomes_of(
         load_backend_class(f"{file}:Mine"), [Prompt(query="why?", context="c", retrieval_method="absent")]
     )[0]
-    assert outcome.text == "M: WHY? / C / ABSENT"
+    assert result.text == "M: WHY? / C / ABSENT"
     assert load_backend_class(f"{file}:Mine") is load_backend_class(f"{file}:Mine")
 
 
@@ -111,14 +111,14 @@ class Varied(QueryBasedInference):
 
 def test_every_row_has_its_outcome_whatever_the_others_do() -> None:
     queries = ["raise", "silent", "none", "half", "rich", "empty"]
-    outcomes = dict(zip(queries, outcomes_of(Varied, [Prompt(query=query) for query in queries]), strict=True))
-    assert (outcomes["raise"].error_class, outcomes["raise"].error) == ("KeyError", "'no entry'")
-    assert (outcomes["silent"].error_class, outcomes["silent"].error) == ("ValueError", "ValueError")
-    assert outcomes["none"].error == "Varied.generate_answer returned NoneType; expected a text or an Answer"
-    assert "surrogate" in str(outcomes["half"].error)
-    assert (outcomes["rich"].text, outcomes["rich"].tokens_in, outcomes["rich"].finish_reason) == ("rich", 3, "length")
-    assert outcomes["empty"].text == ""
-    json.dumps([outcome.error for outcome in outcomes.values()]).encode()
+    results = dict(zip(queries, outcomes_of(Varied, [Prompt(query=query) for query in queries]), strict=True))
+    assert (results["raise"].error_class, results["raise"].error) == ("KeyError", "'no entry'")
+    assert (results["silent"].error_class, results["silent"].error) == ("ValueError", "ValueError")
+    assert results["none"].error == "Varied.generate_answer returned NoneType; expected a text or an Answer"
+    assert "surrogate" in str(results["half"].error)
+    assert (results["rich"].text, results["rich"].tokens_in, results["rich"].finish_reason) == ("rich", 3, "length")
+    assert results["empty"].text == ""
+    json.dumps([result.error for result in results.values()]).encode()
 
 
 def test_one_after_the_other_in_the_calling_thread_and_no_row_ahead() -> None:
@@ -137,7 +137,7 @@ def test_one_after_the_other_in_the_calling_thread_and_no_row_ahead() -> None:
             yield name
 
     UserBackend(Sequential, InferenceSettings()).run(
-        rows(), lambda row: Prompt(query=row), lambda row, outcome: events.append(f"done {row}")
+        rows(), lambda row: Prompt(query=row), lambda row, result: events.append(f"done {row}")
     )
     assert events == ["pull a", "ask a", "done a", "pull b", "ask b", "done b"]
     assert threads == {threading.current_thread().name}
@@ -153,8 +153,8 @@ def test_several_at_once_if_the_class_says_so() -> None:
             together.wait()  # only passed when three are here
             return query
 
-    outcomes = outcomes_of(Parallel, [Prompt(query=str(n)) for n in range(9)])
-    assert [outcome.text for outcome in outcomes] == [str(n) for n in range(9)]
+    results = outcomes_of(Parallel, [Prompt(query=str(n)) for n in range(9)])
+    assert [result.text for result in results] == [str(n) for n in range(9)]
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -167,7 +167,7 @@ def test_an_interrupt_passes_through(concurrency: int) -> None:
     done: list[object] = []
     with pytest.raises(KeyboardInterrupt):
         UserBackend(Interrupted, InferenceSettings()).run(
-            range(5), lambda row: Prompt(), lambda row, outcome: done.append(row)
+            range(5), lambda row: Prompt(), lambda row, result: done.append(row)
         )
     assert done == []
 
@@ -192,7 +192,7 @@ def test_set_up_once_and_closed_once() -> None:
     backend = UserBackend(Logged, InferenceSettings(model_path="m", temperature=0.5))
     assert calls == []
     for _ in range(2):
-        backend.run([1], lambda row: Prompt(), lambda row, outcome: None)
+        backend.run([1], lambda row: Prompt(), lambda row, result: None)
     backend.close()
     backend.close()
     assert calls == ["init", "setup m 0.5", "ask", "ask", "close"]

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from parallelmind.answering.backends.base import (
     Answer,
+    AnswerResult,
     InferenceSettings,
-    Outcome,
     Prompt,
     QueryBasedInference,
     try_prompt,
@@ -36,20 +36,20 @@ class UserBackend:
         self._settings = settings
         self._instance: QueryBasedInference | None = None
 
-    def run(self, rows: Iterable[T], prompt_of: Callable[[T], Prompt], done: Callable[[T, Outcome], None]) -> None:
+    def run(self, rows: Iterable[T], prompt_of: Callable[[T], Prompt], done: Callable[[T, AnswerResult], None]) -> None:
         """See `AnswerBackend.run`."""
         instance = self._instance or self._set_up()
 
-        def call(prompt: Prompt | Outcome) -> Outcome:
-            if isinstance(prompt, Outcome):
+        def call(prompt: Prompt | AnswerResult) -> AnswerResult:
+            if isinstance(prompt, AnswerResult):
                 return prompt
             started = time.monotonic()
             try:
                 answer = instance.generate_answer(prompt.query, prompt.context, prompt.retrieval_method)
-                return self._outcome(answer, time.monotonic() - started)
+                return self._result(answer, time.monotonic() - started)
             except Exception as error:
                 _LOGGER.debug("%s failed", self._class.__name__, exc_info=True)
-                return Outcome(
+                return AnswerResult(
                     error=shorten(str(error), _SHOWN) or type(error).__name__,
                     error_class=type(error).__name__,
                     seconds=time.monotonic() - started,
@@ -62,7 +62,7 @@ class UserBackend:
         run_bounded(
             ((row, try_prompt(prompt_of, row)) for row in rows),
             lambda work: call(work[1]),
-            lambda work, outcome: done(work[0], outcome),
+            lambda work, result: done(work[0], result),
             concurrency=instance.concurrency,
             stop=threading.Event(),
         )
@@ -89,7 +89,7 @@ class UserBackend:
         self._instance = instance
         return instance
 
-    def _outcome(self, answer: object, seconds: float) -> Outcome:
+    def _result(self, answer: object, seconds: float) -> AnswerResult:
         given = answer.text if isinstance(answer, Answer) else answer
         if not isinstance(given, str):
             raise TypeError(
@@ -100,8 +100,8 @@ class UserBackend:
         except UnicodeEncodeError:
             raise ValueError("the answer has half of a surrogate pair, which no file can hold") from None
         if not isinstance(answer, Answer):
-            return Outcome(text=given, seconds=seconds)
-        return Outcome(
+            return AnswerResult(text=given, seconds=seconds)
+        return AnswerResult(
             text=given,
             seconds=seconds,
             tokens_in=answer.tokens_in,

@@ -1,14 +1,18 @@
-"""What the exceptions and answers of an OpenAI-compatible server mean: try again, give the row up, or stop."""
+"""What the exceptions and answers of an OpenAI-compatible server mean: try again, give the row up, or stop.
+
+Keys are kept out of everything that is written: errors, logs, answers (`Redactor`).
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from parallelmind.answering.backends.base import Answer
-from parallelmind.answering.backends.redact import Redactor
 from parallelmind.answering.backends.retry import AttemptError, retry_after_seconds
 from parallelmind.io.endpoint import Endpoint
 from parallelmind.io.records import shorten
@@ -23,6 +27,7 @@ _TOO_LONG_WORDS = re.compile(
     r"context.(length|window|size)|maximum model length|max_new_tokens\W+must be|exceed_context_size", re.IGNORECASE
 )
 """Of OpenAI, Together AI and ours; vLLM, SGLang, llama.cpp and TGI say it in words."""
+_MASK = "[key removed]"
 
 
 class ErrorReader:
@@ -169,3 +174,36 @@ def _text(choice: Mapping[str, Any], url: str) -> str:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+class Redactor:
+    """Replaces secrets in texts, as they are and as servers echo them (in JSON, in URLs, in base64)."""
+
+    def __init__(self, *secrets: str) -> None:
+        forms: set[str] = set()
+        for secret in filter(None, secrets):
+            forms |= {
+                secret,
+                json.dumps(secret)[1:-1],
+                urllib.parse.quote(secret, safe=""),
+                base64.b64encode(secret.encode()).decode(),
+            }
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        for form in self._forms:
+            text = text.replace(form, _MASK)
+        return text
+
+    def value(self, value: Any) -> Any:
+        """The same for every text in a JSON value."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.value(item) for item in value]
+        if isinstance(value, dict):
+            return {self.text(name): self.value(item) for name, item in value.items()}
+        return value
+
+    def __repr__(self) -> str:
+        return f"Redactor({len(self._forms)} forms)"

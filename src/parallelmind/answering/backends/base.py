@@ -53,7 +53,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class AnswerResult:
     """How one row ended: exactly one of `text` and `error` is set."""
 
     text: str | None = None
@@ -74,32 +74,32 @@ class Outcome:
     """The server's whole response, if the prompt was a whole request (`Prompt.body`)."""
 
     def __post_init__(self) -> None:
-        assert (self.text is None) != (self.error is None), "an outcome is a text or an error"
+        assert (self.text is None) != (self.error is None), "a result is a text or an error"
 
 
-def try_prompt(prompt_of: Callable[[T], Prompt], row: T) -> Prompt | Outcome:
-    """The prompt of a row, or the row's outcome if it cannot be made."""
+def try_prompt(prompt_of: Callable[[T], Prompt], row: T) -> Prompt | AnswerResult:
+    """The prompt of a row, or the row's result if it cannot be made."""
     try:
         return prompt_of(row)
     except Exception as error:
-        return Outcome(error=str(error) or type(error).__name__, error_class=type(error).__name__)
+        return AnswerResult(error=str(error) or type(error).__name__, error_class=type(error).__name__)
 
 
 class AnswerBackend(Protocol):
     """Answers rows, several at once where it can."""
 
-    def run(self, rows: Iterable[T], prompt_of: Callable[[T], Prompt], done: Callable[[T, Outcome], None]) -> None:
+    def run(self, rows: Iterable[T], prompt_of: Callable[[T], Prompt], done: Callable[[T, AnswerResult], None]) -> None:
         """Answer every row, and call `done` once for each, in any order.
 
         `rows`, `prompt_of` and `done` are used in the calling thread only.
 
         Rows are pulled as they are needed, never more ahead than run at once. What goes wrong with one row,
-        an exception of `prompt_of` included, is that row's outcome and does not touch the others. When the caller is
-        interrupted (KeyboardInterrupt, or an exception of `rows` or `done`), what runs is abandoned without an outcome.
+        an exception of `prompt_of` included, is that row's result and does not touch the others. When the caller is
+        interrupted (KeyboardInterrupt, or an exception of `rows` or `done`), what runs is abandoned without a result.
 
         Raises:
             SettingsError: nothing can be answered (a refused key, an unknown model or address); rows that
-                had no outcome yet get none.
+                had no result yet get none.
         """
         ...
 

@@ -13,13 +13,11 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import MinLen
 
-from parallelmind.answering.backends.api_errors import ErrorReader, read_answer
-from parallelmind.answering.backends.base import Answer, Outcome, Prompt, try_prompt
+from parallelmind.answering.backends.api_errors import ErrorReader, Redactor, read_answer
+from parallelmind.answering.backends.base import Answer, AnswerResult, Prompt, try_prompt
 from parallelmind.answering.backends.clock import Clock, Sleep
 from parallelmind.answering.backends.limits import RateLimits, estimate_tokens
-from parallelmind.answering.backends.pause import Pause
-from parallelmind.answering.backends.redact import Redactor
-from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Retrying, RetryPolicy
+from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Pause, Retrying, RetryPolicy
 from parallelmind.answering.backends.threads import run_bounded
 from parallelmind.errors import SettingsError
 from parallelmind.io.endpoint import Endpoint
@@ -87,18 +85,18 @@ class OpenAICompatibleBackend:
         self._retrying = Retrying(settings.retry, Pause(self._clock, rng), self._clock, rng)
         self._client = _connect(endpoint, settings.timeout)
 
-    def run(self, rows: Iterable[T], prompt_of: Callable[[T], Prompt], done: Callable[[T, Outcome], None]) -> None:
+    def run(self, rows: Iterable[T], prompt_of: Callable[[T], Prompt], done: Callable[[T, AnswerResult], None]) -> None:
         """See `AnswerBackend.run`."""
         stop = threading.Event()
         sleep = functools.partial(self._clock.sleep, stop=stop)
 
-        def call(work: tuple[T, Prompt | Outcome]) -> Outcome:
-            return work[1] if isinstance(work[1], Outcome) else self._answer(work[1], sleep)
+        def call(work: tuple[T, Prompt | AnswerResult]) -> AnswerResult:
+            return work[1] if isinstance(work[1], AnswerResult) else self._answer(work[1], sleep)
 
         run_bounded(
             ((row, try_prompt(prompt_of, row)) for row in rows),
             call,
-            lambda work, outcome: done(work[0], outcome),
+            lambda work, result: done(work[0], result),
             concurrency=self._settings.concurrency,
             stop=stop,
         )
@@ -107,7 +105,7 @@ class OpenAICompatibleBackend:
         """Close the connections."""
         self._client.close()
 
-    def _answer(self, prompt: Prompt, sleep: Sleep) -> Outcome:
+    def _answer(self, prompt: Prompt, sleep: Sleep) -> AnswerResult:
         endpoint, body = (
             (prompt.endpoint, dict(prompt.body)) if prompt.body is not None else (_CHAT, self._body(prompt))
         )
@@ -122,7 +120,7 @@ class OpenAICompatibleBackend:
             failure, retries, seconds = given_up.failure, given_up.retries, given_up.seconds
         else:
             answer, response = tried.result
-            return Outcome(
+            return AnswerResult(
                 text=answer.text,
                 retries=tried.retries,
                 seconds=tried.seconds,
@@ -134,7 +132,7 @@ class OpenAICompatibleBackend:
         # Outside of the handler: a chained exception of the SDK would carry what the server said, keys included.
         if failure.fatal:
             raise SettingsError(failure.message)
-        return Outcome(
+        return AnswerResult(
             error=failure.message, error_class=failure.kind, final=failure.final, retries=retries, seconds=seconds
         )
 

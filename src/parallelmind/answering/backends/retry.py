@@ -1,20 +1,22 @@
-"""The one retry layer: which failures are tried again, when, and how long."""
+"""The one retry layer: which failures are tried again, when and how long, and one pause for all requests."""
 
 from __future__ import annotations
 
 import email.utils
 import math
 import random
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from parallelmind.answering.backends.clock import Clock, Sleep
-from parallelmind.answering.backends.pause import Pause
 from parallelmind.settings.http import MaxAttempts, MaxRetrySeconds
 from parallelmind.settings.setting import Settings
 
 R = TypeVar("R")
+_SPREAD_SECONDS = 1.0
+"""The requests do not all start again at the very moment the pause ends."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -154,3 +156,23 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
         return max(date.timestamp() - now, 0.0)
     except (ValueError, OverflowError):
         return None
+
+
+class Pause:
+    """Shared by all requests of a backend."""
+
+    def __init__(self, clock: Clock, rng: random.Random) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._lock = threading.Lock()
+        self._until = clock.now()
+
+    def hold(self, seconds: float) -> None:
+        """Let no request start for so long; a longer pause that was asked for already stays."""
+        with self._lock:
+            self._until = max(self._until, self._clock.now() + seconds)
+
+    def wait(self, sleep: Sleep) -> None:
+        """Return when no pause is on."""
+        while (left := self._until - self._clock.now()) > 0:
+            sleep(left + self._rng.uniform(0.0, min(_SPREAD_SECONDS, left)))

@@ -100,3 +100,12 @@ def read_metas(corpus_path: Path) -> list[CorpusMeta]:
         if all(corpus_file(corpus_path, meta.import_name, meta.version, kind).exists() for kind in meta.rows):
             metas.append(meta)
     return metas
+
+
+def matching_metas(corpus_path: Path, name: str, version: str | None) -> list[CorpusMeta]:
+    """Corpora of an import or distribution name, of one version or all."""
+    return [
+        meta
+        for meta in read_metas(corpus_path)
+        if name in (meta.import_name, meta.distribution) and version in (None, meta.version)
+    ]

@@ -50,7 +50,7 @@ def inspect_package(
             "progress": str(progress),
             "limits": limits.rlimits(),
         }
-        outcome = run_limited([python, "-I", "-S", "-B", str(_INSPECTOR), json.dumps(request)], scratch, limits)
+        result = run_limited([python, "-I", "-S", "-B", str(_INSPECTOR), json.dumps(request)], scratch, limits)
         report = read_report(output, import_name) if output.exists() else RuntimeReport(failure="gave no description")
         if not report.failure:
             report.module_errors.update(dict.fromkeys(skipped, "ended the process"))
@@ -58,7 +58,7 @@ def inspect_package(
         culprit = _read_progress(progress, import_name)
         if culprit in (None, import_name, *skipped) or len(skipped) + 1 >= _MAX_ATTEMPTS:
             where = f" in {culprit}" if culprit else ""
-            report.failure = f"the inspection{where} {outcome.failure or report.failure}"
+            report.failure = f"the inspection{where} {result.failure or report.failure}"
             return report
         skipped.append(str(culprit))
 

@@ -40,7 +40,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandResult:
     """How a command ended."""
 
     returncode: int | None
@@ -75,7 +75,7 @@ def isolation() -> tuple[str, ...]:
     return _UNSHARE if tried.returncode == 0 else ()
 
 
-def run_limited(command: Sequence[str], folder: Path, limits: Limits) -> Outcome:
+def run_limited(command: Sequence[str], folder: Path, limits: Limits) -> CommandResult:
     """Run `command` in `folder`, its home, with none of our environment; it should set `limits.rlimits()` itself.
 
     Its standard input stays open as long as this process lives, and its standard output is discarded.
@@ -110,4 +110,4 @@ def run_limited(command: Sequence[str], folder: Path, limits: Limits) -> Outcome
                 process.stdin.close()
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _SHOWN_BYTES))
-        return Outcome(returncode, file.read().decode("utf-8", "replace"))
+        return CommandResult(returncode, file.read().decode("utf-8", "replace"))

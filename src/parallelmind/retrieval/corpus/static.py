@@ -6,15 +6,16 @@ which `newdocs` and `runtime` fill.
 
 from __future__ import annotations
 
+import ast
 import logging
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.retrieval.corpus.deep_files import delete_deep_files
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.wildcards import Wildcards, modules
 
@@ -22,6 +23,7 @@ _DEEPEST_ALIAS = 50
 _DEEPEST_RECURSION = 3000  # griffe visits syntax trees by recursion; more would overflow the stack of the process
 _BUILTINS = ("builtins.", "__builtin__.")
 _TYPES = {"type alias": "attribute"}
+_DEEPEST_TREE = 400
 
 
 def analyse(folder: Path, import_name: str) -> StaticPackage:
@@ -273,3 +275,29 @@ def _code(node: Any) -> str:
         module_lines = node.lines_collection[node.filepath]
         lines = module_lines[first - 1 : node.endlineno]
     return "\n".join(lines)
+
+
+def delete_deep_files(folder: Path, import_name: str) -> list[str]:
+    """Delete the Python files of a package whose syntax trees are too deep; returns their names."""
+    deleted = []
+    for path in sorted((folder / import_name.replace(".", "/")).rglob("*.py*")):
+        if path.suffix in (".py", ".pyi") and _is_deep(path):
+            path.unlink()
+            deleted.append(str(path.relative_to(folder)))
+    return deleted
+
+
+def _is_deep(path: Path) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            level: list[ast.AST] = [ast.parse(path.read_bytes())]
+    except (RecursionError, MemoryError):
+        return True
+    except (SyntaxError, ValueError):  # griffe leaves these out by itself
+        return False
+    depth = 0
+    while level:
+        depth += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth > _DEEPEST_TREE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parallelmind.cli import failures
+from parallelmind.cli import stderr
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_who_says_it(
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     file = tmp_path / "error.json"
-    failures.say_failed("error: no", interrupted=interrupted, environ=environ | {"TORCHELASTIC_ERROR_FILE": str(file)})
+    stderr.say_failed("error: no", interrupted=interrupted, environ=environ | {"TORCHELASTIC_ERROR_FILE": str(file)})
     assert capsys.readouterr().err == expected
     assert bool(waited) == expected.startswith("rank")
     assert file.exists() != interrupted

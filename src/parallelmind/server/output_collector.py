@@ -1,4 +1,4 @@
-"""Hands what one request gains from the engine's thread to an event loop."""
+"""Hands what the branches of one request generate from the engine's thread to an event loop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LOGPROB_SIZE = 64
 
 
 @dataclass(slots=True)
-class Gain:
-    """What one branch gained since the reader looked last."""
+class Delta:
+    """What one branch generated since the reader looked last."""
 
     text: str = ""
     tokens: int = 0
@@ -24,14 +24,14 @@ class Gain:
     """Set once, with the branch's last text."""
 
 
-class Mailbox:
-    """The gains of one request's branches, merged until they are read, so that a slow reader costs no more than text.
+class OutputCollector:
+    """The deltas of one request's branches, merged until they are read, so that a slow reader costs no more than text.
 
     `put` and `fail` are for the engine's thread, everything else for the event loop.
 
     Args:
         branches: how many the request has.
-        streamed: wake the reader at every gain rather than when the last branch is done.
+        streamed: wake the reader at every delta rather than when the last branch is done.
         max_unread: characters that may wait for the reader.
     """
 
@@ -50,7 +50,7 @@ class Mailbox:
         self.generated_tokens = 0
         self._max_unread = max_unread
         self._unread = 0
-        self._gains: dict[int, Gain] = {}
+        self._deltas: dict[int, Delta] = {}
         self._lock = threading.Lock()
         self._woken = asyncio.Event()
 
@@ -72,11 +72,11 @@ class Mailbox:
                     self.finished_at = now
             if not self.streamed:
                 return self.finished
-            gain = self._gains.setdefault(event.branch_index, Gain())
-            gain.text += event.text
-            gain.tokens += len(event.token_ids)
-            gain.logprobs += event.logprobs
-            gain.result = event.result
+            delta = self._deltas.setdefault(event.branch_index, Delta())
+            delta.text += event.text
+            delta.tokens += len(event.token_ids)
+            delta.logprobs += event.logprobs
+            delta.result = event.result
             self._unread += len(event.text) + sum(_LOGPROB_SIZE * (1 + len(one.top)) for one in event.logprobs)
             self.overflowed |= self._unread > self._max_unread
             return True
@@ -95,8 +95,8 @@ class Mailbox:
         self.abandoned = True
         self._woken.set()
 
-    async def gains(self, timeout: float) -> dict[int, Gain]:
-        """What the branches gained since the last call; empty after `timeout` seconds without any, or if abandoned."""
+    async def deltas(self, timeout: float) -> dict[int, Delta]:
+        """What the branches generated since the last call; empty after `timeout` seconds without any, or abandoned."""
         if not self._woken.is_set():
             try:
                 async with asyncio.timeout(timeout):
@@ -105,8 +105,8 @@ class Mailbox:
                 return {}
         self._woken.clear()
         with self._lock:
-            gains, self._gains, self._unread = self._gains, {}, 0
-        return gains
+            deltas, self._deltas, self._unread = self._deltas, {}, 0
+        return deltas
 
     async def all_results(self) -> list[BranchResult]:
         """The results of all branches, in order, once they are there; empty if abandoned."""

@@ -1,4 +1,4 @@
-"""What the settings of a model come to: the same however much of it was spelled out."""
+"""Which model, adapter and 2D settings the flags come to: the same however they were spelled."""
 
 from __future__ import annotations
 
