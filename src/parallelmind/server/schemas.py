@@ -59,6 +59,8 @@ class TextPart(Strict):
 
 HTTP_SETTINGS = {one.setting.http or one.name: one for one in described(SamplingSettings)}
 """The sampling settings by the names that requests give them."""
+SAMPLING_DEFAULTS = {name: one.default for name, one in HTTP_SETTINGS.items() if one.kind in (int, float)}
+"""The numbers among them where nothing is said; None for a seed."""
 
 
 def _sampling_fields() -> dict[str, Any]:
@@ -123,7 +125,9 @@ class GenerateInput(Sampling):
     """One prompt."""
 
     prompt: Text
-    max_new_tokens: int | None = Field(default=None, ge=1, description="Tokens generated at most (512).")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description=f"Tokens generated at most ({SamplingSettings.max_new_tokens})."
+    )
     return_full_text: bool = Field(
         default=True, description="Whether the response begins with the prompt; false: the continuation alone."
     )
