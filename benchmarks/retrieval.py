@@ -43,8 +43,7 @@ from parallelmind.retrieval.retriever import Retriever, RetrieverSettings
 from parallelmind.retrieval.retriever_options import RetrieverOptions
 from parallelmind.retrieval.store import CorpusStore
 from parallelmind.retrieval.version_index import VersionIndex
-from parallelmind.tasks.context_worker import ContextWorker
-from parallelmind.tasks.contexts import ContextOptions, run_contexts
+from parallelmind.tasks.contexts import ContextOptions, ContextWorker, run_contexts
 
 DOCUMENTS = 50_000
 QUALITY = {"numpy": "1.26.4", "pandas": "2.2.2"}

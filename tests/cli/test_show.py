@@ -63,7 +63,7 @@ def test_all_three_masks(records, model, tmp_path, capsys):
         (["--index", "3"], "--index is 3, but"),
         (["--index", "-1"], "--index is -1"),
         (["--branch_stride", "-1"], "--branch_stride is -1"),
-        (["--base_model", "/nowhere/model"], "--base_model /nowhere/model: its tokenizer cannot be loaded"),
+        (["--base_model", "/nowhere/model"], "--base_model /nowhere/model: not a local folder"),
         (["--png", "x.png", "--font", "/nowhere/a.ttf"], "--font /nowhere/a.ttf"),
     ],
 )

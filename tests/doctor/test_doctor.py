@@ -15,12 +15,12 @@ import torch
 from parallelmind.doctor import (
     CheckResult,
     DoctorOptions,
-    checkout,
     devices,
     documents,
     imports,
     versions,
 )
+from parallelmind.doctor import check as check_module
 from parallelmind.doctor import files as doctor_files
 from parallelmind.doctor.check import Check, CheckFailedError, NotApplicableError, Once, perform
 from parallelmind.errors import TrainingError
@@ -68,8 +68,8 @@ def test_what_several_checks_need_is_made_once() -> None:
 
 
 def test_imports_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "parallelmind.jobs.board", None)
-    assert_fails(result("imports", "parallelmind.jobs"), "parallelmind.jobs.board")
+    monkeypatch.setitem(sys.modules, "parallelmind.jobs.view", None)
+    assert_fails(result("imports", "parallelmind.jobs"), "parallelmind.jobs.view")
     monkeypatch.setattr("parallelmind.__all__", ["Engine", "Gone"])
     assert_fails(result("imports", "parallelmind"), "Gone")
 
@@ -146,7 +146,7 @@ def test_devices_that_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 @pytest.fixture
 def empty_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (checkout, documents):
+    for module in (check_module, documents):
         monkeypatch.setattr(module, "find_checkout", lambda: tmp_path)
     (tmp_path / "docs").mkdir()
     return tmp_path
@@ -168,7 +168,7 @@ def test_documents(empty_checkout: Path) -> None:
 
 
 def test_without_a_checkout_its_parts_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (checkout, documents):
+    for module in (check_module, documents):
         monkeypatch.setattr(module, "find_checkout", lambda: None)
     assert {found.status for found in results("documents").values()} == {"skip"}
     assert result("files", "entry scripts").status == "skip"

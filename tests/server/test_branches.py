@@ -232,6 +232,7 @@ def test_what_the_server_says_of_itself(server: Running) -> None:
     assert info["model"] == "tiny"
     assert info["visibilities"] == ["isolated", "columnar", "strict"]
     assert info["max_model_len"] == 2048
+    assert (info["sampling"]["max_tokens"], info["sampling"]["temperature"]) == (512, 0.7)
     assert server.get("/v1/presets").json["factual"]["top_k"] == 25
     assert server.get("/health").json == {"status": "ready"}
     documents = server.get("/docs")

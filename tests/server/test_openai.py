@@ -196,7 +196,7 @@ def test_our_sampling_settings_pass_through_the_client(client: openai.OpenAI, of
         ("stream_options", {"include_usage": True}),
         ("n", 0),
         ("top_p", 1.5),
-        ("stop", ["x"] * 17),
+        ("stop", ["x"] * 65),
         ("temperature", -1),
         ("temperature", "hot"),
         ("max_tokens", 10**6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,14 +134,14 @@ class ChatCommands:
 
     def _set(self, text: str) -> None:
         if text.strip():
-            name, _, value = text.strip().replace("=", " ").partition(" ")
+            name, value = re.match(r"(\w*)[\s=]*(.*)", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
             self._session.sampling = replace(self._session.sampling, **{name: self._parsed(name, value.strip())})
         self._say(self._settings())
 
     def _parsed(self, name: str, value: str) -> Any:
         if name not in _SETTINGS:
             raise SettingsError(f"there is no setting {name!r}; there are {', '.join(_SETTINGS)}.")
-        if _SETTINGS[name].optional and value.lower() == "none":
+        if value.lower() == "none" and (_SETTINGS[name].optional or _SETTINGS[name].kind is tuple):
             return None
         try:
             return _SETTINGS[name].parse_item(value)

@@ -76,11 +76,9 @@ def _add_flag(group: argparse._ActionsContainer, one: Described) -> None:
             group.add_argument(*spellings, action="store_true", **options)
         return
     kind = one.item if one.kind is tuple else one.kind
-    if one.choices:
-        options["choices"] = one.choices
-    else:
-        options["metavar"] = flag.metavar or ("BOOL" if kind is bool else _METAVARS.get(kind, "TEXT"))
-        options["type"] = _parser_of(one)
+    choices = "{" + ",".join(one.choices) + "}" if one.choices else ""
+    options["metavar"] = choices or flag.metavar or ("BOOL" if kind is bool else _METAVARS.get(kind, "TEXT"))
+    options["type"] = _parser_of(one)
     if one.kind is tuple:
         options |= {"nargs": "+"} if flag.form == "list" else {"action": "append"}
     group.add_argument(*spellings, required=one.required, **options)
@@ -95,7 +93,8 @@ def _parser_of(one: Described) -> Callable[[str], Any]:
 
     def parsed(text: str) -> Any:
         try:
-            return parse(text)
+            value = parse(text)
+            return one.check(value) if one.choices else value
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"--{one.name} {error}") from None
 

@@ -58,7 +58,8 @@ def _lines(job: JobView) -> Iterator[str]:
 
 def _worker(worker: WorkerView) -> str:
     name = "without a worker" if worker.rank is None else f"worker {worker.rank}"
-    others = "".join(f", {getattr(worker, count)} {count.replace('_', ' ')}" for count in OTHER_COUNTS)
+    counted = {name.replace("_", " "): getattr(worker, name) for name in OTHER_COUNTS}
+    others = "".join(f", {count} {name}" for name, count in counted.items() if count)
     return (
         f"{name}: {worker.records} records, {worker.failed} failed, {worker.mean_seconds:.3f} s a record, "
         f"{worker.tokens_in} tokens in, {worker.tokens_out} out{others}"

@@ -146,7 +146,16 @@ def _read_config(path: Path) -> argparse.Namespace:
             elif value:
                 argv.append(flag)
             continue
-        argv.append(flag)
-        items = value if isinstance(value, list) else [value]
-        argv += [json.dumps(item) if isinstance(item, dict | bool) else str(item) for item in items]
+        several = known[flag].nargs in ("+", "*")
+        if isinstance(value, list) and not several:
+            raise SettingsError(f"--config {path}: {key} is {value!r}; it takes one value, not a list.")
+        items = [json.dumps(item) if isinstance(item, dict | bool) else str(item) for item in _listed(value)]
+        if several:
+            argv += [flag, *items] if items else []
+        else:
+            argv.append(f"{flag}={items[0]}")  # which may begin with a dash
     return parser.parse_args(argv)
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]

@@ -45,6 +45,10 @@ class Distribution(NamedTuple):
         return cls(params.temperature, params.top_p, params.top_k, params.min_p, params.repetition_penalty)
 
 
+_SMALLEST = 1e-30
+"""With a temperature or top_p below it only the likeliest token is left; float32 knows no number much smaller."""
+
+
 @dataclass(frozen=True)
 class SamplerRow:
     """One branch to sample for."""
@@ -126,9 +130,10 @@ def token_logprobs(
 
 
 def _draw(scores: Tensor, kind: Distribution, uniform: Tensor) -> list[int]:
-    if kind.temperature < _COLD:  # so that the division does not overflow
-        scores = scores - scores.amax(-1, keepdim=True)
-    scores = TemperatureLogitsWarper(kind.temperature)(None, scores)
+    temperature = kind.temperature
+    if temperature < _COLD:  # so that the division does not overflow, nor end in 0 / 0
+        scores, temperature = scores - scores.amax(-1, keepdim=True), max(temperature, _SMALLEST)
+    scores = TemperatureLogitsWarper(temperature)(None, scores)
     ids, weights, settled = _candidates(scores, kind)
     drawn = ids.gather(1, _invert(weights, uniform)).squeeze(1)
     if not bool(settled.all()):
@@ -170,9 +175,9 @@ def _candidates(scores: Tensor, kind: Distribution) -> tuple[Tensor, Tensor, Ten
         total = scores.logsumexp(-1, keepdim=True)
     weights = (top - total).exp()
     if kind.top_p < 1.0:
-        likelier = weights.cumsum(-1) - weights
-        settled |= likelier[:, -1] >= kind.top_p
-        weights = weights.masked_fill(likelier >= kind.top_p, 0.0)
+        likelier, top_p = weights.cumsum(-1) - weights, max(kind.top_p, _SMALLEST)
+        settled |= likelier[:, -1] >= top_p
+        weights = weights.masked_fill(likelier >= top_p, 0.0)
     if kind.min_p > 0.0:
         floor = kind.min_p * weights[:, :1]
         settled |= weights[:, -1] < floor[:, 0]

@@ -27,12 +27,18 @@ _SAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerStatistics(Counts):
-    """The records whose latest result one worker made."""
+class Outcomes:
+    """How records ended."""
 
     processed: int = 0
     successful: int = 0
     errors: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatistics(Counts, Outcomes):
+    """The records whose latest result one worker made."""
+
     mean_seconds: float = 0.0
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from parallelmind.errors import RequestError
+from parallelmind.settings.sampling import SamplingSettings
 
 
 @torch.inference_mode()
@@ -14,7 +15,7 @@ def generate_text(
     model: Any,
     tokenizer: Any,
     prompt: str,
-    max_new_tokens: int = 512,
+    max_new_tokens: int = SamplingSettings.max_new_tokens,
     temperature: float = 0.7,
     top_p: float = 0.9,
     top_k: int = 50,

@@ -93,7 +93,7 @@ def load_model_with_lora(
     The result can be unpacked into these three, or into the first two, and has them as attributes: see `LoadedModel`.
 
     None means "not given": the sidecar of the adapter or of the model folder decides, else the documented
-    default (ratio 0.5, split, low, stride 128, isolated; 2D RoPE with an adapter only). The rank is that of the
+    default, that of the flag of this name (2D RoPE with an adapter only). The rank is that of the
     adapter's weights. Values that contradict a sidecar or the weights are refused.
 
     Args:

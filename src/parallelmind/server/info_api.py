@@ -15,7 +15,7 @@ from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.branches_api import ServiceOf
 from parallelmind.server.problems import ApiError
-from parallelmind.server.schemas import GridInput, GridOutput, GridToken, Health, PresetOutput
+from parallelmind.server.schemas import SAMPLING_DEFAULTS, GridInput, GridOutput, GridToken, Health, PresetOutput
 from parallelmind.settings.sampling import PRESETS
 from parallelmind.visuals.grid import row_grid
 from parallelmind.visuals.tokens import token_texts
@@ -56,6 +56,7 @@ async def info(service: ServiceOf) -> dict[str, Any]:
         "adapters": list(served.adapters),
         "visibility": engine.visibility,
         "visibilities": list(VISIBILITIES),
+        "sampling": SAMPLING_DEFAULTS,
         "max_model_len": engine.max_model_len,
         "chat_template": served.prompts.template.is_own,
         "max_branches": options.max_branches,

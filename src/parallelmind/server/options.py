@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from parallelmind.errors import SettingsError
 from parallelmind.settings.model import ModelOptions
@@ -68,7 +68,7 @@ class ServeOptions(ModelOptions):
     max_batched_tokens: Annotated[int, Ge(1), Setting("tokens in one forward pass", _LIMITS)] = 2048
     kv_cache_gb: Annotated[
         float | None,
-        Ge(0),
+        Gt(0),
         Setting("memory for keys and values, GiB", _LIMITS, default="half of what is free"),
     ] = None
     prefix_cache_gb: Annotated[

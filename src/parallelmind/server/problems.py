@@ -151,7 +151,7 @@ def _explained(errors: Sequence[Any]) -> ApiError:
 
 def _is_value(error: Mapping[str, Any]) -> bool:
     """Whether an error is about type or range, and not about what else a text or list may be."""
-    return error["type"] not in ("value_error", "too_long")
+    return bool(error["type"] != "value_error")
 
 
 def _names_a_form(part: object) -> bool:

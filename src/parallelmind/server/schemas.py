@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
 from parallelmind.prompts.conversation import Message, role_of
-from parallelmind.settings.sampling import SamplingParams, SamplingSettings
+from parallelmind.settings.sampling import MOST_STOPS, SamplingParams, SamplingSettings
 from parallelmind.settings.setting import described
 
 
@@ -23,7 +23,7 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-Stop = Text | Annotated[list[Text], Field(max_length=16)]
+Stop = Text | Annotated[list[Text], Field(max_length=MOST_STOPS)]
 
 
 def incompatible(param: str, message: str) -> PydanticCustomError:
@@ -59,6 +59,8 @@ class TextPart(Strict):
 
 HTTP_SETTINGS = {one.setting.http or one.name: one for one in described(SamplingSettings)}
 """The sampling settings by the names that requests give them."""
+SAMPLING_DEFAULTS = {name: one.default for name, one in HTTP_SETTINGS.items() if one.kind in (int, float)}
+"""The numbers among them where nothing is said; None for a seed."""
 
 
 def _sampling_fields() -> dict[str, Any]:
@@ -123,7 +125,9 @@ class GenerateInput(Sampling):
     """One prompt."""
 
     prompt: Text
-    max_new_tokens: int | None = Field(default=None, ge=1, description="Tokens generated at most (512).")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description=f"Tokens generated at most ({SamplingSettings.max_new_tokens})."
+    )
     return_full_text: bool = Field(
         default=True, description="Whether the response begins with the prompt; false: the continuation alone."
     )

@@ -17,6 +17,8 @@ _LOADING = "loading"
 TINY_MODEL = "tiny"
 """The name of the bundled model."""
 
+LARGEST_STRIDE = 2**20
+"""Positions of many branches beyond it would lose precision."""
 DEFAULT_STRIDE = 128
 """Branch position = branch id × stride."""
 
@@ -65,6 +67,7 @@ RopePairs = Annotated[
 BranchStride = Annotated[
     int | None,
     Ge(0),
+    Le(LARGEST_STRIDE),
     Setting("branch position = branch id x stride", _GROUP, default=f"the adapter's, else {DEFAULT_STRIDE}"),
 ]
 VisibilityOption = Annotated[

@@ -10,12 +10,13 @@ import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypedDict
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from parallelmind.errors import ParallelMindError, RequestError
 from parallelmind.settings.setting import Setting, Settings, values_of
 
 _GROUP = "sampling"
+MOST_STOPS = 64
 
 MaxNewTokens = Annotated[int, Ge(1), Setting("at most this many tokens in an answer", _GROUP, http="max_tokens")]
 Temperature = Annotated[
@@ -39,7 +40,8 @@ RepetitionPenalty = Annotated[
 ]
 Stop = Annotated[
     tuple[Annotated[str, MinLen(1)], ...] | str,
-    Setting("end the answer before this text", _GROUP, expected="a text that is not empty"),
+    MaxLen(MOST_STOPS),
+    Setting("end the answer before this text", _GROUP, expected=f"at most {MOST_STOPS} texts that are not empty"),
 ]
 IgnoreEos = Annotated[bool, Setting("continue after the end-of-text token", _GROUP)]
 Seed = Annotated[
@@ -63,6 +65,12 @@ class SamplingSettings(Settings):
     stop: Stop = ()
     ignore_eos: IgnoreEos = False
     seed: Seed | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that give other answers when they differ: greedy decoding draws nothing, stops have no order."""
+        settings = super().identity() | {"stop": sorted(set(self.stop_texts))}
+        idle = ("top_p", "top_k", "min_p", "seed") if self.temperature == 0 else ()
+        return {name: value for name, value in settings.items() if name not in idle}
 
     @property
     def stop_texts(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import operator
 import os
 import types
@@ -147,11 +148,9 @@ class Described:
             return text
         if kind is Path:
             return Path(text)
-        from pydantic import TypeAdapter
-
         try:
-            return TypeAdapter(kind).validate_strings(text.strip())
-        except ValueError as error:
+            return _BOOLEANS[text.strip().lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError) as error:
             raise ValueError(self.refusal(text)) from error
 
     def refusal(self, value: Any) -> str:
@@ -161,6 +160,8 @@ class Described:
             wrong = [item for item in value if not _is_valid(item, get_args(_plain(self.type))[0])]
             shown = repr(wrong[0]) if wrong else shown
         kind = _KINDS.get(self.kind, "")
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"is {shown}; it must be a finite number, {self.expected}.".replace("number, a number", "number")
         named = bool(self.setting.expected or not kind or kind in self.expected or _is_of(self.kind, value))
         return f"is {shown}; it must be {self.expected if named else f'{kind}, {self.expected}'}."
 
@@ -222,7 +223,7 @@ class Settings:
             variable = ENVIRONMENT_PREFIX + one.name.upper()
             if text := environment.get(variable):
                 try:
-                    given[one.name] = one.parse_text(text)
+                    given[one.name] = one.check(one.parse_text(text))
                 except ValueError as error:
                     raise SettingsError(f"{variable} {error}") from None
             elif one.required:
@@ -300,6 +301,7 @@ def _converted(value: Any, one: Described) -> Any:
     return value
 
 
+_BOOLEANS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 

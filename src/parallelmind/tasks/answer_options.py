@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 
 from parallelmind.answering.backends.openai_compatible import HttpSettings
 from parallelmind.answering.backends.retry import RetryPolicy
@@ -33,7 +33,7 @@ from parallelmind.settings.model import (
     ModelOptions,
     QuantizedLoadingSettings,
 )
-from parallelmind.settings.sampling import SamplingSettings, Seed, Temperature, TopP
+from parallelmind.settings.sampling import SamplingSettings, Temperature, TopP
 from parallelmind.settings.setting import Flag, Setting, names, values_of
 
 InferenceType = Literal["local", "huggingface", "togetherai", "openai"]
@@ -93,7 +93,15 @@ class AnswerOptions(QuantizedLoadingSettings, SamplingSettings):
     kv_cache_gb: KvCacheGb = None
     temperature: Temperature = 0.2
     top_p: TopP = 0.95
-    seed: Seed = 0
+    seed: Annotated[
+        int | None,
+        Ge(-(2**63)),
+        Lt(2**64),
+        Setting(
+            "same seed, same answers", "sampling", default="0 for the engine here, none for a server",
+            expected="a whole number of 64 bits",
+        ),
+    ] = None  # fmt: skip
     base_url: BaseUrl = None
     api_key_env: ApiKeyEnv = None
     concurrency: Concurrency = 16
@@ -123,6 +131,11 @@ class AnswerOptions(QuantizedLoadingSettings, SamplingSettings):
             self.model()
 
     @property
+    def engine_seed(self) -> int:
+        """The seed from which the engine makes that of every row."""
+        return self.seed or 0
+
+    @property
     def uses_engine(self) -> bool:
         return self.backend is None and self.inference_type in ENGINE_TYPES
 
@@ -143,7 +156,7 @@ class AnswerOptions(QuantizedLoadingSettings, SamplingSettings):
         """
         assert self.model_path
         return HttpSettings(
-            **values_of(SamplingSettings, self) | {"seed": self.seed or None},
+            **values_of(SamplingSettings, self) | {"seed": self.seed},
             model=self.model_path,
             extra_body=self.extra_body,
             concurrency=self.concurrency,
@@ -156,10 +169,14 @@ class AnswerOptions(QuantizedLoadingSettings, SamplingSettings):
     def identity(self) -> dict[str, Any]:
         """The settings that make this another job when they differ."""
         template = None if self.prompt_template is None else real_name(str(self.prompt_template))
-        names = {"lora_path": real_name(self.lora_path), "prompt_template": template}
+        names: dict[str, Any] = {"lora_path": real_name(self.lora_path), "prompt_template": template}
         if self.uses_engine:
-            names["model_path"] = real_name(self.model_path)
-        return super().identity() | names
+            names |= {"model_path": real_name(self.model_path), "seed": self.engine_seed}
+        if self.base_url is not None:
+            names["base_url"] = self.base_url.rstrip("/")
+        settings = super().identity() | names
+        idle = () if self.uses_engine else (*_ENGINE_ONLY, "dtype")
+        return {name: value for name, value in settings.items() if name not in idle}
 
     def file_prints(self) -> dict[str, str]:
         """Hashes of the local files that change the answers; edited, they make this another job."""

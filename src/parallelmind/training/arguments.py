@@ -135,7 +135,7 @@ def training_arguments(
     }
     try:
         arguments = TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, OverflowError) as error:
         raise SettingsError(f"transformers refuses these arguments: {error}") from error
     # One process, one GPU: transformers would otherwise split every batch over all GPUs it sees.
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from parallelmind.errors import SettingsError
 from parallelmind.settings.model import (
     DEFAULT_STRIDE,
+    LARGEST_STRIDE,
     QuantizedLoadingSettings,
     RopeMode,
     RopePairs,
@@ -71,7 +72,7 @@ class TrainOptions(QuantizedLoadingSettings):
     """
 
     task: Annotated[Task, Setting("what to train", _RUN)] = "parallel_lora"
-    seed: Annotated[int, Setting("same seed, same run", _RUN)] = 42
+    seed: Annotated[int, Ge(0), Lt(2**32), Setting("same seed, same run", _RUN)] = 42
     out_dir: Annotated[
         Path,
         Setting("folder for all output", _RUN, identity=False, flag=Flag(also=("--output_dir",), metavar="DIR")),
@@ -137,7 +138,7 @@ class TrainOptions(QuantizedLoadingSettings):
         str | None,
         Setting("adapter to continue from: a .pth file or a PEFT folder", _LORA, flag=Flag(metavar="PATH")),
     ] = None
-    lora_alpha: Annotated[float | None, Setting("scaling is alpha / rank", _LORA, default="the rank")] = None
+    lora_alpha: Annotated[float | None, Gt(0), Setting("scaling is alpha / rank", _LORA, default="the rank")] = None
     lora_dropout: Annotated[float, Ge(0), Lt(1), Setting("dropout before the adapter", _LORA)] = 0.0
     target_modules: Annotated[
         tuple[str, ...],
@@ -165,6 +166,7 @@ class TrainOptions(QuantizedLoadingSettings):
     stride: Annotated[
         int | None,
         Ge(0),
+        Le(LARGEST_STRIDE),
         Setting(
             "branch position = branch id x stride", _MODEL, default=f"the adapter's, else {DEFAULT_STRIDE}",
             flag=Flag(also=("--branch_stride",)),

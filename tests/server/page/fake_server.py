@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 import parallelmind.server
 from parallelmind.server.guards import SecurityHeaders
+from parallelmind.server.schemas import SAMPLING_DEFAULTS
 from parallelmind.settings.sampling import PRESETS
 
 STATIC = Path(parallelmind.server.__file__).parent / "static"
@@ -31,6 +32,7 @@ INFO = {
     "adapters": ["medical", "legal"],
     "visibility": "isolated",
     "visibilities": ["isolated", "columnar", "strict"],
+    "sampling": SAMPLING_DEFAULTS,
     "max_model_len": 2048,
     "chat_template": False,
     "version": "0",

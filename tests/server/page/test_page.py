@@ -100,6 +100,7 @@ def test_settings_presets_and_those_of_one_branch(page: Page, scripted: FakeServ
     page.get_by_role("button", name="Settings of branch 2").click()
     own = branch(page, 2)
     expect(own.get_by_label("Temperature")).to_have_attribute("placeholder", "0.15")
+    expect(own.get_by_label("Min p")).to_have_attribute("placeholder", "0")
     own.get_by_label("Temperature").fill("1.5")
     own.get_by_label("Adapter").select_option("none: the base model")
     run_all(page)

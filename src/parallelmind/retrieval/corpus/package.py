@@ -6,8 +6,8 @@ import contextlib
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -24,12 +24,11 @@ from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runti
 from parallelmind.retrieval.corpus.meta import CorpusMeta, write_meta
 from parallelmind.retrieval.corpus.names import find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.newdocs import find_newdocs
-from parallelmind.retrieval.corpus.objects import PackageObject
-from parallelmind.retrieval.corpus.rows import Origin, docstring_rows, source_rows
+from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
 from parallelmind.retrieval.corpus.sandbox import Limits, isolation
 from parallelmind.retrieval.corpus.static import analyse
-from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,3 +240,52 @@ def _time_limit(seconds: float, what: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The archive that rows come from."""
+
+    distribution: str
+    version: str
+    wheel: str
+    wheel_sha256: str
+
+
+def docstring_rows(objects: Mapping[str, PackageObject], origin: Origin) -> Iterator[CorpusRow]:
+    """A row for each object that has a public name, sorted by path."""
+    for item in _public(objects.values()):
+        yield _row(item, origin)
+
+
+def source_rows(objects: Mapping[str, PackageObject], origin: Origin) -> Iterator[CorpusRow]:
+    """A row for each object that has a public name and source code, sorted by path."""
+    for item in _public(objects.values()):
+        if item.code:
+            yield replace(_row(item, origin), doc=_clean(item.code), source="static")
+
+
+def _public(objects: Iterable[PackageObject]) -> list[PackageObject]:
+    return sorted((item for item in objects if any(map(is_public, item.names))), key=lambda item: item.path)
+
+
+def _row(item: PackageObject, origin: Origin) -> CorpusRow:
+    aliases = {name for name in item.names if is_public(name)} - {item.path}
+    return CorpusRow(
+        path=_clean(item.path),
+        aliases=tuple(_clean(name) for name in sorted(aliases, key=lambda name: (name.count("."), len(name), name))),
+        doc=_clean(item.doc),
+        type=_clean(item.type),
+        signature=_clean(item.signature),
+        members=tuple(_clean(name) for name in sorted(item.members)),
+        source=item.source,
+        distribution=origin.distribution,
+        version=origin.version,
+        wheel=origin.wheel,
+        wheel_sha256=origin.wheel_sha256,
+    )
+
+
+def _clean(text: str) -> str:
+    """Without halves of surrogate pairs, which UTF-8 cannot carry."""
+    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text

@@ -172,7 +172,10 @@ async function showServer(state) {
     byId("model").textContent = info.model;
     byId("model").hidden = false;
     settings.offer(info, presets);
-    for (const card of cards) card.offer(settings.adapters);
+    for (const card of cards) {
+      card.offer(settings.adapters);
+      card.inherit(settings.sampling);
+    }
     dropNotice("info");
   } catch (error) {
     notice("info", `What the server offers could not be read: ${error.message}`, {

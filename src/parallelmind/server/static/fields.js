@@ -1,18 +1,18 @@
 // The sampling settings: what they are called, their range, and the form controls for them.
 
-/** In the order in which they are shown. Not set: the server's default. */
+/** In the order in which they are shown. `usual` is what holds where nothing is set; the server says the numbers. */
 export const FIELDS = [
-  { name: "temperature", label: "Temperature", kind: "number", min: 0, max: 100, step: "any", usual: 0.7,
+  { name: "temperature", label: "Temperature", kind: "number", min: 0, max: 100, step: "any",
     help: "0 always takes the likeliest token" },
-  { name: "top_p", label: "Top p", kind: "number", min: 0.0001, max: 1, step: "any", usual: 0.9,
+  { name: "top_p", label: "Top p", kind: "number", min: 0.0001, max: 1, step: "any",
     help: "keep the likeliest tokens that reach this probability together" },
-  { name: "top_k", label: "Top k", kind: "number", min: 0, max: 2147483648, step: 1, usual: 0,
+  { name: "top_k", label: "Top k", kind: "number", min: 0, max: 2147483648, step: 1,
     help: "keep this many of the likeliest tokens; 0 keeps all" },
-  { name: "min_p", label: "Min p", kind: "number", min: 0, max: 1, step: "any", usual: 0,
+  { name: "min_p", label: "Min p", kind: "number", min: 0, max: 1, step: "any",
     help: "drop tokens less likely than this share of the likeliest" },
-  { name: "repetition_penalty", label: "Repetition penalty", kind: "number", min: 0.01, max: 100, step: "any", usual: 1,
+  { name: "repetition_penalty", label: "Repetition penalty", kind: "number", min: 0.01, max: 100, step: "any",
     help: "above 1 discourages repetition" },
-  { name: "max_tokens", label: "Max tokens", kind: "number", min: 1, max: 1000000, step: 1, usual: 512,
+  { name: "max_tokens", label: "Max tokens", kind: "number", min: 1, max: 1000000, step: 1,
     help: "tokens of an answer at most" },
   { name: "seed", label: "Seed", kind: "number", min: 0, max: 2147483647, step: 1, usual: "random",
     help: "the same seed gives the same answers" },
@@ -71,9 +71,14 @@ export function writeForm(form, sampling) {
   for (const { name } of FIELDS) form.elements[name].value = sampling[name] ?? "";
 }
 
-/** What a branch inherits shows as the placeholder of its own settings. */
+/** What a branch inherits, or the server's default, shows as the placeholder of its own settings. */
 export function showInherited(form, sampling) {
-  for (const { name, usual } of FIELDS) form.elements[name].placeholder = String(sampling[name] ?? usual);
+  for (const { name, usual } of FIELDS) form.elements[name].placeholder = String(sampling[name] ?? usual ?? "");
+}
+
+/** Takes over the server's defaults, by the names of the fields. */
+export function takeDefaults(defaults) {
+  for (const field of FIELDS) field.usual = defaults[field.name] ?? field.usual;
 }
 
 /** The settings as the API takes them. */

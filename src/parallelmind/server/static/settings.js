@@ -1,6 +1,16 @@
 // Settings that hold for all branches: sampling, presets, visibility, adapter, the form of the prompt.
 
-import { choose, fillForm, fillOptions, readForm, summary, toRequest, writeForm } from "./fields.js";
+import {
+  choose,
+  fillForm,
+  fillOptions,
+  readForm,
+  showInherited,
+  summary,
+  takeDefaults,
+  toRequest,
+  writeForm,
+} from "./fields.js";
 
 const VISIBILITIES = {
   isolated: "a branch sees the shared text and itself",
@@ -51,6 +61,8 @@ export class Settings {
   offer(info, presets) {
     this.#info = info;
     this.#presets = presets;
+    takeDefaults(info.sampling ?? {});
+    showInherited(this.#form, {});
     fillOptions(this.#preset, [["", "custom"], ...Object.keys(presets).map((name) => [name, name])]);
     const own = info.visibility ? `the model's own: ${info.visibility}` : "the model's own";
     const known = info.visibilities ?? Object.keys(VISIBILITIES);
