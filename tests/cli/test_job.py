@@ -34,7 +34,7 @@ def test_a_job_from_its_interruption_to_its_end(data: Path, out: Path, capsys: p
     shown = capsys.readouterr().out.splitlines()
     assert shown[:2] == [f"{out}: test, interrupted", "10 records = 2 successful + 1 failed + 7 to do"]
     assert "1 of the failed records can be tried again" in shown
-    assert "worker 0: 3 records, 1 failed, 0.000 s a record, 0 tokens in, 0 out, 0 retries" in shown
+    assert "worker 0: 3 records, 1 failed, 0.000 s a record, 0 tokens in, 0 out" in shown
     assert "errors of class Error: 1" in shown
     assert "failed: record 4: 3 is bad" in shown
     assert shown[-2:] == ["setting a: 1", 'setting 字: "x"']

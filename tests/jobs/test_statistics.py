@@ -85,7 +85,7 @@ def test_the_file(index: ResultIndex, tmp_path: Path) -> None:
     save_statistics(collect_statistics(index, seconds=2.0, resumed=0), path)
     stored = json.loads(path.read_text())
     assert list(stored) == [
-        "tokens_in", "tokens_out", "retries", "processed", "successful", "errors", "mean_seconds", "records", "seconds",
+        "processed", "successful", "errors", "tokens_in", "tokens_out", "retries", "mean_seconds", "records", "seconds",
         "records_in_this_run", "seconds_percentiles", "errors_by_class", "workers", "success_rate",
         "records_per_second",
     ]  # fmt: skip
