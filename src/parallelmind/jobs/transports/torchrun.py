@@ -8,6 +8,7 @@ store; both hold a key without which nobody is listened to. Records and results 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -248,7 +249,6 @@ class _Meeting:
         number = next(_job_numbers.setdefault(rank.rank, itertools.count()))
         self._name = f"{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{number}"
         self._file: Path | None = None
-        self._store: Any = None
         if environ.get("LOCAL_WORLD_SIZE") == str(rank.world_size):  # one machine: the launcher is everybody's parent
             import psutil
 
@@ -299,17 +299,17 @@ class _Meeting:
             self._file.unlink(missing_ok=True)
 
     def _open_store(self) -> Any:
-        if self._store is None:
-            from datetime import timedelta
+        agent_has_it = self._environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        is_master = self._rank.rank == 0 and not agent_has_it
+        return _open_store(self._environ["MASTER_ADDR"], int(self._environ["MASTER_PORT"]), is_master)
 
-            from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-            agent_has_it = self._environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            self._store = TCPStore(
-                self._environ["MASTER_ADDR"],
-                int(self._environ["MASTER_PORT"]),
-                is_master=self._rank.rank == 0 and not agent_has_it,
-                timeout=timedelta(seconds=_STORE_SECONDS),
-                wait_for_workers=False,
-            )
-        return self._store
+@functools.cache
+def _open_store(host: str, port: int, is_master: bool) -> Any:
+    """The store of the run, one for all of its jobs: a rank must not find that of the job before, which is closing."""
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    timeout = timedelta(seconds=_STORE_SECONDS)
+    return TCPStore(host, port, is_master=is_master, timeout=timeout, wait_for_workers=False)
