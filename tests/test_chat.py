@@ -109,7 +109,7 @@ def test_a_template_that_refuses_is_a_request_error(engine: Engine) -> None:
     session = ChatSession(engine, GREEDY)
     with pytest.raises(RequestError, match="chat template refuses the conversation: never"):
         "".join(session.reply("hi"))
-    assert session.conversation.turns == []
+    assert session.conversation.exchanges == []
 
 
 def test_earlier_turns_come_from_the_cache(engine: Engine) -> None:
@@ -124,17 +124,17 @@ def test_a_stopped_answer_is_kept_as_far_as_it_went(engine: Engine) -> None:
     reply = session.reply("hi")
     piece = next(reply)
     reply.close()
-    assert [(turn.message, turn.answer) for turn in session.conversation.turns] == [("hi", piece)]
+    assert [(turn.message, turn.answer) for turn in session.conversation.exchanges] == [("hi", piece)]
     assert not engine.has_unfinished()
 
 
 def test_a_message_that_is_too_long_is_refused_and_nothing_is_forgotten(engine: Engine) -> None:
     session = ChatSession(engine, GREEDY)
     "".join(session.reply("hi"))
-    turns = list(session.conversation.turns)
+    turns = list(session.conversation.exchanges)
     with pytest.raises(RequestError, match="too long"):
         "".join(session.reply("x" * 5000))
-    assert session.conversation.turns == turns
+    assert session.conversation.exchanges == turns
     with pytest.raises(RequestError, match="nothing to continue"):
         "".join(stream_text(engine, "", GREEDY))
 
@@ -165,10 +165,10 @@ def test_branches_answer_as_each_question_alone_would(engine: Engine, template: 
         return fresh
 
     together = session()
-    before = list(together.conversation.turns)
+    before = list(together.conversation.exchanges)
     texts = collect(together.branch(questions), len(questions))
     assert texts == ["".join(session().reply(question)) for question in questions]
-    assert together.conversation.turns == before
+    assert together.conversation.exchanges == before
 
 
 def test_joined_branches_are_turns_of_the_conversation(engine: Engine, shown: list[str]) -> None:
@@ -190,7 +190,7 @@ def test_stopped_branches_are_joined_as_far_as_they_went(engine: Engine) -> None
         texts[event.branch_index] += event.text
     events.close()  # type: ignore[attr-defined]
     session.join()
-    assert [turn.answer for turn in session.conversation.turns] == texts
+    assert [turn.answer for turn in session.conversation.exchanges] == texts
     assert not engine.has_unfinished()
 
 

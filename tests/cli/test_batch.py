@@ -106,7 +106,7 @@ def test_an_error_is_one_line_and_a_traceback_only_with_debug(
         (["-x"], "unknown flag -x"),
         (["stray"], "unexpected argument 'stray'"),
         (["--batch_size", "many"], "--batch_size is 'many'; it must be a whole number, 1 or more."),
-        (["--visibility", "all"], "argument --visibility: invalid choice: 'all'"),
+        (["--visibility", "all"], "--visibility is 'all'; it must be one of isolated, columnar, strict."),
         (["--patch_rope", "--no_patch_rope"], "not allowed with argument --patch_rope"),
     ],
 )
