@@ -18,7 +18,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +57,15 @@ def token_ids(text: str, length: int) -> list[int]:
     return [chance.randrange(VOCABULARY) for _ in range(length)]
 
 
-@dataclass(frozen=True)
 class Answering(AnswerTask):
     """Answers with an engine that is there already."""
 
-    worker: RecordWorker
-    group: GroupOf | None
+    def __init__(self, options: AnswerOptions, worker: RecordWorker, group_of: GroupOf | None) -> None:
+        super().__init__(options)
+        self.worker, self.group_of = worker, group_of
 
-    @property
     def settings(self) -> dict[str, Any]:
         return {}
-
-    @property
-    def group_of(self) -> GroupOf | None:
-        return self.group
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         return self.worker

@@ -64,7 +64,7 @@ def with_workers(task: CopyTask, workers: int) -> tuple[float, float]:
     began = time.perf_counter()
     report = run_job(task, RunOptions(workers=workers))
     assert report is not None
-    assert task.out.stat().st_size == task.data.stat().st_size
+    assert task.out_path.stat().st_size == task.input_path.stat().st_size
     return time.perf_counter() - began, report.statistics.seconds
 
 

@@ -112,7 +112,9 @@ from parallelmind import RecordResult, RunOptions, Task, run_job
 class Words(Task):
     kind = "words"
     input_path, out_path = Path("records.jsonl"), Path("words.jsonl")
-    settings = {}
+
+    def settings(self):
+        return {}
 
     def start(self, worker, alive):
         return self

@@ -36,11 +36,11 @@ def fails_on(*bad: int) -> Callable[[bytes], Rows]:
 class Doubling(Task):
     """Notes which records it was given."""
 
-    data: Path
-    out: Path
+    input_path: Path
+    out_path: Path
     given: Mapping[str, Any] = field(default_factory=lambda: {"a": 1})
     prints: Mapping[str, str] = field(default_factory=dict)
-    most: int | None = None
+    max_records: int | None = None
     work: Callable[[bytes], Rows] = double
     shuffled: bool = False
     only: Sequence[int] | None = None
@@ -49,25 +49,11 @@ class Doubling(Task):
 
     kind = "test"
 
-    @property
-    def input_path(self) -> Path:
-        return self.data
-
-    @property
-    def out_path(self) -> Path:
-        return self.out
-
-    @property
     def settings(self) -> Mapping[str, Any]:
         return self.given
 
-    @property
     def files(self) -> Mapping[str, str]:
         return self.prints
-
-    @property
-    def max_records(self) -> int | None:
-        return self.most
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> Doubling:
         return self
@@ -132,7 +118,7 @@ def job(
     max_records: int | None = None,
     **options: Any,
 ) -> Start:
-    task = Doubling(data, out, given=settings or {"a": 1}, prints=files or {}, most=max_records)
+    task = Doubling(data, out, given=settings or {"a": 1}, prints=files or {}, max_records=max_records)
     return Start(task, RunOptions(**options))
 
 

@@ -20,13 +20,13 @@ from parallelmind.jobs.run import JobReport, run_job
 from parallelmind.jobs.task import Task, WorkerInfo, Write
 
 
-@dataclass(frozen=True)
+@dataclass
 class Records(Task):
     """Doubles "n"; a record may also say {"do": "die" | "end" | "leave" | "stop" | "hang" | "fail" | "refuse"}, or
     {"do": "wait", "until": records begun}."""
 
-    data: Path
-    out: Path
+    input_path: Path
+    out_path: Path
     seconds: float = 0.0
     ahead: int = 1
     """Records taken before the first of them is written."""
@@ -42,15 +42,6 @@ class Records(Task):
 
     kind = "test"
 
-    @property
-    def input_path(self) -> Path:
-        return self.data
-
-    @property
-    def out_path(self) -> Path:
-        return self.out
-
-    @property
     def settings(self) -> Mapping[str, Any]:
         return {}
 
@@ -62,7 +53,7 @@ class Records(Task):
             os.kill(os.getpid(), signal.SIGSTOP)
         if worker.rank in self.refuse:
             raise SettingsError(f"rank {worker.rank} has no model; get one.")
-        object.__setattr__(self, "rank", worker.rank)
+        self.rank = worker.rank
         return self
 
     def run(self, lines: Iterable[JsonLine], write: Write) -> None:

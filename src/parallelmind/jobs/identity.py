@@ -23,7 +23,7 @@ class Identity:
     @classmethod
     def of(cls, task: Task) -> Identity:
         # As they come back from a file: tuples are lists, keys are texts.
-        settings, files = (json.loads(json.dumps(dict(values))) for values in (task.settings, task.files))
+        settings, files = (json.loads(json.dumps(dict(values))) for values in (task.settings(), task.files()))
         return cls(kind=task.kind, settings=settings, files=files)
 
     def differences(self, stored: Identity) -> list[str]:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from parallelmind.io.jsonl import JsonLine
@@ -48,50 +47,28 @@ class Task(ABC):
     It is sent to the workers, so it must be possible to pickle it.
     """
 
-    @property
-    @abstractmethod
-    def kind(self) -> str:
-        """What is done with each record, such as "batch"."""
+    kind: str
+    """What is done with each record, such as "batch"."""
+    input_path: Path
+    """The records, JSONL."""
+    out_path: Path
+    """The output that is asked for, JSONL."""
+    max_records: int | None = None
+    """Only the first so many records of the input; None: all."""
+    group_of: GroupOf | None = None
+    """What makes records neighbours; None: they are worked on in input order."""
+    noun: str = "records"
+    """What the log calls the records."""
+    input_hint: str = ""
+    """What makes such an input, said where it does not exist."""
 
-    @property
-    @abstractmethod
-    def input_path(self) -> Path:
-        """The records, JSONL."""
-
-    @property
-    @abstractmethod
-    def out_path(self) -> Path:
-        """The output that is asked for, JSONL."""
-
-    @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """JSON values as they take effect: everything that changes the output, and nothing else."""
 
-    @property
     def files(self) -> Mapping[str, str]:
         """Hashes of the files that change the output, by the setting that names them."""
-        return MappingProxyType({})
-
-    @property
-    def max_records(self) -> int | None:
-        """Only the first so many records of the input; None: all."""
-        return None
-
-    @property
-    def group_of(self) -> GroupOf | None:
-        """What makes records neighbours; None: they are worked on in input order."""
-        return None
-
-    @property
-    def noun(self) -> str:
-        """What the log calls the records."""
-        return "records"
-
-    @property
-    def input_hint(self) -> str:
-        """What makes such an input, said where it does not exist."""
-        return ""
+        return {}
 
     @abstractmethod
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:

@@ -6,23 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from parallelmind.settings.model import (
-    BaseModel,
-    BranchStride,
-    Dtype,
-    LoadingSettings,
-    LoraRank,
-    PatchRope,
-    RopeMode,
-    RopePairs,
-    RopeRatio,
-    VisibilityOption,
-)
+from parallelmind.settings.model import AdaptedModelSettings, Dtype
 from parallelmind.settings.setting import Flag, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeOptions(LoadingSettings):
+class MergeOptions(AdaptedModelSettings):
     """What to merge; the names are the flags.
 
     Raises:
@@ -32,13 +21,5 @@ class MergeOptions(LoadingSettings):
     output_dir: Annotated[
         Path, Setting("the new model folder, which must not exist yet", "files", flag=Flag(metavar="DIR"))
     ]
-    base_model: BaseModel
     lora_path: Annotated[str, Setting("adapter: a .pth file or a PEFT folder", "model", flag=Flag(metavar="PATH"))]
-    lora_rank: LoraRank = None
-    patch_rope: PatchRope = None
-    rope_2d_ratio: RopeRatio = None
-    rope_2d_mode: RopeMode = None
-    rope_2d_pairs: RopePairs = None
-    branch_stride: BranchStride = None
-    visibility: VisibilityOption = None
     dtype: Dtype = "auto"

@@ -137,12 +137,8 @@ class QuantizedLoadingSettings(LoadingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(QuantizedLoadingSettings):
-    """Which model to load and how. Which adapter to load is each command's own to say.
-
-    Raises:
-        SettingsError: a value is out of range.
-    """
+class AdaptedModelSettings(LoadingSettings):
+    """Which model, and how the positions of its branches are encoded: what its adapter was trained with."""
 
     base_model: BaseModel
     lora_rank: LoraRank = None
@@ -152,6 +148,16 @@ class ModelOptions(QuantizedLoadingSettings):
     rope_2d_pairs: RopePairs = None
     branch_stride: BranchStride = None
     visibility: VisibilityOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(AdaptedModelSettings, QuantizedLoadingSettings):
+    """Which model to load and how. Which adapter to load is each command's own to say.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
     device_map: DeviceMap = None
 
     @classmethod

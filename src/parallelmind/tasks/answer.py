@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from parallelmind.answering.backends.adapter import UserBackend
@@ -24,7 +22,7 @@ from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.run import JobReport, run_job
 from parallelmind.jobs.statistics import Progress
-from parallelmind.jobs.task import GroupOf, RecordWorker, Task, WorkerInfo
+from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
 from parallelmind.settings.sampling import SamplingSettings
@@ -36,43 +34,25 @@ from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
 _SLACK_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
 class AnswerTask(Task):
     """Answers context rows."""
-
-    options: AnswerOptions
 
     kind = "answer"
     noun = "contexts"
 
-    @property
-    def input_path(self) -> Path:
-        return self.options.contexts_file
+    def __init__(self, options: AnswerOptions) -> None:
+        self.options = options
+        self.input_path, self.out_path = options.contexts_file, options.output_file
+        self.max_records = options.max_samples
+        self.group_of = context_of if options.uses_engine else None
+        made_by = f"parallelmind contexts --queries_file … --corpus_path … --output_file {self.input_path}"
+        self.input_hint = f"; {made_by} makes it"
 
-    @property
-    def out_path(self) -> Path:
-        return self.options.output_file
-
-    @property
     def settings(self) -> Mapping[str, Any]:
         return self.options.identity()
 
-    @property
     def files(self) -> Mapping[str, str]:
         return self.options.file_prints()
-
-    @property
-    def max_records(self) -> int | None:
-        return self.options.max_samples
-
-    @property
-    def group_of(self) -> GroupOf | None:
-        return context_of if self.options.uses_engine else None
-
-    @property
-    def input_hint(self) -> str:
-        path = self.options.contexts_file
-        return f"; parallelmind contexts --queries_file … --corpus_path … --output_file {path} makes it"
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         options = self.options

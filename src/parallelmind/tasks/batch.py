@@ -50,36 +50,22 @@ class BatchReport:
     records_in_this_run: int
 
 
-@dataclass(frozen=True)
 class BatchTask(Task):
     """Answers records with the engine."""
-
-    options: BatchOptions
-    load: Callable[[BatchOptions], Backend] | None = None
-    """Makes model and engine; None: `load_backend`."""
 
     kind = "batch"
     input_hint = '; --data_path takes a JSONL file with rows such as {"main": "…", "branches": ["…"]}'
 
-    @property
-    def input_path(self) -> Path:
-        return self.options.data_path
+    def __init__(self, options: BatchOptions, load: Callable[[BatchOptions], Backend] | None = None) -> None:
+        """`load` makes model and engine; None: `load_backend`."""
+        self.options, self.load = options, load
+        self.input_path, self.out_path, self.max_records = options.data_path, options.out_path, options.max_samples
 
-    @property
-    def out_path(self) -> Path:
-        return self.options.out_path
-
-    @property
     def settings(self) -> Mapping[str, Any]:
         return self.options.identity()
 
-    @property
     def files(self) -> Mapping[str, str]:
         return self.options.file_prints()
-
-    @property
-    def max_records(self) -> int | None:
-        return self.options.max_samples
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         options = self.options

@@ -77,26 +77,16 @@ class ContextReport:
     """Of this run."""
 
 
-@dataclass(frozen=True)
 class ContextTask(Task):
     """Finds contexts; a worker process opens the corpus for itself, and shares its indexes with the others."""
-
-    options: ContextOptions
-    queries: Path
-    """The expanded ones, a row each."""
 
     kind = "contexts"
     noun = "rows"
 
-    @property
-    def input_path(self) -> Path:
-        return self.queries
+    def __init__(self, options: ContextOptions, queries: Path) -> None:
+        """`queries` are the expanded ones, a row each."""
+        self.options, self.input_path, self.out_path = options, queries, options.output_file
 
-    @property
-    def out_path(self) -> Path:
-        return self.options.output_file
-
-    @property
     def settings(self) -> Mapping[str, Any]:
         return self.options.identity()
 

@@ -13,25 +13,16 @@ from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import Task, WorkerInfo, Write
 
 
-@dataclass(frozen=True)
+@dataclass
 class CopyTask(Task):
-    """Copies the records of `data` to `out`; with `parse` each is parsed and serialised."""
+    """Copies the records; with `parse` each is parsed and serialised."""
 
-    data: Path
-    out: Path
+    input_path: Path
+    out_path: Path
     parse: bool = False
 
     kind = "copy"
 
-    @property
-    def input_path(self) -> Path:
-        return self.data
-
-    @property
-    def out_path(self) -> Path:
-        return self.out
-
-    @property
     def settings(self) -> Mapping[str, Any]:
         return {}
 
