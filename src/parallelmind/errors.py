@@ -51,3 +51,17 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says, for a message of ours: its first line, or its kind where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the processor.
+
+    torch has a type for it, but where another process took the memory, or where the processor's runs out, it raises
+    AcceleratorError or RuntimeError and only the text tells. (No type of torch is named here: it is slow to import.)
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_RAN_OUT)
+
+
+_MEMORY_RAN_OUT = ("CUDA error: out of memory", "not enough memory", "can't allocate memory")

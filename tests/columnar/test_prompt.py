@@ -51,7 +51,8 @@ def test_padding_has_no_time() -> None:
 
 def test_a_prompt_that_was_set_is_one_that_was_passed() -> None:
     """With padding, so that the positions are not those the model would take by itself."""
-    model, ids = patched(), torch.arange(1, 9)[None]
+    model = patched()
+    ids = torch.arange(1, 9, device=model.device)[None]
     mask = (ids > 3).long()
     with torch.inference_mode():
         passed = model(ids, position_ids=prepare_pos2d(ids, attention_mask=mask)).logits
@@ -94,9 +95,9 @@ def test_models_that_give_no_positions() -> None:
 
 def test_positions_of_an_earlier_forward_are_refused_in_the_documented_words() -> None:
     model = patched()
-    set_prompt_pos2d(model, torch.arange(5)[None])
+    set_prompt_pos2d(model, torch.arange(5, device=model.device)[None])
     with pytest.raises(SettingsError, match=r"^extra_pos2d is not set\. Call set_rope_pos2d first\. .* 3 tokens, .* 5"):
-        model(torch.arange(3)[None])
+        model(torch.arange(3, device=model.device)[None])
 
 
 def test_models_without_2d_rope_are_refused_at_once() -> None:

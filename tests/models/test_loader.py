@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,16 @@ def test_what_cannot_be_loaded_is_named(base: str, tmp_path: Path) -> None:
         load(base, dtype="int8")
     with pytest.raises(SettingsError, match="exclude each other"):
         load(base, load_in_8bit=True, load_in_4bit=True)
+
+
+def test_weights_that_memory_has_no_room_for_are_not_a_damaged_folder(base: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "vast"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2**50}))
+    rest = {name: weight for name, weight in load_file(folder / "model.safetensors").items() if len(weight) != 97}
+    save_file(rest, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SettingsError, match=r"vast: no memory for its weights on cpu; .* --load_in_4bit"):
+        load(str(folder))
 
 
 def test_damaged_folders_are_errors_of_the_user(base: str, tmp_path: Path) -> None:

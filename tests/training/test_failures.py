@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from parallelmind.errors import AdapterError, TrainingError
 from parallelmind.training.files import RunFiles
@@ -64,6 +65,17 @@ class Process:
     def end(self) -> int:
         self.wait_for("\0")
         return self._process.wait(timeout=300)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: out of memory\nSearch")]
+)
+def test_out_of_memory_names_the_flags_that_help(error: Exception, model: Path, data: Path, tmp_path: Path) -> None:
+    def fill_memory(step: int) -> None:
+        raise error
+
+    with pytest.raises(TrainingError, match=r"^out of memory with --batch_size 6; lower it .*out of memory\)$"):
+        train(options(model, data, tmp_path / "out"), RecordedProgress(fill_memory))
 
 
 def killed_again_and_again(

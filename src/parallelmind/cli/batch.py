@@ -9,7 +9,7 @@ from pathlib import Path
 from parallelmind.cli.flags import add_settings, given
 from parallelmind.cli.job_flags import JobFiles, JobRunOptions, run_options
 from parallelmind.cli.progress import make_progress
-from parallelmind.errors import JobError
+from parallelmind.errors import JobError, first_line, is_out_of_memory
 from parallelmind.tasks.batch import BatchReport, run_batch
 from parallelmind.tasks.batch_options import BatchOptions
 
@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
         _LOGGER.warning("what is done is kept: the same command continues where it was")
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported for this alone
+        if is_out_of_memory(error):
             size = settings.get("batch_size", BatchOptions.batch_size)
             raise JobError(
                 f"out of memory with --batch_size {size}; start the same command with a smaller one: it continues "
-                f"where it was. ({error})"
+                f"where it was. ({first_line(error)})"
             ) from error
         raise
     if report is not None:

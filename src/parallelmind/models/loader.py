@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from parallelmind.errors import SettingsError, first_line
+from parallelmind.errors import SettingsError, first_line, is_out_of_memory
 from parallelmind.models.adapters import AdapterSet, attach_adapters
 from parallelmind.models.identity import AdapterPath, model_path
 from parallelmind.models.rope_settings import resolve_rope, resolve_ropes
@@ -197,14 +197,19 @@ def load_base_model(options: ModelOptions, *, attn_implementation: str | None = 
         transformers_logging.disable_progress_bar()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(model_path(name), output_loading_info=True, **how)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
+        if "device_map" not in how:
+            model = model.to(device)
     except pickle.UnpicklingError as error:
         raise SettingsError(
             f"--base_model {name}: its weights hold Python objects besides tensors, which can run any code; take a "
             "model with .safetensors files."
         ) from error
     except Exception as error:  # for damaged files safetensors, pickle, torch and huggingface_hub have their own types
+        if is_out_of_memory(error):
+            raise SettingsError(
+                f"--base_model {name}: no memory for its weights on {options.device_map or device}; free some, or take "
+                f"--load_in_4bit, --load_in_8bit, another --device, or --device_map auto. ({first_line(error)})"
+            ) from error
         raise SettingsError(_not_loaded("--base_model", name, error)) from error
     # A quantized model's layers name their weights otherwise than its files.
     if (missing := sorted(report["missing_keys"])) and not getattr(model, "is_quantized", False):
@@ -212,7 +217,7 @@ def load_base_model(options: ModelOptions, *, attn_implementation: str | None = 
             f"--base_model {name}: its files lack {len(missing)} of the model's weights "
             f"({', '.join(missing[:3])}); copy or download it again."
         )
-    return model if "device_map" in how else model.to(device)
+    return model
 
 
 def _quantization(options: ModelOptions, dtype: torch.dtype) -> Any:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.integrations import TensorBoardCallback
 
 from parallelmind.columnar import sees_branches
 from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
-from parallelmind.errors import SettingsError, TrainingError
+from parallelmind.errors import SettingsError, TrainingError, first_line, is_out_of_memory
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import EndOfData, Interruption, Reporting, SilentTraining, TrainProgress
@@ -70,7 +69,7 @@ def run_training(options: TrainOptions, *, progress: TrainProgress | None = None
     batches = batching(options, rope.settings.visibility)
     layout = batches.layout(current_rank().world_size)
     settings = effective_settings(options, rope=rope, layout=layout)
-    with taken_run(options, settings) as run:
+    with taken_run(options, settings) as run, _explained(options):
         return _train(options, run, settings, batches, device, note, progress or SilentTraining())
 
 
@@ -157,7 +156,7 @@ def _train(
         ended = ended or (total is not None and resumed_from >= total)
         if not ended:
             _LOGGER.info("continuing from %s", checkpoint)
-    with forward.installed(trainee.model), interruption.caught(), _explained(options), _stopped(progress):
+    with forward.installed(trainee.model), interruption.caught(), _stopped(progress):
         if ended:
             assert checkpoint is not None
             trainer.finish_from(checkpoint)
@@ -245,10 +244,12 @@ def _explained(options: TrainOptions) -> Iterator[None]:
     """Say what to do about errors of torch that a user can remedy."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise TrainingError(
             f"out of memory with --batch_size {options.batch_size}; lower it and raise --accumulation_steps as much, "
-            f"pass --gradient_checkpointing true, or --load_in_4bit. ({error})"
+            f"pass --gradient_checkpointing true, or --load_in_4bit. ({first_line(error)})"
         ) from error
 
 
