@@ -76,6 +76,14 @@ def test_2d_rope_is_on_with_an_adapter_and_in_training_unless_something_says_oth
     assert resolve_rope(None, None, training=True).patched, "a new model"
 
 
+def test_flags_of_2d_rope_that_is_off_are_said_to_have_no_effect(base: str, adapters: dict[str, str]) -> None:
+    for adapter, more in ((None, {}), (None, {"patch_rope": False}), ("without", {})):
+        path = None if adapter is None else adapters[adapter]
+        notes = resolve_rope(base, path, rope_2d_ratio=0.25, rope_2d_mode="split", **more).notes  # type: ignore[arg-type]
+        assert notes[-1] == "--rope_2d_ratio and --rope_2d_mode have no effect: 2D RoPE is off"
+    assert not resolve_rope(base, adapters["with"], rope_2d_ratio=0.25).notes
+
+
 def test_every_contradiction_is_listed_with_both_values(base: str, adapters: dict[str, str]) -> None:
     asked = {"rope_2d_ratio": 0.5, "rope_2d_mode": "additive", "branch_stride": 128, "visibility": "strict"}
     with pytest.raises(SettingsError) as error:

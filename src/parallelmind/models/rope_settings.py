@@ -115,6 +115,9 @@ def resolve_rope(
                 "2D RoPE is off: no adapter was given, and a model not trained for branch positions answers worse with "
                 "them; --patch_rope turns it on"
             )
+    idle = [f"--{name}" for name, value in given.items() if value is not None and name.startswith("rope_2d_")]
+    if idle and not patched:
+        notes.append(f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: 2D RoPE is off")
     trained_on = "" if of_adapter is None else of_adapter.base_model
     return ResolvedRope(settings=settings, patched=patched, trained_on=trained_on, notes=notes)
 

@@ -70,7 +70,8 @@ def run_training(options: TrainOptions, *, progress: TrainProgress | None = None
     layout = batches.layout(current_rank().world_size)
     settings = effective_settings(options, rope=rope, layout=layout)
     with taken_run(options, settings) as run, _explained(options):
-        return _train(options, run, settings, batches, device, note, progress or SilentTraining())
+        notes = [text for text in (*rope.notes, note, batches.note) if text]
+        return _train(options, run, settings, batches, device, notes, progress or SilentTraining())
 
 
 def _train(
@@ -79,15 +80,14 @@ def _train(
     settings: dict[str, Any],
     batches: Batching,
     device: str,
-    note: str | None,
+    notes: list[str],
     progress: TrainProgress,
 ) -> TrainReport:
     """Train under the name that was taken."""
     trainee = load_trainee(options, device=device)
-    if note:
-        _LOGGER.info("%s", note)
-    if batches.note and current_rank().rank == 0:
-        _LOGGER.info("%s", batches.note)
+    if current_rank().rank == 0:
+        for note in notes:
+            _LOGGER.info("%s", note)
     if not (options.load_in_4bit or options.load_in_8bit):
         trainee.model.to(device)
     dataset, total, evaluation_data = load_data(options, trainee, batches)
