@@ -37,7 +37,7 @@ class Exchange:
 
 @dataclass
 class Conversation:
-    """What has been said, and under what."""
+    """The turns so far, and the texts above them."""
 
     system: str = ""
     main: str = ""
@@ -55,7 +55,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """How fast the last answer, or group of branches, came."""
+    """The speed of the last answer, or group of branches."""
 
     tokens: int
     seconds: float

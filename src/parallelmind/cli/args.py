@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         given = [self._spelled(arg) for arg in raw]
         if self._subparsers:
             return super().parse_known_args(given, namespace)
-        # Before argparse looks, which would name a required flag as missing rather than the misspelled one.
+        # Checked before argparse, which would report a required flag as missing rather than name the misspelled one.
         self._refuse_unknown(arg for arg in given if arg.startswith("--") and arg != "--" and " " not in arg)
         known, rest = super().parse_known_args(given, namespace)
         self._refuse_unknown(arg for arg in rest if arg.startswith("-"))

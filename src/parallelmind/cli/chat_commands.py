@@ -100,7 +100,7 @@ class ChatCommands:
         try:
             while not text and (question := self._reader.read(f"Branch {len(questions) + 1}: ")).strip():
                 questions += [line for line in question.splitlines() if line.strip()]
-        except EOFError:  # the input ends here: what was typed is asked
+        except EOFError:  # The input ends here; the text typed so far is the question.
             print()
         if not questions:
             self._say("no question, nothing asked")

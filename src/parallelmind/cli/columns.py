@@ -28,7 +28,7 @@ _FRAME = 4  # border and padding of a panel, in cells
 
 @dataclass
 class BranchTexts:
-    """What the branches have written so far."""
+    """The text that the branches have written so far."""
 
     questions: Sequence[str]
     texts: list[str] = field(init=False)
@@ -112,7 +112,7 @@ def _panel(console: Console, branches: BranchTexts, index: int, width: int, room
     title = f"branch {index + 1}"
     if room is None:
         return Panel(Group(question, answer), title=title, title_align="left", width=width)
-    # While it grows, the end of an answer is what one wants to see.
+    # While an answer grows, its end is what a reader wants to see.
     asked = question.wrap(console, width - _FRAME)[: max(0, room // 2)]
     lines = answer.wrap(console, width - _FRAME)
     kept = lines[-max(1, room - len(asked)) :]

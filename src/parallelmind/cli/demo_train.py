@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train both tasks and print what it changed; 0 if both came out as they should."""
+    """Train both tasks and print the accuracies before and after; 0 if both reached what they should."""
     began = time.monotonic()
     console = Console()
     recalled = _recall(console, args)

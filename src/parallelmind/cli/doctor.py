@@ -37,7 +37,7 @@ _CHINESE = {
     "fail": "❌ 失败",
     "skip": "跳过",
 }
-"""Groups and results as the Chinese documents call them; the groups that are not here those do not know."""
+"""The names of groups and results in the Chinese documents, which do not have the groups that are not here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def _show(console: Console, results: Sequence[CheckResult]) -> None:
 
 
 def _of_groups(results: Sequence[CheckResult]) -> dict[str, Status]:
-    """A group fails with any of its checks, and is skipped where nothing of it could be looked at."""
+    """A group fails with any of its checks, and is skipped where none of them could be run."""
     found: dict[str, Status] = {}
     for result in results:
         both = {found.get(result.group, "skip"), result.status}

@@ -108,7 +108,7 @@ def _print_json(engine: Engine, prompt: str, branches: Sequence[str], sampling: 
 
 
 def _note_empty(empty: int, answers: int) -> None:
-    """On stderr: what is read from stdout is the answers alone."""
+    """On stderr, since stdout holds the answers alone."""
     print(NO_ANSWER if answers == 1 else f"{NO_ANSWER}: {empty} of {answers} answers are empty", file=sys.stderr)
 
 

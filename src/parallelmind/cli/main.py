@@ -86,7 +86,7 @@ def _parser(given: Sequence[str]) -> Parser:
 
 
 def _reader_is_gone() -> bool:
-    """Whether the program that read our output has ended, as `head` does; what is left of it then goes nowhere."""
+    """Whether the program that read our output has ended, as `head` does; the rest of the output is then discarded."""
     output = select.poll()
     output.register(sys.stdout, 0)
     if not any(state & select.POLLERR for _, state in output.poll(0)):

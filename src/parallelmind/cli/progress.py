@@ -92,7 +92,7 @@ def _rates(records: int, failed: int, tokens: int, seconds: float) -> str:
 
 
 def _shares(by_worker: Mapping[int, int]) -> list[str]:
-    """What each worker did, if there are several; of many, who did least and most."""
+    """The counts of each worker, if there are several; of many workers, the least and the most."""
     if len(by_worker) < 2:
         return []
     if len(by_worker) <= _WORKERS_NAMED:

@@ -15,7 +15,7 @@ _FAILURES_SHOWN = 20
 
 
 def print_statistics(report: JobReport, name: str, out_path: str | Path, rank_files: Mapping[int, Path]) -> None:
-    """Print to stdout what each worker came to and what all of them did.
+    """Print to stdout the statistics of each worker and the total.
 
     `rank_files` are the files that hold the rows of one worker alone; the rows of the others are in `out_path`.
     """
@@ -59,7 +59,7 @@ def _print_block(title: str, worker: WorkerStatistics, saved: str | Path) -> Non
 
 
 def _rate(worker: WorkerStatistics) -> str:
-    """In percent; 100.0% and 0.0% are said of all and of none only, and nothing of a worker that had nothing to do."""
+    """In percent; 100.0% and 0.0% only for all and for none, and nothing for a worker that had nothing to do."""
     if not worker.processed:
         return _NOTHING
     percent = round(100 * worker.success_rate, 1)

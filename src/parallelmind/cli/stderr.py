@@ -36,7 +36,7 @@ def say_failed(message: str, *, interrupted: bool = False, environ: Mapping[str,
 
 
 def _tell_torchrun(message: str, environ: Mapping[str, str]) -> None:
-    """Let the table that torchrun ends with show the message instead of how tracebacks are turned on."""
+    """Let the table that torchrun prints at the end show the message instead of how to turn tracebacks on."""
     path = environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         # What torch.distributed.elastic itself writes, without the second that it takes to import.

@@ -39,7 +39,7 @@ _LAST_STEPS = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class DemoTask:
-    """Records of one kind and how long to learn from them."""
+    """Records of one kind, and how long to train on them."""
 
     name: str
     make: Callable[[Random], dict[str, Any]]
@@ -154,7 +154,7 @@ def measure(held_out: Path, *, adapter: Path | None = None, **settings: Any) -> 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """So small a model gains nothing from a second thread, and loses much of its speed where cores are busy."""
+    """A model this small gains nothing from a second thread, and is much slower with one where cores are busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

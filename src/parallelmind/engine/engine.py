@@ -37,7 +37,7 @@ from parallelmind.settings.setting import names
 
 _LOGGER = logging.getLogger(__name__)
 _OVERFLOW = (
-    "the model's logits are no finite numbers, which float16 often causes; load it with --dtype bfloat16 or float32, "
+    "the model's logits are not finite, which float16 often causes; load it with --dtype bfloat16 or float32, "
     "or look for damaged weights"
 )
 
@@ -128,7 +128,7 @@ class Engine:
         """Load a model, with its adapter or with several to choose from, for an engine of its own.
 
         Visibility and stride are those the adapter was trained with, unless a setting says otherwise. On a CPU the
-        weights are packed for inference. What was decided without being asked for is logged.
+        weights are packed for inference. Decisions that no setting asked for are logged.
 
         Args:
             base_model: hub name, local folder, or "tiny" for the bundled model.
@@ -145,12 +145,12 @@ class Engine:
 
         loading = {name: value for name, value in settings.items() if name in names(ModelOptions)}
         limits = {name: value for name, value in settings.items() if name not in loading}
-        inspect.signature(cls).bind(None, None, **limits)  # a misspelled name ends it before the long wait
+        inspect.signature(cls).bind(None, None, **limits)  # so that a misspelled name is an error before the long wait
         options = ModelOptions(base_model=base_model, **loading)
         paths = lora_path.values() if isinstance(lora_path, Mapping) else [lora_path] if lora_path else []
         adapter = f" with {', '.join(map(str, paths))}" if paths else ""
         _LOGGER.info("loading %s%s", base_model, adapter)
-        if options.device_map is None:  # said before the long wait, not after it
+        if options.device_map is None:  # so that the note comes before the long wait
             device, note = resolve_device(options.device)
             options = dataclasses.replace(options, device=device)
             if note:
@@ -214,7 +214,7 @@ class Engine:
                     raise RequestError("an error in another use of the engine ended these requests; run them again.")
                 events = self.step()
                 mine = [event for event in events if event.request_index in index_of]
-                # What another stream waits for; it gets it with its next step.
+                # Another stream waits for these; it gets them with its next step.
                 self._outbox += [event for event in events if event.request_index not in index_of]
                 for event in mine:
                     request_id = event.request_index

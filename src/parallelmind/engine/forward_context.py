@@ -53,7 +53,7 @@ class GroupSpan:
     main: MainCache | None
     branches: Sequence[BranchSpan]
     finished: Sequence[BranchSpan] = ()
-    """Where branches see each other: those without new tokens whose cached tokens the others still see."""
+    """Where branches see each other: the branches without new tokens whose cached tokens the others still see."""
     visibility: Visibility = "isolated"
     adapter: str = ""
 
@@ -92,7 +92,7 @@ class ForwardContext:
     main_spans: Sequence[MainSpan]
     groups: Sequence[GroupSpan]
     main_ranges: list[tuple[int, int]] = field(init=False)
-    """Flat token range of each main span."""
+    """The range of flat tokens of each main span."""
     group_ranges: list[tuple[int, int]] = field(init=False)
     own_batches: list[OwnBatch] = field(init=False)
     """Branches that see no other branch."""
@@ -114,7 +114,7 @@ class ForwardContext:
                 position += len(branch.token_ids)
             self.group_ranges.append((start, position))
         self.num_tokens = position
-        # Apart by length, within a factor of two, so that no branch is padded to a much longer one's prompt.
+        # Branches are grouped by length, within a factor of two, so that none is padded to a much longer prompt.
         alike: dict[tuple[Visibility, int], list[tuple[BranchSpan, int]]] = {}
         for visibility, branch, start in sorted(starts, key=lambda one: one[1].slot):
             alike.setdefault((visibility, len(branch.token_ids).bit_length()), []).append((branch, start))

@@ -17,7 +17,7 @@ from parallelmind.settings.sampling import SamplingParams
 
 
 def default_visibilities(visibility: Visibility, adapters: AdapterSet | None) -> dict[str, Visibility]:
-    """By adapter, BASE_MODEL included: what each was trained with, else the given one."""
+    """The visibility of each adapter, BASE_MODEL included: the one it was trained with, else the given one."""
     found: dict[str, Visibility] = {BASE_MODEL: visibility}
     for name in adapters or ():
         settings = adapters.settings(name) if adapters is not None else None
@@ -40,12 +40,12 @@ class InputProcessor:
     tokenizer: Any
     num_embeddings: int
     visibilities: dict[str, Visibility] = field(default_factory=dict)
-    """By adapter, BASE_MODEL included: what its requests see unless they say otherwise."""
+    """The visibility of each adapter, BASE_MODEL included, for requests that do not name one."""
 
     def process(
         self, request_id: int, request: Request, sampling: SamplingParams, max_model_len: int
     ) -> tuple[list[RequestGroup], list[Problem]]:
-        """One group for each adapter among the branches; the branches of `problems` are in none's `waiting`.
+        """One group for each adapter among the branches; branches with a problem are in no group's `waiting`.
 
         Raises:
             RequestError: the request as a whole makes no sense.

@@ -39,7 +39,7 @@ class MainCache:
         self.num_cached_tokens = 0
         self.users = 0
         self.last_logits: Tensor | None = None
-        """[V], what follows the last token: the first token of branches with an empty prompt is drawn from it."""
+        """Logits [V] behind the last token; the first token of branches with an empty prompt is drawn from them."""
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
@@ -125,7 +125,7 @@ class PrefixCache:
         main.users += 1
 
     def release(self, main: MainCache) -> None:
-        """Count one user less; without any, a complete main is kept for reuse and another one dropped."""
+        """Count one user less; a complete main without users is kept for reuse, and others may be dropped for it."""
         main.users -= 1
         if main.users > 0:
             return
@@ -215,7 +215,7 @@ def default_kv_cache_bytes(device: torch.device) -> int:
     """Half of the memory that is free now on the device that holds the embeddings."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch keeps for reuse is free for us, though not for other processes.
+        # Memory that torch holds for reuse is free for this process, though not for others.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (int(free) + kept) // 2
     return int(min(psutil.virtual_memory().available, free_in_container())) // 2
@@ -224,7 +224,7 @@ def default_kv_cache_bytes(device: torch.device) -> int:
 def free_in_container(group: Path = _CONTROL_GROUP) -> float:
     """Bytes that the limit of this container leaves, page cache counted as free; infinity without a limit.
 
-    What the system calls available is the whole machine's, and a container that takes more than its own is killed.
+    The system reports what is available on the whole machine, and kills a container that exceeds its own limit.
     """
     found = math.inf
     for limit, used, parts in _LIMITS:

@@ -28,12 +28,12 @@ _PROBE_MAIN, _PROBE_BRANCH = 5, 4
 
 @dataclass
 class ModelOutput:
-    """What a forward gave. Nothing in the schedule has changed yet but keys and values, so it may be repeated."""
+    """The logits of a forward. Only keys and values have changed so far, so the schedule may be run again."""
 
     mains: dict[int, Tensor] = field(default_factory=dict)
     """Logits [V] behind each main that is complete now, by the main's identity."""
     branches: dict[BranchSequence, Tensor] = field(default_factory=dict)
-    """Logits [V] behind each branch that has all its tokens run."""
+    """Logits [V] behind each branch all of whose tokens have been run."""
     failed: dict[BranchSequence, Exception] = field(default_factory=dict)
     failed_mains: dict[int, Exception] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class ModelRunner:
         return output
 
     def execute_apart(self, schedule: Schedule) -> ModelOutput:
-        """Run each main and each request by itself, after they failed together; those that fail alone are marked.
+        """Run each main and each request by itself after they failed together, and mark those that fail alone.
 
         The results are the same, since no request depends on its company.
         """
@@ -224,7 +224,7 @@ class ModelRunner:
         main.num_cached_tokens = _PROBE_MAIN
         for past, end in ((0, 2), *((i, i + 1) for i in range(2, _PROBE_BRANCH))):
             tokens = ids[_PROBE_MAIN + past : _PROBE_MAIN + end]
-            # A second branch in front: what depends on the place in the row, or leaks along it, shows.
+            # With a second branch in front, anything that depends on the place in the row or leaks along it shows.
             branches = [
                 BranchSpan(slot=slot, past=past, token_ids=chunk, branch_id=2 - slot, first_time=_PROBE_MAIN)
                 for slot, chunk in ((0, tokens[::-1]), (1, tokens))
@@ -253,7 +253,7 @@ def _branches_of(schedule: Schedule, group: GroupSpan) -> list[BranchSequence]:
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Answers have no dropout, and a model that somebody trains is in train mode again afterwards."""
+    """Run in evaluation mode, without dropout, and put the model back into the mode it was in."""
     training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:
         module.training = False

@@ -20,7 +20,7 @@ Prompt = str | Sequence[int]
 ErrorKind = Literal["empty", "too_long", "vocabulary", "memory", "engine"]
 """Why a branch has finish_reason "error"; all but the last lie in the request."""
 LASTING_ERRORS: tuple[ErrorKind, ...] = ("empty", "too_long", "vocabulary")
-"""Those that the same request meets again; memory may be larger the next time."""
+"""The errors that the same request would meet again; an "engine" or "memory" error may not recur."""
 
 BASE_MODEL = ""
 """The adapter of requests and branches that run without one."""
@@ -68,7 +68,7 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens at this place, the likeliest first: (token id, log-probability)."""
+    """The most likely tokens at this place, most likely first, as (token id, log-probability)."""
 
 
 @dataclass(kw_only=True)

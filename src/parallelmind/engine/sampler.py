@@ -32,7 +32,7 @@ _COLD = 1e-3
 
 
 class Distribution(NamedTuple):
-    """What changes how likely a token is; branches that have it in common are drawn together."""
+    """The parameters that change how likely a token is; branches that share all of them are drawn together."""
 
     temperature: float
     top_p: float
@@ -46,7 +46,7 @@ class Distribution(NamedTuple):
 
 
 _SMALLEST = 1e-30
-"""With a temperature or top_p below it only the likeliest token is left; float32 knows no number much smaller."""
+"""Below this temperature or top_p only the most likely token is left; float32 has no much smaller numbers."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SamplerRow:
     generator: torch.Generator | None
     """None with temperature 0."""
     main_ids: Sequence[int] = ()
-    """As far as the branch sees them; empty otherwise."""
+    """The tokens that the branch sees; empty where no penalty needs them."""
     prompt_ids: Sequence[int] = ()
     output_ids: Sequence[int] = ()
     """The answer so far."""
@@ -65,7 +65,7 @@ class SamplerRow:
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """What was drawn for a branch."""
+    """The token that was drawn for a branch."""
 
     token_id: int
     logprob: TokenLogprob | None
@@ -113,7 +113,7 @@ def token_logprobs(
 ) -> dict[int, TokenLogprob]:
     """The log-probability of each token under its logits [n, V], for the rows whose `alternatives` is a number.
 
-    That many of the likeliest tokens come with it. Temperature and the other sampling settings do not enter.
+    That many of the most likely tokens come with it. Temperature and the other settings have no part in it.
     """
     wanted = [index for index, count in enumerate(alternatives) if count is not None]
     if not wanted:
@@ -145,7 +145,7 @@ def _draw(scores: Tensor, kind: Distribution, uniform: Tensor) -> list[int]:
 
 
 def processors(kind: Distribution) -> LogitsProcessorList:
-    """What `generate` applies after temperature, in its order."""
+    """The processors that `generate` applies after temperature, in its order."""
     chain = LogitsProcessorList()
     if kind.top_k > 0:
         chain.append(TopKLogitsWarper(kind.top_k))
@@ -157,7 +157,7 @@ def processors(kind: Distribution) -> LogitsProcessorList:
 
 
 def _candidates(scores: Tensor, kind: Distribution) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest tokens with the weights the processors leave them, and the rows for which they are all there is.
+    """The most likely tokens, the weights that the processors leave them, and the rows that need no others.
 
     Returns:
         ids [n, M], weights [n, M] (0 for dropped ones), settled [n].

@@ -268,7 +268,7 @@ class Scheduler:
         return True
 
     def _wait_or_reject(self, group: RequestGroup, plan: _Plan) -> bool:
-        """Waiting helps while others run; alone, the group will never fit."""
+        """Waiting helps while others run; a group that does not fit alone never will."""
         if self.running or plan.mains:
             return False
         branch = group.waiting[0]

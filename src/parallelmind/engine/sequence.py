@@ -32,7 +32,7 @@ class BranchSequence:
         self.prompt_ids = prompt_ids
         self.params = params
         self.max_new_tokens = max_new_tokens
-        """What params ask for, or less where the model's length ends."""
+        """The number that the parameters ask for, or fewer where the model's length ends."""
         self.output_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.pending = list(prompt_ids)
@@ -60,7 +60,7 @@ class BranchSequence:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens its slot may have to hold."""
+        """The number of tokens that its slot may have to hold."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     def sampler_row(self) -> SamplerRow:

@@ -143,7 +143,7 @@ def scan(
 
 
 def _scan_long(head: bytes, file: BinaryIO, max_line_bytes: int) -> tuple[bytes, bytes, int]:
-    """(content, hash, bytes) of a line that begins with `head` and may be too long; of a blank one the hash is b""."""
+    """(content, hash, bytes) of a line that begins with `head` and may be too long; the hash of a blank line is b""."""
     hasher, size = hashlib.sha256(), 0
 
     def observe(chunk: bytes) -> None:

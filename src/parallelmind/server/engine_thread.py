@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """What the engine does at present, as of its last step."""
+    """How much the engine has to do, as of its last step."""
 
     running_branches: int = 0
     waiting_branches: int = 0
@@ -42,7 +42,7 @@ class EngineThread:
         engine.isolate_failures = True
         self.load = EngineLoad()
         self.error: BaseException | None = None
-        """What ended the thread."""
+        """The exception that ended the thread."""
         self._engine = engine
         self._on_event = on_event
         self._commands: deque[Callable[[], None]] = deque()
@@ -133,7 +133,7 @@ class EngineThread:
         try:
             events = self._engine.step()
         except Exception as error:
-            # Not a forward, which the engine isolates: the engine is empty now, and whole.
+            # This was no forward, whose errors the engine isolates; the engine is empty now, and usable.
             _LOGGER.exception("a step of the engine failed; all requests in flight are lost")
             for collector in list(self._collectors.values()):
                 self._fail(collector, _broken(error))

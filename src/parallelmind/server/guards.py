@@ -1,4 +1,4 @@
-"""What every request passes before the API sees it: key, size, time, and the headers of every answer."""
+"""The checks that every request passes before the API sees it (key, size, time), and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class KeyCheck:
             return await self._app(scope, receive, send)
         given = Headers(scope=scope).get("authorization", "")
         scheme, _, key = given.partition(" ")
-        # Compared even where the scheme is wrong or nothing came, in a time that tells nothing about the key.
+        # Compared even where the scheme is wrong or no key came, so that the time tells nothing about the key.
         right = hmac.compare_digest(key.strip().encode("latin-1"), self._key)
         if scheme.lower() == "bearer" and right:
             return await self._app(scope, receive, send)

@@ -113,7 +113,7 @@ def _alone(
     alternatives: int | None,
     **documented: Any,
 ) -> Request:
-    """`each` choices for each prompt, every one as if it were alone: branch 0, which sees no other."""
+    """`each` choices for each prompt, every one as if it were alone: all are branch 0, which sees no other branch."""
     params = [_sampling(service, body, index, alternatives, **documented) for index in range(each)]
     branches = [Branch(prompt=prompt, branch_id=0, sampling=sampling) for prompt in ids.branches for sampling in params]
     return Request(main=ids.main, branches=branches, adapter=adapter, visibility="isolated")

@@ -17,7 +17,7 @@ from parallelmind.visuals.tokens import token_bytes
 
 @dataclass(kw_only=True)
 class _Format:
-    """What all chunks of an answer share."""
+    """The fields that all chunks of an answer share."""
 
     id: str
     model: str

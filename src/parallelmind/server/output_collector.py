@@ -15,7 +15,7 @@ _LOGPROB_SIZE = 64
 
 @dataclass(slots=True)
 class Delta:
-    """What one branch generated since the reader looked last."""
+    """The text and tokens that one branch generated since the reader last looked."""
 
     text: str = ""
     tokens: int = 0
@@ -44,7 +44,7 @@ class OutputCollector:
         self.first_token_at: float | None = None
         self.finished_at: float | None = None
         self.abandoned = False
-        """The reader is gone."""
+        """Whether the reader is gone."""
         self.overflowed = False
         """The reader was so far behind that the request is cancelled."""
         self.generated_tokens = 0

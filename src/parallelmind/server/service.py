@@ -1,4 +1,4 @@
-"""What lies between the API and the engine: state, admission, requests in flight, counting."""
+"""Between the API and the engine: state, admission, requests in flight, and counters."""
 
 from __future__ import annotations
 

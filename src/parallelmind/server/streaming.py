@@ -27,13 +27,13 @@ class StreamFormat(Protocol):
     """How one API writes a stream."""
 
     def opening(self) -> bytes:
-        """What comes before the first token."""
+        """The events before the first token."""
 
     def deltas(self, deltas: Mapping[int, Delta]) -> bytes:
-        """What the branches generated."""
+        """The events for new text of the branches."""
 
     def closing(self, results: Mapping[int, BranchResult]) -> bytes:
-        """What comes after the last."""
+        """The events after the last token."""
 
 
 class ClientGoneError(Exception):

@@ -125,7 +125,7 @@ class LoadingSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLoadingSettings(LoadingSettings):
-    """The same for the commands that can do with weights of fewer bits."""
+    """The same for the commands that also take weights of fewer bits."""
 
     load_in_8bit: LoadIn8Bit = False
     load_in_4bit: LoadIn4Bit = False

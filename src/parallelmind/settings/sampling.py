@@ -107,14 +107,14 @@ class SamplingParams(SamplingSettings):
     ] = None
 
     def with_seed(self, seed: int) -> SamplingParams:
-        """The same parameters with another seed of 63 bits, for one branch of many: nothing is checked once more."""
+        """The same parameters with another seed of 63 bits, for one branch of many; nothing is checked again."""
         branch = copy.copy(self)
         object.__setattr__(branch, "seed", seed)
         return branch
 
 
 OPENAI_ONLY: dict[str, Any] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
-"""What OpenAI's protocol has and we lack, with the value that asks for nothing."""
+"""The parameters of OpenAI's protocol that are not implemented, with the value that asks for nothing."""
 
 
 class Preset(TypedDict):

@@ -47,14 +47,14 @@ class Flag:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting besides its type, range and default."""
+    """Everything about a setting besides its type, range and default."""
 
     help: str
     """What it does, as the help of the flag says it."""
     group: str = ""
     """The heading under which the help lists it; "" takes that of the class."""
     default: str = ""
-    """What holds where the default is None: "the adapter's own"."""
+    """What applies where the default is None, such as "the adapter's own"."""
     expected: str = ""
     """What a value must be, where the words do not follow from type and range."""
     note: str = ""
@@ -64,7 +64,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     """The values there are, where the type, a Literal, does not say it."""
     secret: bool = False
-    """Never shown."""
+    """Whether its value is never shown, as that of a key."""
     flag: Flag | None = Flag()
     """None: the command line has no such flag."""
     http: str = ""
