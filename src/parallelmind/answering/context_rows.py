@@ -101,7 +101,7 @@ def answer_row(
     worker_rank: int | None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """The output row: the fields of the context row less the context, and what came of it.
+    """The output row: the fields of the context row without the context, followed by the answer or the error.
 
     Exactly one of `answer` and `error` is given, so that an error text is never stored as an answer. `extra` are more
     fields (`tokens_in`, `tokens_out`, `finish_reason` …); those that are None are left out. `worker_rank` is None if no

@@ -65,7 +65,7 @@ class BatchRequest:
 
 @dataclass(kw_only=True)
 class ImportReport:
-    """What became of the lines: lines = requests + refused + left out."""
+    """How many lines were imported: lines = requests + refused + left out."""
 
     requests: int = 0
     """Written as rows to answer."""

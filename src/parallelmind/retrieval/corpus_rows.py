@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def write_corpus(path: Path, rows: Iterable[CorpusRow]) -> int:
     count = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps(_as_object(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             count += 1
     return count
 
@@ -138,10 +138,6 @@ def _value(value: Any, name: str, where: str) -> Any:
     if not isinstance(value, list):
         raise DataError(f"{place} is {show_value(value)}; expected a list of texts.")
     return tuple(text_field(item, f"{place}[{index}]") for index, item in enumerate(value))
-
-
-def _as_object(row: CorpusRow) -> Mapping[str, Any]:
-    return {name: getattr(row, name) for name in _FIELDS}
 
 
 def summary(doc: str) -> str:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.queries import Query, expand_item
@@ -63,7 +62,7 @@ def expand_queries(
                         counts["duplicates"] += 1
                         continue
                     seen.add(mark)
-                file.write(json.dumps(_stored(query), ensure_ascii=False) + "\n")
+                file.write(json.dumps(dataclasses.asdict(query), ensure_ascii=False) + "\n")
         (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
 
     parts = f"{_FORMAT} {start_index} {max_samples} {getattr(key, '__name__', '')}"
@@ -91,10 +90,6 @@ def _all_queries(queries_file: Path) -> Iterator[Query]:
             yield Query(original_item_id=item.id, query_index=0, error=item.error)
         else:
             yield from expand_item(item.value, item.id, item.where)
-
-
-def _stored(query: Query) -> dict[str, Any]:
-    return {field.name: getattr(query, field.name) for field in dataclasses.fields(query)}
 
 
 def _end(start_index: int, max_samples: int | None) -> int | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.utils import canonicalize_name
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus_rows import corpus_file, corpus_versions
@@ -57,7 +58,7 @@ class CorpusStore:
             )
         self._packages: dict[str, list[str]] = {}
         for package in self._versions:
-            for name in sorted({_normalised(name) for name in (package, *self._distributions(package))}):
+            for name in sorted({canonicalize_name(name) for name in (package, *self._distributions(package))}):
                 self._packages.setdefault(name, []).append(package)
 
     def close(self) -> None:
@@ -74,7 +75,7 @@ class CorpusStore:
 
     def packages_of(self, dependency: str) -> list[str]:
         """The import names of a dependency, given by import name or distribution: `attrs` is attr and attrs."""
-        return self._packages.get(_normalised(dependency), [])
+        return self._packages.get(canonicalize_name(dependency), [])
 
     def resolve(self, dependencies: Mapping[str, str]) -> Resolved:
         """Find the version of each dependency; see `choose_version` for what spellings mean."""
@@ -129,8 +130,3 @@ class CorpusStore:
             if isinstance(row, dict) and isinstance(name := row.get("distribution"), str) and name:
                 names.add(name)
         return names
-
-
-def _normalised(name: str) -> str:
-    """As package indexes compare names (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -42,7 +42,7 @@ def test_the_running_package_completes_the_files() -> None:
     }
     assert table["p._m.f"].names == {"p.f", "p.more.f"}
     assert table["p.new"].signature == "(x)"
-    assert coverage == Coverage(runtime_documented=4, static_documented=2, static_named=3)
+    assert coverage == Coverage(runtime_documented=4, static_documented=2)
 
 
 def test_two_names_the_files_cannot_connect_become_one_row() -> None:

@@ -54,7 +54,7 @@ class GaveUpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tried(Generic[R]):
-    """What came of the last attempt."""
+    """The result of the last attempt that was made."""
 
     result: R
     retries: int

@@ -13,15 +13,10 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.tags import Tag
-from packaging.utils import (
-    InvalidSdistFilename,
-    InvalidWheelFilename,
-    parse_sdist_filename,
-    parse_wheel_filename,
-)
+from packaging.utils import parse_wheel_filename
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.retrieval.corpus.names import PackageRequest
+from parallelmind.retrieval.corpus.names import PackageRequest, parse_archive_name
 from parallelmind.retrieval.corpus.package_index import IndexFile, PackageIndex
 
 _PIP_SECONDS = 1800
@@ -83,9 +78,8 @@ def open_archive(path: Path) -> Archive:
         DataError: the file cannot be read, or its name is not that of a wheel or source archive.
     """
     try:
-        parse = parse_wheel_filename if path.suffix == ".whl" else parse_sdist_filename
-        distribution, version, *_ = parse(path.name)
-    except (InvalidWheelFilename, InvalidSdistFilename) as error:
+        distribution, version = parse_archive_name(path.name)
+    except ValueError as error:
         raise DataError(f"{path} is not named as a wheel or source archive is: {error}.") from None
     try:
         with path.open("rb") as file:
@@ -127,12 +121,10 @@ def _cached(request: PackageRequest, cache: Path) -> Path | None:
         return None
     for path in sorted(cache.iterdir(), key=lambda path: path.suffix != ".whl"):
         try:
-            parse = parse_wheel_filename if path.suffix == ".whl" else parse_sdist_filename
-            distribution, version, *_ = parse(path.name)
-        except (InvalidWheelFilename, InvalidSdistFilename):
+            if parse_archive_name(path.name) == (request.distribution, request.version):
+                return path
+        except ValueError:
             continue
-        if (distribution, version) == (request.distribution, request.version):
-            return path
     return None
 
 
@@ -146,13 +138,8 @@ def _choose(request: PackageRequest, files: Sequence[IndexFile]) -> IndexFile:
     fitting = [item for item in files if allowed.contains(item.version, prereleases=bool(request.version) or None)]
     if not fitting:
         raise DataError(f"{request.distribution} has no version {request.specifier}; {_near(request, files)}.")
-    newest = max(item.version for item in fitting if not item.yanked or request.version) if _kept(fitting) else None
-    same = [item for item in fitting if item.version == newest or newest is None]
-    return max(same, key=_preference)
-
-
-def _kept(files: Sequence[IndexFile]) -> bool:
-    return any(not item.yanked for item in files)
+    usable = fitting if request.version else [item for item in fitting if not item.yanked] or fitting
+    return max(usable, key=lambda item: (item.version, _preference(item)))
 
 
 def _near(request: PackageRequest, files: Sequence[IndexFile]) -> str:

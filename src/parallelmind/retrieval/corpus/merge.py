@@ -18,8 +18,6 @@ class Coverage:
     runtime_documented: int
     static_documented: int
     """Of these, the ones whose documentation the files or `add_newdoc` calls have."""
-    static_named: int
-    """Of these, the ones whose name the files have."""
 
 
 def add_newdocs(
@@ -61,14 +59,13 @@ def add_runtime(
     owners = {name: item for item in living if item.type != "attribute" for name in (*item.names, item.path)}
     groups, rest = _group(static, owners)
     table: dict[str, PackageObject] = {}
-    documented = documented_before = named_before = 0
+    documented = documented_before = 0
     for item in living:
         if item.type == "attribute":
             continue
         group = groups.get(id(item), [])
         if item.doc and any(map(is_public, item.names)):
             documented += 1
-            named_before += bool(group)
             documented_before += any(found.doc for found in group)
         _insert(table, _merge(item, group))
     for found in rest:
@@ -76,7 +73,7 @@ def add_runtime(
         if found.names:
             _insert(table, found)
     _add_attributes(table, [item for item in living if item.type == "attribute"])
-    return table, Coverage(documented, documented_before, named_before)
+    return table, Coverage(documented, documented_before)
 
 
 def _group(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from parallelmind.errors import SettingsError
@@ -90,6 +90,16 @@ def parse_request(text: str) -> PackageRequest:
         raise SettingsError(f"{text!r} is not a package ({reason}); expected something like numpy==1.26.4.") from None
     name = canonicalize_name(requirement.name)
     return PackageRequest(_DISTRIBUTIONS.get(name, name), str(requirement.specifier))
+
+
+def parse_archive_name(name: str) -> tuple[str, Version]:
+    """The distribution and the version in the name of a wheel or source archive.
+
+    Raises:
+        ValueError: it is not such a name.
+    """
+    distribution, version, *_ = parse_wheel_filename(name) if name.endswith(".whl") else parse_sdist_filename(name)
+    return distribution, version
 
 
 def find_import_names(folder: Path) -> list[str]:

@@ -20,17 +20,12 @@ from html.parser import HTMLParser
 from http import HTTPStatus
 from pathlib import Path
 
-from packaging.utils import (
-    InvalidSdistFilename,
-    InvalidWheelFilename,
-    canonicalize_name,
-    parse_sdist_filename,
-    parse_wheel_filename,
-)
-from packaging.version import InvalidVersion, Version
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from parallelmind.errors import DataError
 from parallelmind.io.atomic import replacing
+from parallelmind.retrieval.corpus.names import parse_archive_name
 
 _DEFAULT_INDEX = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
@@ -45,10 +40,14 @@ class IndexFile:
 
     name: str
     url: str
+    distribution: str
     version: Version
-    is_wheel: bool
     sha256: str = ""
     yanked: bool = False
+
+    @property
+    def is_wheel(self) -> bool:
+        return self.name.endswith(".whl")
 
 
 class PackageIndex:
@@ -98,7 +97,7 @@ class PackageIndex:
         if failures and not found:
             raise DataError(f"no package index can be asked ({'; '.join(failures)}); give the archive with --wheel.")
         name = canonicalize_name(distribution)
-        return [item for item in found.values() if _distribution(item.name) == name]
+        return [item for item in found.values() if item.distribution == name]
 
     def download(self, item: IndexFile, folder: Path) -> Path:
         """Fetch a file and compare it with the hash in the index.
@@ -179,14 +178,10 @@ class _Links(HTMLParser):
 
 def _file(name: str, url: str, *, sha256: str = "", yanked: bool = False) -> IndexFile | None:
     try:
-        version = parse_wheel_filename(name)[1] if name.endswith(".whl") else parse_sdist_filename(name)[1]
-    except (InvalidWheelFilename, InvalidSdistFilename, InvalidVersion):
+        distribution, version = parse_archive_name(name)
+    except ValueError:
         return None
-    return IndexFile(name, url, version, name.endswith(".whl"), sha256, yanked)
-
-
-def _distribution(name: str) -> str:
-    return parse_wheel_filename(name)[0] if name.endswith(".whl") else parse_sdist_filename(name)[0]
+    return IndexFile(name, url, distribution, version, sha256, yanked)
 
 
 def _without_password(url: str) -> str:
