@@ -69,7 +69,7 @@ def load_data(
 
     Raises:
         SettingsError: a dataset is not found, or nothing is held out.
-        DataError: a bad row, or nothing to learn.
+        DataError: a bad row, or no supervised token.
     """
     rank = current_rank()
     encoder = SampleEncoder(
