@@ -54,10 +54,10 @@ def test_the_adapter_moves_and_nothing_else(trained: Ran, model: Path) -> None:
     expected = set(linear_layers(base)) - {"lm_head"}
     assert {name.split(".lora.")[0] for name in trained.final()} == expected
     parameters = dict(trained.trainee.model.named_parameters())
-    trained = {name for name, value in parameters.items() if value.requires_grad}
-    assert trained == {name for name in parameters if "lora_" in name}
+    moving = {name for name, value in parameters.items() if value.requires_grad}
+    assert moving == {name for name in parameters if "lora_" in name}
     before = base.state_dict()
-    frozen = {name.replace(".base_layer", ""): value for name, value in parameters.items() if name not in trained}
+    frozen = {name.replace(".base_layer", ""): value for name, value in parameters.items() if name not in moving}
     assert frozen.keys() <= before.keys()
     assert all(torch.equal(value, before[name]) for name, value in frozen.items())
     assert all(value.abs().max() > 0 for value in trained.final().values())
