@@ -39,7 +39,7 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of one forward, and where the data goes on after them."""
+    """Rows of one forward, and the state of the data after them."""
 
     rows: Sequence[TrainingRow]
     state: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
-    """What is known of a batch besides its tensors."""
+    """Counts and origin of a batch, besides its tensors."""
 
     sources: tuple[str, ...]
     useful_tokens: int

@@ -285,7 +285,7 @@ class LoadedModel(tuple[Any, ...]):
     settings: RopeSettings
     """How positions and visibility are encoded."""
     notes: list[str]
-    """What was decided without being asked for, in sentences for the user."""
+    """Decisions that no flag asked for, in sentences for the user."""
     adapters: AdapterSet | None = None
     """Those that stand beside the model, for requests to choose from."""
 

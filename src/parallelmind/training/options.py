@@ -1,4 +1,4 @@
-"""What a training run is told: one field per flag, checked when made. Imports nothing heavy."""
+"""The options of a training run: one field per flag, checked on construction. Imports nothing heavy."""
 
 from __future__ import annotations
 
