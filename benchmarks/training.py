@@ -4,8 +4,9 @@
 
 The peer is what one would write without this project: PEFT's LoRA on the same layers with the same rank, transformers'
 Trainer, DataCollatorForSeq2Seq with dynamic padding, every branch a sequence of its own with main in front of it.
-Both learn the same tokens in every step (the answers of all branches of the same records), from the same data, model
-and seed. Every measurement is a process of its own, and the two take turns, so that both meet the same machine.
+Both compute the loss on the same tokens in every step (the answers of all branches of the same records), from the same
+data, model and seed. Every measurement is a process of its own, and the two take turns, so that both meet the same
+machine.
 float32 is the default: on a CPU without bfloat16 instructions bfloat16 is many times slower, for both.
 """
 
@@ -242,7 +243,7 @@ def main() -> None:
         f"main {args.main} tokens, {args.branches} branches of about {args.tokens}; model {args.shape}, {args.dtype}, "
         f"LoRA rank {RANK} on all linear layers; median of {args.rounds} x {args.steps} steps",
         "",
-        "| | learned tokens/s | s/step | peak memory, MB | waiting for data |",
+        "| | supervised tokens/s | s/step | peak memory, MB | waiting for data |",
         "|---|---|---|---|---|",
     ]
     for name, values in (("packed rows (ParallelMind)", packed), ("unpacked (PEFT + Trainer)", unpacked)):

@@ -25,17 +25,17 @@ STRIDE = 128
 
 
 def example_row() -> tuple[PackedRow, list[str], list[bool]]:
-    """The row, the text of each token, and whether it is learned."""
+    """The row, the text of each token, and whether it is supervised."""
     tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
     main = encode_main(tokenizer, MAIN)
-    branches, learned = [], [False] * len(main)
+    branches, loss_mask = [], [False] * len(main)
     for question, answer in ASKED:
         prompt = encode_branch(tokenizer, question, has_main=True)
         completion = closed(tokenizer, encode_branch(tokenizer, answer, has_main=True))
         branches.append(prompt + completion)
-        learned += [False] * len(prompt) + [True] * len(completion)
+        loss_mask += [False] * len(prompt) + [True] * len(completion)
     row = pack_row(main, branches)
-    return row, token_texts(tokenizer, row.input_ids.tolist()), learned
+    return row, token_texts(tokenizer, row.input_ids.tolist()), loss_mask
 
 
 def main() -> None:
@@ -43,10 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out_dir", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
-    row, tokens, learned = example_row()
+    row, tokens, loss_mask = example_row()
 
     def grid(visibility: Visibility) -> RowGrid:
-        return row_grid(row, tokens, stride=STRIDE, visibility=visibility, learned=learned)
+        return row_grid(row, tokens, stride=STRIDE, visibility=visibility, loss_mask=loss_mask)
 
     notes = {
         draw_row(grid("isolated"), args.out_dir / "row.png", title="One packed row: a main and four branches"),

@@ -41,7 +41,7 @@ def stories_of_steps(seed: int, wordings: Iterable[int], questions: int) -> Iter
 
 
 def training_record(record: Record) -> dict[str, Any]:
-    """A story as a row of training data: the answers are learned."""
+    """A story as a row of training data: the answers are supervised."""
     pairs = zip(record["branches"], record["answers"], strict=True)
     return {
         "main": record["main"],

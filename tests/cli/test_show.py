@@ -46,7 +46,7 @@ def test_conversations_and_texts(records, model, capsys, index, part):
     assert main(["show", str(records), "--index", str(index), "--base_model", model]) == 0
     shown = capsys.readouterr().out
     assert part in shown
-    assert "p *" not in shown  # a first token with nothing before it is not learned
+    assert "p *" not in shown  # a first token with nothing before it is not supervised
 
 
 def test_all_three_masks(records, model, tmp_path, capsys):

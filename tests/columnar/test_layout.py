@@ -60,7 +60,7 @@ def test_first_tokens_of_branches_follow_from_the_last_of_main() -> None:
     for index, row in enumerate(rows):
         ids[index, : len(row)], branches[index, : len(row)] = row.input_ids, row.branch_ids
     assert branch_starts(ids, branches).tolist() == [[0, 2, 4], [0, 2, 6], [0, 2, 7], [2, 0, 13]]
-    learned = torch.ones_like(ids, dtype=torch.bool)
-    learned[0, 3] = False
-    assert branch_starts(ids, branches, learned).tolist() == [[0, 2, 6], [0, 2, 7], [2, 0, 13]]
+    loss_mask = torch.ones_like(ids, dtype=torch.bool)
+    loss_mask[0, 3] = False
+    assert branch_starts(ids, branches, loss_mask).tolist() == [[0, 2, 6], [0, 2, 7], [2, 0, 13]]
     assert branch_starts(ids[1:2], branches[1:2]).shape == (0, 3)

@@ -139,7 +139,7 @@ def test_what_the_model_is_given(train: Trainer) -> None:
 
 @proves("train_hf_lora", "conversations", "several conversations in a row", "records", "--lora_name")
 def test_conversations(train: Trainer, tmp_path: Path) -> None:
-    """Conversations are the branches of a row, only the assistant's turns are learned; records are taken as well."""
+    """Conversations are the branches of a row, only the assistant's turns are supervised; records are taken as well."""
 
     def turns(*texts: str) -> dict[str, Any]:
         roles = ("user", "assistant")
@@ -149,7 +149,7 @@ def test_conversations(train: Trainer, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "chats.jsonl", rows)
     ran = train("--task", "lora", "--data_path", data)
     assert ran.row_sizes() == [3]
-    assert ran.learned() == {f"yo{EOS}", f"twofour{EOS}", f"b{EOS}"}
+    assert ran.supervised() == {f"yo{EOS}", f"twofour{EOS}", f"b{EOS}"}
     for said in ("hi", "one", "three"):
         assert any(said in branch for branch in ran.texts()[0])
     assert ran.files() == {"qwen2_parallel_lora_hf.pth", "qwen2_parallel_lora_hf_final.pth"}

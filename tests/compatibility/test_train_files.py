@@ -49,15 +49,15 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 @proves("train", "LoRA on the linear layers, the rest frozen")
 def test_the_adapter_moves_and_nothing_else(trained: Ran, model: Path) -> None:
-    """All linear layers but the head have an adapter, which is all that was learned; the base weights are untouched."""
+    """All linear layers but the head have an adapter, which is all that was trained; the base weights are untouched."""
     base = plain(model)
     expected = set(linear_layers(base)) - {"lm_head"}
     assert {name.split(".lora.")[0] for name in trained.final()} == expected
     parameters = dict(trained.trainee.model.named_parameters())
-    learned = {name for name, value in parameters.items() if value.requires_grad}
-    assert learned == {name for name in parameters if "lora_" in name}
+    moving = {name for name, value in parameters.items() if value.requires_grad}
+    assert moving == {name for name in parameters if "lora_" in name}
     before = base.state_dict()
-    frozen = {name.replace(".base_layer", ""): value for name, value in parameters.items() if name not in learned}
+    frozen = {name.replace(".base_layer", ""): value for name, value in parameters.items() if name not in moving}
     assert frozen.keys() <= before.keys()
     assert all(torch.equal(value, before[name]) for name, value in frozen.items())
     assert all(value.abs().max() > 0 for value in trained.final().values())
@@ -158,7 +158,7 @@ def test_training_on_conversations(model: Path, tmp_path: Path) -> None:
 @proves("train_pretrain", "python trainer/train_pretrain.py")
 @proves("train_pretrain", "a small model from scratch, on parallel data, without LoRA")
 def test_pretraining(model: Path, data: Path, tmp_path: Path) -> None:
-    """The line makes a model of the tokenizer's vocabulary, learns all of its weights on records, and it loads."""
+    """The line makes a model of the tokenizer's vocabulary, trains all of its weights on records, and it loads."""
     link_checkout(tmp_path)
     small = ("--hidden_size", 32, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--num_key_value_heads", 1)
     flags = flags_of(model, data)[2:]
@@ -171,8 +171,8 @@ def test_pretraining(model: Path, data: Path, tmp_path: Path) -> None:
 
 
 @proves("train_pretrain", "a small model from scratch, on parallel data, without LoRA")
-def test_pretraining_learns_all_weights(model: Path, data: Path, tmp_path: Path) -> None:
-    """Every weight is trained and none is an adapter's; the tokens of main are learned as well."""
+def test_pretraining_trains_all_weights(model: Path, data: Path, tmp_path: Path) -> None:
+    """Every weight is trained and none is an adapter's; the tokens of main are supervised as well."""
     train = Trainer(tmp_path, None, "--data_path", data, "--device", "cpu", "--dtype", "float32", "--max_steps", 2)
     small = ("--hidden_size", 32, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--num_key_value_heads", 1)
     ran = train("--task", "pretrain", "--tokenizer_path", model, *small)

@@ -62,8 +62,8 @@ class Ran:
             for row in rows
         ]
 
-    def learned(self) -> set[str]:
-        """The learned tokens of each branch, joined."""
+    def supervised(self) -> set[str]:
+        """The supervised tokens of each branch, joined."""
         found = set()
         for row in (row for rows in self.rows for row in rows):
             for number in set(row.row.branch_ids.tolist()):

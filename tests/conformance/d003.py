@@ -88,7 +88,7 @@ DOCUMENT = Document(
             254,
             "training data must be records; conversations are not supported",
             "",
-            "Conversations train too, as they are or converted: packed as branches, the assistant's turns learned.",
+            "Conversations train too, as they are or converted: packed as branches, the assistant's turns supervised.",
         ),
         Block(268, "python scripts/test_pos2d_handling.py", "the checks pass", unit_test),
         Block(274, TEST, "the inference commands pass", script, only_printed=True),

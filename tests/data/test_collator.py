@@ -30,7 +30,7 @@ def test_a_batch_of_two_rows() -> None:
         [[[1, 0], [1, 1], [2, 0], [-1, 0], [-1, 0], [-1, 0]]],
     ]
     assert batch["labels"].tolist() == [[-100, -100, -100, 4, 5, 6], [7, 8, 9, -100, -100, -100]]
-    # 7 and 9 are learned, but follow from nothing. 3 and 6 follow from main's last token; 3 is not learned.
+    # 7 and 9 are supervised, but follow from nothing. 3 and 6 follow from main's last token; 3 is not supervised.
     assert batch["shift_labels"].tolist() == [[-100, -100, 4, 5, -100, -100], [8, -100, -100, -100, -100, -100]]
     assert batch["branch_starts"].tolist() == [[0, 1, 6]]
     info = batch["info"]

@@ -150,7 +150,7 @@ def test_a_converted_file_can_be_grouped_anew(tmp_path):
     expected = converted(tmp_path, rows, branches_per_sample=1)[0]
     key = json.dumps
     assert {"main": "m", "prompt": "", "completion": "text"} in [b for r in packed for b in r["branches"]]
-    expected[-1]["branches"] = [{"prompt": "", "completion": "text"}]  # learned as the text is
+    expected[-1]["branches"] = [{"prompt": "", "completion": "text"}]  # trained as the text is
     assert sorted(apart, key=key) == sorted(expected, key=key)
 
 

@@ -1,4 +1,4 @@
-"""A converted file trains what its rows train alone: the same tokens in the same order, the same of them learned."""
+"""A converted file trains what its rows train alone: the same tokens in the same order, the same of them supervised."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ def rows_of(path: Path, tokenizer: Any, **settings: Any) -> list[TrainingRow]:
 def seen(
     path: Path, tokenizer: Any, *, main: bool = True, **settings: Any
 ) -> Counter[tuple[tuple[int, ...], tuple[bool, ...]]]:
-    """Of every branch: the tokens it sees, its main first if it sees it, and which of them are learned."""
+    """Of every branch: the tokens it sees, its main first if it sees it, and which of them are supervised."""
     found: Counter[tuple[tuple[int, ...], tuple[bool, ...]]] = Counter()
     for row in rows_of(path, tokenizer, **settings):
-        ids, branches, learned = row.row.input_ids, row.row.branch_ids, row.loss_mask
+        ids, branches, loss_mask = row.row.input_ids, row.row.branch_ids, row.loss_mask
         for number in range(1, int(branches.max()) + 1):
             mine = (branches == number) | (main & (branches == 0))
-            found[tuple(ids[mine].tolist()), tuple(learned[mine].tolist())] += 1
+            found[tuple(ids[mine].tolist()), tuple(loss_mask[mine].tolist())] += 1
     return found
 
 
@@ -165,17 +165,18 @@ def test_limits_and_strict_visibility_cut_both_the_same(tmp_path: Path, settings
     assert packed.total() == len(rows) - ("max_model_len" in settings)
 
 
-def test_mains_are_learned_alike(tmp_path: Path) -> None:
+def test_mains_are_supervised_alike(tmp_path: Path) -> None:
     """With --loss_on_main, main over one branch or in it; but for its first token there: nothing is before it."""
     rows = FORMS["alpaca own"]
     output, _ = converted(save(tmp_path / "rows.jsonl", rows))
     tokenizer = TOKENIZERS["plain"]
     packed = seen(output, tokenizer, learn_main=True)
     assert packed == Counter(
-        (ids, (False, *learned[1:])) for ids, learned in alone(rows, tmp_path, tokenizer, learn_main=True).elements()
+        (ids, (False, *loss_mask[1:]))
+        for ids, loss_mask in alone(rows, tmp_path, tokenizer, learn_main=True).elements()
     )
-    assert all(learned[1] for _, learned in packed)
-    assert not any(learned[1] for _, learned in seen(output, tokenizer))
+    assert all(loss_mask[1] for _, loss_mask in packed)
+    assert not any(loss_mask[1] for _, loss_mask in seen(output, tokenizer))
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.json", "rows.txt"])

@@ -74,7 +74,7 @@ def test_loose_samples_share_rows(tmp_path: Path) -> None:
     assert sizes[1] <= 1
 
 
-def test_main_is_learned_once_if_asked(tmp_path: Path) -> None:
+def test_main_is_supervised_once_if_asked(tmp_path: Path) -> None:
     source = write(tmp_path / "d", [{"main": "abc", "branches": ["d", "e", "f"]}])
     rows = [row for batch in dataset(source, shuffle=False, learn_main=True) for row in batch.rows]
     assert [row.loss_mask.tolist()[:3] for row in rows] == [[True] * 3, [False] * 3]
@@ -128,7 +128,7 @@ def test_any_state_continues_exactly(block: int | None, world_size: int, tmp_pat
 
 
 def of_step(batches: list[MicroBatch]) -> Counter[tuple[Any, ...]]:
-    """The branches of micro-batches, each with its number, times, main and what is learned of it; and learned mains."""
+    """The branches of micro-batches, each with its number, times, main and loss mask; and supervised mains."""
     found: Counter[tuple[Any, ...]] = Counter()
     for row in (row for batch in batches for row in batch.rows):
         parts = {
@@ -219,7 +219,7 @@ def test_what_is_cut_or_dropped_is_counted_and_strict_makes_it_an_error(tmp_path
     notes = " | ".join(counts.notes)
     for part in (
         'line 1: "branches"[0] has 21 tokens, cut to 10 (--max_seq_len)',
-        'line 1: "branches"[2] has no token to learn',
+        'line 1: "branches"[2] has no supervised token',
         "line 2: main has 40 tokens, the model has 33 positions",
         'line 3: "branches"[0] has 3 tokens and does not fit beside a main of 30 in a row of 31',
     ):
@@ -247,12 +247,12 @@ def test_first_tokens_that_follow_from_nothing_are_counted(
     assert sum(info.supervised_tokens for info in collated) == expected[0]
 
 
-def test_data_without_anything_to_learn_is_an_error(tmp_path: Path) -> None:
+def test_data_without_a_supervised_token_is_an_error(tmp_path: Path) -> None:
     for block in (None, 2):
         with pytest.raises(DataError, match="has no records"):
             list(dataset(write(tmp_path / "empty", []), block_records=block))
         long = write(tmp_path / "long", [{"main": "", "branches": [{"prompt": "p" * 9, "completion": "c"}]}])
-        with pytest.raises(DataError, match=r"none of its 1 records leaves a token to learn.*line 1"):
+        with pytest.raises(DataError, match=r"none of its 1 records leaves a supervised token.*line 1"):
             list(dataset(long, block_records=block, max_seq_len=5, epochs=None))
 
 

@@ -12,7 +12,7 @@ from parallelmind.models.identity import bundled_model_path
 from tests.docs.blocks import blocks_of
 
 DOCUMENT = "docs/TRAIN_HF_LORA_USAGE.md"
-LEARNED = [
+SUPERVISED = [
     ["Dan is a man.", "Dan is not old."],
     [" 26", " Dan"],
     [" 26"],
@@ -22,10 +22,10 @@ LEARNED = [
     [" Hello! 👋 Bye!"],
     [" Hello!"],
 ]
-"""Of the rows in the document, in order: what is learned of each branch, end-of-text tokens aside."""
+"""Of the rows in the document, in order: what is supervised of each branch, end-of-text tokens aside."""
 
 
-def test_every_form_is_learned_as_documented() -> None:
+def test_every_form_is_supervised_as_documented() -> None:
     tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
     encoder = SampleEncoder(tokenizer, max_seq_len=512)
     block = next(block for block in blocks_of(DOCUMENT) if block.file_name == "forms.jsonl")
@@ -35,8 +35,10 @@ def test_every_form_is_learned_as_documented() -> None:
         assert encoded is not None
         found.append(
             [
-                tokenizer.decode([token for token, learned in zip(branch.ids, branch.learned, strict=True) if learned])
+                tokenizer.decode(
+                    [token for token, supervised in zip(branch.ids, branch.loss_mask, strict=True) if supervised]
+                )
                 for branch in encoded.branches
             ]
         )
-    assert [[text.replace(tokenizer.eos_token, "") for text in row] for row in found] == LEARNED
+    assert [[text.replace(tokenizer.eos_token, "") for text in row] for row in found] == SUPERVISED

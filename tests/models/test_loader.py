@@ -128,6 +128,10 @@ def test_what_cannot_be_loaded_is_named(base: str, tmp_path: Path) -> None:
             load(base_model, attn_implementation="nope")
     with pytest.raises(SettingsError, match="float32, float16, bfloat16"):
         load(base, dtype="int8")
+    accepted = "it must be auto, balanced, balanced_low_0, sequential, or one device such as cuda:0 or cpu"
+    for device_map in ("nope", "cuda:99"):
+        with pytest.raises(SettingsError, match=rf"--device_map is '{device_map}'.*{accepted}"):
+            load(base, device_map=device_map)
     with pytest.raises(SettingsError, match="exclude each other"):
         load(base, load_in_8bit=True, load_in_4bit=True)
 

@@ -276,7 +276,7 @@ def test_target_modules_by_path_last_part_and_expression():
     assert targets(["layers.1.mlp.up_proj"]) == ["model.layers.1.mlp.up_proj"]
     assert targets(r".*\.0\.mlp\..*") == [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")]
     assert targets("all-linear") == list(lora_layers(apply_lora(make())))
-    with pytest.raises(SettingsError, match=r"\['qkv'\] match no Linear layer.*q_proj"):
+    with pytest.raises(SettingsError, match=r"--target_modules \['qkv'\] match no Linear layer.*q_proj"):
         targets(["q_proj", "qkv"])
 
 
@@ -293,9 +293,18 @@ def test_dense_layers_of_moe_models_keep_their_adapter(tmp_path, caplog):
     assert not torch.allclose(logits(by_peft), logits(model), atol=1e-3), "the warning is no longer needed"
 
 
-@pytest.mark.parametrize("bad", [{"rank": 0}, {"rank": True}, {"rank": 2.0}, {"dropout": 1.0}, {"alpha": 0}])
-def test_bad_settings(bad):
-    with pytest.raises(SettingsError):
+@pytest.mark.parametrize(
+    ("bad", "flag"),
+    [
+        ({"rank": 0}, "--lora_rank"),
+        ({"rank": True}, "--lora_rank"),
+        ({"rank": 2.0}, "--lora_rank"),
+        ({"dropout": 1.0}, "--lora_dropout"),
+        ({"alpha": 0}, "--lora_alpha"),
+    ],
+)
+def test_bad_settings(bad, flag):
+    with pytest.raises(SettingsError, match=f"{flag} must be"):
         apply_lora(make(), **bad)
 
 

@@ -121,12 +121,12 @@ def answered(tokenizer: Any, messages: list[Message]) -> list[int]:
 
 
 def prompt_of(tokenizer: Any, row: dict[str, Any], answer: str) -> list[int]:
-    """What comes before the last learned tokens of a row with one branch; these are the answer."""
+    """What comes before the last supervised tokens of a row with one branch; these are the answer."""
     sample = SampleEncoder(tokenizer, max_seq_len=10**6).encode(parse_sample(row, "row"), DataCounts())
     assert sample is not None
     [branch] = sample.branches
-    stop = branch.learned.rfind(1) + 1
-    start = branch.learned.rfind(0, 0, stop) + 1
+    stop = branch.loss_mask.rfind(1) + 1
+    start = branch.loss_mask.rfind(0, 0, stop) + 1
     written = list(branch.ids[start:stop])
     assert answer.strip() in tokenizer.decode(written) or tokenizer.unk_token_id in written
     return list(branch.ids[:start])

@@ -1,4 +1,4 @@
-"""Exact answers on held-out data: what is asked, and that a model which has learned them scores 1."""
+"""Exact answers on held-out data: what is asked, and that a model trained on them scores 1."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_is_asked(row: dict[str, Any], asked: list[tuple[str, str]]) -> Non
     assert answers == [answer for _, answer in asked]
 
 
-def test_conversations_that_were_learned_are_answered_exactly(tmp_path: Path) -> None:
+def test_conversations_that_were_trained_on_are_answered_exactly(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     chat_tokenizer().save_pretrained(model)
     data = tmp_path / "data.jsonl"

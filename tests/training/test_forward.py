@@ -31,7 +31,7 @@ STRIDE = 16
 MAIN = [5, 6, 7, 8, 9, 10, 11]
 BRANCHES = [[12, 13, 14, 15, 16, 17, 18, 19], [20, 21], [22, 23, 24, 25, 26]]
 PROMPTS = [3, 0, 0]
-"""Tokens of each branch that are not learned; main's last token predicts the first one of the second and third."""
+"""Tokens of each branch that are not supervised; main's last token predicts the first one of the second and third."""
 
 
 def lora_model(family: str, mode: Any = "split", **overrides: Any) -> Any:
@@ -48,10 +48,10 @@ def lora_model(family: str, mode: Any = "split", **overrides: Any) -> Any:
 
 
 def row(main: list[int], branches: list[list[int]], prompts: list[int]) -> TrainingRow:
-    learned = [False] * len(main)
+    loss_mask = [False] * len(main)
     for tokens, prompt in zip(branches, prompts, strict=True):
-        learned += [index >= prompt for index in range(len(tokens))]
-    return TrainingRow(pack_row(main, branches), torch.tensor(learned))
+        loss_mask += [index >= prompt for index in range(len(tokens))]
+    return TrainingRow(pack_row(main, branches), torch.tensor(loss_mask))
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ def test_visibilities_equal_one_dense_forward(family: str, visibility: Visibilit
     assert loss == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_first_tokens_alone_are_learned_too() -> None:
+def test_first_tokens_alone_are_supervised_too() -> None:
     """Rows of which main's last position is all that has something to predict."""
     model = lora_model("qwen2")
     loss, gradient = packed_gradients(model, [row(MAIN, [[3], [4], [5]], [0, 0, 1]), row([], [[6]], [0])])
@@ -192,15 +192,15 @@ def test_experts_are_balanced_as_transformers_does(family: str) -> None:
         length = len(main) + len(branch)
         ids[index, :length], mask[index, :length] = torch.tensor(main + branch), 1
         labels[index, len(main) + prompt : length] = torch.tensor(branch[prompt:])
-    learned = int((labels != -100).sum())
+    supervised = int((labels != -100).sum())
     output = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
-    (output.loss * learned).backward()
+    (output.loss * supervised).backward()
     assert float(output.aux_loss.detach()) > 0.1
-    assert loss == pytest.approx(learned * float(output.loss.detach()), rel=1e-4)
+    assert loss == pytest.approx(supervised * float(output.loss.detach()), rel=1e-4)
     assert_same(packed, gradients(model))
 
 
-def test_nothing_learned_is_a_loss_of_0_with_a_gradient_of_0() -> None:
+def test_nothing_supervised_is_a_loss_of_0_with_a_gradient_of_0() -> None:
     model = lora_model("qwen2")
     blank = row(MAIN, BRANCHES, [len(tokens) for tokens in BRANCHES])
     loss, gradient = packed_gradients(model, [blank])

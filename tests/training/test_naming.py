@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from parallelmind.io.numbered_names import numbered
 from parallelmind.models.loader import load_model_with_lora
@@ -19,7 +21,7 @@ from parallelmind.training.files import RunFiles
 from parallelmind.training.naming import ChosenRun, choose_run, run_names
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import rope_of_run
-from parallelmind.training.settings import effective_settings
+from parallelmind.training.settings import differences, effective_settings
 from tests.training.runs import (
     Killed,
     RecordedProgress,
@@ -121,6 +123,18 @@ def test_settings_of_an_adapter_that_is_trained_on(model: Path, data: Path, tmp_
     assert (plain["stride"], plain["lora_rank"]) == (32, 4)
 
 
+def test_differences_name_the_default_of_a_run_that_was_given_no_value(model: Path, data: Path, tmp_path: Path) -> None:
+    plain = settings_of(options(model, data, tmp_path))
+    given = settings_of(options(model, data, tmp_path, lora_alpha=3, target_modules=("q_proj",), hf={"optim": "sgd"}))
+    default = next(item.default for item in dataclasses.fields(TrainingArguments) if item.name == "optim")
+    assert differences(given, plain) == [
+        "--lora_alpha 3.0 instead of the rank",
+        f"--optim sgd instead of {getattr(default, 'value', default)}",
+        "--target_modules q_proj instead of all linear layers",
+    ]
+    assert differences(plain, given)[1] == f"--optim {getattr(default, 'value', default)} instead of sgd"
+
+
 def test_other_settings_get_another_name_and_equal_ones_continue(
     model: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,7 +154,7 @@ def test_other_settings_get_another_name_and_equal_ones_continue(
         train(second, RecordedProgress(kill))
     assert (
         "hf_parallel_lora is a run with other settings (--learning_rate 0.5 instead of 0.01, --weight_decay 0.1 "
-        "instead of none), which stays as it is: this one is called hf_parallel_lora_2 and ends in "
+        "instead of 0.0), which stays as it is: this one is called hf_parallel_lora_2 and ends in "
         f"{out / 'lora' / 'hf_parallel_lora_2_final.pth'}. --overwrite would begin hf_parallel_lora anew instead"
     ) in caplog.text
     other = train(third)

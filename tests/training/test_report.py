@@ -64,14 +64,16 @@ class Page(HTMLParser):
 
 
 def test_everything_is_in_the_page():
-    page = Page(report_html(report(example_learned=[False] * 6 + [True])))
+    page = Page(report_html(report(example_loss_mask=[False] * 6 + [True])))
     assert page.open == []  # every element is closed
     for text in ("a run", "97.5%", "from 25%", "1.25", "1,234", "line 3: cut", '{"warmup": 3}', "·likes", "⏎", "红色",
                  "position 256", "time 0–1", "columnar"):  # fmt: skip
         assert text in page.words, text
     titles = [tag for tag, _ in page.tags].count("title") - 1
     assert titles == 2 * 5  # a point of every line: two losses, exact, speed, rate
-    assert [attrs["class"] for _, attrs in page.tags if attrs.get("class") == "token learned"] == ["token learned"] * 2
+    assert [attrs["class"] for _, attrs in page.tags if attrs.get("class") == "token supervised"] == [
+        "token supervised"
+    ] * 2
 
 
 def test_settings_that_are_off_are_named_below_the_table():
@@ -192,6 +194,6 @@ def test_the_file_appears_complete_or_not_at_all(tmp_path, monkeypatch):
         write_report(report(), path / "below a file.html")
 
 
-def test_learned_tokens_may_be_a_tensor():
-    page = Page(report_html(report(example_learned=torch.tensor([0, 0, 0, 1, 0, 0, 1]).bool())))
-    assert "tokens are learned" in page.words
+def test_supervised_tokens_may_be_a_tensor():
+    page = Page(report_html(report(example_loss_mask=torch.tensor([0, 0, 0, 1, 0, 0, 1]).bool())))
+    assert "tokens are supervised" in page.words

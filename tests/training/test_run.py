@@ -419,7 +419,7 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.
         ({"data_path": bad}, DataError, r'bad\.jsonl line 25: "branches"\[0\]\."completion" is a number'),
         ({"data_path": alpaca}, DataError, f"parallelmind convert --input {re.escape(str(alpaca))} --output"),
         ({"max_seq_len": 3, "strict": True}, DataError, r'line 1: "branches"\[0\] has \d+ tokens, cut to 3 .*--strict'),
-        ({"max_total_tokens": 6}, DataError, "none of its 24 records leaves a token to learn"),
+        ({"max_total_tokens": 6}, DataError, "none of its 24 records leaves a supervised token"),
         ({"load_lora": str(tmp_path / "none.pth")}, AdapterError, "no such file"),
         ({"eval_ratio": 1e-9}, SettingsError, r"--eval_ratio 1e-09 holds out none of the records of .*data\.jsonl"),
         ({"eval_ratio": 1 - 1e-9}, SettingsError, "holds out all of the records"),

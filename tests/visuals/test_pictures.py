@@ -34,11 +34,11 @@ def printed(renderable, width=80):
 
 
 def test_the_grid_has_the_positions_of_the_row():
-    drawn = grid(learned=torch.tensor([0, 0, 0, 0, 1, 0, 0, 1]))
+    drawn = grid(loss_mask=torch.tensor([0, 0, 0, 0, 1, 0, 0, 1]))
     assert [cell.text for cell in drawn.main] == TOKENS[:3]
     assert [(column.number, column.position) for column in drawn.columns] == [(2, 256), (5, 640)]
     assert [cell.time for cell in drawn.columns[1].cells] == [3, 4, 5]
-    assert [cell.text for column in drawn.columns for cell in column.cells if cell.learned] == ["红烧肉", "e"]
+    assert [cell.text for column in drawn.columns for cell in column.cells if cell.supervised] == ["红烧肉", "e"]
     assert drawn.summary == "8 tokens = 3 of main + 5 in 2 branches"
     with pytest.raises(ValueError, match="8 tokens need as many texts, got 2"):
         grid(tokens=["a", "b"])
@@ -85,7 +85,7 @@ def test_the_mask_of_the_terminal_is_the_mask_of_the_model(visibility, width):
 
 
 def test_the_terminal_picture_reads_without_colours():
-    text = printed(terminal_picture(grid(learned=[0, 0, 0, 0, 1, 0, 0, 1])))
+    text = printed(terminal_picture(grid(loss_mask=[0, 0, 0, 0, 1, 0, 0, 1])))
     for part in ("the│·main│⏎", "branch 2", "position 256", "position 640", "红烧肉 *", "branch id 0"):
         assert part in text
     assert [line.split("│")[1:4] for line in text.splitlines() if " 5 │" in line] == [

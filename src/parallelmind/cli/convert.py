@@ -22,9 +22,9 @@ What is read (each row by its own fields, unless --format says otherwise):
 as JSONL, one big JSON list, CSV, TSV or text, always UTF-8. Files of any size: they are streamed.
 
 What is written: {"main": "...", "branches": [...]}, one JSON line a record; every branch is one of
-  {"messages": [...]}            conversations; training learns the assistant's turns
-  {"prompt", "completion"}       alpaca, question and answer; training learns the completion
-  "..."                          plain text; training learns all of it
+  {"messages": [...]}            conversations; the assistant's turns are supervised
+  {"prompt", "completion"}       alpaca, question and answer; the completion is supervised
+  "..."                          plain text; all of it is supervised
 main is the context (alpaca's "input") and the system prompt of rows that become prompt and completion. In
 messages both stay where they are: only there does the model's chat template write them as it writes them for
 the conversation alone.
@@ -34,7 +34,7 @@ How rows become records:
   branches or 64 million characters wait for more. All others fill records together; a main that only one row
   has stands in its branch then: {"main", "prompt", "completion"}. The same file always gives the same records.
   To share a long instruction of many inputs: --main_field instruction --prompt_field input.
-  In the default visibility, isolated, the branches of a record do not see each other, so each is learned as it
+  In the default visibility, isolated, the branches of a record do not see each other, so each is trained as it
   would be alone. columnar lets them: before you train with it, convert with --group_by main or
   --branches_per_sample 1, and make sure that rows with the same main belong together.
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if report.mixed_records:
         _LOGGER.info(
-            "unrelated rows are learned as if alone with --visibility isolated, the default; for columnar convert "
+            "unrelated rows are trained as if alone with --visibility isolated, the default; for columnar convert "
             "with --group_by main"
         )
     if report.cut_turns:

@@ -115,17 +115,17 @@ def _grid(sample: Sample, tokenizer: Any, stride: int, visibility: Visibility, c
     encoder = SampleEncoder(tokenizer, max_seq_len=2**31, sees_main=sees_main(visibility))
     encoded = encoder.encode(sample, counts)
     if encoded is None:
-        raise DataError(f"{sample.where}: no branch has a token to learn, so there is nothing to draw.")
+        raise DataError(f"{sample.where}: no branch has a supervised token, so there is nothing to draw.")
     row = pack_row(
         encoded.main,
         [branch.ids for branch in encoded.branches],
         branch_numbers=[branch.number for branch in encoded.branches],
     )
-    learned = [False] * len(encoded.main)
+    loss_mask = [False] * len(encoded.main)
     for branch in encoded.branches:
-        learned += [bool(mark) for mark in branch.learned]
+        loss_mask += [bool(mark) for mark in branch.loss_mask]
     tokens = token_texts(tokenizer, row.input_ids.tolist())
-    return row_grid(row, tokens, stride=stride, visibility=visibility, learned=learned)
+    return row_grid(row, tokens, stride=stride, visibility=visibility, loss_mask=loss_mask)
 
 
 def _record(path: Path, index: int) -> tuple[Mapping[str, Any], str]:

@@ -16,8 +16,8 @@ from parallelmind.training.options import NewModelOptions, TrainOptions
 
 EPILOG = """\
 Data rows: {"main", "branches": [text or {"prompt", "completion"} or {"messages"}, ...]}, {"text"},
-{"prompt", "completion"}, {"messages": [...]} or {"conversations": [...]}. Learned are completions, the
-assistant's turns, and texts as a whole.
+{"prompt", "completion"}, {"messages": [...]} or {"conversations": [...]}. The loss is computed
+on completions, on the assistant's turns, and on the whole of a text.
 
 Any field of transformers' TrainingArguments is a flag too, by its own name: --warmup_steps 10,
 --weight_decay 0.01, --lr_scheduler_type cosine, --gradient_checkpointing true, --report_to tensorboard ...
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     report = run_training(options, progress=make_train_progress())
     counts = report.data_counts
     _LOGGER.info(
-        "%d records in %d rows: %d branches, %d tokens, %d of them learned",
+        "%d records in %d rows: %d branches, %d tokens, %d of them supervised",
         counts["records"], counts["rows"], counts["branches"], counts["tokens"], counts["supervised_tokens"],
     )  # fmt: skip
     if counts["cut_branches"] or counts["dropped_branches"] or counts["dropped_records"]:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             _LOGGER.warning("%s", note)
     if counts["unpredicted_tokens"]:
         _LOGGER.info(
-            "the first tokens of %d texts are not learned: no prompt is before them, and no main that they see",
+            "the first tokens of %d texts are not supervised: no prompt is before them, and no main that they see",
             counts["unpredicted_tokens"],
         )
     for name, value in report.evaluation.items():

@@ -82,7 +82,7 @@ def shift_labels(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None
 
     The last token of main has none here, since its successors differ from branch to branch: see `branch_starts`.
 
-    Shapes: [..., S] each → [..., S]. `loss_mask` is true on tokens that are learned (as targets).
+    Shapes: [..., S] each → [..., S]. `loss_mask` is true on supervised tokens, which are targets.
     """
     labels = torch.full_like(input_ids, IGNORE_INDEX)
     same = (branch_ids[..., 1:] == branch_ids[..., :-1]) & (branch_ids[..., 1:] != PAD_BRANCH)
@@ -95,7 +95,7 @@ def shift_labels(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None
 def branch_starts(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None) -> Tensor:
     """The first tokens of branches, which main's last token must predict, one for each of its branches.
 
-    With a visibility in which branches do not see main there are none to learn.
+    With a visibility in which branches do not see main there are none.
 
     Shapes: [B, S] each → LongTensor [K, 3] of (row, place of main's last token, token to predict).
     """

@@ -51,11 +51,11 @@ class RowPlan:
         counts.unrelated_rows += not self.main and len(self.branches) > 1
         counts.branches += len(self.branches)
         counts.tokens += self.tokens
-        counts.supervised_tokens += sum(sum(branch.learned) for branch in self.branches)
+        counts.supervised_tokens += sum(sum(branch.loss_mask) for branch in self.branches)
         counts.supervised_tokens += max(0, len(self.main) - 1) if self.learn_main else 0
 
     def cut(self, place: int) -> tuple[RowPlan, RowPlan]:
-        """The branches before a place and those from it on; main is learned with the first part only."""
+        """The branches before a place and those from it on; main is supervised in the first part only."""
         before, after = slice(place), slice(place, None)
         one_source = len(self.sources) == 1
         first = replace(

@@ -26,7 +26,7 @@ from parallelmind.settings.model import DEFAULT_STRIDE
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One packed row of S tokens, and which of them are learned (BoolTensor [S])."""
+    """One packed row of S tokens, and which of them are supervised (BoolTensor [S])."""
 
     row: PackedRow
     loss_mask: Tensor
@@ -39,7 +39,7 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of one forward, and where the data goes on after them."""
+    """Rows of one forward, and the state of the data after them."""
 
     rows: Sequence[TrainingRow]
     state: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
-    """What is known of a batch besides its tensors."""
+    """Counts and origin of a batch, besides its tensors."""
 
     sources: tuple[str, ...]
     useful_tokens: int
@@ -74,16 +74,16 @@ class ParallelPretrainCollator:
     | `input_ids` | [B, S] | |
     | `position_ids` | [B, S, 2] | pos2d; with `two_axes=False` (a model without 2D RoPE) the times [B, S] |
     | `attention_mask` | int32 [B, 1, S, 2] | (branch id, time), from which packed attention builds each layer's mask |
-    | `labels` | [B, S] | the token itself where it is learned, else -100 |
-    | `shift_labels` | [B, S] | the token each position must predict: the next one of its branch if learned, else -100 |
-    | `branch_starts` | [K, 3] | (row, place, token): first tokens of branches, if learned; each is to be predicted at \
-that place, main's last token. None with `strict` visibility, and none in rows without a main. |
+    | `labels` | [B, S] | the token itself where it is supervised, else -100 |
+    | `shift_labels` | [B, S] | the token each position must predict: the next of its branch if supervised, else -100 |
+    | `branch_starts` | [K, 3] | (row, place, token): supervised first tokens of branches; each is predicted at that \
+place, main's last token. None with `strict` visibility, and none in rows without a main. |
     | `info` | | a `BatchInfo` |
 
     With `dense_mask` the mask is the additive [B, 1, S, S] itself, for any model whose layers all have full attention.
 
     Args:
-        pad_token_id: fills up rows; padding is neither seen nor learned, so any token will do.
+        pad_token_id: fills up rows; padding is neither seen nor supervised, so any token will do.
         stride: branch position = branch id × stride.
         pad_to_multiple_of: S is a multiple of this (FlexAttention computes blocks of 128).
     """
@@ -117,20 +117,20 @@ that place, main's last token. None with `strict` visibility, and none in rows w
         input_ids = torch.full(shape, self.pad_token_id)
         branch_ids = torch.full(shape, PAD_BRANCH)
         time_ids = torch.zeros(shape, dtype=torch.long)
-        learned = torch.zeros(shape, dtype=torch.bool)
+        loss_mask = torch.zeros(shape, dtype=torch.bool)
         for index, row in enumerate(rows):
             place = (index, slice(0, len(row)))
             input_ids[place] = row.row.input_ids
             branch_ids[place] = row.row.branch_ids
             time_ids[place] = row.row.time_ids
-            learned[place] = row.loss_mask
-        targets = shift_labels(input_ids, branch_ids, learned)
-        starts = branch_starts(input_ids, branch_ids, learned & sees_main(self.visibility))
+            loss_mask[place] = row.loss_mask
+        targets = shift_labels(input_ids, branch_ids, loss_mask)
+        starts = branch_starts(input_ids, branch_ids, loss_mask & sees_main(self.visibility))
         return {
             "input_ids": input_ids,
             "position_ids": pos2d_ids(branch_ids, time_ids, self.stride) if self.two_axes else time_ids,
             "attention_mask": self._mask(branch_ids, time_ids),
-            "labels": torch.where(learned, input_ids, IGNORE_INDEX),
+            "labels": torch.where(loss_mask, input_ids, IGNORE_INDEX),
             "shift_labels": targets,
             "branch_starts": starts,
             "info": BatchInfo(

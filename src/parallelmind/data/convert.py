@@ -72,7 +72,7 @@ class ConvertOptions(Settings):
         BranchForm,
         Setting(
             "messages, or prompt and completion (several turns are written as User: ... Assistant: ... and only the "
-            "last one is learned); auto is as listed below",
+            "last one is supervised); auto is as listed below",
             _MEANING,
         ),
     ] = "auto"

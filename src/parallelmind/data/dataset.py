@@ -51,9 +51,9 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
     Args:
         epochs: passes over the data; None: without end.
         block_records: records read and shuffled together (streaming); None: all of them, kept in memory.
-        learn_main: main is learned too, once for each record.
+        learn_main: main is supervised too, once for each record.
     Raises:
-        DataError: on iteration, a bad row, or data in which nothing can be learned.
+        DataError: on iteration, a bad row, or data without a supervised token.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             self.counts = DataCounts(**state["counts"])
 
     def samples(self) -> list[EncodedSample]:
-        """All samples, encoded once and kept. Raises DataError if nothing can be learned from them."""
+        """All samples, encoded once and kept. Raises DataError if none has a supervised token."""
         if self._memory is None:
             encoded = (self._encode(row, self.counts) for row in self.source.read())
             self._memory = [sample for sample in encoded if sample is not None]
@@ -259,12 +259,12 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
 
 def _training_row(plan: RowPlan) -> TrainingRow:
     row = pack_row(plan.main, [branch.ids for branch in plan.branches], branch_numbers=plan.numbers)
-    learned = bytearray([plan.learn_main]) * len(plan.main) + b"".join(branch.learned for branch in plan.branches)
-    return TrainingRow(row, torch.frombuffer(learned, dtype=torch.bool), plan.sources)
+    loss_mask = bytearray([plan.learn_main]) * len(plan.main) + b"".join(branch.loss_mask for branch in plan.branches)
+    return TrainingRow(row, torch.frombuffer(loss_mask, dtype=torch.bool), plan.sources)
 
 
 def _blank(plan: RowPlan) -> TrainingRow:
-    """One token with nothing to learn: keeps processes in step without a gradient."""
+    """One token without a label: keeps processes in step without a gradient."""
     row = _training_row(plan)
     first = slice(1)
     token = PackedRow(
@@ -278,6 +278,6 @@ def _nothing(name: str, counts: DataCounts) -> str:
         return f"{name} has no records; expected one JSON object a line."
     lost = " ".join(counts.notes[:3])
     return (
-        f"{name}: none of its {counts.records} records leaves a token to learn; raise --max_seq_len or "
+        f"{name}: none of its {counts.records} records leaves a supervised token; raise --max_seq_len or "
         f"--max_total_tokens. {lost}"
     )

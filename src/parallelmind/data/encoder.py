@@ -29,15 +29,15 @@ class DataCounts:
     tokens: int = 0
     """Of the packed rows, main once a row."""
     supervised_tokens: int = 0
-    """Tokens that are learned."""
+    """Tokens whose loss is counted."""
     unpredicted_tokens: int = 0
-    """First tokens of branches that are not learned since nothing is before them: no prompt, and no main or none that
-    they see."""
+    """First tokens of branches that are not supervised, since nothing is before them: they have no prompt, and no main
+    or none that they see."""
     cut_branches: int = 0
     """Branches longer than the limit of one branch, shortened to it."""
     cut_tokens: int = 0
     dropped_branches: int = 0
-    """Branches that do not fit a row, or of which nothing is left to learn."""
+    """Branches that do not fit a row, or of which no supervised token is left."""
     dropped_records: int = 0
     """Records of which no branch is left."""
     notes: list[str] = field(default_factory=list)
@@ -53,10 +53,10 @@ class DataCounts:
 
 @dataclass(frozen=True, slots=True)
 class EncodedBranch:
-    """One branch: its tokens, and which of them are learned."""
+    """One branch: its tokens, and which of them are supervised (one byte each, 0 or 1)."""
 
     ids: array[int]
-    learned: bytes
+    loss_mask: bytes
     number: int
     """Branch id under its main, from 1."""
     sample_branch: SampleBranch
@@ -83,9 +83,9 @@ class SampleEncoder:
         max_seq_len: tokens of one branch at most (no main counted); a longer one is cut at its end.
         max_model_len: positions of the model; main and each branch fit into it. 0: unknown.
         vocab_size: tokens of the model. 0: unknown.
-        sees_main: branches see their main, so that their first token can be learned without a prompt. If not, a main
+        sees_main: branches see their main, so that their first token can be supervised without a prompt. If not, a main
             of one branch is left out.
-        learn_main: the main of one branch is learned, as its dataset learns the main of a record.
+        learn_main: the main of one branch is supervised, as its dataset does with the main of a record.
         strict: whatever would be cut or dropped is an error instead.
     """
 
@@ -110,7 +110,7 @@ class SampleEncoder:
         self.strict = strict
 
     def encode(self, sample: Sample, counts: DataCounts) -> EncodedSample | None:
-        """The tokens of a sample, or None if nothing of it can be learned (counted).
+        """The tokens of a sample, or None if it has no supervised token (counted).
 
         Raises:
             DataError: names file, line and branch; with `strict` also for what would be cut or dropped.
@@ -152,21 +152,21 @@ class SampleEncoder:
             self._lost(self._too_long(where, before), counts)
             counts.dropped_branches += 1
             return None
-        ids, learned = self._branch(branch, parts, bool(seen or own), where)
+        ids, loss_mask = self._branch(branch, parts, bool(seen or own), where)
         self._check_vocabulary([*seen, *own, *ids], where)
-        ids, learned = self._cut(ids, learned, before, where, counts)
-        unpredicted = learned[0] and not (seen or own)
+        ids, loss_mask = self._cut(ids, loss_mask, before, where, counts)
+        unpredicted = loss_mask[0] and not (seen or own)
         if unpredicted:
-            learned[0] = False
-        if not any(learned):
-            self._lost(f"{where} has no token to learn, dropped", counts)
+            loss_mask[0] = False
+        if not any(loss_mask):
+            self._lost(f"{where} has no supervised token, dropped", counts)
             counts.dropped_branches += 1
             return None
         counts.unpredicted_tokens += unpredicted
-        own_learned = [self.learn_main] * len(own)
+        own_mask = [self.learn_main] * len(own)
         if own and not seen:
-            own_learned[0] = False  # nothing is before it
-        return EncodedBranch(array("i", own + ids), bytes(own_learned + learned), place + 1, branch)
+            own_mask[0] = False  # nothing is before it
+        return EncodedBranch(array("i", own + ids), bytes(own_mask + loss_mask), place + 1, branch)
 
     def lost_rows(self, sample: EncodedSample, places: list[int], limit: int, counts: DataCounts) -> None:
         """Count the branches at these places, which do not fit a row beside their main."""
@@ -195,7 +195,7 @@ class SampleEncoder:
             )
 
     def _cut(
-        self, ids: list[int], learned: list[bool], main_tokens: int, where: str, counts: DataCounts
+        self, ids: list[int], loss_mask: list[bool], main_tokens: int, where: str, counts: DataCounts
     ) -> tuple[list[int], list[bool]]:
         room = self.max_model_len - main_tokens if self.max_model_len else self.max_seq_len
         limit = min(self.max_seq_len, room)
@@ -204,7 +204,7 @@ class SampleEncoder:
             self._lost(f"{where} has {len(ids)} tokens, cut to {limit} ({kind})", counts)
             counts.cut_branches += 1
             counts.cut_tokens += len(ids) - limit
-        return ids[:limit], learned[:limit]
+        return ids[:limit], loss_mask[:limit]
 
     def _branch(
         self, branch: SampleBranch, parts: Mapping[str, list[int]], has_main: bool, where: str
@@ -222,15 +222,15 @@ class SampleEncoder:
 
     def _conversation(self, branch: SampleBranch, has_main: bool, where: str) -> tuple[list[int], list[bool]]:
         try:
-            ids, learned = self.prompts.learned(branch.messages, has_main=has_main, tools=branch.tools)
+            ids, loss_mask = self.prompts.supervised(branch.messages, has_main=has_main, tools=branch.tools)
         except RequestError as error:
             raise DataError(f"{where}: {error}") from error
-        if not any(learned):
+        if not any(loss_mask):
             raise DataError(
                 f"{where}: the assistant's turns are not found in what the tokenizer's chat template renders; give a "
                 'tokenizer with another template (--tokenizer_path), or the form {"prompt", "completion"}.'
             )
-        return ids, learned
+        return ids, loss_mask
 
     def _lost(self, what: str, counts: DataCounts) -> None:
         if self.strict:

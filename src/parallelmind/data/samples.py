@@ -1,6 +1,6 @@
-"""One row of training data, checked field by field: what stands in main, what in the branches, what is learned.
+"""One row of training data, checked field by field: what stands in main, what in the branches, what is supervised.
 
-| row | learned |
+| row | supervised |
 |---|---|
 | `{"main", "branches": [text, …]}` | every branch text |
 | `{"main", "branches": [text, …], "answers": [text, …]}` | the answers; the branch texts are their prompts |
@@ -42,14 +42,14 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class SampleBranch:
-    """A text with the part of it that is learned."""
+    """A text with the part of it that is supervised."""
 
     prompt: str = ""
-    """Not learned."""
+    """Not supervised."""
     completion: str = ""
-    """Learned, and closed with the end-of-text token."""
+    """Supervised, and closed with the end-of-text token."""
     messages: tuple[Message, ...] = ()
-    """Instead of both: turns, of which the assistant's are learned."""
+    """Instead of both: turns, of which the assistant's are supervised."""
     tools: tuple[Tool, ...] = ()
     """What the assistant may call in these turns, for the chat template to write."""
     main: str = ""
@@ -145,6 +145,6 @@ def _conversation(row: Mapping[str, Any], field: str, name: str) -> SampleBranch
     where = f'{name}"{field}"'
     messages = parse_messages(row[field], where)
     if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(f"{where} has no turn of the assistant; there is nothing to learn from it.")
+        raise DataError(f"{where} has no turn of the assistant; there is nothing to train on.")
     messages = tuple(under_row_system(messages, row))
     return SampleBranch(messages=messages, tools=parse_tools(row.get("tools"), f'{name}"tools"'))

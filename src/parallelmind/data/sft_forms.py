@@ -44,7 +44,7 @@ class BranchSample:
     main: str
     branch: Branch
     cut_turns: int = 0
-    """Turns after the last one of the assistant, which were left out: nothing could be learned from them."""
+    """Turns after the last one of the assistant, which were left out: they would not be supervised."""
     replaced_turns: int = 0
     """System turns that the row's own field "system" took the place of."""
 
@@ -231,7 +231,7 @@ def _turns(row: Mapping[str, Any], name: str, *, sharegpt: bool) -> list[Message
 def _of_turns(turns: Sequence[Message], tools: Sequence[Tool], name: str, settings: SampleSettings) -> BranchSample:
     last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
     if last < 0:
-        raise DataError(f'"{name}" has no turn of the assistant: nothing could be learned from it')
+        raise DataError(f'"{name}" has no turn of the assistant: there is nothing to train on')
     kept = list(turns[: last + 1])
     as_messages = settings.branch_form != "prompt"
     main = ""

@@ -59,7 +59,7 @@ class _Trial:
             visibility=self._trainee.settings.visibility,
         )
         batch: dict[str, Any] = collator(next(iter(dataset)))
-        self._learned = batch["info"].supervised_tokens
+        self._supervised_tokens = batch["info"].supervised_tokens
         self._batch = {name: value.to(self._device) for name, value in batch.items() if isinstance(value, Tensor)}
         self._loss_after: float | None = None
 
@@ -70,12 +70,12 @@ class _Trial:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         forward = self._forward(model)
         with forward.installed(model):
-            loss = forward.loss(model, self._batch) / self._learned
+            loss = forward.loss(model, self._batch) / self._supervised_tokens
             loss.backward()
             at_first = float(loss.detach())
             torch.optim.AdamW(trained, lr=1e-3).step()
             with torch.no_grad():
-                after = float(forward.loss(model, self._batch)) / self._learned
+                after = float(forward.loss(model, self._batch)) / self._supervised_tokens
         moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
         if wrong := [name for name in moved if ".lora_" not in name]:
             raise CheckFailedError(f"{len(wrong)} frozen weights of the base model moved, such as {wrong[0]}")
@@ -101,7 +101,7 @@ class _Trial:
             )
             forward = self._forward(loaded.model)
             with forward.installed(loaded.model), torch.no_grad():
-                found = float(forward.loss(loaded.model, self._batch)) / self._learned
+                found = float(forward.loss(loaded.model, self._batch)) / self._supervised_tokens
             if not abs(found - self._loss_after) <= _ROUNDING * max(1.0, abs(self._loss_after)):
                 raise CheckFailedError(
                     f"{path.name} has a loss of {found:.6f}, the trained model {self._loss_after:.6f}"

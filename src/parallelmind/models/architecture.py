@@ -1,4 +1,4 @@
-"""What packed rows and shared mains ask of a model, whatever its family, for training and for the engine alike."""
+"""What packed rows and shared mains require of a model, in training and in the engine."""
 
 from __future__ import annotations
 

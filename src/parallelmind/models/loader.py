@@ -27,6 +27,8 @@ from parallelmind.settings.model import ModelOptions, dtype_name
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO_DTYPE = "auto"
 """In Python the name of the checkpoint's own number format."""
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways of transformers to spread a model over devices."""
 
 
 def resolve_device(device: str | None) -> tuple[str, str | None]:
@@ -184,6 +186,8 @@ def load_base_model(options: ModelOptions, *, attn_implementation: str | None = 
             replace by random ones.
     """
     name = options.base_model
+    if options.device_map is not None:
+        _check_device_map(options.device_map)
     how: dict[str, Any] = {"dtype": resolve_dtype(options.dtype, name)}
     device = None if options.device_map is not None else resolve_device(options.device)[0]
     if options.load_in_8bit or options.load_in_4bit:
@@ -218,6 +222,20 @@ def load_base_model(options: ModelOptions, *, attn_implementation: str | None = 
             f"({', '.join(missing[:3])}); copy or download it again."
         )
     return model
+
+
+def _check_device_map(given: str) -> None:
+    """Raises SettingsError; transformers would take a wrong one for a damaged model."""
+    if given in _DEVICE_MAPS:
+        return
+    accepted = f"it must be {', '.join(_DEVICE_MAPS)}, or one device such as cuda:0 or cpu"
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise SettingsError(f"--device_map is {given!r}; {accepted}.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SettingsError(f"--device_map is {given!r}, and this machine has {count} GPUs; {accepted}.")
 
 
 def _quantization(options: ModelOptions, dtype: torch.dtype) -> Any:
@@ -267,7 +285,7 @@ class LoadedModel(tuple[Any, ...]):
     settings: RopeSettings
     """How positions and visibility are encoded."""
     notes: list[str]
-    """What was decided without being asked for, in sentences for the user."""
+    """Decisions that no flag asked for, in sentences for the user."""
     adapters: AdapterSet | None = None
     """Those that stand beside the model, for requests to choose from."""
 

@@ -74,9 +74,9 @@ def apply_lora(
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise SettingsError(f"--lora_rank must be an integer of 1 or more, not {rank!r}")
     if not 0 <= dropout < 1:
-        raise SettingsError(f"LoRA dropout must be at least 0 and below 1, not {dropout!r}")
+        raise SettingsError(f"--lora_dropout must be at least 0 and below 1, not {dropout!r}")
     if alpha is not None and not 0 < alpha < math.inf:
-        raise SettingsError(f"LoRA alpha must be a positive number, not {alpha!r}")
+        raise SettingsError(f"--lora_alpha must be a positive number, not {alpha!r}")
     base = unwrap_to_change(model)
     if lora_layers(base):
         raise AdapterError("The model has LoRA layers already; merge_lora it first, or load_lora to replace them")

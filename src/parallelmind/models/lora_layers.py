@@ -133,7 +133,7 @@ def select_targets(model: Any, target_modules: str | Iterable[str] | None) -> li
         unmatched = [target for target in targets if not any(_is_named(name, target) for name in names)]
     if unmatched or not names:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
-        raise SettingsError(f"target_modules {unmatched} match no Linear layer; the model's are called {known}")
+        raise SettingsError(f"--target_modules {unmatched} match no Linear layer; the model's are called {known}")
     return names
 
 

@@ -61,15 +61,19 @@ def check_expected(
     _compare_ranks(adapter, expected.rank, path, said)
     if expected.target_layers is not None and (odd := set(expected.target_layers) ^ set(layers)):
         name = min(odd)
-        has, lacks = ("the file", "apply_lora's target_modules") if name in layers else ("apply_lora", "the file")
-        raise AdapterError(f"{path}: {has} has {name}, {lacks} not; leave target_modules out, {without}")
+        odd_one = (
+            f"the file has {name}, which the target modules given to apply_lora leave out"
+            if name in layers
+            else f"apply_lora has {name}, which the file lacks"
+        )
+        raise AdapterError(f"{path}: {odd_one}; leave target_modules (--target_modules) out, {without}")
     stated = adapter.states_scaling
     if stated and expected.alpha is not None:
         for name, layer in layers.items():
             if layer.alpha != expected.alpha:
                 raise AdapterError(
-                    f"{path}: {name} has alpha {layer.alpha}, but alpha {expected.alpha} was given to apply_lora; "
-                    f"call apply_lora(model, rank={adapter.rank}, alpha={layer.alpha}), {without}"
+                    f"{path}: {name} has alpha {layer.alpha}, but alpha {expected.alpha} (--lora_alpha) was given to "
+                    f"apply_lora; call apply_lora(model, rank={adapter.rank}, alpha={layer.alpha}), {without}"
                 )
     # A .pth has scaling folded into B, which hides alpha and rsLoRA; DoRA it cannot hold.
     if (expected.use_rslora and stated and not adapter.use_rslora) or (expected.use_dora and not adapter.use_dora):

@@ -25,7 +25,7 @@ from parallelmind.settings.model import ROPE_FLAGS
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRope:
-    """What flags and stored settings come to."""
+    """The 2D settings that result from flags and stored settings."""
 
     settings: RopeSettings
     """Stride and visibility hold without 2D RoPE, too."""
@@ -34,7 +34,7 @@ class ResolvedRope:
     trained_on: str = ""
     """The base model that the adapter names; empty if unknown."""
     notes: list[str] = field(default_factory=list)
-    """What was decided without being asked for, in sentences for the user."""
+    """Decisions that no flag asked for, in sentences for the user."""
 
     @property
     def rope(self) -> RopeSettings | None:

@@ -1,4 +1,4 @@
-"""Prompts as pieces of two kinds: text of ours and text that came from outside.
+"""Prompts as pieces of two kinds: our own text and text from outside.
 
 Text from outside (contexts, questions) may hold whatever ends a turn for the model, `<|im_end|>` say. A tokenizer that
 sees one string cannot tell it from the chat template's own; so the pieces are kept apart until they are token ids.

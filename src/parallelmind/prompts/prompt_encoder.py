@@ -6,7 +6,7 @@
 | prompts alone (`completions`) | each encoded as a whole |
 | a conversation and what follows it (`conversation`) | what the chat template renders, encoded as a whole |
 | a conversation with text from outside (`split`) | the same ids; control tokens in that text are plain text |
-| a conversation that is trained (`learned`) | the same ids, then the assistant's turn; its tokens are marked |
+| a conversation that is trained (`supervised`) | the same ids, then the assistant's turn; its tokens are marked |
 
 In the second to fourth row, what all prompts begin with in common is main.
 """
@@ -23,7 +23,7 @@ from parallelmind.prompts.conversation import Message, Tool, user
 from parallelmind.prompts.encode import PromptIds, encode_branch, encode_main, encode_parts, shared_length, start_ids
 from parallelmind.prompts.pieces import Piece, PieceEncoder, SplitPrompt
 from parallelmind.prompts.slots import Slots
-from parallelmind.prompts.spans import LearnedIds, encode_spans, mark_answers
+from parallelmind.prompts.spans import SupervisedIds, encode_spans, mark_answers
 from parallelmind.prompts.template import ChatTemplate
 
 _PROBES = ("0", "a")
@@ -100,7 +100,7 @@ class PromptEncoder:
         main, [branch] = _divided([whole], [self._main_of(prompt.main)])
         return main, branch
 
-    def learned(self, messages: Sequence[Message], *, has_main: bool, tools: Sequence[Tool] = ()) -> LearnedIds:
+    def supervised(self, messages: Sequence[Message], *, has_main: bool, tools: Sequence[Tool] = ()) -> SupervisedIds:
         """A conversation with the assistant's answers, and which tokens are theirs, end marks included.
 
         Under a main there is no second beginning: main has what the tokenizer puts in front of a text.
@@ -109,13 +109,13 @@ class PromptEncoder:
             RequestError: the chat template refuses the conversation.
         """
         marked = mark_answers(self.tokenizer, self.template, messages, tools)
-        ids, learned = encode_spans(self.tokenizer, marked)
+        ids, loss_mask = encode_spans(self.tokenizer, marked)
         if has_main and ids and ids[0] == self.tokenizer.bos_token_id:
-            return LearnedIds(ids[1:], learned[1:])
+            return SupervisedIds(ids[1:], loss_mask[1:])
         if not has_main and not self.template.is_own:
             start = start_ids(self.tokenizer)
-            ids, learned = start + ids, [False] * len(start) + learned
-        return LearnedIds(ids, learned)
+            ids, loss_mask = start + ids, [False] * len(start) + loss_mask
+        return SupervisedIds(ids, loss_mask)
 
     def _dialogue(self, text: str) -> list[int]:
         """A chat template writes its own special tokens; the plain form of a dialogue does not."""

@@ -1,4 +1,4 @@
-"""Where in a conversation the assistant speaks: what training learns.
+"""Where in a conversation the assistant speaks: what training supervises.
 
 The spans of the assistant's turns are computed here, from what the chat template renders for the first turns of the
 conversation: few templates carry the `{% generation %}` markers that would give them, and without these markers
@@ -24,11 +24,11 @@ class MarkedText(NamedTuple):
     spans: list[Span]
 
 
-class LearnedIds(NamedTuple):
-    """Token ids, and for each whether it is learned."""
+class SupervisedIds(NamedTuple):
+    """Token ids, and for each whether it is supervised."""
 
     ids: list[int]
-    learned: list[bool]
+    loss_mask: list[bool]
 
 
 def mark_answers(
@@ -45,7 +45,7 @@ def mark_answers(
     text = template.render(turns, tools=tools)
     if not text.startswith(prompt) and last == len(turns) - 1:
         # Some templates write the turns before another way when the assistant has answered (mistral moves the system
-        # turn); what is learned must follow from the prompt that will ask for it.
+        # turn); what is supervised must follow from the prompt that will ask for it.
         start = _start_of_text(template, turns, tools)
         text = text if start is None else prompt + text[start:]
     spans: list[Span] = []
@@ -102,8 +102,8 @@ def _end_of_turn(tokenizer: Any, text: str, end: int) -> int:
     return end
 
 
-def encode_spans(tokenizer: Any, marked: MarkedText) -> LearnedIds:
-    """Ids of the text as a whole; learned are the tokens that begin in a span.
+def encode_spans(tokenizer: Any, marked: MarkedText) -> SupervisedIds:
+    """Ids of the text as a whole; supervised are the tokens that begin in a span.
 
     Where a token would hold the end of the last prompt and the beginning of its answer, the answer is encoded apart:
     the model is asked with the ids of the prompt alone.
@@ -111,29 +111,29 @@ def encode_spans(tokenizer: Any, marked: MarkedText) -> LearnedIds:
     text, spans = marked
     if not tokenizer.is_fast:
         return _encode_by_prefixes(tokenizer, text, spans)
-    ids, learned, crosses = _encode_by_offsets(tokenizer, text, spans)
+    ids, loss_mask, crosses = _encode_by_offsets(tokenizer, text, spans)
     if not crosses:
-        return LearnedIds(ids, learned)
+        return SupervisedIds(ids, loss_mask)
     cut, end = spans[-1]
     prompt = _encode_by_offsets(tokenizer, text[:cut], spans[:-1])
     answer = _encode_by_offsets(tokenizer, text[cut:], [(0, end - cut)])
-    return LearnedIds(prompt[0] + answer[0], prompt[1] + answer[1])
+    return SupervisedIds(prompt[0] + answer[0], prompt[1] + answer[1])
 
 
 def _encode_by_offsets(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool], bool]:
-    """The ids, which of them are learned, and whether one crosses the beginning of the last span."""
+    """The ids, which of them are supervised, and whether one crosses the beginning of the last span."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = encoded["offset_mapping"]
-    learned = [any(first <= start < last for first, last in spans) for start, _ in offsets]
+    loss_mask = [any(first <= start < last for first, last in spans) for start, _ in offsets]
     crosses = any(start < spans[-1][0] < stop for start, stop in offsets) if spans else False
-    return encoded["input_ids"], learned, crosses
+    return encoded["input_ids"], loss_mask, crosses
 
 
-def _encode_by_prefixes(tokenizer: Any, text: str, spans: Sequence[Span]) -> LearnedIds:
+def _encode_by_prefixes(tokenizer: Any, text: str, spans: Sequence[Span]) -> SupervisedIds:
     """Tokenizers that are not of the tokenizers library cannot tell where a token begins."""
     ids = encode_branch(tokenizer, text, has_main=True)
-    learned = [False] * len(ids)
+    loss_mask = [False] * len(ids)
     for span in spans:
         first, stop = (shared_length([ids, encode_branch(tokenizer, text[:end], has_main=True)]) for end in span)
-        learned[first:stop] = [True] * (stop - first)
-    return LearnedIds(ids, learned)
+        loss_mask[first:stop] = [True] * (stop - first)
+    return SupervisedIds(ids, loss_mask)

@@ -51,15 +51,15 @@ FIXED = {
     "logging_nan_inf_filter": "a loss that is not a number ends the run",
     "average_tokens_across_devices": "the loss is always the mean over the tokens of all processes",
 }
-"""Fields that cannot be chosen freely, and what to do instead."""
+"""Fields that cannot be set, and what to use instead."""
 
 _REPORTERS = ("wandb", "tensorboard", "trackio")
-"""Packages that are extras of ours, by the name they have there and in `--report_to`."""
+"""Packages that are optional extras, by their name there and in `--report_to`."""
 _NEW_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-"""Names that newer versions of transformers have for fields, and warn about the former ones."""
+"""Fields that newer versions of transformers renamed; they warn about the old names."""
 
 
 def training_arguments(

@@ -18,7 +18,7 @@ from parallelmind.training.meter import MetricsLog
 
 
 class TrainProgress(Protocol):
-    """Shows how far a run is: `start`, then `step` and `log`, and `stop` at the end, also of a run that failed."""
+    """Shows the progress of a run: `start`, then `step` and `log`, and `stop` at the end, also when the run failed."""
 
     def start(self, *, total: int | None, done: int) -> None: ...
 
@@ -71,7 +71,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
 
 
 class EndOfData(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Ends the run with the step in which the last micro-batch was."""
+    """Ends the run after the step with the last micro-batch."""
 
     def __init__(self) -> None:
         self.trainer: Any = None

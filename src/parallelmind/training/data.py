@@ -24,7 +24,7 @@ class Batching:
     batch: BatchLimits
     accumulation: int
     note: str | None = None
-    """What is not as the flags say."""
+    """For the user: where the batches differ from what the flags say."""
 
     def layout(self, processes: int) -> str:
         """What the composition of steps depends on."""
@@ -69,7 +69,7 @@ def load_data(
 
     Raises:
         SettingsError: a dataset is not found, or nothing is held out.
-        DataError: a bad row, or nothing to learn.
+        DataError: a bad row, or no supervised token.
     """
     rank = current_rank()
     encoder = SampleEncoder(

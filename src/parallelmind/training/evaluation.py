@@ -1,4 +1,4 @@
-"""Evaluation on held-out data: the loss of the learned tokens, and the share of answers that are exact."""
+"""Evaluation on held-out data: the loss of the supervised tokens, and the share of answers that are exact."""
 
 from __future__ import annotations
 
@@ -119,14 +119,14 @@ def _completion(branch: EncodedBranch, end: int) -> tuple[int, int, str] | None:
     """(tokens of the prompt, tokens of the answer, the answer); None without a prompt, or if the answer was cut."""
     if not branch.sample_branch.prompt or branch.ids[-1] != end:
         return None
-    prompt = branch.learned.find(1)
+    prompt = branch.loss_mask.find(1)
     return prompt, len(branch) - prompt, branch.sample_branch.completion
 
 
 def _last_turn(branch: EncodedBranch, tokenizer: Any) -> tuple[int, int, str] | None:
     """The same of a conversation: the assistant's last turn follows from all before it."""
-    stop = branch.learned.rfind(1) + 1
-    start = branch.learned.rfind(0, 0, stop) + 1
+    stop = branch.loss_mask.rfind(1) + 1
+    start = branch.loss_mask.rfind(0, 0, stop) + 1
     messages = branch.sample_branch.messages
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
     content = messages[last]["content"].strip()

@@ -1,6 +1,6 @@
-"""One forward over packed rows, to the loss of the learned tokens.
+"""One forward over packed rows, to the loss of the supervised tokens.
 
-Shapes: B rows, S tokens of the longest, N learned tokens of the batch, V words.
+Shapes: B rows, S tokens of the longest, N supervised tokens of the batch, V words.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class PackedForward:
             yield
 
     def loss(self, model: nn.Module, inputs: Mapping[str, Tensor], *, label_smoothing: float = 0.0) -> Tensor:
-        """The summed cross entropy of the learned tokens of a collated batch, each with the loss that balances experts.
+        """The summed cross entropy of a batch's supervised tokens, each with the loss that balances experts.
 
         The output head runs on the N positions that have a target only; main's last has one for each branch that
-        begins with a learned token. Without any, the loss is 0 and still has a gradient (of 0), so that all processes
-        of a distributed run do the same.
+        begins with a supervised token. Without any, the loss is 0 and still has a gradient (of 0), so that all
+        processes of a distributed run do the same.
         """
         targets = inputs["shift_labels"]
         row, place, first_tokens = inputs["branch_starts"].unbind(-1)
@@ -72,8 +72,8 @@ class PackedForward:
             among_asked = asked.flatten().cumsum(0).view_as(asked) - 1
             total = total + summed(logits[among_asked[row, place].to(logits.device)], first_tokens.to(logits.device))
         if self._balance is not None and model.training:
-            learned = (targets != IGNORE_INDEX).sum() + len(row)
-            total = total + learned * self._balance.loss(inputs["attention_mask"][:, 0, :, 0] != PAD_BRANCH)
+            supervised = (targets != IGNORE_INDEX).sum() + len(row)
+            total = total + supervised * self._balance.loss(inputs["attention_mask"][:, 0, :, 0] != PAD_BRANCH)
         return total
 
     def _logits(self, model: nn.Module, inputs: Mapping[str, Tensor], asked: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Under which name a run goes on or begins: one name for each set of effective settings.
+"""The name under which a run continues or starts: one name for each set of effective settings.
 
 One process at a time trains under a name, and holds its lock until it ends (`taken_run`).
 """
@@ -33,13 +33,13 @@ _LEAVING_SECONDS = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenRun:
-    """The files of a run, and where it goes on."""
+    """The files of a run, and the checkpoint from which it continues."""
 
     files: RunFiles
     checkpoint: Path | None = None
     """None: from the beginning."""
     note: str | None = None
-    """Why it is not called as one would think."""
+    """Why the run has another name than the one asked for."""
 
 
 def run_names(options: TrainOptions) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a training run is told: one field per flag, checked when made. Imports nothing heavy."""
+"""The options of a training run: one field per flag, checked on construction. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -214,7 +214,9 @@ class TrainOptions(QuantizedLoadingSettings):
     strict: Annotated[bool, Setting("an error if anything would be cut or dropped", _DATA, identity=False)] = False
     loss_on_main: Annotated[
         bool | None,
-        Setting("true or false: learn main too", _DATA, default="in pretraining only", flag=Flag(form="value")),
+        Setting(
+            "true or false: compute the loss on main too", _DATA, default="in pretraining only", flag=Flag(form="value")
+        ),
     ] = None
     branches_per_sample: BranchesPerSample = 8
     max_branches_per_sample: MaxBranchesPerSample = 0

@@ -25,8 +25,8 @@ _COUNTED = {
     "unrelated_rows": "of them several branches without a main",
     "branches": "branches",
     "tokens": "tokens in the rows",
-    "supervised_tokens": "of them learned",
-    "unpredicted_tokens": "first tokens with nothing before them, not learned",
+    "supervised_tokens": "of them supervised",
+    "unpredicted_tokens": "first tokens with nothing before them, not supervised",
     "cut_branches": "branches cut",
     "cut_tokens": "tokens cut off",
     "dropped_branches": "branches dropped",
@@ -51,8 +51,8 @@ class TrainingReport:
     """The text of each of its tokens."""
     visibility: Visibility
     stride: int
-    example_learned: Sequence[bool] | None = None
-    """Which of its tokens are learned; None: not marked."""
+    example_loss_mask: Sequence[bool] | None = None
+    """Which of its tokens are supervised; None: not marked."""
 
 
 def write_report(report: TrainingReport, path: Path) -> None:
@@ -148,7 +148,7 @@ def _example(report: TrainingReport) -> str:
         [readable(token) for token in report.example_tokens],
         stride=report.stride,
         visibility=report.visibility,
-        learned=report.example_learned,
+        loss_mask=report.example_loss_mask,
     )
     return row_section(grid)
 

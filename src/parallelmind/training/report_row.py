@@ -16,8 +16,9 @@ _MOST_TIMES = 40
 
 def row_section(grid: RowGrid) -> str:
     """The tokens and the mask of one row."""
-    learned = any(cell.learned for cell in (*grid.main, *(cell for c in grid.columns for cell in c.cells)))
-    legend = '<p class="note"><span class="token learned">outlined</span> tokens are learned.</p>' if learned else ""
+    legend = ""
+    if any(cell.supervised for cell in (*grid.main, *(cell for c in grid.columns for cell in c.cells))):
+        legend = '<p class="note"><span class="token supervised">outlined</span> tokens are supervised.</p>'
     return (
         f'<p class="note">{escape(grid.summary)}. A token stands at (branch position, time); branch position = '
         f"branch id × {grid.stride}.</p>"
@@ -67,7 +68,7 @@ def _at(column: Column, time: int) -> str:
 
 
 def _token(cell: Cell) -> str:
-    kind = "token learned" if cell.learned else "token"
+    kind = "token supervised" if cell.supervised else "token"
     return f'<span class="{kind}" style="--c:{branch_colour(cell.branch)}">{escape(cell.text)}</span>'
 
 

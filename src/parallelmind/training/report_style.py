@@ -40,7 +40,7 @@ svg .hover{fill:var(--k);opacity:0}svg .hover:hover{opacity:1}
 .row{display:grid;grid-template-columns:minmax(0,1fr) minmax(260px,360px);gap:32px;align-items:start}
 .token{display:inline-block;padding:1px 6px;margin:0 4px 5px 0;border-radius:5px;font-size:13px;line-height:1.45;
 background:color-mix(in srgb,var(--c,var(--muted)) 15%,transparent);max-width:100%;overflow-wrap:anywhere}
-.token.learned{background:color-mix(in srgb,var(--c,var(--muted)) 28%,transparent);
+.token.supervised{background:color-mix(in srgb,var(--c,var(--muted)) 28%,transparent);
 box-shadow:inset 0 0 0 1.3px var(--c,var(--muted))}
 .more{color:var(--muted);font-size:13px;font-style:italic}
 .branches{margin:14px 0 12px}

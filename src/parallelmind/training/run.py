@@ -262,7 +262,7 @@ def _write_report(
     metrics: MetricsLog,
     counts: dict[str, Any],
 ) -> Path:
-    row, learned = trainer.example or (None, None)
+    row, loss_mask = trainer.example or (None, None)
     evaluations = [
         {"step": entry["step"], "loss": entry["eval_loss"], "exact": entry.get("eval_exact")}
         for entry in metrics.entries
@@ -279,7 +279,7 @@ def _write_report(
             example_tokens=[] if row is None else [trainee.tokenizer.decode([t]) for t in row.input_ids.tolist()],
             visibility=trainee.settings.visibility,
             stride=trainee.settings.branch_stride,
-            example_learned=learned,
+            example_loss_mask=loss_mask,
         ),
         files.report,
     )

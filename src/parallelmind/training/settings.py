@@ -23,7 +23,7 @@ from parallelmind.io.jsonl import read_lines
 from parallelmind.models.identity import fingerprint_of_adapter, real_name
 from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.settings.model import TINY_MODEL
-from parallelmind.settings.setting import names
+from parallelmind.settings.setting import described, names
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.resolving import new_model_values, resolve_rank
 
@@ -38,6 +38,8 @@ _IN_EFFECT = {
 """Options of which what they come to counts; the others mean what they say."""
 _CONTENT = "the content of --"
 """Beginning of the names under which the prints of files stand, before the flag that leads to them."""
+_WITH_A_DEFAULT = ("tokenizer_path", "lora_alpha", "target_modules", "max_samples", "hf_subset")
+"""Options that are always in effect: where a run has none of its own, the default that their help names holds."""
 
 
 def effective_settings(options: TrainOptions, *, rope: ResolvedRope, layout: str) -> dict[str, Any]:
@@ -96,8 +98,31 @@ def differences(settings: Mapping[str, Any], former: Mapping[str, Any]) -> list[
                 found.append(name)
             continue
         shown = f"--{name}" if name in flags else name
+        value = _default(name, settings) if value is None else value
+        before = _default(name, former) if before is None else before
         found.append(f"{shown} {_shown(value)} instead of {_shown(before)}")
     return found
+
+
+def _default(name: str, settings: Mapping[str, Any]) -> Any:
+    """What is in effect in a run whose settings lack this one; None: nothing."""
+    if name in _WITH_A_DEFAULT:
+        if "load_lora" in settings and name in ("lora_alpha", "target_modules"):
+            return "the adapter's own"
+        return next(one.setting.default for one in described(TrainOptions) if one.name == name)
+    streams = bool(settings.get("use_streaming")) and "max_steps" not in settings
+    return _trainer_defaults(steps_are_unknown=streams).get(name)
+
+
+def _trainer_defaults(*, steps_are_unknown: bool) -> dict[str, Any]:
+    """The values that fields of TrainingArguments have in a run where none was given."""
+    defaults = {
+        item.name: None if item.default is dataclasses.MISSING else item.default
+        for item in dataclasses.fields(TrainingArguments)
+    }
+    if steps_are_unknown:
+        defaults["lr_scheduler_type"] = "constant_with_warmup"
+    return defaults
 
 
 def _of_the_adapter(options: TrainOptions) -> dict[str, Any]:
@@ -161,9 +186,7 @@ def _of_the_rows(options: TrainOptions) -> dict[str, Any]:
 
 def _of_trainer(options: TrainOptions) -> dict[str, Any]:
     """Fields of TrainingArguments that were given another value than they have by themselves."""
-    defaults = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
-    if options.use_streaming and options.max_steps < 0:
-        defaults["lr_scheduler_type"] = "constant_with_warmup"
+    defaults = _trainer_defaults(steps_are_unknown=options.use_streaming and options.max_steps < 0)
     return {
         name: value
         for name, value in options.hf.items()

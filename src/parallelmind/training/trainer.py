@@ -67,7 +67,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         model.config.use_cache = use_cache
         for shown in (PrinterCallback, ProgressCallback):
             self.remove_callback(shown)
-        # Makes Trainer count the learned tokens of a whole step, and not divide the loss again.
+        # Makes Trainer count the supervised tokens of a whole step, and not divide the loss again.
         self.model_accepts_loss_kwargs = True
         self.control: Any
         self.optimizer: Any
@@ -78,7 +78,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         """The last evaluation and its step."""
         self.data_state: dict[str, Any] = {}
         self.example: tuple[PackedRow, list[bool]] | None = None
-        """The first row that was trained on, and which of its tokens are learned."""
+        """The first row that was trained on, and which of its tokens are supervised."""
         self._forward = forward
         self._evaluation = evaluation
         self._loraplus_lr_ratio = loraplus_lr_ratio
@@ -116,7 +116,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
-        """The learned tokens of a step, of all processes. Trainer itself would count `shift_labels` alone."""
+        """The supervised tokens of a step, of all processes. Trainer itself would count `shift_labels` alone."""
         count = torch.tensor(sum(batch["info"].supervised_tokens for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
@@ -127,7 +127,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The sum over this micro-batch divided by the learned tokens of the whole step, of all processes."""
+        """The sum over this micro-batch divided by the supervised tokens of the whole step, of all processes."""
         assert num_items_in_batch is not None
         assert not return_outputs
         total = self._forward.loss(model, inputs, label_smoothing=self.args.label_smoothing_factor)

@@ -23,7 +23,7 @@ class Cell:
     text: str
     branch: int
     time: int
-    learned: bool
+    supervised: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +77,20 @@ def row_grid(
     *,
     stride: int,
     visibility: Visibility,
-    learned: Sequence[bool] | Tensor | None = None,
+    loss_mask: Sequence[bool] | Tensor | None = None,
 ) -> RowGrid:
     """Arrange a row of S tokens for drawing; positions and visibility are those the model gets.
 
     Args:
         tokens: the text of each token.
-        learned: which tokens are learned in training; None: not known.
+        loss_mask: which tokens are supervised in training; None: not known.
     Raises:
         ValueError: not one text for every token.
     """
     if len(tokens) != len(row):
         raise ValueError(f"{len(row)} tokens need as many texts, got {len(tokens)}")
     kept = row.branch_ids != PAD_BRANCH
-    marks = [False] * len(row) if learned is None else [bool(mark) for mark in learned]
+    marks = [False] * len(row) if loss_mask is None else [bool(mark) for mark in loss_mask]
     cells = [
         Cell(text, branch, time, mark)
         for text, branch, time, mark in zip(tokens, row.branch_ids.tolist(), row.time_ids.tolist(), marks, strict=True)

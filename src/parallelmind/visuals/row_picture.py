@@ -75,9 +75,9 @@ def _draw_tokens(canvas: Canvas, grid: RowGrid, x: float, y: float, width: float
     if hidden := sum(map(len, bands[_MOST_BANDS:])):
         canvas.text(x + _GUTTER, y + 16, f"… and {hidden} more branches", 12.5, MUTED)
         y += 24
-    if any(cell.learned for column in grid.columns for cell in column.cells):
+    if any(cell.supervised for column in grid.columns for cell in column.cells):
         canvas.box(x + _GUTTER, y + 12, 22, 15, "#ffffff", radius=4, edge=MUTED)
-        canvas.text(x + _GUTTER + 30, y + 20, "outlined: learned in training", 11.5, MUTED)
+        canvas.text(x + _GUTTER + 30, y + 20, "outlined: supervised in training", 11.5, MUTED)
 
 
 def _draw_main(canvas: Canvas, grid: RowGrid, x: float, y: float, width: float) -> float:
@@ -143,8 +143,8 @@ def _draw_chip(
     canvas: Canvas, cell: Cell, x: float, y: float, width: float, text: str, *, middle: bool = False
 ) -> None:
     colour = branch_colour(cell.branch)
-    edge = colour if cell.learned else ""
-    canvas.box(x, y, width, 20, tint(colour, 0.24 if cell.learned else 0.13), radius=5, edge=edge)
+    edge = colour if cell.supervised else ""
+    canvas.box(x, y, width, 20, tint(colour, 0.24 if cell.supervised else 0.13), radius=5, edge=edge)
     if middle:
         canvas.text(x + width / 2, y + 10, text, 12.5, anchor="middle")
     else:

@@ -29,8 +29,8 @@ def terminal_picture(grid: RowGrid, *, width: int = 100) -> RenderableType:
     per_table = max(1, (width - _TIME_WIDTH - 4) // (_COLUMN_WIDTH + 3))
     for start in range(0, len(grid.columns), per_table):
         parts.append(_branch_table(grid.columns[start : start + per_table]))
-    if any(cell.learned for column in grid.columns for cell in column.cells):
-        parts.append(Text("underlined and *: learned in training", style="dim"))
+    if any(cell.supervised for column in grid.columns for cell in column.cells):
+        parts.append(Text("underlined and *: supervised in training", style="dim"))
     parts.append(mask_text(grid, width=width))
     return Group(*parts)
 
@@ -88,7 +88,7 @@ def _style(cell: Cell, shade: int) -> str:
     # Main in the terminal's own colour: grey would be hard to read on one of light and dark.
     parts = [branch_colour(cell.branch)] if cell.branch else []
     parts += ["bold"] if shade % 2 == 0 else []
-    return " ".join([*parts, *(["underline"] if cell.learned else [])])
+    return " ".join([*parts, *(["underline"] if cell.supervised else [])])
 
 
 def _branch_table(columns: tuple[Column, ...]) -> Table:
@@ -116,7 +116,7 @@ def _branch_table(columns: tuple[Column, ...]) -> Table:
 
 def _cell_text(cell: Cell) -> Text:
     text = Text(cell.text, style=_style(cell, 0))
-    return text.append(" *", style="not underline") if cell.learned else text
+    return text.append(" *", style="not underline") if cell.supervised else text
 
 
 def _shortened(cells: tuple[Cell, ...], most: int) -> Iterator[Cell | int]:

@@ -75,7 +75,10 @@ section(
     "train_pretrain",
     "Training from scratch: `python trainer/train_pretrain.py`",
     Promise("python trainer/train_pretrain.py", "the same as `parallelmind train --task pretrain`"),
-    Promise("a small model from scratch, on parallel data, without LoRA", "all weights are learned, main too"),
+    Promise(
+        "a small model from scratch, on parallel data, without LoRA",
+        "all weights are trained, and main is supervised too",
+    ),
 )
 
 section(
