@@ -124,6 +124,22 @@ def test_indexes(tmp_path: Path, served: tuple[str, dict[str, tuple[str, bytes]]
     assert not list((tmp_path / "other").glob("*"))
 
 
+def test_a_yanked_version_is_taken_only_by_its_number(
+    tmp_path: Path, served: tuple[str, dict[str, tuple[str, bytes]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, pages = served
+    for name, value in {"INDEX_URL": f"{url}/simple", "CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    links = ""
+    for version, mark in (("1.0", ""), ("1.1", ""), ("2.0", ' data-yanked="broken"')):
+        wheel = make_wheel(tmp_path, SHAPES, version=version, tag="cp27-cp27mu-manylinux1_x86_64")
+        pages[f"/files/{wheel.name}"] = ("application/octet-stream", wheel.read_bytes())
+        links += f'<a href="/files/{wheel.name}"{mark}>{wheel.name}</a>'
+    pages["/simple/shapes/"] = ("text/html", links.encode())
+    assert get(tmp_path, "shapes").name.startswith("shapes-1.1-")
+    assert get(tmp_path, "shapes==2.0").name.startswith("shapes-2.0-")
+
+
 def test_an_index_that_is_not_there() -> None:
     with pytest.raises(
         DataError, match=r"no package index can be asked \(http://127\.0\.0\.1:1/simple/shapes/"
