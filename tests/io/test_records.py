@@ -31,6 +31,15 @@ def test_branches_without_a_main_are_prompts_of_their_own() -> None:
     assert parse_record(line('{"main": "", "branches": ["a"]}')).branches == ("a",)
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "-" + "9" * 5000, '[1, {"deep": ' + "9" * 5000 + "}]"])
+def test_an_integer_too_long_for_python_is_told_with_its_line_and_field(value: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_record(line(f'{{"text": "a", "id": 1, "n": {value}}}'))
+    assert str(caught.value) == (
+        'line 7: "n" holds an integer of more than 4,300 digits, which cannot be read; write it as a text.'
+    )
+
+
 BAD = {
     "": "not valid JSON",
     "{": "not valid JSON",
@@ -66,7 +75,7 @@ BAD = {
     '{"text": "a", "id": NaN}': '"id" is nan',
     '{"text": "a", "id": ["\\ud83d"]}': '"id" is .*cannot carry',
     "[" * 100_000: "nested too deeply",
-    '{"text": ' + "1" * 5000 + "}": "not valid JSON",
+    '{"text": ' + "1" * 5000 + "}": '"text" holds an integer of more than 4,300 digits',
 }
 
 

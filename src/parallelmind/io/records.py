@@ -6,6 +6,7 @@ Fields beyond these are allowed and ignored, but for `id`, which is copied to th
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,11 +90,34 @@ def load_object(content: bytes, where: str, *, expected: str = _FORMS) -> dict[s
     except RecursionError:
         raise DataError(f"{where} is nested too deeply; expected {expected}.") from None
     except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError) and (field := _field_with_long_integer(content)):
+            raise DataError(
+                f"{where}: {field} holds an integer of more than {sys.get_int_max_str_digits():,} digits, which cannot "
+                "be read; write it as a text."
+            ) from None
         found = shorten(content.decode("utf-8", "replace"))
         raise DataError(f"{where} is not valid JSON ({error}): {found}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where} is {show_value(row)}; expected an object: {expected}.")
     return row
+
+
+def _field_with_long_integer(content: bytes) -> str:
+    """The field that holds an integer with more digits than Python converts; "" if there is none."""
+    mark = object()
+
+    def read_integer(digits: str) -> Any:
+        return mark if len(digits.removeprefix("-")) > sys.get_int_max_str_digits() else 0
+
+    def holds_mark(value: Any) -> bool:
+        if isinstance(value, dict):
+            value = list(value.values())
+        return any(map(holds_mark, value)) if isinstance(value, list) else value is mark
+
+    row = json.loads(content, parse_int=read_integer)
+    if not isinstance(row, dict):
+        return "the line" if holds_mark(row) else ""
+    return next((quoted([name]) for name, value in row.items() if holds_mark(value)), "")
 
 
 def _branches(value: Any, where: str, main: str) -> tuple[str, ...]:
