@@ -13,13 +13,10 @@ The view `latest` shows the latest result of each record and, while the job runs
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import logging
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +29,9 @@ from parallelmind.io.line_table import KEY_BYTES, InputSummary
 from parallelmind.jobs.identity import Identity, JobCompletion
 from parallelmind.jobs.quarantine import Suspicion
 from parallelmind.jobs.results import BY_COORDINATOR, MEASURES, ResultIndex
-from parallelmind.jobs.storage import storage_error
+from parallelmind.jobs.sqlite_file import SqliteFile, damaged
 
-_LOGGER = logging.getLogger(__name__)
 _FORMAT = 4
-_PAGE_BYTES = 2**14
-_CHECKPOINT_BYTES = 2**26
 _ROWS_A_STATEMENT = 64
 """Each statement gives the interpreter away once; statements of single rows cost twice as much."""
 _FETCHED = 2**13
@@ -97,11 +91,7 @@ class Results:
     """The rows of all of them, one after the other."""
 
 
-class NoJobYetError(JobError):
-    """A run has opened the ledger and not written anything."""
-
-
-class Ledger:
+class Ledger(SqliteFile):
     """The file at `path`; what is changed stands there after the next `commit`.
 
     Args:
@@ -112,25 +102,11 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = path
-        self._read_only = read_only
+        super().__init__(path, _SCHEMA, read_only=read_only)
         with self._errors():
-            self._file = self._open_to_read() if read_only else self._open_to_write()
             self._check_format()
             self._next_block = self._number("SELECT coalesce(max(id), 0) + 1 FROM blocks")
             self._next_result = self._number("SELECT coalesce(max(id), 0) + 1 FROM results")
-
-    def close(self) -> None:
-        with self._errors():
-            self._file.close()
-
-    def commit(self) -> None:
-        """Raises:
-        JobError: the disk is full or failing; what was committed before stays good.
-        """
-        if self._file.in_transaction:
-            with self._errors():
-                self._file.execute("COMMIT")
 
     def job(self) -> StoredJob | None:
         """None if no run has saved it yet.
@@ -322,13 +298,6 @@ class Ledger:
             self._file.execute(several, tuple(values))
         self._file.executemany(insert + one, rows[whole:])
 
-    def _begin(self) -> None:
-        if not self._file.in_transaction:
-            self._file.execute("BEGIN IMMEDIATE")
-
-    def _number(self, question: str) -> int:
-        return int(self._file.execute(question).fetchone()[0])
-
     def _check_format(self) -> None:
         row = self._file.execute("SELECT format FROM job").fetchone()
         columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
@@ -340,66 +309,6 @@ class Ledger:
                 f"{self.path} has format {found}, this version reads {_FORMAT}; "
                 "finish the job with the version that began it, or begin anew with --overwrite."
             )
-
-    def _open_to_read(self) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?mode=ro"
-        file = _connect(uri)
-        try:
-            tables = self._tables(file)
-        except sqlite3.OperationalError:
-            file.close()
-            journal = self.path.with_name(self.path.name + "-wal")
-            if journal.exists() and journal.stat().st_size:
-                raise
-            # Nobody writes, and there is no room for the memory that processes share, as on a read-only disk.
-            file = _connect(f"{uri}&immutable=1")
-            tables = self._tables(file)
-        if not tables:
-            file.close()
-            raise NoJobYetError(f"{self.path} has no job yet.")
-        return file
-
-    def _open_to_write(self) -> sqlite3.Connection:
-        try:
-            return self._prepared(_connect(self.path.absolute().as_uri()), "WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorname not in _NO_LOCKS:
-                raise
-            _LOGGER.warning("%s: the disk has no locks that SQLite can use (%s): it does without", self.path, error)
-            return self._prepared(_connect(f"{self.path.absolute().as_uri()}?nolock=1"), "TRUNCATE")
-
-    def _prepared(self, file: sqlite3.Connection, journal: str) -> sqlite3.Connection:
-        file.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        file.execute(f"PRAGMA journal_mode = {journal}")
-        file.execute("PRAGMA synchronous = NORMAL")
-        file.execute("PRAGMA secure_delete = OFF")
-        file.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // _PAGE_BYTES}")
-        if not self._tables(file):
-            file.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        return file
-
-    @staticmethod
-    def _tables(file: sqlite3.Connection) -> int:
-        return int(file.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """What the library says, in words that help."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            if not isinstance(error, sqlite3.OperationalError) or error.sqlite_errorname == "SQLITE_ERROR":
-                raise damaged(self.path, error) from error  # the latter where a table or a column is missing
-            if self._read_only:
-                raise JobError(f"cannot read {self.path}: {error}.") from error
-            raise storage_error(self.path, error) from error
-
-
-_NO_LOCKS = (
-    "SQLITE_PROTOCOL", "SQLITE_BUSY", "SQLITE_NOLFS", "SQLITE_IOERR_LOCK", "SQLITE_IOERR_RDLOCK", "SQLITE_IOERR_UNLOCK",
-    "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_SHMLOCK", "SQLITE_IOERR_SHMMAP",
-)  # fmt: skip
-"""Of locks and of the memory that processes share; SQLITE_IOERR_SHMSIZE is a full disk."""
 
 
 def _stored_job(kind: str, *texts: str | None) -> StoredJob:
@@ -416,32 +325,6 @@ def _stored_job(kind: str, *texts: str | None) -> StoredJob:
         next_output=next_output and Output(**next_output),
         completion=completion and JobCompletion(**completion),
     )
-
-
-def remove_ledger(path: Path) -> None:
-    """Remove the file and what SQLite keeps beside it.
-
-    Raises:
-        JobError: they cannot be removed.
-    """
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        file = path.with_name(path.name + suffix)
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            raise JobError(
-                f"cannot replace {file}: {error.strerror}. Remove it, or choose another output (--out_path or "
-                "--output_file)."
-            ) from error
-
-
-def _connect(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0, check_same_thread=False)
-
-
-def damaged(path: Path, error: Exception | str) -> JobError:
-    """What to tell the user of a ledger that is not as a run leaves it."""
-    return JobError(f"the ledger {path} is damaged ({error}); begin anew with --overwrite.")
 
 
 def _ranges(records: NDArray[np.int64]) -> str:

@@ -23,11 +23,12 @@ from parallelmind.io.line_table import InputSummary
 from parallelmind.io.locks import HeldLock
 from parallelmind.io.numbered_names import numbered_paths, spelled_beside
 from parallelmind.jobs.identity import Identity, JobCompletion, other_input
-from parallelmind.jobs.ledger import Ledger, NoJobYetError, Output, Results, StoredJob, remove_ledger
+from parallelmind.jobs.ledger import Ledger, Output, Results, StoredJob
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.output import digest_of, errors, write_output
 from parallelmind.jobs.results import BY_COORDINATOR, RecordResult, ResultIndex
 from parallelmind.jobs.source import JobInput
+from parallelmind.jobs.sqlite_file import NoJobYetError, remove_ledger
 from parallelmind.jobs.storage import job_folder, ledger_path, put_in_place, storage_error
 from parallelmind.jobs.task import Task
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from parallelmind.errors import JobError
 from parallelmind.io.locks import is_locked
-from parallelmind.jobs.ledger import Ledger, NoJobYetError, damaged
+from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.quarantine import Suspicion
 from parallelmind.jobs.results import COUNTS, Counts
+from parallelmind.jobs.sqlite_file import NoJobYetError, damaged
 from parallelmind.jobs.storage import job_folder, ledger_path
 
 _FAILURES_SHOWN = 20
