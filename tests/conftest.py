@@ -10,6 +10,8 @@ from typing import Any
 
 # Before torch is imported, and for the programs that tests start: see parallelmind.cli.main.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tests name models that nobody has; without a network each question to the Hub about one takes 20 seconds to fail.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch

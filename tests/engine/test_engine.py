@@ -1,4 +1,4 @@
-"""What a user of the engine sees: streaming, stop texts, cancellation, errors, memory, reuse of mains."""
+"""What a user of the engine sees: streaming, stop texts, cancellation, errors."""
 
 from __future__ import annotations
 
@@ -6,29 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from parallelmind import Branch, Engine, Event, Request, SamplingParams
-from parallelmind.errors import RequestError, SettingsError, UnsupportedModelError
-from tests.families import DEVICE, WITHOUT_ROPE, char_tokenizer, tiny_model
-
-GREEDY = SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True)
-MAIN = "some-shared-text"
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model("qwen2")
-
-
-@pytest.fixture
-def engine(model: Any) -> Engine:
-    return Engine(model, char_tokenizer())
-
-
-def answer(engine: Engine, prompt: str = "abc", **settings: Any) -> Any:
-    params = SamplingParams(**({"max_new_tokens": 12, "temperature": 0, "ignore_eos": True} | settings))
-    return engine.generate([Request(main=MAIN, branches=[prompt])], params)[0].branches[0]
+from parallelmind.errors import RequestError, SettingsError
+from tests.engine.asking import GREEDY, MAIN, answer
+from tests.families import char_tokenizer, tiny_model
 
 
 def test_streamed_text_adds_up_to_the_result(engine: Engine) -> None:
@@ -268,101 +250,6 @@ def _broken(*_: Any) -> None:
     raise RuntimeError("lost the device")
 
 
-def test_memory_of_main_does_not_grow_with_the_branches(model: Any) -> None:
-    def main_bytes(branches: int) -> tuple[int, int]:
-        engine = Engine(model, char_tokenizer(), max_running_branches=None)
-        engine.add_request(Request(main=MAIN * 20, branches=["abc"] * branches), GREEDY)
-        engine.step()
-        mains = list(engine._scheduler.mains._mains.values())
-        return sum(main.nbytes() for main in mains), engine._scheduler.slots.nbytes()
-
-    one, slots_of_one = main_bytes(1)
-    many, slots_of_many = main_bytes(64)
-    per_token = Engine(model, char_tokenizer())._runner.bytes_per_token
-    assert one == many == len(MAIN) * 20 * per_token
-    assert slots_of_one < slots_of_many < 64 * one, "slots hold the branches' own tokens only"
-
-
-def test_a_long_branch_does_not_make_the_slots_of_former_ones_long(model: Any) -> None:
-    engine = Engine(model, char_tokenizer(), max_running_branches=None)
-    short, long = (SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True) for n in (2, 200))
-    first = Branch(prompt="a", sampling=long)
-    engine.add_request(Request(main=MAIN, branches=[first, *["b"] * 63]), short)
-    while engine.num_running_branches != 1:
-        engine.step()
-    for _ in range(150):
-        engine.step()
-    per_token = engine._runner.bytes_per_token
-    assert engine._scheduler.slots.nbytes() <= 2 * 256 * per_token
-    (last,) = [event.result for _ in range(50) for event in engine.step() if event.result is not None]
-    assert last.token_ids == answer(engine, "a", max_new_tokens=200).token_ids
-
-
-def test_equal_mains_are_computed_once(engine: Engine) -> None:
-    requests = [Request(main=MAIN, branches=["a"]), Request(main=MAIN, branches=["b", "c"])]
-    engine.generate(requests, GREEDY)
-    assert engine.stats.prompt_tokens == len(MAIN) + 3
-    later = engine.generate(requests[:1], GREEDY)[0].branches[0]
-    assert later.cached_main_tokens == len(MAIN)
-    assert engine.stats.prompt_tokens == len(MAIN) + 4
-    assert engine.stats.cached_main_tokens == 2 * len(MAIN)
-
-
-def test_a_longer_main_starts_from_its_cached_beginning(model: Any, engine: Engine) -> None:
-    engine.generate([Request(main=MAIN, branches=["a"])], GREEDY)
-    before = engine.stats.prompt_tokens
-    longer = Request(main=MAIN + "-and-more", branches=["b"])
-    result = engine.generate([longer], GREEDY)[0].branches[0]
-    assert result.cached_main_tokens == len(MAIN)
-    assert engine.stats.prompt_tokens == before + len("-and-more") + 1
-    assert result.token_ids == Engine(model, char_tokenizer()).generate([longer], GREEDY)[0].branches[0].token_ids
-
-
-def test_the_prefix_cache_keeps_to_its_limit(model: Any) -> None:
-    per_token = Engine(model, char_tokenizer())._runner.bytes_per_token
-    engine = Engine(model, char_tokenizer(), prefix_cache_bytes=100 * per_token)
-    for start in "abcdefgh":
-        engine.generate([Request(main=start * 30, branches=["x"])], GREEDY)
-    assert engine.kv_cache_tokens == 90
-    assert engine.generate([Request(main="h" * 30, branches=["x"])], GREEDY)[0].branches[0].cached_main_tokens == 30
-    assert engine.generate([Request(main="a" * 30, branches=["x"])], GREEDY)[0].branches[0].cached_main_tokens == 0
-
-
-def test_branches_wait_for_memory_and_run_all_the_same(model: Any) -> None:
-    per_token = Engine(model, char_tokenizer())._runner.bytes_per_token
-    requests = [Request(main=c * 20, branches=["ab", "cde", "f"]) for c in "qrstuv"]
-    expected = [[b.token_ids for b in r.branches] for r in Engine(model, char_tokenizer()).generate(requests, GREEDY)]
-    tight = Engine(model, char_tokenizer(), kv_cache_bytes=60 * per_token)
-    assert [[b.token_ids for b in r.branches] for r in tight.generate(requests, GREEDY)] == expected
-    never = Engine(model, char_tokenizer(), kv_cache_bytes=25 * per_token)
-    result = never.generate(requests[:1], GREEDY)[0].branches[0]
-    assert result.finish_reason == "error"
-    assert "--kv_cache_gb" in str(result.error)
-
-
-def test_join_goes_on_with_the_branches_as_part_of_main(engine: Engine) -> None:
-    request = Request(main=MAIN, branches=["first", "second"])
-    result = engine.generate([request], GREEDY)[0]
-    joined = engine.join(request, result, branches=["third"])
-    texts = MAIN + "first" + result.branches[0].text + "second" + result.branches[1].text
-    assert list(joined.main) == char_tokenizer()(texts)["input_ids"]
-    answers = engine.generate([joined], GREEDY)[0].branches
-    assert answers[0].cached_main_tokens == len(MAIN)
-    fresh = Engine(engine._runner.model, char_tokenizer())
-    assert (
-        answers[0].token_ids
-        == fresh.generate([Request(main=texts, branches=["third"])], GREEDY)[0].branches[0].token_ids
-    )
-
-
-def test_join_leaves_stop_texts_out(engine: Engine) -> None:
-    stop = answer(engine).text[4:6]
-    request = Request(main=MAIN, branches=["abc"])
-    result = engine.generate([request], SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True, stop=stop))[0]
-    shown = MAIN + "abc" + result.branches[0].text
-    assert list(engine.join(request, result).main) == char_tokenizer()(shown)["input_ids"]
-
-
 def test_a_strict_branch_does_not_depend_on_main(model: Any) -> None:
     """Not even by the penalty on what was written before."""
     engine = Engine(model, char_tokenizer(), visibility="strict", branch_stride=0)
@@ -371,59 +258,3 @@ def test_a_strict_branch_does_not_depend_on_main(model: Any) -> None:
     params = SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True, repetition_penalty=3)
     result = engine.generate([Request(main=likely + expected, branches=["abc"])], params)[0].branches[0]
     assert result.token_ids == expected
-
-
-def test_the_model_is_as_before_outside_the_engine(model: Any, engine: Engine) -> None:
-    ids = torch.tensor([[5, 6, 7]], device=DEVICE)
-    before = model(ids).logits
-    implementation = model.config._attn_implementation
-    answer(engine)
-    assert model.config._attn_implementation == implementation
-    assert torch.equal(model(ids).logits, before)
-
-
-def test_two_engines_share_a_model(model: Any, engine: Engine) -> None:
-    other = Engine(model, char_tokenizer(), visibility="strict")
-    request = Request(main=MAIN, branches=["abc"])
-    expected = engine.generate([request], GREEDY)[0].branches[0].token_ids
-    first, second = engine.add_request(request, GREEDY), other.add_request(request, GREEDY)
-    tokens: dict[str, list[int]] = {"first": [], "second": []}
-    while engine.has_unfinished() or other.has_unfinished():
-        for event in engine.step():
-            tokens["first"] += event.token_ids if event.request_index == first else ()
-        for event in other.step():
-            tokens["second"] += event.token_ids if event.request_index == second else ()
-    assert tokens["first"] == expected
-    assert tokens["second"] != expected
-
-
-@pytest.mark.parametrize("family", ["mamba", "jamba", "qwen3_next", "bloom", "mpt", "llama4_text"])
-def test_models_that_cannot_branch_are_refused(family: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"full or sliding attention|decoder-only transformer"):
-        Engine(tiny_model(family), char_tokenizer())
-
-
-def test_a_wrong_model_is_caught_by_the_parity_check() -> None:
-    """A rotary embedding that ignores positions of a cached step differs from the model's own forward."""
-    model = tiny_model("llama")
-    original = model.model.rotary_emb.forward
-
-    def forward(x: Any, position_ids: Any) -> Any:
-        return original(x, torch.arange(position_ids.shape[1], device=DEVICE)[None])
-
-    model.model.rotary_emb.forward = forward
-    with pytest.raises(UnsupportedModelError, match="logits differ"):
-        Engine(model, char_tokenizer())
-
-
-def test_gpt2_runs_without_2d_rope() -> None:
-    assert "gpt2" in WITHOUT_ROPE
-    assert len(answer(Engine(tiny_model("gpt2"), char_tokenizer())).token_ids) == 12
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs(dtype: torch.dtype) -> None:
-    for family in ("qwen2", "gemma2", "falcon"):
-        engine = Engine(tiny_model(family, dtype), char_tokenizer(), visibility="columnar")
-        result = engine.generate([Request(main=MAIN, branches=["ab", "c"])], GREEDY)[0]
-        assert [len(branch.token_ids) for branch in result.branches] == [12, 12]

@@ -28,14 +28,6 @@ from tests.families import char_tokenizer, tiny_model
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("qwen2").save_pretrained(folder)
-    char_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def adapters(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Adapters of rank 4: a bare .pth, a .pth and a folder with a sidecar, and one trained without 2D RoPE."""
     folder = tmp_path_factory.mktemp("adapters")

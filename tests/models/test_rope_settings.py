@@ -21,17 +21,9 @@ from parallelmind.settings.model import DEFAULT_STRIDE
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.training.model import load_trainee
 from parallelmind.training.options import TrainOptions
-from tests.families import char_tokenizer, tiny_model
+from tests.families import tiny_model
 
 STORED = RopeSettings(ratio=0.25, mode="additive", pairs="interleaved", branch_stride=0, visibility="columnar")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("qwen2").save_pretrained(folder)
-    char_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
