@@ -15,6 +15,7 @@ from parallelmind.errors import JobError
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.ranks import Rank
 from parallelmind.jobs.run import JobReport, run_job
+from parallelmind.jobs.transports import torchrun
 from tests.jobs.launching import Actors, Launcher, Processes, Ranks, ray_cluster
 from tests.jobs.tasks import Records, doubled, read_rows, run, write_input
 
@@ -224,6 +225,7 @@ def test_all_ranks_end_when_nothing_is_left_to_do(
     if records:
         run(Records(data, out), 0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torchrun, "_job_numbers", {})  # as in processes that have just begun
     reports: dict[int, JobReport | None] = {}
 
     def rank(number: int) -> None:
