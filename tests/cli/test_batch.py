@@ -1,9 +1,11 @@
 import importlib
 import io
+import json
 import logging
 import os
 import re
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,21 @@ def test_what_only_spells_out_a_default_continues_the_job(
             said = capsys.readouterr().err
             assert ("is complete already" in said) == (place > 0), flags
             assert f"answers are in {out if number == 1 else out.with_name(f'out_{number}.jsonl')}\n" in said
+
+
+def test_a_job_that_was_begun_before_there_was_a_setting_has_its_default(
+    data: Path, out: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(data, out, "--temperature", 0.5)) == 0
+    with sqlite3.connect(f"{out}.job/ledger.sqlite") as ledger:
+        settings = json.loads(ledger.execute("SELECT settings FROM job").fetchone()[0])
+        del settings["min_p"], settings["repetition_penalty"]
+        ledger.execute("UPDATE job SET settings = ?", (json.dumps(settings),))
+    capsys.readouterr()
+    assert main(arguments(data, out, "--temperature", 0.5)) == 0
+    assert "is complete already" in capsys.readouterr().err
+    assert main(arguments(data, out, "--temperature", 0.5, "--min_p", 0.1)) == 0
+    assert "min_p was 0.0, is now 0.1" in capsys.readouterr().err
 
 
 def test_an_error_is_one_line_and_a_traceback_only_with_debug(

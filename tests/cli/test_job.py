@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from parallelmind.cli.main import main
 from parallelmind.errors import JobError
@@ -118,12 +119,17 @@ def test_a_ledger_that_is_a_folder_cannot_be_read(tmp_path: Path, capsys: pytest
     assert f"cannot read {ledger}" in capsys.readouterr().err
 
 
-def test_a_job_whose_ledger_has_nothing_yet_has_just_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_whose_ledger_has_nothing_yet_has_just_begun_or_was_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ledger = tmp_path / "out.jsonl.job" / "ledger.sqlite"
     ledger.parent.mkdir()
     ledger.touch()
-    assert main(["job", str(tmp_path / "out.jsonl")]) == 1
+    with FileLock(ledger.with_name("lock")):
+        assert main(["job", str(tmp_path / "out.jsonl")]) == 1
     assert "has just begun; look again in a moment" in capsys.readouterr().err
+    assert main(["job", str(tmp_path / "out.jsonl")]) == 1
+    assert "did not get far enough to be shown; start its command again" in capsys.readouterr().err
 
 
 def test_a_finished_job_is_shown_where_nothing_can_be_written(

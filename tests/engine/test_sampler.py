@@ -9,7 +9,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from parallelmind import SamplingParams
-from parallelmind.engine.sampler import Distribution, SamplerRow, _candidates, processors, sample
+from parallelmind.engine.sampler import SamplerRow, _candidates, processors, sample
 
 SETTINGS: list[dict[str, Any]] = [
     {"top_p": 0.9},
@@ -32,8 +32,8 @@ def test_candidates_have_the_probabilities_the_processors_give(settings: dict[st
     generator = torch.Generator().manual_seed(1)
     params = SamplingParams(**({"temperature": 1.0} | settings))
     scores = torch.randn(6, vocabulary, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 16])[:, None]
-    expected = processors(Distribution.of(params))(None, scores).softmax(-1)
-    ids, weights, settled = _candidates(scores, Distribution.of(params))
+    expected = processors(params)(None, scores).softmax(-1)
+    ids, weights, settled = _candidates(scores, params)
     probabilities = torch.zeros_like(scores).scatter(1, ids, weights / weights.sum(-1, keepdim=True))
     assert settled.any() or (vocabulary > 1024 and params.top_p == 1.0)
     torch.testing.assert_close(probabilities[settled], expected[settled], atol=1e-5, rtol=1e-4)
@@ -43,7 +43,7 @@ def test_candidates_have_the_probabilities_the_processors_give(settings: dict[st
 def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
     params = SamplingParams(**({"temperature": 0.9} | settings))
     logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(2)) * 4
-    expected = processors(Distribution.of(params))(None, logits / params.temperature).softmax(-1)[0]
+    expected = processors(params)(None, logits / params.temperature).softmax(-1)[0]
     draws = 3000
     rows = [row(params, seed) for seed in range(draws)]
     counts = torch.bincount(torch.tensor(sample(logits.expand(draws, -1), rows)), minlength=3000) / draws

@@ -149,7 +149,31 @@ def test_a_ledger_of_another_version_is_refused(path: Path) -> None:
     ledger.save_job(JOB)
     ledger._file.execute("UPDATE job SET format = 99")
     ledger.close()
-    with pytest.raises(JobError, match=r"ledger\.sqlite has format 99, this version reads \d+; finish the job"):
+    with pytest.raises(JobError, match=r"ledger\.sqlite has format 99, this version reads \d+; take the version"):
+        Ledger(path)
+
+
+def test_results_of_a_version_with_fewer_measures_have_the_defaults(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.save_job(JOB)
+    for view in (
+        "DROP VIEW latest",
+        "ALTER TABLE results DROP COLUMN retries",
+        "ALTER TABLE results DROP COLUMN final",
+    ):
+        ledger._file.execute(view)
+    ledger._file.execute(
+        "INSERT INTO results (record, key, attempt, worker, block, offset, size, rows, failed_rows, error_class,"
+        " tokens_in, tokens_out, seconds) VALUES (0, 'k', 1, 0, 1, 0, 2, 1, 0, '', 3, 4, 0.5)"
+    )
+    ledger.close()
+    for read_only in (True, False, True):
+        ledger = Ledger(path, read_only=read_only)
+        assert ledger.ask("SELECT record, tokens_out, retries, final FROM results") == [(0, 4, 0, 0)]
+        ledger.close()
+    with sqlite3.connect(path) as file:
+        file.execute("ALTER TABLE results ADD COLUMN later")
+    with pytest.raises(JobError, match=r"columns that this version does not know \(later\); take the version"):
         Ledger(path)
 
 

@@ -15,6 +15,7 @@ from parallelmind.cli.args import Parser, parse
 from parallelmind.cli.commands import COMMANDS, prepare_parser
 from parallelmind.cli.flags import given
 from parallelmind.errors import ParallelMindError, RequestError, SettingsError
+from parallelmind.server.schemas import SETTING_OF
 from parallelmind.settings.sampling import SamplingParams, SamplingSettings
 from parallelmind.settings.setting import MISSING, Described, Settings, described
 from tests.server.serving import Running
@@ -137,6 +138,41 @@ def test_http_refuses_with_the_words_of_python(one: Described, server: Running) 
         answer = server.post("/v1/branches", {"main": "a", "branches": [{"prompt": "b"}], name: value})
         assert answer.status == 400
         assert answer.error["message"] == str(caught.value).replace(one.name, name, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/generate", "max_new_tokens"),
+        ("/v1/chat/completions", "max_completion_tokens"),
+        ("/v1/branches", "visibility"),
+    ],
+)
+def test_other_names_of_a_setting_are_refused_with_its_words(path: str, name: str, server: Running) -> None:
+    needed = {
+        "/generate": {"prompt": "a"},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+        "/v1/branches": {"main": "a", "branches": [{"prompt": "b"}]},
+    }
+    for value in (0, True, "x"):
+        answer = server.post(path, needed[path] | {name: value})
+        assert answer.status == 400
+        assert answer.error["message"] == f"{name} {SETTING_OF[name].refusal(value)}"
+
+
+@pytest.mark.parametrize("value", ["", [""], ["a", ""], ["a"] * 65])
+def test_http_names_the_field_of_wrong_stops(value: Any, server: Running) -> None:
+    answer = server.post("/v1/branches", {"main": "a", "branches": [{"prompt": "b"}], "stop": value})
+    assert (answer.status, answer.error["param"], answer.error["code"]) == (400, "stop", "invalid_value")
+    assert answer.error["message"].endswith("it must be at most 64 texts that are not empty.")
+    assert len(answer.error["message"]) < 100
+
+
+@pytest.mark.parametrize("text", ["1_000", "５", "٣"])
+def test_numbers_are_written_in_plain_digits(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(parser_of("batch"), ["--base_model=x", "--data_path=x", "--out_path=x", f"--top_k={text}"])
+    assert f"--top_k is {text!r}; it must be" in capsys.readouterr().err
 
 
 def test_the_default_of_a_flag_is_that_of_python() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from transformers import (
 
 from parallelmind.engine.request import TokenLogprob
 from parallelmind.settings.sampling import SamplingParams
+from parallelmind.settings.setting import names
 
 _NUM_CANDIDATES = 1024
 """Sorting this many instead of a vocabulary of 150,000 is what makes top-p cheap on a CPU."""
@@ -31,20 +33,10 @@ _COLD = 1e-3
 """Below this temperature, logits divided by it may be larger than float32 can hold."""
 
 
-class Distribution(NamedTuple):
-    """The parameters that change how likely a token is; branches that share all of them are drawn together."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-
-    @classmethod
-    def of(cls, params: SamplingParams) -> Distribution:
-        return cls(params.temperature, params.top_p, params.top_k, params.min_p, params.repetition_penalty)
-
-
+_ANY_DISTRIBUTION = {"max_new_tokens", "stop", "ignore_eos", "seed", "logprobs"}
+"""The parameters that do not change how likely a token is. Whatever is not named here counts as changing it."""
+_distribution_of = attrgetter(*(name for name in names(SamplingParams) if name not in _ANY_DISTRIBUTION))
+"""The parameters that change how likely a token is; branches that share all of them are drawn together."""
 _SMALLEST = 1e-30
 """Below this temperature or top_p only the most likely token is left; float32 has no much smaller numbers."""
 
@@ -88,10 +80,11 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     A branch's draw depends on its own logits, parameters and generator alone, never on who shares the batch.
     """
     tokens = [0] * len(rows)
-    alike: dict[Distribution, list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        alike.setdefault(Distribution.of(row.params), []).append(index)
-    for kind, indices in alike.items():
+        alike.setdefault(_distribution_of(row.params), []).append(index)
+    for indices in alike.values():
+        kind = rows[indices[0]].params
         scores = logits if len(indices) == len(rows) else logits[indices]
         if kind.repetition_penalty != 1.0:
             contexts = [[*rows[i].main_ids, *rows[i].prompt_ids, *rows[i].output_ids] for i in indices]
@@ -129,7 +122,7 @@ def token_logprobs(
     return found
 
 
-def _draw(scores: Tensor, kind: Distribution, uniform: Tensor) -> list[int]:
+def _draw(scores: Tensor, kind: SamplingParams, uniform: Tensor) -> list[int]:
     temperature = kind.temperature
     if temperature < _COLD:  # so that the division does not overflow, nor end in 0 / 0
         scores, temperature = scores - scores.amax(-1, keepdim=True), max(temperature, _SMALLEST)
@@ -144,7 +137,7 @@ def _draw(scores: Tensor, kind: Distribution, uniform: Tensor) -> list[int]:
     return tokens
 
 
-def processors(kind: Distribution) -> LogitsProcessorList:
+def processors(kind: SamplingParams) -> LogitsProcessorList:
     """The processors that `generate` applies after temperature, in its order."""
     chain = LogitsProcessorList()
     if kind.top_k > 0:
@@ -156,7 +149,7 @@ def processors(kind: Distribution) -> LogitsProcessorList:
     return chain
 
 
-def _candidates(scores: Tensor, kind: Distribution) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(scores: Tensor, kind: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
     """The most likely tokens, the weights that the processors leave them, and the rows that need no others.
 
     Returns:

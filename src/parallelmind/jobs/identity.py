@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from parallelmind.io.line_table import InputSummary
@@ -19,12 +19,14 @@ class Identity:
     kind: str
     settings: Mapping[str, Any]
     files: Mapping[str, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What holds where a stored job has no such setting, as one of an earlier version may."""
 
     @classmethod
     def of(cls, task: Task) -> Identity:
         # As they come back from a file: tuples are lists, keys are texts.
         settings, files = (json.loads(json.dumps(dict(values))) for values in (task.settings(), task.files()))
-        return cls(kind=task.kind, settings=settings, files=files)
+        return cls(kind=task.kind, settings=settings, files=files, defaults=task.defaults())
 
     def differences(self, stored: Identity) -> list[str]:
         """What differs from the job as it was stored, in words."""
@@ -32,7 +34,8 @@ class Identity:
         if self.kind != stored.kind:
             found.append(f"it was a {stored.kind!r} job and is now a {self.kind!r} job")
         for name in sorted({*self.settings, *stored.settings}):
-            before, now = (identity.settings.get(name) for identity in (stored, self))
+            now = self.settings.get(name)
+            before = stored.settings.get(name, self.defaults.get(name) if name in self.settings else None)
             if before != now:
                 found.append(f"{name} was {_shown(before)}, is now {_shown(now)}")
         for name in sorted({*self.files, *stored.files}):

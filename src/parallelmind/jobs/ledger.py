@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from parallelmind.errors import JobError
 from parallelmind.io.line_table import KEY_BYTES, InputSummary
 from parallelmind.jobs.identity import Identity, JobCompletion
 from parallelmind.jobs.quarantine import Suspicion
-from parallelmind.jobs.results import BY_COORDINATOR, MEASURES, ResultIndex
+from parallelmind.jobs.results import BY_COORDINATOR, MEASURES, RecordResult, ResultIndex
 from parallelmind.jobs.sqlite_file import SqliteFile, damaged
 
 _FORMAT = 4
@@ -300,15 +300,33 @@ class Ledger(SqliteFile):
 
     def _check_format(self) -> None:
         row = self._file.execute("SELECT format FROM job").fetchone()
-        columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
+        columns = [name for _, name, *_ in self._file.execute("PRAGMA table_info(results)")]
         if not columns:
             raise damaged(self.path, "no such table: results")
-        if row is not None and (row[0] != _FORMAT or columns != ("id", *_RESULT)):
-            found = repr(row[0]) if row[0] != _FORMAT else f"{_FORMAT} with the columns {', '.join(columns)}"
-            raise JobError(
-                f"{self.path} has format {found}, this version reads {_FORMAT}; "
-                "finish the job with the version that began it, or begin anew with --overwrite."
+        unknown = sorted({*columns} - {"id", *_RESULT})
+        missing = [name for name in _RESULT if name not in columns]
+        if (row is not None and row[0] != _FORMAT) or unknown:
+            found = (
+                f"columns that this version does not know ({', '.join(unknown)})"
+                if unknown
+                else (f"format {row[0]!r}, this version reads {_FORMAT}")
             )
+            raise JobError(
+                f"{self.path} has {found}; take the version that began the job, or begin anew with --overwrite."
+            )
+        if not {*missing} <= RecordResult._field_defaults.keys():
+            raise damaged(self.path, f"no such column: {missing[0]}")
+        if missing:
+            self._add_measures({name: RecordResult._field_defaults[name] for name in missing})
+
+    def _add_measures(self, defaults: Mapping[str, Any]) -> None:
+        """Give the results of a job that an earlier version began the measures that it did not have."""
+        if self._read_only:
+            columns = ", ".join(f"{value!r} AS {name}" for name, value in defaults.items())
+            self._file.execute(f"CREATE TEMP VIEW results AS SELECT *, {columns} FROM main.results")
+            return
+        for name, value in defaults.items():
+            self._file.execute(f"ALTER TABLE results ADD COLUMN {name} DEFAULT {value!r}")
 
 
 def _stored_job(kind: str, *texts: str | None) -> StoredJob:

@@ -66,6 +66,10 @@ class Task(ABC):
     def settings(self) -> Mapping[str, Any]:
         """JSON values as they take effect: everything that changes the output, and nothing else."""
 
+    def defaults(self) -> Mapping[str, Any]:
+        """The defaults of the settings, which hold for a job that was begun before there was such a setting."""
+        return {}
+
     def files(self) -> Mapping[str, str]:
         """Hashes of the files that change the output, by the setting that names them."""
         return {}

@@ -64,7 +64,10 @@ def view_job(out_path: Path) -> JobView:
     path = ledger_path(folder)
     if not path.exists():
         raise JobError(f"{out_path} has no job: {path} does not exist; give the output of a job.")
-    just_begun = JobError(f"the job of {out_path} has just begun; look again in a moment.")
+    if is_locked(folder / "lock"):
+        just_begun = JobError(f"the job of {out_path} has just begun; look again in a moment.")
+    else:
+        just_begun = JobError(f"the job of {out_path} did not get far enough to be shown; start its command again.")
     try:
         ledger = Ledger(path, read_only=True)
     except NoJobYetError:

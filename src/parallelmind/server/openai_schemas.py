@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from parallelmind.columnar import Visibility
 from parallelmind.server.schemas import BranchInput, ChatMessage, Sampling, Strict, Text, incompatible
-from parallelmind.settings.sampling import OPENAI_ONLY
+from parallelmind.settings.sampling import OPENAI_ONLY, MaxNewTokens
 
 _WITHOUT_EFFECT: dict[str, list[Any]] = {
     **{name: [value] for name, value in OPENAI_ONLY.items()},
@@ -103,7 +103,7 @@ class ChatInput(OpenAiInput):
     """A conversation; its choices, or the branches given, are answered in parallel under it."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: MaxNewTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     branches: list[BranchInput] | None = Field(

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from parallelmind.engine.request import BranchResult
 from parallelmind.errors import RequestError
-from parallelmind.server.schemas import HTTP_SETTINGS
+from parallelmind.server.schemas import SETTING_OF
 
 _TYPES = {
     401: "authentication_error",
@@ -143,7 +143,7 @@ def _explained(errors: Sequence[Any]) -> ApiError:
         )
     if first["type"] == "missing":
         return ApiError(400, f"the field {param!r} is missing", param=param, code="missing_field")
-    if (setting := HTTP_SETTINGS.get(param.rpartition(".")[2] if param else "")) is not None and _is_value(first):
+    if (setting := SETTING_OF.get(param.rpartition(".")[2] if param else "")) is not None and _is_value(first):
         return ApiError(400, f"{param} {setting.refusal(first['input'])}", param=param, code="invalid_value")
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")

@@ -9,7 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
 from parallelmind.prompts.conversation import Message, role_of
-from parallelmind.settings.sampling import MOST_STOPS, SamplingParams, SamplingSettings
+from parallelmind.settings.model import ModelOptions
+from parallelmind.settings.sampling import MOST_STOPS, MaxNewTokens, SamplingParams, SamplingSettings
 from parallelmind.settings.setting import described
 
 
@@ -23,7 +24,8 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-Stop = Text | Annotated[list[Text], Field(max_length=MOST_STOPS)]
+_StopText = Annotated[Text, Field(min_length=1)]
+Stop = _StopText | Annotated[list[_StopText], Field(max_length=MOST_STOPS)]
 
 
 def incompatible(param: str, message: str) -> PydanticCustomError:
@@ -61,6 +63,14 @@ HTTP_SETTINGS = {one.setting.http or one.name: one for one in described(Sampling
 """The sampling settings by the names that requests give them."""
 SAMPLING_DEFAULTS = {name: one.default for name, one in HTTP_SETTINGS.items() if one.kind in (int, float)}
 """The numbers among them where nothing is said; None for a seed."""
+
+
+SETTING_OF = (
+    HTTP_SETTINGS
+    | dict.fromkeys(("max_new_tokens", "max_completion_tokens"), HTTP_SETTINGS["max_tokens"])
+    | {one.name: one for one in described(ModelOptions) if one.name == "visibility"}
+)
+"""The settings by all names that fields of requests give them: what is said of a wrong value is theirs to say."""
 
 
 def _sampling_fields() -> dict[str, Any]:
@@ -125,8 +135,8 @@ class GenerateInput(Sampling):
     """One prompt."""
 
     prompt: Text
-    max_new_tokens: int | None = Field(
-        default=None, ge=1, description=f"Tokens generated at most ({SamplingSettings.max_new_tokens})."
+    max_new_tokens: MaxNewTokens | None = Field(
+        default=None, description=f"Tokens generated at most ({SamplingSettings.max_new_tokens})."
     )
     return_full_text: bool = Field(
         default=True, description="Whether the response begins with the prompt; false: the continuation alone."

@@ -28,6 +28,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from parallelmind.errors import ParallelMindError, SettingsError
+from parallelmind.io.records import shorten
 
 ENVIRONMENT_PREFIX = "PARALLELMIND_"
 
@@ -149,16 +150,20 @@ class Described:
         if kind is Path:
             return Path(text)
         try:
-            return _BOOLEANS[text.strip().lower()] if kind is bool else kind(text)
+            if kind is bool:
+                return _BOOLEANS[text.strip().lower()]
+            if "_" in text or not text.isascii():  # Python reads 1_000 and digits of any script
+                raise ValueError
+            return kind(text)
         except (ValueError, KeyError) as error:
             raise ValueError(self.refusal(text)) from error
 
     def refusal(self, value: Any) -> str:
         """What to say of a wrong value, after the name of the setting."""
-        shown = "not right" if self.setting.secret else repr(value)
+        shown = "not right" if self.setting.secret else _shown(value)
         if self.kind is tuple and isinstance(value, tuple | list):
             wrong = [item for item in value if not _is_valid(item, get_args(_plain(self.type))[0])]
-            shown = repr(wrong[0]) if wrong else shown
+            shown = _shown(wrong[0]) if wrong else f"{len(value)} values"
         kind = _KINDS.get(self.kind, "")
         if isinstance(value, float) and not math.isfinite(value):
             return f"is {shown}; it must be a finite number, {self.expected}.".replace("number, a number", "number")
@@ -208,6 +213,13 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that make another job or run when they differ, as JSON values; a default counts as its value."""
         values = {one.name: getattr(self, one.name) for one in described(type(self)) if one.setting.identity}
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        return plain
+
+    @classmethod
+    def identity_defaults(cls) -> dict[str, Any]:
+        """The defaults of the settings in `identity`: what holds for a job of a version that did not have them yet."""
+        values = {one.name: one.default for one in described(cls) if one.setting.identity and not one.required}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return plain
 
@@ -303,6 +315,11 @@ def _converted(value: Any, one: Described) -> Any:
 
 _BOOLEANS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+
+
+def _shown(value: Any) -> str:
+    """A wrong value in a message."""
+    return shorten(repr(value))
 
 
 def _expected(hint: Any) -> str:

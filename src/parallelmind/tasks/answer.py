@@ -51,6 +51,9 @@ class AnswerTask(Task):
     def settings(self) -> Mapping[str, Any]:
         return self.options.identity()
 
+    def defaults(self) -> Mapping[str, Any]:
+        return self.options.identity_defaults()
+
     def files(self) -> Mapping[str, str]:
         return self.options.file_prints()
 

@@ -64,6 +64,9 @@ class BatchTask(Task):
     def settings(self) -> Mapping[str, Any]:
         return self.options.identity()
 
+    def defaults(self) -> Mapping[str, Any]:
+        return self.options.identity_defaults()
+
     def files(self) -> Mapping[str, str]:
         return self.options.file_prints()
 

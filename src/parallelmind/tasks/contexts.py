@@ -90,6 +90,9 @@ class ContextTask(Task):
     def settings(self) -> Mapping[str, Any]:
         return self.options.identity()
 
+    def defaults(self) -> Mapping[str, Any]:
+        return self.options.identity_defaults()
+
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         return ContextWorker(self.options.retriever.make(), on_step=alive)
 
