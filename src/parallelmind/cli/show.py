@@ -93,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
 def _grids(records: Path, options: ShowOptions) -> list[RowGrid]:
     from parallelmind.data.encoder import DataCounts
     from parallelmind.data.samples import parse_sample
-    from parallelmind.models.loader import load_tokenizer
+    from parallelmind.models.loader import load_tokenizer_from
 
     fields, where = _record(records, options.index)
     sample = parse_sample(fields, where)
-    tokenizer = load_tokenizer(options.base_model)
+    tokenizer = load_tokenizer_from(options.base_model)
     counts = DataCounts()
     chosen = VISIBILITIES if options.visibility == "all" else (options.visibility,)
     grids = [_grid(sample, tokenizer, options.branch_stride, visibility, counts) for visibility in chosen]

@@ -154,7 +154,7 @@ def load_model(
         device, note = resolve_device(options.device)
         options = dataclasses.replace(options, device=device)
         notes += [note] if note else []
-    tokenizer = load_tokenizer(options.base_model)
+    tokenizer = load_tokenizer(options)
     model = load_base_model(options, attn_implementation=attn_implementation)
     rope.apply_to(model)
     if adapters is not None:
@@ -170,8 +170,13 @@ def load_model(
     return loaded
 
 
-def load_tokenizer(name: str, *, flag: str = "--base_model") -> Any:
-    """The tokenizer of a model. Raises SettingsError if it cannot be found or read."""
+def load_tokenizer(options: ModelOptions) -> Any:
+    """The tokenizer of the model that the options name. Raises SettingsError if it cannot be found or read."""
+    return load_tokenizer_from(options.base_model)
+
+
+def load_tokenizer_from(name: str, *, flag: str = "--base_model") -> Any:
+    """A tokenizer by its hub name or folder. Raises SettingsError if it cannot be found or read."""
     try:
         return AutoTokenizer.from_pretrained(model_path(name))
     except Exception as error:  # tokenizers has no type of its own

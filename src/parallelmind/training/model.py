@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from parallelmind.errors import SettingsError, first_line
-from parallelmind.models.loader import DTYPES, load_base_model, load_tokenizer, resolve_device
+from parallelmind.models.loader import DTYPES, load_base_model, load_tokenizer, load_tokenizer_from, resolve_device
 from parallelmind.models.lora import apply_lora, load_lora
 from parallelmind.models.lora_layers import ADAPTER, lora_layers
 from parallelmind.models.lora_read import read_adapter
@@ -156,9 +156,8 @@ def _restore_precision(model: Any, path: str) -> None:
 
 def _tokenizer(options: TrainOptions) -> Any:
     if options.tokenizer_path is not None:
-        return load_tokenizer(options.tokenizer_path, flag="--tokenizer_path")
-    assert options.base_model is not None
-    return load_tokenizer(options.base_model)
+        return load_tokenizer_from(options.tokenizer_path, flag="--tokenizer_path")
+    return load_tokenizer(ModelOptions.of(options))
 
 
 def _base_model(options: TrainOptions, device: str) -> nn.Module:
