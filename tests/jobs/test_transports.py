@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parallelmind.errors import JobError
+from parallelmind.errors import JobError, ParallelMindError
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.ranks import Rank
 from parallelmind.jobs.run import JobReport, run_job
@@ -225,7 +226,7 @@ def test_all_ranks_end_when_nothing_is_left_to_do(
     if records:
         run(Records(data, out), 0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(torchrun, "_job_numbers", {})  # as in processes that have just begun
+    monkeypatch.setattr(torchrun, "_job_numbers", Counter())  # as in processes that have just begun
     reports: dict[int, JobReport | None] = {}
 
     def rank(number: int) -> None:
@@ -240,6 +241,32 @@ def test_all_ranks_end_when_nothing_is_left_to_do(
     assert reports[0].completion.answered == records
     assert reports[1] is None
     assert read_rows(out) == doubled(records)
+
+
+def test_a_job_that_cannot_begin_ends_on_all_ranks_with_the_reason(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job of the same ranks finds all of them again."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torchrun, "_job_numbers", Counter())
+    data = write_input(tmp_path / "in.jsonl", [])
+    said: dict[int, list[str]] = {0: [], 1: []}
+
+    def rank(number: int) -> None:
+        for path in (tmp_path / "missing.jsonl", data):
+            try:
+                run_job(Records(path, out), RunOptions(rank=Rank(number, 2)))
+                said[number].append("done")
+            except ParallelMindError as error:
+                said[number].append(str(error))
+
+    other = threading.Thread(target=rank, args=(1,), daemon=True)
+    other.start()
+    rank(0)
+    other.join(60)
+    assert [texts[-1] for texts in said.values()] == ["done", "done"]
+    assert "missing.jsonl does not exist" in said[0][0]
+    assert "ended early: the input" in said[1][0]
 
 
 def test_a_run_in_this_process_needs_no_system_calls_that_windows_lacks(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallelmind.errors import SettingsError
+from parallelmind.errors import ParallelMindError, SettingsError
 from parallelmind.io.line_table import InputSummary
 from parallelmind.jobs.coordinator import Coordinator
 from parallelmind.jobs.identity import JobCompletion
@@ -19,7 +19,7 @@ from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.statistics import JobStatistics, Monitor, Progress, Silent
 from parallelmind.jobs.task import Task
 from parallelmind.jobs.transports.base import MakeTransport
-from parallelmind.jobs.transports.torchrun import follow, release
+from parallelmind.jobs.transports.torchrun import follow, next_job, release
 from parallelmind.jobs.worker_files import check_worker_files, write_worker_files
 
 _LOGGER = logging.getLogger(__name__)
@@ -50,10 +50,18 @@ def run_job(task: Task, options: RunOptions, *, progress: Progress | None = None
     """
     if options.total_gpus is not None and options.workers == 0 and options.rank.world_size == 1:
         raise SettingsError("--total_gpus is for worker processes; give --workers 1 or more, or leave it out.")
+    if options.rank.world_size > 1:
+        next_job(options.rank)
     if options.rank.rank:
         follow(task, options)
         return None
-    with OpenJob(task, options) as job:
+    try:
+        opened = OpenJob(task, options)
+    except ParallelMindError as error:
+        with contextlib.suppress(SettingsError):  # nobody to tell: the ranks have no launcher
+            release(task, options, str(error))
+        raise
+    with opened as job:
         if options.worker_files:
             check_worker_files(job.shown_path, world_size=options.world_size, overwrite=options.overwrite)
         _tell(job)

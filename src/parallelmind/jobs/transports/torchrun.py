@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
 import os
 import pickle
@@ -18,6 +17,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -39,8 +39,13 @@ _LEADER_SECONDS = 3600.0
 """Rank 0 may have a large input to read before it listens."""
 _END_SECONDS = 60.0
 _STORE_SECONDS = 600
-_job_numbers: dict[int, itertools.count[int]] = {}
+_job_numbers: Counter[int] = Counter()
 """By rank: all ranks run the same jobs in the same order, and number them."""
+
+
+def next_job(rank: Rank) -> None:
+    """Number the job that begins, on every rank and also if it fails at once: ranks of two jobs must not meet."""
+    _job_numbers[rank.rank] += 1
 
 
 def transport(task: Task, options: RunOptions) -> MakeTransport:
@@ -59,10 +64,10 @@ def transport(task: Task, options: RunOptions) -> MakeTransport:
     return make
 
 
-def release(task: Task, options: RunOptions) -> None:
-    """Tell the other ranks, if there are any, that there is nothing to do."""
+def release(task: Task, options: RunOptions, error: str | None = None) -> None:
+    """Tell the other ranks, if there are any, that there is nothing to do, or why the job cannot begin."""
     if options.rank.world_size > 1:
-        transport(task, options)(SimpleQueue()).close(None)
+        transport(task, options)(SimpleQueue()).close(error)
 
 
 class _Start(NamedTuple):
@@ -246,8 +251,7 @@ class _Meeting:
     def __init__(self, rank: Rank, environ: Mapping[str, str] = os.environ) -> None:
         self._rank = rank
         self._environ = environ
-        number = next(_job_numbers.setdefault(rank.rank, itertools.count()))
-        self._name = f"{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{number}"
+        self._name = f"{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_job_numbers[rank.rank]}"
         self._file: Path | None = None
         if environ.get("LOCAL_WORLD_SIZE") == str(rank.world_size):  # one machine: the launcher is everybody's parent
             import psutil
