@@ -94,24 +94,6 @@ def test_half_a_surrogate_pair_in_what_the_server_says_costs_one_row(tmp_path: P
     assert "bad \ud83d text" in rows[1]["error"]
 
 
-def test_a_request_that_the_server_calls_wrong_is_not_asked_again_unless_it_says_so(
-    tmp_path: Path, out: Path, over_http: Any
-) -> None:
-    data = questions(tmp_path, 4)
-    wrong = {
-        "q1": [fake_openai.error(400, "no such field")],
-        "q2": [fake_openai.error(400, "come back", x_should_retry="true")],
-        "q3": [fake_openai.error(422, "come back", retry_after="1")],
-    }
-    with FakeOpenAI(wrong) as server:
-        first = answer(data, out, base_url=server.base_url, **over_http)
-        assert (first.completion.failed, first.completion.retryable) == (3, 2)
-        server.requests.clear()
-        second = answer(data, out, base_url=server.base_url, **over_http)
-        assert sorted(asked(server)) == ["q2", "q3"]
-    assert (second.completion.failed, second.completion.retryable) == (1, 0)
-
-
 def test_what_failed_is_asked_again_and_nothing_else(tmp_path: Path, out: Path, over_http: Any) -> None:
     data = questions(tmp_path, 12)
     down = [fake_openai.error(500, "down")] * 2

@@ -103,16 +103,7 @@ class ErrorReader:
             return AttemptError(kind="too_long", message=message, final=True)
         retry = status in _RETRIED or status >= 500
         pause = status == 429 or (status == 503 and after is not None)
-        # What is wrong with a request stays wrong, unless the server says that it may be repeated.
-        may_repeat = retry or after is not None or error.response.headers.get("x-should-retry") == "true"
-        return AttemptError(
-            kind=kind,
-            message=f"{answered}: {said}",
-            retry=retry,
-            pause=pause,
-            retry_after=after,
-            final=not may_repeat,
-        )
+        return AttemptError(kind=kind, message=f"{answered}: {said}", retry=retry, pause=pause, retry_after=after)
 
     def _said(self, error: Any) -> str:
         """The server's own words, from the forms of error bodies there are."""
