@@ -31,6 +31,12 @@ def test_branches_without_a_main_are_prompts_of_their_own() -> None:
     assert parse_record(line('{"main": "", "branches": ["a"]}')).branches == ("a",)
 
 
+@pytest.mark.parametrize("depth", [700, *range(930, 1010)])
+def test_no_depth_at_which_too_long_an_integer_stands_ends_the_job(depth: int) -> None:
+    with pytest.raises(DataError, match="line 7"):
+        parse_record(line(f'{{"text": "a", "n": {"[" * depth}{"9" * 5000}{"]" * depth}}}'))
+
+
 @pytest.mark.parametrize("value", ["9" * 5000, "-" + "9" * 5000, '[1, {"deep": ' + "9" * 5000 + "}]"])
 def test_an_integer_too_long_for_python_is_told_with_its_line_and_field(value: str) -> None:
     with pytest.raises(DataError) as caught:

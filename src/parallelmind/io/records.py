@@ -110,11 +110,18 @@ def _field_with_long_integer(content: bytes) -> str:
         return mark if len(digits.removeprefix("-")) > sys.get_int_max_str_digits() else 0
 
     def holds_mark(value: Any) -> bool:
-        if isinstance(value, dict):
-            value = list(value.values())
-        return any(map(holds_mark, value)) if isinstance(value, list) else value is mark
+        left = [value]  # not by recursion: a hostile row is nested as deeply as can be read
+        while left:
+            value = left.pop()
+            if value is mark:
+                return True
+            left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return False
 
-    row = json.loads(content, parse_int=read_integer)
+    try:
+        row = json.loads(content, parse_int=read_integer)
+    except RecursionError:  # reading with a function of ours takes a little more room than without
+        return "the line"
     if not isinstance(row, dict):
         return "the line" if holds_mark(row) else ""
     return next((quoted([name]) for name, value in row.items() if holds_mark(value)), "")
