@@ -104,7 +104,7 @@ def test_chunked_prefill_equals_one_full_forward(
 
 def assert_equals_full_forward(engine: Engine, main: str, branches: Sequence[str]) -> None:
     """Every logit the engine computes for a request is that of one forward over the row it ends up with."""
-    with recorded_logits(engine) as recorded:
+    with recorded_logits(engine, len(main)) as recorded:
         result = engine.generate([Request(main=main, branches=branches)], GREEDY)[0]
     tokens = [ids(p) + b.token_ids for p, b in zip(branches, result.branches, strict=True)]
     row = pack_row(ids(main), tokens)
@@ -215,20 +215,20 @@ def test_additive_branch_0_is_the_unpatched_model() -> None:
 
 
 @contextmanager
-def recorded_logits(engine: Engine) -> Iterator[dict[tuple[int, int], Tensor]]:
+def recorded_logits(engine: Engine, main_length: int = len(MAIN)) -> Iterator[dict[tuple[int, int], Tensor]]:
     """The logits of each forward by (branch id, index of the token within its branch); branch id 0 is main."""
     recorded: dict[tuple[int, int], Tensor] = {}
     runner = engine._runner
     original = runner.forward
 
-    def forward(context: Any, logits_at: Tensor) -> Tensor:
-        logits = original(context, logits_at)
+    def forward(step: Any, logits_at: Tensor) -> Tensor:
+        logits = original(step, logits_at)
         place = []
-        for span in context.main_spans:
-            place += [(0, span.past + i) for i in range(len(span.token_ids))]
-        for group in context.groups:
-            for branch in group.branches:
-                place += [(branch.branch_id, branch.past + i) for i in range(len(branch.token_ids))]
+        for span in step.spans:
+            past = span.past
+            if span.branch_id and span.run.base is None and span.run.place.first_time == 0:
+                past -= main_length  # main and branch are one text
+            place += [(span.branch_id, past + i) for i in range(len(span.token_ids))]
         recorded.update({place[int(at)]: row for at, row in zip(logits_at, logits, strict=True)})
         return logits
 

@@ -57,7 +57,7 @@ def test_only_the_culprit_fails(engine: Engine, monkeypatch: pytest.MonkeyPatch)
         assert "illegal memory" not in str(branch.error), "what the model says is for the log"
     for place in (0, 2, 3, 4):
         assert tokens(results)[place] == expected[place]
-    assert engine._scheduler.mains.num_used_tokens == 0
+    assert engine._tree.num_used == 0
     assert engine._scheduler.slots.nbytes() == 0
 
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from parallelmind.engine import kv_cache
-from parallelmind.engine.kv_cache import default_kv_cache_bytes, free_in_container
+from parallelmind.engine import memory
+from parallelmind.engine.memory import default_kv_cache_bytes, free_in_container
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -29,7 +29,7 @@ def test_the_limit_of_a_container_counts(version: int, tmp_path: Path, monkeypat
         files = {"memory__limit_in_bytes": "1000\n", "memory__usage_in_bytes": "400\n", "memory__stat": cache}
         write(tmp_path / "memory", **files)
     assert free_in_container(tmp_path) == 650
-    monkeypatch.setattr(kv_cache, "free_in_container", lambda: free_in_container(tmp_path))
+    monkeypatch.setattr(memory, "free_in_container", lambda: free_in_container(tmp_path))
     assert default_kv_cache_bytes(torch.device("cpu")) == 325
 
 
@@ -37,7 +37,7 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path, monkeypatch: pytest.
     assert free_in_container(tmp_path) == math.inf
     write(tmp_path, memory__max="max\n", memory__current="400\n", memory__stat="")
     assert free_in_container(tmp_path) == math.inf
-    monkeypatch.setattr(kv_cache, "free_in_container", lambda: math.inf)
+    monkeypatch.setattr(memory, "free_in_container", lambda: math.inf)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 500}))
     assert default_kv_cache_bytes(torch.device("cpu")) == 250
 

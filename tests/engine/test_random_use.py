@@ -68,7 +68,7 @@ def test_random_use(visibility: Visibility, seed: int) -> None:
                 assert key not in answers
                 answers[key] = event.result.token_ids
     assert sorted(answers) == [(i, k) for i, request in requests.items() for k in range(len(request.branches))]
-    assert engine._scheduler.mains.num_used_tokens == 0
+    assert engine._tree.num_used == 0
     engine.reset_prefix_cache()
     assert engine.kv_cache_bytes == 0
     alone = Engine(model, char_tokenizer(), visibility=visibility, branch_stride=16)

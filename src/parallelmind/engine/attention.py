@@ -1,11 +1,12 @@
-"""Attention of the engine: each main's keys are read once for all of its branches.
+"""Attention of the engine: each page of keys is read once for all tokens that see it.
 
-A branch token attends to two disjoint sets of keys, its main's and its own (columnar: all of its row's branches').
-Each set is attended to apart and the parts are merged by their logsumexp (Ye et al., 2024, FlashInfer, "cascade
-inference"). For the shared part, the branches and the query heads of one key/value head are folded into the query
-length, so that main's keys are neither copied nor read twice.
+What a token sees lies in several disjoint sets of keys: the pages of the texts that it continues, and its own (columnar:
+all branches of its row). Each set is attended to apart, for all tokens that see it at once, and the parts are merged by
+their logsumexp (Ye et al., 2024, FlashInfer, "cascade inference"). The query heads of one key/value head are folded into
+the query length, so that keys are neither copied nor read twice. The number of calls does not grow with the number of
+requests, see `step`.
 
-Shapes: H key/value heads, G query heads per key/value head, T tokens of the forward, n branches, Q query tokens,
+Shapes: H key/value heads, G query heads per key/value head, T tokens of the forward, n pages, R tokens that read a page,
 K keys, D head size, E value head size.
 """
 
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from parallelmind.engine.forward_context import ForwardContext
+from parallelmind.engine.step import PageBatch, Step
 from parallelmind.models.architecture import attention_switched
 
 ATTENTION_NAME = "parallelmind_engine"
@@ -30,22 +31,24 @@ _MAX_SCORES = 2**25
 """Scores computed at once by the unfused path, so that a long main does not need length² memory."""
 _MAX_MASK = 2**22
 """Entries of a mask that is repeated for each query head of a group."""
+_NOTHING = -1e30
+"""Logsumexp of no keys at all; not -inf, whose differences are no numbers."""
 
-_context: ContextVar[ForwardContext] = ContextVar("parallelmind_forward_context")
+_step: ContextVar[Step] = ContextVar("parallelmind_step")
 
 
 @contextmanager
-def engine_attention(configs: Sequence[Any], context: ForwardContext) -> Iterator[None]:
+def engine_attention(configs: Sequence[Any], step: Step) -> Iterator[None]:
     """Let the forwards of a model with these configs use the engine's attention and cache inside the block.
 
     Outside it the model is as it was, so that `generate`, training and other engines are not disturbed.
     """
-    token = _context.set(context)
+    token = _step.set(step)
     try:
         with attention_switched(configs, ATTENTION_NAME):
             yield
     finally:
-        _context.reset(token)
+        _step.reset(token)
 
 
 def engine_attention_forward(
@@ -65,31 +68,34 @@ def engine_attention_forward(
     Returns:
         [1, T, H·G, E], and None for the weights.
     """
-    context = _context.get()
+    step = _step.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     heads = key.shape[1]
     q_HGTD = query[0].unflatten(0, (heads, -1))
     k_HTD, v_HTE = key[0], value[0]
-    out_THGE = query.new_empty(query.shape[2], heads, q_HGTD.shape[1], value.shape[-1])
+    step.store.write(layer, step.places(key.device), k_HTD, v_HTE)
     sinks_HG = None if s_aux is None else s_aux.view(heads, -1).float()
-    options = _Options(scale, softcap, sinks_HG)
+    options = _Options(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, sinks_HG)
+    keys_HNPD, values_HNPE = step.store.layer(layer)
 
-    for span, (start, end) in zip(context.main_spans, context.main_ranges, strict=True):
-        span.main.write(layer, span.past, k_HTD[:, start:end], v_HTE[:, start:end])
-    first = context.first_branch_token
-    if first < context.num_tokens:
-        slots, places = context.write_slots(key.device), context.write_places(key.device)
-        context.slots.write(layer, slots, places, k_HTD[:, first:], v_HTE[:, first:])
-
-    for index, (start, end) in enumerate(context.main_ranges):
-        _attend_main(context, index, layer, q_HGTD[:, :, start:end], sliding_window, options, out_THGE[start:end])
-    if first < context.num_tokens:
-        out_HGTE, lse_HGT = _new_part(q_HGTD[:, :, first:], v_HTE)
-        _attend_own(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
-        _attend_columns(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
-        _merge_shared(context, layer, q_HGTD, out_HGTE, lse_HGT, sliding_window, options)
-        out_THGE[first:] = _with_sinks(out_HGTE, lse_HGT, options).permute(2, 0, 1, 3)
+    parts = _Parts(query.shape[2])
+    for batch in step.page_batches(sliding_window, q_HGTD):
+        parts.add(batch.readers, *_attend_pages(batch, q_HGTD, keys_HNPD, values_HNPE, options))
+    for index, fresh in enumerate(step.fresh):
+        place = slice(fresh.start, fresh.end)
+        mask = step.fresh_mask(index, sliding_window, q_HGTD)
+        if mask is None and not options.is_fused(q_HGTD, v_HTE):
+            mask = step.causal_mask(fresh.end - fresh.start, None, q_HGTD)
+        parts.add(place, *_attend_fresh(q_HGTD[:, :, place], k_HTD[:, place], v_HTE[:, place], mask, options))
+    for one in step.stretches(sliding_window):
+        k_HKD, v_HKE = (
+            array.flatten(1, 2)[:, one.page * step.store.page_tokens :][:, : one.count]
+            for array in (keys_HNPD, values_HNPE)
+        )
+        mask = step.stretch_mask(one, sliding_window, q_HGTD)
+        out, lse = attend_grouped(q_HGTD[:, :, one.start : one.end], k_HKD, v_HKE, mask, options)
+        parts.add(slice(one.start, one.end), out.permute(2, 0, 1, 3), lse.permute(2, 0, 1))
+    out_THGE = _with_sinks(parts.out, parts.lse, options).to(query.dtype)
     return out_THGE.flatten(1, 2)[None], None
 
 
@@ -106,122 +112,93 @@ class _Options:
         self.softcap = softcap
         self.sinks_HG = sinks_HG
 
-
-def _attend_main(
-    context: ForwardContext,
-    index: int,
-    layer: int,
-    q_HGTD: Tensor,
-    window: int | None,
-    options: _Options,
-    out_THGE: Tensor,
-) -> None:
-    """A chunk of a main over itself, causally, and over what of the main is cached already."""
-    span = context.main_spans[index]
-    heads, group, count, _ = q_HGTD.shape
-    past, end = span.past, span.past + count
-    keys, values = span.main.keys[layer], span.main.values[layer]
-    mask = context.chunk_mask(index, window, q_HGTD)
-    if past == 0 and mask is None and options.softcap is None and options.sinks_HG is None:
-        whole = F.scaled_dot_product_attention(
-            q_HGTD.flatten(0, 1)[None],
-            keys[None, :, :end],
-            values[None, :, :end],
-            is_causal=True,
-            scale=options.scale,
-            enable_gqa=group > 1,
-        )[0]
-        out_THGE.copy_(whole.unflatten(0, (heads, group)).permute(2, 0, 1, 3))
-        return
-    if mask is None:
-        mask = context.causal_mask(index, q_HGTD)
-    out, lse = attend_grouped(q_HGTD, keys[:, past:end], values[:, past:end], mask, options)
-    if past:
-        seen = context.past_mask(index, window, q_HGTD)
-        past_out, past_lse = attend_grouped(q_HGTD, keys[:, :past], values[:, :past], seen, options)
-        out, lse = merge(out, lse, past_out, past_lse)
-    out_THGE.copy_(_with_sinks(out, lse, options).permute(2, 0, 1, 3))
+    def is_fused(self, query: Tensor, value: Tensor) -> bool:
+        """Whether one kernel computes scores and output."""
+        if self.softcap is not None:
+            return False
+        if query.device.type == "cpu":
+            return query.shape[-1] == value.shape[-1]
+        return _fused_on_cuda(query, value)
 
 
-def _attend_own(
-    context: ForwardContext,
-    layer: int,
-    q_HGTD: Tensor,
-    out_HGTE: Tensor,
-    lse_HGT: Tensor,
-    window: int | None,
-    options: _Options,
-) -> None:
-    """Each branch that sees no other over its own tokens, into the places of its tokens."""
-    first = context.first_branch_token
-    keys, values = context.slots.keys[layer], context.slots.values[layer]
-    for index, batch in enumerate(context.own_batches):
-        tokens_nQ = context.own_tokens(index, q_HGTD.device)
-        q_nHGQD = q_HGTD[:, :, tokens_nQ].permute(2, 0, 1, 3, 4)
-        if batch.covers_all_slots_in_order:
-            k_nHKD, v_nHKE = keys[: len(batch.spans)], values[: len(batch.spans)]
-        else:
-            slots = context.cached(("slots", index), keys.device, lambda b=batch: torch.tensor(b.slots))  # type: ignore[misc]
-            k_nHKD, v_nHKE = keys[slots], values[slots]
-        k_nHKD, v_nHKE = k_nHKD[:, :, : batch.num_keys], v_nHKE[:, :, : batch.num_keys]
-        mask = context.own_mask(index, window, q_HGTD)
-        out, lse = attend_grouped(q_nHGQD, k_nHKD, v_nHKE, mask, options)
-        # Padding repeats a branch's last token, so writing it twice writes the same value.
-        targets = tokens_nQ - first
-        out_HGTE[:, :, targets] = out.permute(1, 2, 0, 3, 4)
-        lse_HGT[:, :, targets] = lse.permute(1, 2, 0, 3)
+class _Parts:
+    """The attention of all tokens over the sets of keys added so far: `out` [T, H, G, E] and `lse` [T, H, G]."""
+
+    out: Tensor
+    lse: Tensor
+
+    def __init__(self, count: int):
+        self._count = count
+        self._is_empty = True
+
+    def add(self, readers: Tensor | slice | None, out: Tensor, lse: Tensor) -> None:
+        """Merge in the attention of some tokens (None: of all) over another set of keys."""
+        if isinstance(readers, slice) and readers == slice(0, self._count):
+            readers = None
+        if self._is_empty:
+            self._is_empty = False
+            if readers is None:
+                self.out, self.lse = out, lse
+                return
+            self.out = out.new_zeros(self._count, *out.shape[1:], dtype=torch.float32)
+            self.lse = lse.new_full((self._count, *lse.shape[1:]), _NOTHING)
+            self.out[readers], self.lse[readers] = out.float(), lse
+            return
+        if readers is None:
+            self.out, self.lse = merge(self.out, self.lse, out, lse)
+            return
+        if self.out.dtype != torch.float32:
+            self.out = self.out.float()
+        self.out[readers], self.lse[readers] = merge(self.out[readers], self.lse[readers], out, lse)
 
 
-def _attend_columns(
-    context: ForwardContext,
-    layer: int,
-    q_HGTD: Tensor,
-    out_HGTE: Tensor,
-    lse_HGT: Tensor,
-    window: int | None,
-    options: _Options,
-) -> None:
-    """Each branch of the columnar groups over all branches of its row, into the places of its tokens."""
-    first = context.first_branch_token
-    keys, values = context.slots.keys[layer], context.slots.values[layer]
-    for index, (start, end) in enumerate(context.group_ranges):
-        if not context.groups[index].sees_branches:
-            continue
-        slots, longest = context.column_slots(index, keys.device), context.column_keys(index)
-        k_HKD = keys[slots, :, :longest].transpose(0, 1).flatten(1, 2)
-        v_HKE = values[slots, :, :longest].transpose(0, 1).flatten(1, 2)
-        mask_TK = context.column_mask(index, window, q_HGTD)
-        out, lse = attend_grouped(q_HGTD[:, :, start:end], k_HKD, v_HKE, mask_TK, options)
-        out_HGTE[:, :, start - first : end - first] = out
-        lse_HGT[:, :, start - first : end - first] = lse
+def _attend_pages(
+    batch: PageBatch, q_HGTD: Tensor, keys_HNPD: Tensor, values_HNPE: Tensor, options: _Options
+) -> tuple[Tensor, Tensor]:
+    """The tokens that read pages over all of these pages: [t, H, G, E] and [t, H, G]."""
+    k_nHKD, v_nHKE = (
+        (
+            array[:, batch.first : batch.first + batch.num_pages, : batch.num_keys]
+            if batch.pages is None
+            else array[:, batch.pages, : batch.num_keys]
+        ).transpose(0, 1)
+        for array in (keys_HNPD, values_HNPE)
+    )
+    q_nHGRD = q_HGTD[:, :, batch.tokens].permute(2, 0, 1, 3, 4)
+    out, lse = attend_grouped(q_nHGRD, k_nHKD, v_nHKE, batch.mask, options)
+    out_sHGE = out.permute(0, 3, 1, 2, 4).flatten(0, 1)
+    lse_sHG = lse.permute(0, 3, 1, 2).flatten(0, 1)
+    if len(batch.sources) == 1:
+        [source] = batch.sources
+        return out_sHGE[source], lse_sHG[source]
+    out_sHGE = torch.cat((out_sHGE, out_sHGE.new_zeros(1, *out_sHGE.shape[1:])))
+    lse_sHG = torch.cat((lse_sHG, lse_sHG.new_full((1, *lse_sHG.shape[1:]), _NOTHING)))
+    lse_JtHG = lse_sHG[batch.sources]
+    most = lse_JtHG.amax(0)
+    weights = (lse_JtHG - most).exp_()
+    total = weights.sum(0)
+    merged = (out_sHGE[batch.sources].float() * weights[..., None]).sum(0) / total[..., None]
+    return merged, most + total.log_()
 
 
-def _new_part(q_HGTD: Tensor, v_HTE: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the attention of some tokens over a set of keys, and its logsumexp."""
-    return q_HGTD.new_empty(*q_HGTD.shape[:3], v_HTE.shape[-1]), q_HGTD.new_empty(q_HGTD.shape[:3], dtype=torch.float32)
-
-
-def _merge_shared(
-    context: ForwardContext,
-    layer: int,
-    q_HGTD: Tensor,
-    out_HGTE: Tensor,
-    lse_HGT: Tensor,
-    window: int | None,
-    options: _Options,
-) -> None:
-    """Attend to each group's main and merge that into the branch tokens' own part, in place."""
-    first = context.first_branch_token
-    for index, (start, end) in enumerate(context.group_ranges):
-        main = context.groups[index].main
-        if main is None:
-            continue
-        mask = context.shared_mask(index, window, q_HGTD)
-        keys, values = main.keys[layer], main.values[layer]
-        shared_out, shared_lse = attend_grouped(q_HGTD[:, :, start:end], keys, values, mask, options)
-        place = slice(start - first, end - first)
-        out, lse = merge(out_HGTE[:, :, place], lse_HGT[:, :, place], shared_out, shared_lse)
-        out_HGTE[:, :, place], lse_HGT[:, :, place] = out, lse
+def _attend_fresh(
+    q_HGTD: Tensor, k_HTD: Tensor, v_HTE: Tensor, mask: Tensor | None, options: _Options
+) -> tuple[Tensor, Tensor]:
+    """Tokens that follow one another over themselves, [T, H, G, E] and [T, H, G]; None: in causal order."""
+    if mask is not None:
+        out, lse = attend_grouped(q_HGTD, k_HTD, v_HTE, mask, options)
+        return out.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
+    group = q_HGTD.shape[1]
+    query, key, value = q_HGTD.transpose(0, 1), k_HTD.expand(group, -1, -1, -1), v_HTE.expand(group, -1, -1, -1)
+    if query.device.type == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, True, scale=options.scale
+        )
+    else:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, True, False, scale=options.scale
+        )[:2]
+    return out.permute(2, 1, 0, 3), lse.permute(2, 1, 0)
 
 
 def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,11 +207,11 @@ def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tup
     return torch.lerp(out.float(), other_out.float(), share), torch.logaddexp(lse, other_lse)
 
 
-def _with_sinks(out_HGTE: Tensor, lse_HGT: Tensor, options: _Options) -> Tensor:
+def _with_sinks(out_THGE: Tensor, lse_THG: Tensor, options: _Options) -> Tensor:
     """A sink takes its share of the softmax and gives nothing."""
     if options.sinks_HG is None:
-        return out_HGTE
-    return out_HGTE * torch.sigmoid(lse_HGT - options.sinks_HG[:, :, None])[..., None].to(out_HGTE.dtype)
+        return out_THGE
+    return out_THGE * torch.sigmoid(lse_THG - options.sinks_HG)[..., None].to(out_THGE.dtype)
 
 
 def attend_grouped(

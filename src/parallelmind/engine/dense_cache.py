@@ -1,7 +1,7 @@
 """The masked path, for models that do not use transformers' AttentionInterface (falcon).
 
-The model sees one row whose keys are all cached tokens, and a dense mask says which ones each token sees. Main is still
-stored once, but all tokens attend over the keys of all requests: correct, not fast.
+The model sees one row whose keys are all pages, as they lie, and a dense mask says which ones each token sees. Main is
+still stored once, but all tokens attend over the keys of all requests: correct, not fast.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import Visibility, additive_mask, visible
-from parallelmind.engine.forward_context import BranchSpan, ForwardContext
-from parallelmind.engine.kv_cache import MainCache
+from parallelmind.columnar import additive_mask, visible
+from parallelmind.engine.step import Span, Step
+from parallelmind.engine.tree import Run
 
 
 class DenseCache:
@@ -21,88 +21,46 @@ class DenseCache:
 
     is_compileable = False
 
-    def __init__(self, context: ForwardContext):
-        self.context = context
-        self._mains: dict[int, tuple[MainCache, int]] = {}
-        for span in context.main_spans:
-            self._mains[id(span.main)] = (span.main, span.past + len(span.token_ids))
-        for group in context.groups:
-            if group.main is not None:
-                self._mains.setdefault(id(group.main), (group.main, len(group.main)))
+    def __init__(self, step: Step):
+        self._step = step
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store the new keys [1, H, T, D] and values; return those of all tokens in the order of `mask`."""
-        context = self.context
-        for span, (start, end) in zip(context.main_spans, context.main_ranges, strict=True):
-            span.main.write(layer_idx, span.past, key[0, :, start:end], value[0, :, start:end])
-        first = context.first_branch_token
-        if first < context.num_tokens:
-            slots, places = context.write_slots(key.device), context.write_places(key.device)
-            context.slots.write(layer_idx, slots, places, key[0, :, first:], value[0, :, first:])
-        keys = [main.keys[layer_idx][:, :length] for main, length in self._mains.values()]
-        values = [main.values[layer_idx][:, :length] for main, length in self._mains.values()]
-        for _index, branch in self._rows():
-            length = branch.past + len(branch.token_ids)
-            keys.append(context.slots.keys[layer_idx][branch.slot, :, :length])
-            values.append(context.slots.values[layer_idx][branch.slot, :, :length])
-        return torch.cat(keys, dim=1)[None], torch.cat(values, dim=1)[None]
-
-    def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Additive, [1, 1, T, K]."""
-        context = self.context
-        # (row, branch, time) of each key and query; a main is a row of its own that groups may also see. Branches go by
-        # their slots, since several may continue main under id 0.
-        key_main: list[int] = []
-        key_group: list[int] = []
-        key_branch: list[int] = []
-        key_time: list[int] = []
-        for identity, (_, length) in self._mains.items():
-            key_main += [identity] * length
-            key_group += [-1] * length
-            key_branch += [0] * length
-            key_time += range(length)
-        for group_index, span in self._rows():
-            length = span.past + len(span.token_ids)
-            key_main += [-1] * length
-            key_group += [group_index] * length
-            key_branch += [span.slot + 1] * length
-            key_time += range(span.first_time, span.first_time + length)
-        query_main: list[int] = []
-        query_group: list[int] = []
-        slots: list[int] = []
-        visibilities: list[Visibility] = []
-        for main_span in context.main_spans:
-            count = len(main_span.token_ids)
-            query_main += [id(main_span.main)] * count
-            query_group += [-2] * count
-            slots += [0] * count
-            visibilities += ["isolated"] * count
-        for group_index, group in enumerate(context.groups):
-            for span in group.branches:
-                count = len(span.token_ids)
-                query_main += [-2 if group.main is None else id(group.main)] * count
-                query_group += [group_index] * count
-                slots += [span.slot + 1] * count
-                visibilities += [group.visibility] * count
-        query_branch = torch.tensor(slots)
-        query_time = context.time_ids()
-        branch, time = torch.tensor(key_branch), torch.tensor(key_time)
-        in_main = torch.tensor(query_main)[:, None] == torch.tensor(key_main)[None]
-        in_group = torch.tensor(query_group)[:, None] == torch.tensor(key_group)[None]
-        seen_main = in_main & (time[None] <= query_time[:, None])
-        seen_group = torch.zeros_like(in_group)
-        for visibility in dict.fromkeys(visibilities):
-            asking = torch.tensor([one == visibility for one in visibilities])
-            seen = visible(query_branch, query_time, branch, time, visibility)
-            seen_group |= asking[:, None] & in_group & seen
-        return additive_mask(seen_main | seen_group, dtype)[None, None].to(device)
+        """Store the new keys [1, H, T, D] and values; return those of all pages, [1, H, N·P, D]."""
+        store = self._step.store
+        store.write(layer_idx, self._step.places(key.device), key[0], value[0])
+        keys, values = store.layer(layer_idx)
+        return keys.flatten(1, 2)[None], values.flatten(1, 2)[None]
 
     def get_seq_length(self, *_: Any) -> int:
         return 0
 
-    def _rows(self) -> list[tuple[int, BranchSpan]]:
-        return [
-            (index, span)
-            for index, group in enumerate(self.context.groups)
-            for span in (*group.branches, *group.finished)
-        ]
+
+def dense_mask(step: Step, dtype: torch.dtype) -> Tensor:
+    """What each token sees of all pages, additive, [1, 1, T, N·P]."""
+    store = step.store
+    seen = torch.zeros(step.num_tokens, store.num_places, dtype=torch.bool)
+    for span, (start, end) in zip(step.spans, step.ranges, strict=True):
+        query_time = step.time_ids[start:end]
+        for run, length in _seen_whole(span):
+            places, times = _places(run, length, store.page_tokens)
+            seen[start:end, places] = times <= query_time[:, None]
+        if span.company is not None:
+            query_branch = step.branch_ids[start:end]
+            for run, branch_id, length in span.company.members:
+                places, times = _places(run, length, store.page_tokens)
+                key_branch = torch.full_like(times, branch_id)
+                seen[start:end, places] = visible(query_branch, query_time, key_branch, times, span.company.visibility)
+    return additive_mask(seen, dtype)[None, None]
+
+
+def _seen_whole(span: Span) -> list[tuple[Run, int]]:
+    """The texts that a span sees up to its own time, and how much of each is there."""
+    texts = [] if span.run.base is None else [(span.run.base, len(span.run.base))]
+    return texts if span.company is not None else [*texts, (span.run, span.end)]
+
+
+def _places(run: Run, length: int, size: int) -> tuple[Tensor, Tensor]:
+    """Where a text's first tokens are in the pages, and their times."""
+    numbers = torch.tensor([page.number for page in run.pages[: -(-length // size)]])
+    places = (numbers[:, None] * size + torch.arange(size)).flatten()[:length]
+    return places, run.place.first_time + torch.arange(length)

@@ -12,8 +12,9 @@ import torch
 
 from parallelmind.columnar import VISIBILITIES, Visibility
 from parallelmind.engine.input_processor import InputProcessor, default_visibilities
-from parallelmind.engine.kv_cache import default_kv_cache_bytes
+from parallelmind.engine.memory import default_kv_cache_bytes
 from parallelmind.engine.model_runner import ModelOutput, ModelRunner, end_token_ids
+from parallelmind.engine.pages import PageStore
 from parallelmind.engine.request import (
     BASE_MODEL,
     Branch,
@@ -28,6 +29,7 @@ from parallelmind.engine.request import (
 from parallelmind.engine.sampler import NextToken, next_tokens
 from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
+from parallelmind.engine.tree import PageTree
 from parallelmind.errors import RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.identity import AdapterPath
@@ -57,7 +59,8 @@ class Engine:
         max_running_requests: requests decoded at once; None: no limit.
         max_batched_tokens: tokens of one forward; a longer main is prefilled in chunks while others decode.
         kv_cache_bytes: memory for keys and values; None: half of what is free now.
-        prefix_cache_bytes: the part of it for mains that no request uses at present; None: half.
+        prefix_cache_bytes: the part of it for texts that no request uses at present; None: half.
+        page_tokens: keys and values are held in pages of so many tokens.
         adapters: adapters of the model that requests choose from, see `parallelmind.models.adapters`; without any,
             requests run on the model as it is.
         isolate_failures: a forward that raises is repeated one request at a time, and those that fail alone end
@@ -79,6 +82,7 @@ class Engine:
         max_batched_tokens: int = 2048,
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
+        page_tokens: int = 64,
         adapters: AdapterSet | None = None,
         isolate_failures: bool = False,
     ):
@@ -92,6 +96,7 @@ class Engine:
             ("max_batched_tokens", max_batched_tokens, 1),
             ("kv_cache_bytes", kv_cache_bytes, 0),
             ("prefix_cache_bytes", prefix_cache_bytes, 0),
+            ("page_tokens", page_tokens, 1),
         ):
             if value is not None and value < least:
                 raise SettingsError(f"{name} is {value}; it must be at least {least}.")
@@ -103,12 +108,14 @@ class Engine:
         """Main, prompt and new tokens of one branch fit in this."""
         kv_bytes = default_kv_cache_bytes(self._runner.device) if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = kv_bytes // 2 if prefix_cache_bytes is None else min(prefix_cache_bytes, kv_bytes)
+        page_bytes = page_tokens * self._runner.bytes_per_token
+        self._tree = PageTree(PageStore(page_tokens, kv_bytes // page_bytes), prefix_bytes // page_bytes)
         self._scheduler = Scheduler(
+            self._tree,
+            position_of=self._runner.branch_position,
             max_running_branches=max_running_branches,
             max_running_requests=max_running_requests,
             max_batched_tokens=max_batched_tokens,
-            max_cached_tokens=kv_bytes // self._runner.bytes_per_token,
-            max_prefix_tokens=prefix_bytes // self._runner.bytes_per_token,
         )
         self.stats = self._scheduler.stats
         self._input = InputProcessor(
@@ -305,24 +312,22 @@ class Engine:
 
     @property
     def kv_cache_tokens(self) -> int:
-        """Tokens of mains held at present."""
-        return self._scheduler.mains.num_tokens
+        """Tokens whose keys and values are held at present for requests to come, and those of running ones."""
+        return self._tree.num_tokens()
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Memory of keys and values held at present, mains and running branches together."""
-        return self._scheduler.mains.nbytes() + self._scheduler.slots.nbytes()
+        """Memory of keys and values held at present."""
+        return self._tree.store.nbytes()
 
     @property
     def kv_cache_bytes_allotted(self) -> int:
-        """As `kv_cache_bytes`, counting mains that are still being computed as whole; takes no time to know."""
-        slots = self._scheduler.slots
-        tokens = self._scheduler.mains.num_tokens + slots.num_slots * slots.capacity
-        return tokens * self._runner.bytes_per_token
+        """Of this, what texts take, counting those that are still being computed as whole."""
+        return self._tree.store.num_taken * self._tree.store.page_tokens * self._runner.bytes_per_token
 
     def reset_prefix_cache(self) -> None:
-        """Drop all mains that no request uses."""
-        self._scheduler.mains.evict(0)
+        """Drop all texts that no request uses."""
+        self._tree.trim(0)
 
     @property
     def num_running_branches(self) -> int:
@@ -336,25 +341,24 @@ class Engine:
         return self._scheduler.num_waiting_branches < (self._scheduler.max_running_branches or 64)
 
     def _execute(self, schedule: Schedule) -> list[Event]:
-        context = schedule.context
+        store = self._tree.store
         try:
-            output = self._runner.execute(schedule)
+            output = self._runner.execute(store, schedule)
         except Exception:
             if not self.isolate_failures:
                 raise
             _LOGGER.exception("a forward failed; repeating it one request at a time")
-            output = self._runner.execute_apart(schedule)
+            output = self._runner.execute_apart(store, schedule)
         sampled, rows = list(output.branches), list(output.branches.values())
-        for span in context.main_spans:
-            if id(span.main) in output.mains:
-                span.main.last_logits = output.mains[id(span.main)]
+        for main, logits in output.mains.items():
+            main.logits = logits
         for branch in self._scheduler.running:
-            main = branch.group.main
-            if main is None or main.last_logits is None or branch.finished or branch in output.branches:
+            main_run = branch.group.main
+            if main_run is None or main_run.logits is None or branch.finished or branch in output.branches:
                 continue
             if branch.starts_from_main:
                 sampled.append(branch)
-                rows.append(main.last_logits)
+                rows.append(main_run.logits)
         tokens = next_tokens(torch.stack(rows), [branch.sampler_row() for branch in sampled]) if sampled else []
         self._commit(schedule, output)
         events = self._fail_culprits(output)
@@ -364,16 +368,14 @@ class Engine:
         return events
 
     def _commit(self, schedule: Schedule, output: ModelOutput) -> None:
-        if schedule.context.num_tokens:
+        if schedule.spans:
             self.stats.forwards += 1
-        for span in schedule.context.main_spans:
-            if id(span.main) not in output.failed_mains:
-                span.main.num_cached_tokens += len(span.token_ids)
-                self.stats.prompt_tokens += len(span.token_ids)
-        for branch, count in schedule.fed:
-            branch.num_cached_tokens += count
-            branch.pending = branch.pending[count:]
-            if not branch.output_ids:
+        for span in schedule.spans:
+            branch, count = schedule.branches.get(span.run), len(span.token_ids)
+            if span.run in output.failed_mains or branch in output.failed:
+                continue
+            self._tree.note_computed(span.run, count)
+            if branch is None or not branch.output_ids:
                 self.stats.prompt_tokens += count
 
     def _fail_culprits(self, output: ModelOutput) -> list[Event]:
@@ -382,8 +384,8 @@ class Engine:
         culprits = dict(output.failed)
         for groups in self._groups.values():
             for group in groups:
-                if group.main is not None and id(group.main) in output.failed_mains:
-                    error = output.failed_mains[id(group.main)]
+                if group.main is not None and group.main in output.failed_mains:
+                    error = output.failed_mains[group.main]
                     culprits |= dict.fromkeys(group.branches, error)
         return [self._fail(b, "engine", _broken(error)) for b, error in culprits.items() if not b.finished]
 
@@ -395,6 +397,8 @@ class Engine:
                 raise
             _LOGGER.exception("a token could not be turned into text")
             return self._fail(branch, "engine", _broken(error))
+        if branch.run is not None:
+            self._tree.append(branch.run, token.token_id)
         self.stats.generated_tokens += 1
         found = () if token.logprob is None else (token.logprob,)
         branch.logprobs += found
@@ -417,7 +421,7 @@ class Engine:
         error: tuple[ErrorKind, str] | None = None,
     ) -> Event:
         group = branch.group
-        self._scheduler.release(branch)
+        self._scheduler.release(branch, wipe=error is not None and error[0] == "engine")
         if all(other.finished for other in self._groups.get(group.request_id, ())):
             self._groups.pop(group.request_id, None)
         result, rest = branch.result()

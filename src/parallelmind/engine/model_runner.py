@@ -13,29 +13,30 @@ from torch import Tensor, nn
 
 from parallelmind.columnar import find_rope_patch, pos2d_ids
 from parallelmind.engine.attention import engine_attention
-from parallelmind.engine.dense_cache import DenseCache
-from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
-from parallelmind.engine.kv_cache import BranchSlots, MainCache, kv_bytes
+from parallelmind.engine.dense_cache import DenseCache, dense_mask
+from parallelmind.engine.pages import PageStore
 from parallelmind.engine.scheduler import Schedule
-from parallelmind.engine.sequence import BranchSequence
+from parallelmind.engine.sequence import BranchSequence, RequestGroup
+from parallelmind.engine.step import Span, Step
+from parallelmind.engine.tree import PageTree, Place, Run
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.architecture import model_configs, refuse_other_layers, rounding_tolerance
 
 _LOGGER = logging.getLogger(__name__)
-_PROBE_MAIN, _PROBE_BRANCH = 5, 4
+_PROBE_MAIN, _PROBE_BRANCH, _PROBE_PAGE = 5, 4, 2
 
 
 @dataclass
 class ModelOutput:
     """The logits of a forward. Only keys and values have changed so far, so the schedule may be run again."""
 
-    mains: dict[int, Tensor] = field(default_factory=dict)
-    """Logits [V] behind each main that is complete now, by the main's identity."""
+    mains: dict[Run, Tensor] = field(default_factory=dict)
+    """Logits [V] behind each main that is complete now."""
     branches: dict[BranchSequence, Tensor] = field(default_factory=dict)
     """Logits [V] behind each branch all of whose tokens have been run."""
     failed: dict[BranchSequence, Exception] = field(default_factory=dict)
-    failed_mains: dict[int, Exception] = field(default_factory=dict)
+    failed_mains: dict[Run, Exception] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -64,98 +65,89 @@ class ModelRunner:
         self.bytes_per_token = self._check_parity()
         self.adapters = adapters
 
-    def execute(self, schedule: Schedule) -> ModelOutput:
+    def execute(self, store: PageStore, schedule: Schedule) -> ModelOutput:
         """Run all tokens of a schedule."""
-        context = schedule.context
         output = ModelOutput()
-        if context.num_tokens:
-            self._execute(schedule, context, output)
+        if schedule.spans:
+            self._execute(store, schedule, schedule.spans, output)
         return output
 
-    def execute_apart(self, schedule: Schedule) -> ModelOutput:
+    def execute_apart(self, store: PageStore, schedule: Schedule) -> ModelOutput:
         """Run each main and each request by itself after they failed together, and mark those that fail alone.
 
         The results are the same, since no request depends on its company.
         """
-        whole = schedule.context
         output = ModelOutput()
-
-        def execute(mains: Sequence[MainSpan], groups: Sequence[GroupSpan]) -> None:
-            self._execute(schedule, ForwardContext(slots=whole.slots, main_spans=mains, groups=groups), output)
-
-        for span in whole.main_spans:
-            try:
-                execute([span], [])
-            except Exception as error:
-                _LOGGER.exception("the model failed on a main of %d tokens", len(span.main))
-                output.failed_mains[id(span.main)] = error
-        for group in whole.groups:
-            if group.main is not None and id(group.main) in output.failed_mains:
+        groups: dict[RequestGroup, list[Span]] = {}
+        for span in schedule.spans:
+            if span.run in schedule.branches:
+                groups.setdefault(schedule.branches[span.run].group, []).append(span)
                 continue
             try:
-                execute([], [group])
+                self._execute(store, schedule, [span], output)
             except Exception as error:
-                branches = _branches_of(schedule, group)
-                _LOGGER.exception("the model failed on %d branches of a request", len(branches))
-                output.failed |= dict.fromkeys(branches, error)
+                _LOGGER.exception("the model failed on a main of %d tokens", len(span.run))
+                output.failed_mains[span.run] = error
+        for group, spans in groups.items():
+            if group.main is not None and group.main in output.failed_mains:
+                continue
+            try:
+                self._execute(store, schedule, spans, output)
+            except Exception as error:
+                _LOGGER.exception("the model failed on %d branches of a request", len(spans))
+                output.failed |= {schedule.branches[span.run]: error for span in spans}
         return output
 
-    def _execute(self, schedule: Schedule, context: ForwardContext, output: ModelOutput) -> None:
-        """Run a plan that is the schedule's or a part of it, and add what it gives to the output."""
-        complete: list[MainCache] = []
-        sampled: list[BranchSequence] = []
-        logits_at: list[int] = []
-        for span, (_, end) in zip(context.main_spans, context.main_ranges, strict=True):
-            if span.past + len(span.token_ids) == len(span.main):
-                complete.append(span.main)
-                logits_at.append(end - 1)
-        for group, (start, _) in zip(context.groups, context.group_ranges, strict=True):
-            place = start
-            for branch, fed in zip(_branches_of(schedule, group), group.branches, strict=True):
-                place += len(fed.token_ids)
-                if len(fed.token_ids) == len(branch.pending) and not branch.finished:
-                    sampled.append(branch)
-                    logits_at.append(place - 1)
-        # A plan without anything to sample still needs one row: some models take an empty selection for "all".
-        logits = self.forward(context, torch.tensor(logits_at or [0]))
-        for index, main in enumerate(complete):
-            output.mains[id(main)] = logits[index].clone()
-        for index, branch in enumerate(sampled, start=len(complete)):
-            output.branches[branch] = logits[index]
+    def _execute(self, store: PageStore, schedule: Schedule, spans: Sequence[Span], output: ModelOutput) -> None:
+        """Run spans that are the schedule's or a part of them, and add what they give to the output."""
+        step = Step(store, spans)
+        wanted = [
+            (span.run, end - 1)
+            for span, (_, end) in zip(step.spans, step.ranges, strict=True)
+            if span.end == len(span.run)
+            and (span.run not in schedule.branches or not schedule.branches[span.run].finished)
+        ]
+        # A step without anything to sample still needs one row: some models take an empty selection for "all".
+        logits = self.forward(step, torch.tensor([place for _, place in wanted] or [0]))
+        for (run, _), row in zip(wanted, logits, strict=False):
+            if run in schedule.branches:
+                output.branches[schedule.branches[run]] = row
+            else:
+                output.mains[run] = row.clone()
 
     @torch.inference_mode()
-    def forward(self, context: ForwardContext, logits_at: Tensor) -> Tensor:
-        """Run the tokens of a plan; returns the logits [len(logits_at), V] in float32 of the given flat tokens."""
+    def forward(self, step: Step, logits_at: Tensor) -> Tensor:
+        """Run the tokens of a step; returns the logits [len(logits_at), V] in float32 of the given flat tokens."""
+        step.store.settle()
         arguments: dict[str, Any] = {
-            "input_ids": torch.tensor([context.input_ids()], device=self.device),
-            "position_ids": self._position_ids(context).to(self.device),
+            "input_ids": torch.tensor([step.input_ids()], device=self.device),
+            "position_ids": self._position_ids(step).to(self.device),
             "use_cache": False,
             "return_dict": True,
             "logits_to_keep": logits_at.to(self.device),
         }
-        with _in_eval_mode(self.model), self._adapters_in(context, logits_at):
+        with _in_eval_mode(self.model), self._adapters_in(step, logits_at):
             if self.dense:
-                cache = DenseCache(context)
                 arguments |= {
-                    "past_key_values": cache,
-                    "attention_mask": cache.mask(self.model.dtype, self.device),
+                    "past_key_values": DenseCache(step),
+                    "attention_mask": dense_mask(step, self.model.dtype).to(self.device),
                     "use_cache": True,
                 }
                 output = self.model(**arguments)
             else:
-                with engine_attention(self._configs, context):
+                with engine_attention(self._configs, step):
                     output = self.model(**arguments)
         logits: Tensor = output.logits[0]
         return logits.float()
 
-    def _position_ids(self, context: ForwardContext) -> Tensor:
-        time = context.time_ids()
+    def _position_ids(self, step: Step) -> Tensor:
+        time = step.time_ids
         if not self.patched:
             return time[None]
-        positions = pos2d_ids(context.branch_ids(), time, self.branch_stride)
+        positions = pos2d_ids(step.branch_ids, time, self.branch_stride)
         if self.adapters is not None:
-            branch = context.branch_ids()
-            for adapter, start, end in context.adapter_ranges():
+            branch = step.branch_ids
+            for adapter, start, end in step.adapter_ranges():
                 if self.adapters.settings(adapter) is None:
                     # The branch position at which a token's 2D rotation is the model's own (columnar/rope.py).
                     positions[start:end, 0] = time[start:end] if self._plain_branch_is_time else 0
@@ -163,15 +155,21 @@ class ModelRunner:
                     positions[start:end, 0] = branch[start:end] * self.stride_of(adapter)
         return positions[None]
 
+    def branch_position(self, adapter: str, branch_id: int) -> int:
+        """Branch position of a branch; 0 where its tokens stand as those of main do."""
+        if not self.patched or (self.adapters is not None and self.adapters.settings(adapter) is None):
+            return 0
+        return branch_id * self.stride_of(adapter)
+
     def stride_of(self, adapter: str) -> int:
         """Branch position = branch id × this, with the adapter."""
         settings = None if self.adapters is None else self.adapters.settings(adapter)
         return self.branch_stride if settings is None else settings.branch_stride
 
-    def _adapters_in(self, context: ForwardContext, logits_at: Tensor) -> AbstractContextManager[None]:
+    def _adapters_in(self, step: Step, logits_at: Tensor) -> AbstractContextManager[None]:
         if self.adapters is None:
             return nullcontext()
-        return self.adapters.routed(context.adapter_ranges(), logits_at)
+        return self.adapters.routed(step.adapter_ranges(), logits_at)
 
     @torch.inference_mode()
     def _check_parity(self) -> int:
@@ -212,26 +210,34 @@ class ModelRunner:
         )
 
     def _probe(self, ids: list[int]) -> tuple[Tensor, int]:
-        main, slots = MainCache(tuple(ids[:_PROBE_MAIN])), BranchSlots()
-        slots.reserve(2, _PROBE_BRANCH)
-        span = MainSpan(main=main, past=0, token_ids=ids[:_PROBE_MAIN])
-        rows = [self.forward(_plan(slots, [span], []), torch.tensor([_PROBE_MAIN - 1]))]
-        layers = len(main.keys)
+        tree = PageTree(PageStore(_PROBE_PAGE, 2**31), 0)
+        main = tree.open(None, Place(), ids[:_PROBE_MAIN])
+        tree.reserve(main, _PROBE_MAIN)
+        span = Span(run=main, past=0, token_ids=main.tokens)
+        rows = [self.forward(Step(tree.store, [span]), torch.tensor([_PROBE_MAIN - 1]))]
+        layers = tree.store.num_layers
         if layers == 0:
             raise _AttentionNotReachedError
         if layers != self.config.num_hidden_layers:
             raise ValueError(f"{layers} of {self.config.num_hidden_layers} layers keep keys and values")
-        main.num_cached_tokens = _PROBE_MAIN
+        tree.note_computed(main, _PROBE_MAIN)
+        # With a second branch in front, anything that depends on the place in the row or leaks along it shows.
+        tokens = ids[_PROBE_MAIN:]
+        texts = ([*tokens[1::-1], *tokens[2:]], tokens)
+        runs = [
+            tree.open(main, Place(branch_position=number, first_time=_PROBE_MAIN), text, is_private=True)
+            for number, text in zip((2, 1), texts, strict=True)
+        ]
         for past, end in ((0, 2), *((i, i + 1) for i in range(2, _PROBE_BRANCH))):
-            tokens = ids[_PROBE_MAIN + past : _PROBE_MAIN + end]
-            # With a second branch in front, anything that depends on the place in the row or leaks along it shows.
-            branches = [
-                BranchSpan(slot=slot, past=past, token_ids=chunk, branch_id=2 - slot, first_time=_PROBE_MAIN)
-                for slot, chunk in ((0, tokens[::-1]), (1, tokens))
-            ]
-            context = _plan(slots, [], [GroupSpan(main=main, branches=branches)])
-            rows.append(self.forward(context, torch.arange(end - past, 2 * (end - past))))
-        return torch.cat(rows), kv_bytes(main)
+            spans = []
+            for number, run in zip((2, 1), runs, strict=True):
+                tree.reserve(run, end)
+                spans.append(Span(run=run, past=past, token_ids=run.tokens[past:end], branch_id=number))
+            step = Step(tree.store, spans)
+            rows.append(self.forward(step, torch.arange(*step.ranges[step.spans.index(spans[1])])))
+            for run in runs:
+                tree.note_computed(run, end - past)
+        return torch.cat(rows), tree.store.bytes_per_token()
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -247,10 +253,6 @@ class _AttentionNotReachedError(Exception):
     """The model never called the registered attention function."""
 
 
-def _branches_of(schedule: Schedule, group: GroupSpan) -> list[BranchSequence]:
-    return [schedule.branch_in[span.slot] for span in group.branches]
-
-
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in evaluation mode, without dropout, and put the model back into the mode it was in."""
@@ -262,7 +264,3 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _plan(slots: BranchSlots, mains: list[MainSpan], groups: list[GroupSpan]) -> ForwardContext:
-    return ForwardContext(slots=slots, main_spans=mains, groups=groups)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
-from parallelmind.engine.forward_context import BranchSpan, ForwardContext, GroupSpan, MainSpan
-from parallelmind.engine.kv_cache import BranchSlots, PrefixCache
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
+from parallelmind.engine.step import Company, Span, company_of
+from parallelmind.engine.tree import PageTree, Place, Run
+
+_SPARE = 16
+"""One page is kept free for so many running branches when another one is let in: it should not be put back at once."""
 
 
 @dataclass
@@ -21,63 +25,91 @@ class EngineStats:
     """Tokens of mains that were in the prefix cache instead."""
     generated_tokens: int = 0
     forwards: int = 0
+    preemptions: int = 0
+    """Branches that were put back for want of memory, and computed again later."""
 
 
 @dataclass
 class Schedule:
-    """One step: the forward's plan, and which branches it feeds."""
+    """One step: what it computes, and for whom."""
 
-    context: ForwardContext
-    fed: list[tuple[BranchSequence, int]]
-    """Branches in the plan's order with the number of tokens they feed."""
-    rejected: list[tuple[BranchSequence, str]]
-    """Branches that can never run, and why."""
-
-    @cached_property
-    def branch_in(self) -> dict[int, BranchSequence]:
-        """The branches it feeds, by their slot at the time."""
-        return {branch.slot: branch for branch, _ in self.fed}
-
-
-@dataclass
-class _Plan:
-    budget: int
-    mains: dict[int, MainSpan] = field(default_factory=dict)
-    """By identity of the main."""
-    feeds: dict[RequestGroup, list[tuple[BranchSequence, int]]] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+    branches: dict[Run, BranchSequence] = field(default_factory=dict)
+    """The branches that spans belong to; a span whose run is not here belongs to a main."""
     rejected: list[tuple[BranchSequence, str]] = field(default_factory=list)
+    """Branches that can never run, and why."""
+    budget: int = 0
+    """Tokens that may still be added."""
+    _companies: dict[RequestGroup, Company | None] = field(default_factory=dict)
 
-    def feed(self, branch: BranchSequence, count: int) -> None:
-        self.feeds.setdefault(branch.group, []).append((branch, count))
+    def add_main(self, run: Run, count: int) -> None:
+        past = run.num_cached
+        self.spans.append(Span(run=run, past=past, token_ids=run.tokens[past : past + count]))
         self.budget -= count
+
+    def add_branch(self, branch: BranchSequence, count: int) -> None:
+        run, group = branch.run, branch.group
+        assert run is not None
+        if group not in self._companies:
+            self._companies[group] = company_of(group.visibility)
+        self.spans.append(
+            Span(
+                run=run,
+                past=run.num_cached,
+                token_ids=run.tokens[run.num_cached : run.num_cached + count],
+                branch_id=branch.branch_id,
+                company=self._companies[group],
+            )
+        )
+        self.branches[run] = branch
+        self.budget -= count
+
+    def has(self, run: Run) -> bool:
+        return any(span.run is run for span in self.spans)
+
+    def gather_companies(self) -> None:
+        """Tell branches that see each other what there is to see."""
+        fed = {span.run: len(span.token_ids) for span in self.spans}
+        for group, company in self._companies.items():
+            if company is not None:
+                for branch in group.branches:
+                    if branch.run is not None:
+                        length = branch.run.num_cached + fed.get(branch.run, 0)
+                        company.members.append((branch.run, branch.branch_id, length))
 
 
 class Scheduler:
-    """Keeps waiting and running branches, their slots, and the mains.
+    """Keeps waiting and running branches.
 
-    A finished branch gives its slot to the next waiting one at once. Requests start in the order they came. Memory is
-    counted in tokens: mains, and as many slots as branches run, each as long as the longest may become.
+    A finished branch gives its place to the next waiting one at once. Requests start in the order they came. A branch
+    starts when there is memory for what it has to read; when what the branches write fills the memory, the one that
+    started last is put back, and computed again later. Branches that see each other advance together and are given
+    their whole memory at the start.
+
+    Args:
+        position_of: the branch position of a branch id, with an adapter.
     """
 
     def __init__(
         self,
+        tree: PageTree,
         *,
+        position_of: Callable[[str, int], int],
         max_running_branches: int | None,
         max_running_requests: int | None,
         max_batched_tokens: int,
-        max_cached_tokens: int,
-        max_prefix_tokens: int,
     ):
         self.stats = EngineStats()
+        self.tree = tree
         self.max_running_branches = max_running_branches
         self.max_running_requests = max_running_requests
         self.max_batched_tokens = max_batched_tokens
-        self.max_cached_tokens = max_cached_tokens
-        self.slots = BranchSlots()
-        self.mains = PrefixCache(max_prefix_tokens)
         self.running: list[BranchSequence] = []
-        """In the order of their slots."""
+        """In the order in which they started."""
         self.waiting: deque[RequestGroup] = deque()
+        self._position_of = position_of
+        self._mains: dict[tuple[Place, tuple[int, ...], bool], tuple[Run, list[RequestGroup]]] = {}
+        """The mains in use, with the requests that use them."""
 
     @property
     def num_waiting_branches(self) -> int:
@@ -89,93 +121,102 @@ class Scheduler:
 
     def schedule(self) -> Schedule | None:
         """Plan the next forward; None when there is nothing to do."""
-        plan = _Plan(budget=self.max_batched_tokens)
+        plan = Schedule(budget=self.max_batched_tokens)
         self._continue_running(plan)
         self._admit(plan)
-        groups: list[GroupSpan] = []
-        fed: list[tuple[BranchSequence, int]] = []
-        for group, feeds in plan.feeds.items():
-            feeding = {branch: count for branch, count in feeds if count}
-            if not feeding:
-                continue
-            fed += feeding.items()
-            still = [b for b in group.branches if b.slot >= 0 and b not in feeding] if group.in_step else []
-            groups.append(
-                GroupSpan(
-                    main=group.main,
-                    branches=[_span(branch, count) for branch, count in feeding.items()],
-                    finished=[_span(branch, 0) for branch in still],
-                    visibility=group.visibility,
-                    adapter=group.adapter,
-                )
-            )
-        if not self.running and not plan.mains and not plan.rejected:
+        if not self.running and not plan.spans and not plan.rejected:
             return None
-        if self.running:
-            longest = max(b.num_cached_tokens for b in self.running)
-            longest = max([longest, *(branch.num_cached_tokens + count for branch, count in fed)])
-            self.slots.reserve(len(self.running), max(1, longest))
-        context = ForwardContext(slots=self.slots, main_spans=list(plan.mains.values()), groups=groups)
-        return Schedule(context=context, fed=fed, rejected=plan.rejected)
+        plan.gather_companies()
+        return plan
 
-    def release(self, branch: BranchSequence) -> None:
-        """Take a finished or cancelled branch out; the others of an in-step group keep seeing it until all are done."""
+    def release(self, branch: BranchSequence, *, wipe: bool = False) -> None:
+        """Take a finished or cancelled branch out; the others of an in-step group keep seeing it until all are done.
+
+        Args:
+            wipe: its keys and values may be no numbers.
+        """
         group = branch.group
         if branch in group.waiting:
             group.waiting.remove(branch)
             if not group.waiting and group in self.waiting:
                 self.waiting.remove(group)
         if not group.in_step:
-            self._free_slot(branch)
+            self._stop(branch, wipe=wipe)
         elif all(other.finished for other in group.branches):
             for other in group.branches:
-                self._free_slot(other)
-        if group.finished and group.main is not None:
-            self._drop_main(group)
-        if not self.running:
-            self.slots.clear()
+                self._stop(other, wipe=wipe)
+        if group.finished:
+            self._let_main_go(group, wipe=wipe)
 
-    def _drop_main(self, group: RequestGroup) -> None:
-        main, group.main = group.main, None
-        assert main is not None
-        self.mains.release(main)
-
-    def _free_slot(self, branch: BranchSequence) -> None:
-        if branch.slot < 0:
+    def _stop(self, branch: BranchSequence, *, wipe: bool = False) -> None:
+        if branch.run is None:
             return
-        last = self.running.pop()
-        if last is not branch:
-            self.slots.move(last.slot, branch.slot, last.num_cached_tokens)
-            last.slot = branch.slot
-            self.running[last.slot] = last
-        branch.slot = -1
+        self.tree.close(branch.run, wipe=wipe)
+        branch.run = None
+        self.running.remove(branch)
 
-    def _continue_running(self, plan: _Plan) -> None:
-        groups = list(dict.fromkeys(branch.group for branch in self.running))
-        for group in groups:
+    def _let_main_go(self, group: RequestGroup, *, wipe: bool = False) -> None:
+        if group.main is None:
+            return
+        group.main = None
+        run, users = self._mains[group.main_key]
+        users.remove(group)
+        if not users:
+            del self._mains[group.main_key]
+            self.tree.close(run, wipe=wipe)
+
+    def _continue_running(self, plan: Schedule) -> None:
+        for group in dict.fromkeys(branch.group for branch in self.running):
             if group.in_step:
                 self._feed_columns(group, plan)
-        rest = [branch for branch in self.running if not branch.group.in_step and branch.pending]
+        rest = [branch for branch in self.running if not branch.group.in_step]
+        ready = [branch for branch in rest if branch.run is not None and self.tree.advance(branch.run)]
         # Decoding before prefilling: a long prompt must not hold up the branches that already stream.
-        for branch in sorted(rest, key=lambda branch: len(branch.pending) > 1):
-            count = min(len(branch.pending), max(1 if len(branch.pending) == 1 else 0, plan.budget))
-            plan.feed(branch, count)
+        for branch in sorted(ready, key=lambda branch: branch.num_pending > 1):
+            pending = branch.num_pending
+            count = min(pending, max(1 if pending == 1 else 0, plan.budget))
+            if branch.run is not None and count and self._reserve(branch, count, plan):
+                plan.add_branch(branch, count)
 
-    def _feed_columns(self, group: RequestGroup, plan: _Plan) -> None:
+    def _reserve(self, branch: BranchSequence, count: int, plan: Schedule) -> bool:
+        """Have pages for its next tokens, at the cost of branches that started later, else of its own place."""
+        run = branch.run
+        assert run is not None
+        while not self.tree.reserve(run, run.num_cached + count):
+            later = (
+                other
+                for other in reversed(self.running)
+                if not other.group.in_step and other.run is not None and other.run not in plan.branches
+            )
+            victim = next(later, branch)
+            self._put_back(victim)
+            if victim is branch:
+                return False
+        return True
+
+    def _put_back(self, branch: BranchSequence) -> None:
+        self.stats.preemptions += 1
+        self._stop(branch)
+        group = branch.group
+        bisect.insort(group.waiting, branch, key=lambda one: one.index)
+        if group not in self.waiting:
+            self.waiting.appendleft(group)
+
+    def _feed_columns(self, group: RequestGroup, plan: Schedule) -> None:
         """Feed whole columns: as many as every unfinished branch has tokens for."""
         active = [branch for branch in group.branches if not branch.finished]
         if not active or any(branch.starts_from_main for branch in active):
             return
-        columns = min(len(branch.pending) for branch in active)
+        columns = min(branch.num_pending for branch in active)
         columns = max(1, min(columns, plan.budget // len(active)))
         for branch in group.branches:
             if not branch.finished:
-                plan.feed(branch, columns)
-            elif branch.slot >= 0 and branch.pending and branch.finish_reason != "cancelled":
+                plan.add_branch(branch, columns)
+            elif branch.run is not None and branch.num_pending and branch.finish_reason != "cancelled":
                 # The last token of a finished branch was not run yet; later columns see it.
-                plan.feed(branch, 1)
+                plan.add_branch(branch, 1)
 
-    def _admit(self, plan: _Plan) -> None:
+    def _admit(self, plan: Schedule) -> None:
         while self.waiting:
             group = self.waiting[0]
             if not self._admit_main(group, plan):
@@ -186,7 +227,7 @@ class Scheduler:
             if self.waiting and self.waiting[0] is group:
                 self.waiting.popleft()
 
-    def _admit_main(self, group: RequestGroup, plan: _Plan) -> bool:
+    def _admit_main(self, group: RequestGroup, plan: Schedule) -> bool:
         """Get the group's main into the cache; False while it is not there or may not start yet."""
         if self.max_running_requests is not None:
             requests = {branch.group.request_id for branch in self.running}
@@ -194,101 +235,121 @@ class Scheduler:
                 return False
         if not group.reads_main:
             return True
-        if group.main is None:
-            main = self.mains.find(group.main_ids, group.adapter)
-            if main is not None:
-                group.cached_main_tokens = len(main)
-            else:
-                if not self._make_room(len(group.main_ids), group.waiting[0].max_tokens):
-                    return self._wait_or_reject(group, plan)
-                prefix = self.mains.find_prefix(group.main_ids, group.adapter)
-                main = self.mains.add(group.main_ids, group.adapter)
-                if prefix is not None:
-                    main.copy_prefix(prefix)
-                group.cached_main_tokens = main.num_cached_tokens
-            self.mains.acquire(main)
-            group.main = main
-            self.stats.cached_main_tokens += group.cached_main_tokens
-        main = group.main
-        if main.complete:
+        if group.main is None and not self._open_main(group):
+            return self._wait_or_reject(group, plan)
+        run = group.main
+        assert run is not None
+        if run.complete:
             return True
-        if id(main) in plan.mains:
-            span = plan.mains[id(main)]
-            return span.past + len(span.token_ids) == len(main)
-        count = min(len(main) - main.num_cached_tokens, plan.budget)
-        if count <= 0:
+        if plan.has(run):
+            return _covers(plan, run)
+        if not self.tree.advance(run):
             return False
-        past = main.num_cached_tokens
-        plan.mains[id(main)] = MainSpan(main=main, past=past, token_ids=main.token_ids[past : past + count])
-        plan.budget -= count
-        return past + count == len(main)
+        count = min(run.num_pending, plan.budget)
+        if run.num_pending and count <= 0:
+            return False
+        if count:
+            plan.add_main(run, count)
+        return count == run.num_pending
 
-    def _admit_branches(self, group: RequestGroup, plan: _Plan) -> None:
+    def _open_main(self, group: RequestGroup) -> bool:
+        if group.main_key in self._mains:
+            run, users = self._mains[group.main_key]
+            group.cached_main_tokens = len(run)
+        else:
+            tokens = list(group.main_ids)
+            at_most = len(tokens) - 1 if group.needs_main_logits else None
+            run = self.tree.open(None, group.main_key[0], tokens, at_most=at_most)
+            if not self.tree.reserve(run, len(run)):
+                self.tree.close(run)
+                return False
+            group.cached_main_tokens = run.num_reused
+            run, users = self._mains.setdefault(group.main_key, (run, []))
+        users.append(group)
+        group.main = run
+        self.stats.cached_main_tokens += group.cached_main_tokens
+        return True
+
+    def _admit_branches(self, group: RequestGroup, plan: Schedule) -> None:
         if group.in_step:
-            longest = max(branch.max_tokens for branch in group.waiting)
-            if not self._has_slots(len(group.waiting)):
+            if not self._has_places(len(group.waiting)):
                 return
-            if not self._make_room(0, longest, len(group.waiting)):
+            runs = [self._open(branch) for branch in group.waiting]
+            if not all(
+                self.tree.reserve(run, branch.max_tokens) for run, branch in zip(runs, group.waiting, strict=True)
+            ):
+                for run in runs:
+                    self.tree.close(run)
                 self._wait_or_reject(group, plan)
                 return
-            for branch in list(group.waiting):
-                self._start(branch)
+            for run, branch in zip(runs, list(group.waiting), strict=True):
+                self._start(branch, run)
             if plan.budget > 0:
                 self._feed_columns(group, plan)
             return
         while group.waiting and plan.budget > 0:
             branch = group.waiting[0]
-            if not self._has_slots(1):
+            if not self._has_places(1):
                 return
-            if not self._make_room(0, branch.max_tokens):
+            run = self._open(branch)
+            if not self.tree.reserve(run, len(run)) or self.tree.num_available < len(self.running) // _SPARE:
+                self.tree.close(run)
                 self._wait_or_reject(group, plan)
                 return
-            self._start(branch)
-            if branch.pending:
-                plan.feed(branch, min(len(branch.pending), plan.budget))
+            self._start(branch, run)
+            if run.num_pending and self.tree.advance(run):
+                plan.add_branch(branch, min(run.num_pending, plan.budget))
 
-    def _has_slots(self, count: int) -> bool:
+    def _open(self, branch: BranchSequence) -> Run:
+        group = branch.group
+        position = self._position_of(group.adapter, branch.branch_id)
+        tokens = [*branch.prompt_ids, *branch.output_ids]
+        adapter, weights = group.main_key[0].adapter, group.main_key[0].weights
+        if position == 0 and group.reads_main and not group.in_step:
+            # It goes on as main does, so that it is one text with it.
+            place = Place(adapter, weights)
+            return self.tree.open(None, place, [*group.main_ids, *tokens], grows=True)
+        place = Place(adapter, weights, position, group.first_time)
+        return self.tree.open(group.main, place, tokens, grows=True, is_private=group.in_step)
+
+    def _has_places(self, count: int) -> bool:
         if self.max_running_branches is None or not self.running:
             return True
         return len(self.running) + count <= self.max_running_branches
 
-    def _start(self, branch: BranchSequence) -> None:
+    def _start(self, branch: BranchSequence, run: Run) -> None:
         branch.group.waiting.remove(branch)
-        branch.slot = len(self.running)
+        branch.run = run
         self.running.append(branch)
 
-    def _make_room(self, main_tokens: int, branch_tokens: int, branches: int = 1) -> bool:
-        """Whether a main and branches of this size fit, after dropping mains that nobody uses."""
-        longest = max([branch_tokens, *(branch.max_tokens for branch in self.running)])
-        needed = main_tokens + (len(self.running) + branches) * longest
-        room = self.max_cached_tokens - self.mains.num_used_tokens
-        if needed > room:
-            return False
-        self.mains.evict(room - needed)
-        return True
-
-    def _wait_or_reject(self, group: RequestGroup, plan: _Plan) -> bool:
+    def _wait_or_reject(self, group: RequestGroup, plan: Schedule) -> bool:
         """Waiting helps while others run; a group that does not fit alone never will."""
-        if self.running or plan.mains:
+        if self.running or plan.spans:
             return False
-        branch = group.waiting[0]
-        branches = len(group.waiting) if group.in_step else 1
-        needed = len(group.main_ids) + branches * max(b.max_tokens for b in group.waiting[:branches])
+        holding = [other for other in self.waiting if other is not group and other.main is not None]
+        for other in holding:
+            self._let_main_go(other)  # its branches wait for this group's, which wait for its memory
+        if holding:
+            return False
+        size = self.tree.store.page_tokens
+        branches = group.waiting if group.in_step else group.waiting[:1]
+        needed = _pages(len(group.main_ids) if group.reads_main else 0, size)
+        needed += sum(_pages(branch.max_tokens, size) for branch in branches)
         reason = (
-            f"needs {needed} tokens of key/value cache ({len(group.main_ids)} of main, {branches} × "
-            f"{branch.max_tokens} of branches), the limit is {self.max_cached_tokens}; raise kv_cache_bytes "
-            "(--kv_cache_gb), or lower max_new_tokens or the number of branches"
+            f"needs {needed * size} tokens of key/value cache ({len(group.main_ids)} of main, {len(branches)} × "
+            f"{branches[0].max_tokens} of branches, in pages of {size}), the limit is "
+            f"{self.tree.store.max_pages * size}; raise kv_cache_bytes (--kv_cache_gb), or lower max_new_tokens or the "
+            "number of branches"
         )
-        for rejected in group.waiting[:branches]:
-            plan.rejected.append((rejected, reason))
+        plan.rejected += [(branch, reason) for branch in branches]
         return False
 
 
-def _span(branch: BranchSequence, count: int) -> BranchSpan:
-    return BranchSpan(
-        slot=branch.slot,
-        past=branch.num_cached_tokens,
-        token_ids=branch.pending[:count],
-        branch_id=branch.branch_id,
-        first_time=branch.group.first_time,
-    )
+def _covers(plan: Schedule, run: Run) -> bool:
+    """Whether a main is complete after the forward."""
+    return any(span.run is run and span.end == len(run) for span in plan.spans)
+
+
+def _pages(tokens: int, size: int) -> int:
+    return -(-tokens // size)
+

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
 from parallelmind.columnar import Visibility, sees_branches
 from parallelmind.engine.detokenizer import Detokenizer
-from parallelmind.engine.kv_cache import MainCache
 from parallelmind.engine.request import BranchResult, FinishReason, TokenLogprob
 from parallelmind.engine.sampler import SamplerRow
+from parallelmind.engine.tree import Place, Run
 from parallelmind.settings.sampling import SamplingParams
 
 
@@ -35,10 +37,8 @@ class BranchSequence:
         """The number that the parameters ask for, or fewer where the model's length ends."""
         self.output_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
-        self.pending = list(prompt_ids)
-        """Tokens not yet run through the model."""
-        self.num_cached_tokens = 0
-        self.slot = -1
+        self.run: Run | None = None
+        """Its tokens and their keys and values, while it runs."""
         self.finish_reason: FinishReason | None = None
         self._detokenizer = detokenizer
         self._generator: torch.Generator | None = None
@@ -56,11 +56,16 @@ class BranchSequence:
     @property
     def starts_from_main(self) -> bool:
         """Whether the next token follows main's last one, no token of the branch itself being there yet."""
-        return not self.pending and not self.output_ids
+        return not self.prompt_ids and not self.output_ids
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens not yet run through the model, while it runs."""
+        return 0 if self.run is None else self.run.num_pending
 
     @property
     def max_tokens(self) -> int:
-        """The number of tokens that its slot may have to hold."""
+        """Tokens that it may come to."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     def sampler_row(self) -> SamplerRow:
@@ -75,7 +80,6 @@ class BranchSequence:
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:
         """Take the sampled token; returns the text that became certain and sets the finish reason."""
         self.output_ids.append(token_id)
-        self.pending = [token_id]
         text = self._detokenizer.push(token_id)
         if self._detokenizer.stopped or (token_id in eos_token_ids and not self.params.ignore_eos):
             self.finish_reason = "stop"
@@ -102,7 +106,14 @@ class RequestGroup:
     """The branches of one request that share one main: all of them, unless they use different adapters."""
 
     def __init__(
-        self, *, request_id: int, main_ids: tuple[int, ...], reads_main: bool, visibility: Visibility, adapter: str
+        self,
+        *,
+        request_id: int,
+        main_ids: tuple[int, ...],
+        reads_main: bool,
+        visibility: Visibility,
+        adapter: str,
+        weights: int = 0,
     ):
         self.request_id = request_id
         self.main_ids = main_ids
@@ -112,13 +123,25 @@ class RequestGroup:
         self.adapter = adapter
         self.branches: list[BranchSequence] = []
         self.waiting: list[BranchSequence] = []
-        self.main: MainCache | None = None
+        self.weights = weights
+        """Version of the model's weights that it began with."""
+        self.main: Run | None = None
         self.cached_main_tokens = 0
 
     @property
     def in_step(self) -> bool:
         """Where branches see each other, all of them start together and advance column by column."""
         return sees_branches(self.visibility)
+
+    @cached_property
+    def main_key(self) -> tuple[Place, tuple[int, ...], bool]:
+        """What requests share that use one main at the same time: where it stands, its tokens, and the logits behind."""
+        return Place(self.adapter, self.weights), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
+
+    @property
+    def needs_main_logits(self) -> bool:
+        """Whether a branch begins with what follows main's last token."""
+        return self.main_key[2]
 
     @property
     def first_time(self) -> int:

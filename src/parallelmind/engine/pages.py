@@ -1,0 +1,153 @@
+"""Where keys and values are: one array of pages per layer, which grows with what is in use and is given back when idle.
+
+P is the number of tokens of a page, N the number of pages, H the number of key/value heads, D the head size of keys
+and E that of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GROWTH = 8
+"""The arrays grow by this part more than is needed at the moment."""
+
+
+class PageStore:
+    """Pages by number, the same number in all layers. Per layer: keys [H, N, P, D] and values [H, N, P, E].
+
+    Pages that follow each other in number lie one after the other, so that a text in such pages is read as one array.
+
+    Args:
+        page_tokens: P.
+        max_pages: no more are given out.
+    """
+
+    def __init__(self, page_tokens: int, max_pages: int):
+        self.page_tokens = page_tokens
+        self.max_pages = max_pages
+        self._taken = bytearray()
+        """For each page whether it is in use."""
+        self._num_taken = 0
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._copies: list[tuple[int, int, int]] = []
+        self._capacity = 0
+
+    @property
+    def num_free(self) -> int:
+        """Pages that may still be given out."""
+        return self.max_pages - self._num_taken
+
+    @property
+    def num_taken(self) -> int:
+        return self._num_taken
+
+    @property
+    def num_places(self) -> int:
+        """Tokens that the arrays have room for."""
+        return self._capacity * self.page_tokens
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that have written keys and values so far."""
+        return len(self._keys)
+
+    def take(self, count: int) -> list[int]:
+        """Numbers of free pages, as far as possible one after the other; at most `num_free`."""
+        pages: list[int] = []
+        size = count
+        while len(pages) < count:
+            size = min(size, count - len(pages))
+            start = self._taken.find(bytes(size))
+            if start < 0 and size == count and len(self._taken) + size <= self.max_pages:
+                free_at_end = len(self._taken) - len(self._taken.rstrip(b"\0"))
+                start = len(self._taken) - free_at_end
+                self._taken.extend(bytes(size - free_at_end))
+            if start < 0:
+                if size == 1:
+                    self._taken.append(0)
+                    start = len(self._taken) - 1
+                else:
+                    size = -(-size // 2)
+                    continue
+            self._taken[start : start + size] = b"\1" * size
+            pages += range(start, start + size)
+        self._num_taken += count
+        return pages
+
+    def give_back(self, pages: Sequence[int], *, wipe: bool = False) -> None:
+        """Free pages.
+
+        Args:
+            wipe: what is in them may be no numbers, which would spread even from places that nothing sees.
+        """
+        for page in pages:
+            self._taken[page] = 0
+            if wipe:
+                for store in (self._keys, self._values):
+                    for array in store.values():
+                        if page < array.shape[1]:
+                            array[:, page] = 0
+        self._num_taken -= len(pages)
+        self._copies = [copy for copy in self._copies if copy[1] not in pages]
+        if not self._num_taken:
+            self._taken.clear()
+            self._capacity = 0
+            self._keys.clear()
+            self._values.clear()
+            self._copies.clear()
+
+    def copy_later(self, source: int, target: int, count: int) -> None:
+        """Copy the first tokens of a page into another one when `settle` is called."""
+        self._copies.append((source, target, count))
+
+    def settle(self) -> None:
+        """Make room for all pages that are in use and carry the copies out, before anything is read or written."""
+        needed = len(self._taken)
+        if needed > self._capacity:
+            # An eighth on top: a step of decoding must not copy everything each time a page is needed.
+            self._capacity = max(needed, min(needed + needed // _GROWTH, self.max_pages))
+            for store in (self._keys, self._values):
+                for layer, array in store.items():
+                    store[layer] = self._grown(array)
+        if not self._copies:
+            return
+        places = torch.arange(self.page_tokens)
+        sources, targets = (
+            torch.cat([pages[index] * self.page_tokens + places[: pages[2]] for pages in self._copies])
+            for index in (0, 1)
+        )
+        self._copies.clear()
+        for store in (self._keys, self._values):
+            for array in store.values():
+                flat = array.flatten(1, 2)
+                flat[:, targets.to(array.device)] = flat[:, sources.to(array.device)]
+
+    def write(self, layer: int, places_T: Tensor, keys_HTD: Tensor, values_HTE: Tensor) -> None:
+        """Store the keys and values of tokens; a place is the page's number × P + the index in the page."""
+        if layer not in self._keys:
+            for store, new in ((self._keys, keys_HTD), (self._values, values_HTE)):
+                store[layer] = self._grown(new.new_zeros(new.shape[0], 0, self.page_tokens, new.shape[-1]))
+        self._keys[layer].flatten(1, 2)[:, places_T] = keys_HTD
+        self._values[layer].flatten(1, 2)[:, places_T] = values_HTE
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys [H, N, P, D] and values [H, N, P, E] of all pages."""
+        return self._keys[layer], self._values[layer]
+
+    def nbytes(self) -> int:
+        tensors = (*self._keys.values(), *self._values.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def bytes_per_token(self) -> int:
+        """Over all layers, once each of them has written."""
+        return self.nbytes() // self.num_places
+
+    def _grown(self, array: Tensor) -> Tensor:
+        # Zeros, not empty: places that were never written are masked, but masked NaN would still spread.
+        grown = array.new_zeros(array.shape[0], self._capacity, *array.shape[2:])
+        grown[:, : array.shape[1]] = array
+        return grown

@@ -1,0 +1,334 @@
+"""Texts whose keys and values are held: a tree of pages in which texts that begin alike share what they have in common.
+
+A text (`Run`) is a number of tokens that follow one another at one branch position: a main, or a branch that continues
+one. It lies in pages of P tokens, counted from its beginning. Two texts share the pages in which they are equal; the
+page in which they part is copied as far as they are equal, so that nothing is computed twice, at any length.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from parallelmind.engine.pages import PageStore
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the keys and values of a text's tokens depend on besides the tokens before them."""
+
+    adapter: str = ""
+    weights: int = 0
+    """Version of the model's weights."""
+    branch_position: int = 0
+    first_time: int = 0
+    """Time of the text's first token."""
+
+
+class Page:
+    """Up to P tokens of a text."""
+
+    __slots__ = ("children", "computed", "filler", "is_listed", "key", "last_use", "number", "parent", "tokens", "users")
+
+    def __init__(self, number: int, parent: Page | None, place: Place, tokens: list[int]):
+        self.number = number
+        self.parent = parent
+        self.key = (place, tokens[0] if tokens else -1)
+        """Under which the parent has it among its children."""
+        self.tokens = tokens
+        self.computed = 0
+        """Tokens whose keys and values are there."""
+        self.users = 0
+        """Texts in use that hold it."""
+        self.filler: Run | None = None
+        """The text whose tokens are computed into it; it alone may grow there."""
+        self.children: dict[tuple[Place, int], list[Page]] = {}
+        self.is_listed = False
+        """Whether others may find it."""
+        self.last_use = 0
+
+
+class Run:
+    """A text in use, in its pages; made by `PageTree.open`."""
+
+    def __init__(self, base: Run | None, place: Place, tokens: list[int], *, grows: bool, is_private: bool):
+        self.base = base
+        """The text that it continues at another branch position."""
+        self.place = place
+        self.tokens = tokens
+        self.grows = grows
+        """Whether tokens are appended."""
+        self.is_private = is_private
+        """Its keys and values depend on more than its tokens, so that nothing of it is shared."""
+        self.pages: list[Page] = []
+        self.num_cached = 0
+        """Tokens whose keys and values are there."""
+        self.num_reused = 0
+        """Of these, those that were there when it was opened."""
+        self.logits: Tensor | None = None
+        """Logits [V] behind the last token, where a branch needs them to begin."""
+        self.source: tuple[Page, int] | None = None
+        """A page of another text that has the first tokens of the next page, and how many."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def complete(self) -> bool:
+        return self.num_cached == len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens still to be computed."""
+        return len(self.tokens) - self.num_cached
+
+
+class PageTree:
+    """All texts that are held. Those that nobody uses any more are kept for the next that begins like them.
+
+    Args:
+        max_unused_pages: so many pages of unused texts are kept at most; the least recently used go first.
+    """
+
+    def __init__(self, store: PageStore, max_unused_pages: int):
+        self.store = store
+        self.max_unused_pages = max_unused_pages
+        self.num_unused = 0
+        """Pages that no text in use holds."""
+        self._roots: dict[tuple[Place, int], list[Page]] = {}
+        self._leaves: list[tuple[int, int, Page]] = []
+        """A heap of unused pages without children by their last use; may hold outdated entries."""
+        self._clock = itertools.count(1)
+
+    @property
+    def num_used(self) -> int:
+        """Pages that texts in use hold."""
+        return self.store.num_taken - self.num_unused
+
+    @property
+    def num_available(self) -> int:
+        """Pages that can be had, by dropping unused ones too."""
+        return self.store.num_free + self.num_unused
+
+    def open(
+        self,
+        base: Run | None,
+        place: Place,
+        tokens: list[int],
+        *,
+        grows: bool = False,
+        is_private: bool = False,
+        at_most: int | None = None,
+    ) -> Run:
+        """Hold a text, sharing what is there of it.
+
+        Args:
+            base: the text that it continues at another branch position.
+            at_most: so many of its tokens are taken from what is there; None: all.
+        """
+        run = Run(base, place, tokens, grows=grows, is_private=is_private)
+        limit = len(tokens) if at_most is None else min(at_most, len(tokens))
+        if is_private or not limit:
+            return run
+        size = self.store.page_tokens
+        for start in range(0, limit, size):
+            wanted = tokens[start : start + size]
+            found, equal = self._find(self._last_page(run), place, wanted, limit - start)
+            if found is None:
+                break
+            self._hold(found)
+            whole = equal == len(wanted) and (equal == size or not grows)
+            if whole or (equal == len(found.tokens) and found.filler is None and equal == found.computed):
+                run.pages.append(found)
+                if not whole:  # nobody else goes on in this page: it grows
+                    self._fill(run, found)
+                    break
+            else:
+                run.source = found, equal
+                break
+        self.advance(run)
+        run.num_reused = run.num_cached + (run.source[1] if run.source else 0)
+        return run
+
+    def advance(self, run: Run) -> bool:
+        """Take over what others computed of the text; False while another text computes what comes next."""
+        size = self.store.page_tokens
+        while run.num_cached < len(run.tokens):
+            index, offset = divmod(run.num_cached, size)
+            page = run.pages[index] if index < len(run.pages) else None
+            if page is not None and page.computed > offset:
+                run.num_cached = min(index * size + page.computed, len(run.tokens))
+            elif run.source is not None:
+                if not self._take_source(run):
+                    return False
+            else:
+                if page is not None and page.filler is None:
+                    self._fill(run, page)
+                return page is None or page.filler is run
+        return True
+
+    def reserve(self, run: Run, length: int) -> bool:
+        """Have pages for the first `length` tokens of a text; False if there are not enough."""
+        size = self.store.page_tokens
+        missing = -(-length // size) - len(run.pages)
+        if missing <= 0:
+            return True
+        if not self.make_room(missing):
+            return False
+        for number in self.store.take(missing):
+            start = len(run.pages) * size
+            parent = self._last_page(run)
+            page = Page(number, parent, run.place, run.tokens[start : start + size])
+            page.users, page.filler = 1, run
+            if not run.is_private:
+                self._children(parent).setdefault(page.key, []).append(page)
+                page.is_listed = True
+            run.pages.append(page)
+        return True
+
+    def append(self, run: Run, token: int) -> None:
+        """Add a token to the end of a text that nobody else fills."""
+        run.tokens.append(token)
+        index = (len(run.tokens) - 1) // self.store.page_tokens
+        if index < len(run.pages):
+            run.pages[index].tokens.append(token)
+
+    def note_computed(self, run: Run, count: int) -> None:
+        """The next tokens of the text were computed into its pages."""
+        size = self.store.page_tokens
+        first, run.num_cached = run.num_cached, run.num_cached + count
+        for index in range(first // size, -(-run.num_cached // size)):
+            page = run.pages[index]
+            page.computed = max(page.computed, min(size, run.num_cached - index * size))
+            if page.computed == size or (run.complete and not run.grows):
+                page.filler = None
+
+    def close(self, run: Run, *, wipe: bool = False) -> None:
+        """The text is not in use any more.
+
+        Args:
+            wipe: its keys and values may be no numbers.
+        """
+        if run.source is not None:
+            self._let_go(run.source[0])
+            run.source = None
+        for page in reversed(run.pages):
+            if page.filler is run:
+                page.filler = None
+                del page.tokens[page.computed :]
+            self._let_go(page, drop=wipe or run.is_private, wipe=wipe)
+        run.pages.clear()
+        run.num_cached = 0
+        self.trim()
+
+    def make_room(self, count: int) -> bool:
+        """Have so many free pages, by dropping unused texts; False if there are not enough."""
+        if self.num_available < count:
+            return False
+        while self.store.num_free < count:
+            self._drop_oldest()
+        return True
+
+    def trim(self, max_unused_pages: int | None = None) -> None:
+        """Drop unused texts, the least recently used first, until at most so many of their pages (the limit) are kept."""
+        limit = self.max_unused_pages if max_unused_pages is None else min(max_unused_pages, self.max_unused_pages)
+        while self.num_unused > limit:
+            self._drop_oldest()
+
+    def num_tokens(self) -> int:
+        """Tokens whose keys and values are held in pages that others may find."""
+        return sum(page.computed for page in self._listed(self._roots))
+
+    def _find(self, parent: Page | None, place: Place, wanted: list[int], limit: int) -> tuple[Page | None, int]:
+        """The page that begins most like `wanted`, and how many tokens are equal, `limit` at most."""
+        best, most = None, 0
+        for page in self._children(parent).get((place, wanted[0]), ()):
+            equal = len(wanted) if page.tokens == wanted else _equal(page.tokens, wanted)
+            if min(equal, limit) > most:
+                best, most = page, min(equal, limit)
+        return best, most
+
+    def _take_source(self, run: Run) -> bool:
+        """Copy the tokens that another text's page has of the run's next one; False while they are being computed."""
+        assert run.source is not None
+        source, count = run.source
+        if source.computed < count and source.filler is not None:
+            return False
+        run.source = None
+        count = min(count, source.computed)
+        if count and self.reserve(run, run.num_cached + count):
+            page = run.pages[run.num_cached // self.store.page_tokens]
+            self.store.copy_later(source.number, page.number, count)
+            page.computed = count
+        self._let_go(source)
+        return True
+
+    def _fill(self, run: Run, page: Page) -> None:
+        """From now on the run's tokens are computed into the page."""
+        page.filler = run
+        start = run.pages.index(page) * self.store.page_tokens
+        page.tokens[:] = run.tokens[start : start + self.store.page_tokens]
+
+    def _children(self, parent: Page | None) -> dict[tuple[Place, int], list[Page]]:
+        return self._roots if parent is None else parent.children
+
+    def _last_page(self, run: Run) -> Page | None:
+        if run.pages:
+            return run.pages[-1]
+        return None if run.base is None or not run.base.pages else run.base.pages[-1]
+
+    def _hold(self, page: Page) -> None:
+        if page.users == 0:
+            self.num_unused -= 1
+        page.users += 1
+
+    def _let_go(self, page: Page, *, drop: bool = False, wipe: bool = False) -> None:
+        page.users -= 1
+        if page.users:
+            return
+        self.num_unused += 1
+        page.last_use = next(self._clock)
+        if not page.children:
+            if drop or not page.computed or not page.is_listed:
+                self._drop(page, wipe=wipe)
+            else:
+                heapq.heappush(self._leaves, (page.last_use, page.number, page))
+
+    def _drop_oldest(self) -> None:
+        while True:
+            last_use, _, page = heapq.heappop(self._leaves)
+            if not page.users and not page.children and page.is_listed and page.last_use == last_use:
+                self._drop(page)
+                return
+
+    def _drop(self, page: Page, *, wipe: bool = False) -> None:
+        self.num_unused -= 1
+        self.store.give_back([page.number], wipe=wipe)
+        if page.is_listed:
+            siblings = self._children(page.parent)
+            siblings[page.key].remove(page)
+            if not siblings[page.key]:
+                del siblings[page.key]
+            page.is_listed = False
+        parent = page.parent
+        if parent is not None and not parent.users and not parent.children and parent.is_listed:
+            heapq.heappush(self._leaves, (parent.last_use, parent.number, parent))
+
+    def _listed(self, pages: dict[tuple[Place, int], list[Page]]) -> Iterator[Page]:
+        waiting = [pages]
+        while waiting:
+            for page in itertools.chain.from_iterable(waiting.pop().values()):
+                yield page
+                waiting.append(page.children)
+
+
+def _equal(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens are equal from the beginning on."""
+    for index, (one, other) in enumerate(zip(tokens, others, strict=False)):
+        if one != other:
+            return index
+    return min(len(tokens), len(others))
