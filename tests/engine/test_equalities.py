@@ -95,7 +95,9 @@ def test_chunked_prefill_equals_one_full_forward(
     monkeypatch.setattr(attention, "_MAX_MASK", 0)
     monkeypatch.setattr(attention, "_MAX_SCORES", 200)
     model = model_of(family, "split")
-    engine = Engine(model, TOKENIZER, visibility=visibility, branch_stride=STRIDE, max_batched_tokens=5)
+    engine = Engine(
+        model, TOKENIZER, visibility=visibility, branch_stride=STRIDE, max_batched_tokens=5, page_tokens=3
+    )
     assert_equals_full_forward(engine, MAIN, ["abc", "d", "efghijklmnopq"])
     engine.reset_prefix_cache()
     engine.generate([Request(main=MAIN[:7], branches=["x"])], GREEDY)
@@ -158,6 +160,8 @@ def test_results_do_not_depend_on_batching(visibility: Visibility) -> None:
     assert answers(order) == expected
     assert answers(order, max_running_branches=4, max_batched_tokens=7) == expected
     assert answers(order, max_running_requests=2, prefix_cache_bytes=0) == expected
+    assert answers(order, page_tokens=2) == expected
+    assert answers(order, page_tokens=5, kv_cache_bytes=150 * 512) == expected
     rng.shuffle(order)
     assert answers(order, max_running_branches=5) == expected
 

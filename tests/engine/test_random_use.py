@@ -49,7 +49,9 @@ def test_random_use(visibility: Visibility, seed: int) -> None:
         max_running_branches=rng.choice([3, 6, None]),
         max_running_requests=rng.choice([2, None]),
         max_batched_tokens=rng.choice([6, 40, 2048]),
+        kv_cache_bytes=rng.choice([200 * 512, None]),
         prefix_cache_bytes=rng.choice([0, 40 * 512, None]),
+        page_tokens=rng.choice([1, 3, 64]),
     )
     requests: dict[int, Request] = {}
     answers: dict[tuple[int, int], list[int]] = {}

@@ -307,10 +307,12 @@ class Scheduler:
         adapter, weights = group.main_key[0].adapter, group.main_key[0].weights
         if position == 0 and group.reads_main and not group.in_step:
             # It goes on as main does, so that it is one text with it.
-            place = Place(adapter, weights)
-            return self.tree.open(None, place, [*group.main_ids, *tokens], grows=True)
-        place = Place(adapter, weights, position, group.first_time)
-        return self.tree.open(group.main, place, tokens, grows=True, is_private=group.in_step)
+            base, place, tokens = None, Place(adapter, weights), [*group.main_ids, *tokens]
+        else:
+            base, place = group.main, Place(adapter, weights, position, group.first_time)
+        # The last token is computed in any case, for the logits behind it.
+        at_most = len(tokens) - (not branch.starts_from_main)
+        return self.tree.open(base, place, tokens, grows=True, is_private=group.in_step, at_most=at_most)
 
     def _has_places(self, count: int) -> bool:
         if self.max_running_branches is None or not self.running:

@@ -252,6 +252,24 @@ class PageTree:
                 best, most = page, min(equal, limit)
         return best, most
 
+    def _take_page(self, run: Run, page: Page) -> bool:
+        """Go on in a page in which another text has ended; False if others have begun to share the run's own one."""
+        index = run.num_cached // self.store.page_tokens
+        if index == len(run.pages):
+            run.pages.append(page)
+        else:
+            own = run.pages[index]
+            if own.users > 1 or own.computed:
+                return False
+            run.pages[index] = page
+            for child in itertools.chain.from_iterable(own.children.values()):
+                child.parent = page
+                page.children.setdefault(child.key, []).append(child)
+            own.children, own.filler = {}, None
+            self._let_go(own, drop=True)
+        self._fill(run, page)
+        return True
+
     def _take_source(self, run: Run) -> bool:
         """Copy the tokens that another text's page has of the run's next one; False while they are being computed."""
         assert run.source is not None
@@ -259,6 +277,8 @@ class PageTree:
         if source.computed < count and source.filler is not None:
             return False
         run.source = None
+        if source.filler is None and count == source.computed == len(source.tokens) and self._take_page(run, source):
+            return True
         count = min(count, source.computed)
         if count and self.reserve(run, run.num_cached + count):
             page = run.pages[run.num_cached // self.store.page_tokens]
