@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.doctor import DoctorOptions, examine
+from parallelmind.doctor import Subject, examine
 from tests.compatibility.command_lines import ROOT, link_checkout, run_line
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import proves
@@ -105,5 +105,5 @@ def test_inference_sh_names_what_is_missing() -> None:
 @proves("checks", *DOCUMENTS)
 def test_documents() -> None:
     """The document is there, has text, and none of its links is dead."""
-    found = {outcome.name: outcome for outcome in examine(DoctorOptions(), ["documents"], begin=lambda check: None)}
+    found = {outcome.name: outcome for outcome in examine(Subject(), ["documents"], begin=lambda *_: None)}
     assert [found[name].status for name in DOCUMENTS] == ["pass"] * len(DOCUMENTS), found
