@@ -124,7 +124,6 @@ def _one_by_one(model: Any, tokenizer: Any, branch: str, number: int, stride: in
     """Greedy tokens by whole forwards of main + branch, without any cache, and the logits of each step."""
     main = encode_main(tokenizer, _MAIN)
     ids = main + encode_branch(tokenizer, branch, has_main=True)
-    tolerance = rounding_tolerance(model)
     steps = []
     for _ in range(_NEW_TOKENS):
         time = torch.arange(len(ids))
@@ -136,7 +135,7 @@ def _one_by_one(model: Any, tokenizer: Any, branch: str, number: int, stride: in
             attention_mask=torch.ones_like(inputs),
             use_cache=False,
         ).logits[0, -1].float()  # fmt: skip
-        steps.append((logits.cpu(), tolerance * float(logits.abs().max())))
+        steps.append((logits.cpu(), rounding_tolerance(model) * float(logits.abs().max())))
         ids.append(int(logits.argmax()))
     return Alone(tokens=ids[-_NEW_TOKENS:], steps=steps)
 

@@ -61,7 +61,12 @@ def load_trial(options: DoctorOptions) -> Trial:
         dataset, _, _ = load_data(settings, trainee, batching(settings, rope.visibility))
         collator = ParallelPretrainCollator(trainee.pad_token_id, stride=rope.branch_stride, visibility=rope.visibility)
         batch = collator(next(iter(dataset)))
-    return Trial(trainee=trainee, batch=batch)
+    return Trial(
+        trainee=trainee,
+        device=device,
+        inputs={name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)},
+        supervised_tokens=batch["info"].supervised_tokens,
+    )
 
 
 @dataclass(kw_only=True)
@@ -69,8 +74,10 @@ class Trial:
     """A model with LoRA, and one batch."""
 
     trainee: Trainee
-    batch: dict[str, Any]
-    """As the collator made it."""
+    device: str
+    inputs: dict[str, Tensor]
+    """Of a forward, as the collator made them."""
+    supervised_tokens: int
     loss_after: float | None = None
     """Per supervised token, after the step."""
 
@@ -107,22 +114,17 @@ class Trial:
         with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
             pth = save_adapter(self.trainee, RunFiles(Path(folder), "step"), TINY_MODEL, None)
             for path in (pth, pth.with_suffix("")):
-                loaded = load_model_with_lora(
-                    TINY_MODEL, str(path), self.trainee.rank, device=str(self._device), dtype="float32"
+                model, _, _ = load_model_with_lora(
+                    TINY_MODEL, str(path), self.trainee.rank, device=self.device, dtype="float32"
                 )
-                forward = self._forward(loaded.model)
-                with forward.installed(loaded.model), torch.no_grad():
-                    found = float(self._loss(forward, loaded.model))
+                forward = self._forward(model)
+                with forward.installed(model), torch.no_grad():
+                    found = float(self._loss(forward, model))
                 if not abs(found - self.loss_after) <= _ROUNDING * max(1.0, abs(self.loss_after)):
                     raise CheckFailedError(
                         f"{path.name} has a loss of {found:.6f}, the trained model {self.loss_after:.6f}"
                     )
         return f"as .pth and as PEFT folder: the loss is the trained model's, {self.loss_after:.4f}"
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = self.trainee.model.device
-        return device
 
     def _forward(self, model: Any) -> PackedForward:
         settings = self.trainee.settings
@@ -130,9 +132,7 @@ class Trial:
 
     def _loss(self, forward: PackedForward, model: Any) -> Tensor:
         """Per supervised token."""
-        inputs = {name: value.to(self._device) for name, value in self.batch.items() if isinstance(value, Tensor)}
-        summed = forward.loss(model, inputs)
-        return summed / int(self.batch["info"].supervised_tokens)
+        return forward.loss(model, self.inputs) / self.supervised_tokens
 
 
 class _Losses(SilentTraining):
