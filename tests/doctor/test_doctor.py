@@ -200,6 +200,7 @@ def test_documents(checkout: Subject) -> None:
 
 
 def test_without_a_checkout_its_parts_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()  # of another project
     wheel = Subject(package=tmp_path / "site-packages" / "parallelmind")
     assert {found.status for found in results("documents", wheel).values()} == {"skip"}
     assert result("files", "entry scripts", wheel).status == "skip"
