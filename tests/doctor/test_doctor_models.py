@@ -21,7 +21,7 @@ from parallelmind.columnar import (
     build_columnar_causal_mask,
     pack_row,
 )
-from parallelmind.doctor import DoctorOptions, inference, pos2d, training
+from parallelmind.doctor import CheckResult, DoctorOptions, inference, pos2d, training
 from parallelmind.doctor.check import CheckFailedError
 from parallelmind.doctor.inference import Alone, Ready
 from parallelmind.doctor.pos2d import STRIDE, Pos2dFlow
@@ -146,6 +146,13 @@ def loaded() -> tuple[Any, Any]:
     return flow.model, flow.tokenizer
 
 
+def measured(flow: Pos2dFlow, *names: str) -> dict[str, CheckResult]:
+    """The checks of these names, or all."""
+    found = outcomes(pos2d.flow_checks(lambda: flow), *names)
+    assert not set(names) - set(found)
+    return found
+
+
 class Misplaced(Pos2dFlow):
     """A flow whose 2D RoPE takes the positions it is called with for others."""
 
@@ -178,7 +185,7 @@ def test_pos2d_without_the_branch_axis(loaded: tuple[Any, Any]) -> None:
     flow = Pos2dFlow(*loaded)
     flow.pairs = []
     name = "the branch position changes the logits"
-    assert_fails(outcomes(pos2d.flow_checks(lambda: flow), name)[name], "must be above")
+    assert_fails(measured(flow, name)[name], "must be above")
 
 
 def test_pos2d_says_how_many_pairs_turn(loaded: tuple[Any, Any]) -> None:
@@ -189,7 +196,7 @@ def test_pos2d_says_how_many_pairs_turn(loaded: tuple[Any, Any]) -> None:
 
 def test_pos2d_with_the_axes_confused(loaded: tuple[Any, Any]) -> None:
     flow = Misplaced(loaded, lambda rope, positions: axes(rope, positions)[::-1])
-    found = outcomes(pos2d.flow_checks(lambda: flow))
+    found = measured(flow, "additive: branch 0 is the unpatched model", "set_rope_pos2d = position_ids")
     assert_fails(found["additive: branch 0 is the unpatched model"], "must be at most")
     # Both ways of giving positions are confused alike.
     assert found["set_rope_pos2d = position_ids"].status == "pass"
@@ -201,22 +208,21 @@ def test_pos2d_where_plain_positions_are_no_branch_0(loaded: tuple[Any, Any]) ->
         # A shift of the whole row would not be seen, since RoPE is relative.
         return (branch + time if positions.dim() == 2 else branch * 2), time
 
-    flow = Misplaced(loaded, shifted)
-    found = outcomes(pos2d.flow_checks(lambda: flow))
-    for name in (
+    found = measured(
+        Misplaced(loaded, shifted),
         "positions [B, S] are branch 0",
         "split: branch position = time is the unpatched model",
         "set_rope_pos2d = position_ids",
-    ):
-        assert_fails(found[name], "must be at most")
+    )
+    for one in found.values():
+        assert_fails(one, "must be at most")
 
 
 def test_pos2d_where_set_positions_are_ignored(loaded: tuple[Any, Any]) -> None:
     def unset(rope: Interleaved2DRoPE, positions: Tensor) -> Sequence[Tensor]:
         return positions.unbind(-1) if positions.dim() == 3 else (torch.zeros_like(positions), positions)
 
-    flow = Misplaced(loaded, unset)
-    found = outcomes(pos2d.flow_checks(lambda: flow))
+    found = measured(Misplaced(loaded, unset), "set_rope_pos2d = position_ids", "positions [B, S] are branch 0")
     assert_fails(found["set_rope_pos2d = position_ids"], "must be at most")
     assert found["positions [B, S] are branch 0"].status == "pass"
 
@@ -228,7 +234,7 @@ def test_pos2d_that_does_not_arrive(loaded: tuple[Any, Any]) -> None:
 
     flow = Flattened(*loaded)
     name = "pos2d reaches the rotary embedding"
-    assert_fails(outcomes(pos2d.flow_checks(lambda: flow), name)[name], "[1, 9, 2] arrived as [[1, 9]]")
+    assert_fails(measured(flow, name)[name], "[1, 9, 2] arrived as [[1, 9]]")
 
 
 def test_pos2d_with_a_wrong_layout_or_mask(loaded: tuple[Any, Any]) -> None:
@@ -244,13 +250,11 @@ def test_pos2d_with_a_wrong_layout_or_mask(loaded: tuple[Any, Any]) -> None:
             return Engine(self.model, self.tokenizer, branch_stride=STRIDE, visibility="columnar")
 
     flow = Leaking(*loaded)
-    found = outcomes(pos2d.flow_checks(lambda: flow))
-    assert found["positions of a row"].status == "pass"
-    assert_fails(found["a packed row = each branch alone"], "must be at most")
-    assert_fails(found["the engine: all branches together = each alone"], "must be at most")
+    together = ("a packed row = each branch alone", "the engine: all branches together = each alone")
+    for one in measured(flow, *together).values():
+        assert_fails(one, "must be at most")
     flow.row = pack_row(flow.main, flow.branches, branch_numbers=[2, 1])
-    name = "positions of a row"
-    assert_fails(outcomes(pos2d.flow_checks(lambda: flow), name)[name], "(256, 4)")
+    assert_fails(measured(flow, "positions of a row")["positions of a row"], "(256, 4)")
 
 
 def test_pos2d_of_a_model_without_rotary_embedding_is_skipped(tmp_path: Path) -> None:
@@ -268,4 +272,4 @@ def test_pos2d_of_a_model_without_rotary_embedding_is_skipped(tmp_path: Path) ->
 def test_pos2d_of_other_families(family: str) -> None:
     """Sliding windows, sinks, a model without AttentionInterface, interleaved pairs."""
     flow = Pos2dFlow(tiny_model(family), char_tokenizer())
-    assert {found.status for found in outcomes(pos2d.flow_checks(lambda: flow)).values()} == {"pass"}
+    assert {found.status for found in measured(flow).values()} == {"pass"}
