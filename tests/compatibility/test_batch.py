@@ -381,7 +381,7 @@ def test_torchrun(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     line = (
         "torchrun --nproc_per_node 2 scripts/parallel_inference_hf_lora.py --base_model tiny "
-        "--data_path in.jsonl --out_path out.jsonl --max_new_tokens 40 --ignore_eos"
+        "--data_path in.jsonl --out_path out.jsonl --max_new_tokens 12 --ignore_eos"
     )
     log = run_line(line, *ON_CPU, cwd=tmp_path).stderr
     assert "rank=0 INFO loading tiny" in log
@@ -389,7 +389,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert log.count("40 records loaded = 40 answered + 0 failed; 120 generations finished (生成完成)") == 1
     rows = read_rows(tmp_path / "out.jsonl")
     assert [row["input"] for row in rows] == [text for record in records for text in record["branches"]]
-    assert all(row["output_tokens"] == 40 for row in rows)
+    assert all(row["output_tokens"] == 12 for row in rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
