@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -36,6 +37,11 @@ _running: list[pytest.Item] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not _running or _running[0].path != item.path:
+        # What is imported and collected by now stays to the end. To look through it costs a quarter of a second, and
+        # a training run does so each time; so from here on the garbage collector passes it over.
+        gc.collect()
+        gc.freeze()
     _running[:] = [item]
     random.seed(0)
     torch.manual_seed(0)

@@ -91,6 +91,17 @@ def test_the_overview_and_the_version_import_nothing_heavy() -> None:
     assert done.stdout == f"parallelmind {parallelmind.__version__}\n"
 
 
+def test_no_command_imports_torch_before_it_runs_a_model() -> None:
+    """Answers over HTTP or of a class of the user, contexts and corpora never wait for it."""
+    program = (
+        "import importlib, sys\nfrom parallelmind.cli.commands import COMMANDS\n"
+        "for name in COMMANDS: importlib.import_module('parallelmind.cli.' + name.replace('-', '_'))\n"
+        "print(*({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_ends_with_an_example_that_the_parser_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -16,7 +16,7 @@ from parallelmind.columnar import find_rope_patch
 from parallelmind.models import loader
 from parallelmind.models.identity import bundled_model_path
 from parallelmind.tasks import batch_worker
-from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
+from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line, run_script
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import SECTIONS, proves
 from tests.compatibility.inference_runs import (
@@ -362,14 +362,15 @@ def test_hyphens(tmp_path: Path, plain: BatchRun) -> None:
 
 
 @proves("batch", "python scripts/parallel_inference_hf_lora.py")
-def test_the_script(tmp_path: Path, plain: BatchRun) -> None:
-    """The script, as a process of its own, writes what the command writes."""
+def test_the_script(tmp_path: Path, plain: BatchRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script writes what the command writes."""
     link_checkout(tmp_path)
     (tmp_path / "in.jsonl").write_text(json.dumps(RECORD) + "\n", encoding="utf-8")
     line = "python scripts/parallel_inference_hf_lora.py --base_model tiny --data_path in.jsonl --out_path out.jsonl"
-    done = run_line(line, *ON_CPU, "--temperature", 0, cwd=tmp_path)
+    run_script(line, *ON_CPU, "--temperature", 0, "--workers", 0, cwd=tmp_path)
     assert read_rows(tmp_path / "out.jsonl") == plain.rows[:3]
-    assert "1 records loaded = 1 answered + 0 failed; 3 generations finished (生成完成), 0 error rows" in done.stderr
+    said = capsys.readouterr().err
+    assert "1 records loaded = 1 answered + 0 failed; 3 generations finished (生成完成), 0 error rows" in said
 
 
 @proves("batch", "torchrun --nproc_per_node N scripts/parallel_inference_hf_lora.py", "rank=X", '{"input", "output"}')
@@ -380,7 +381,7 @@ def test_torchrun(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     line = (
         "torchrun --nproc_per_node 2 scripts/parallel_inference_hf_lora.py --base_model tiny "
-        "--data_path in.jsonl --out_path out.jsonl --max_new_tokens 40 --ignore_eos"
+        "--data_path in.jsonl --out_path out.jsonl --max_new_tokens 12 --ignore_eos"
     )
     log = run_line(line, *ON_CPU, cwd=tmp_path).stderr
     assert "rank=0 INFO loading tiny" in log
@@ -388,7 +389,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert log.count("40 records loaded = 40 answered + 0 failed; 120 generations finished (生成完成)") == 1
     rows = read_rows(tmp_path / "out.jsonl")
     assert [row["input"] for row in rows] == [text for record in records for text in record["branches"]]
-    assert all(row["output_tokens"] == 40 for row in rows)
+    assert all(row["output_tokens"] == 12 for row in rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

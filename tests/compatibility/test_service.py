@@ -95,8 +95,9 @@ def test_default_port() -> None:
     ids=["parallelmind serve", "uvicorn"],
 )
 def test_started(command: list[str]) -> None:
-    """The process answers on its port until it is terminated."""
+    """The process answers on its port until it is terminated; uvicorn's has its settings from the environment."""
     variables = ON_CPU_VARIABLES | {"OMP_NUM_THREADS": "1", "PARALLELMIND_BASE_MODEL": "tiny"}
+    variables |= {"PARALLELMIND_MAX_BRANCHES": "2"}
     process = subprocess.Popen(
         [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=os.environ | variables
     )
@@ -109,8 +110,13 @@ def test_started(command: list[str]) -> None:
             if port and ("ready: tiny" in line or command[0] == "uvicorn"):
                 break
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-        connection.request("POST", "/generate", json.dumps(BODY), {"Content-Type": "application/json"})
+        typed = {"Content-Type": "application/json"}
+        connection.request("POST", "/generate", json.dumps(BODY), typed)
         assert json.loads(connection.getresponse().read()) == {"response": BODY["prompt"] + ANSWERS[0]}
+        connection.request("POST", "/v1/branches", json.dumps({"main": STORY, "branches": [{}] * 3}), typed)
+        refused = connection.getresponse()
+        assert refused.status == 400
+        assert "takes 2" in json.loads(refused.read())["error"]["message"]
         connection.close()
         process.send_signal(signal.SIGTERM)
         process.stderr.read()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-import sys
+import multiprocessing
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from parallelmind.errors import DataError, TrainingError
 from parallelmind.io import locks
 from parallelmind.training import naming
 from parallelmind.training.files import RunFiles
+from parallelmind.training.options import TrainOptions
 from tests.training.runs import (
     Killed,
     RecordedProgress,
@@ -48,43 +49,33 @@ def test_while_a_run_goes_on(
 
 def test_two_processes_that_start_at_once(model: Path, data: Path, tmp_path: Path) -> None:
     """With other settings each has its own name, whatever the moment."""
-    out = tmp_path / "out"
-    script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from tests.training.runs import options\n"
-        "from parallelmind.training.naming import taken_run\n"
-        "model, data, out, seed = sys.argv[1:]\n"
-        "chosen = options(Path(model), Path(data), Path(out), seed=int(seed))\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "with taken_run(chosen, {'seed': int(seed)}) as run:\n"
-        "    print(run.files.name, flush=True)\n"
-        "    sys.stdin.readline()\n"
-    )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(model), str(data), str(out), str(seed)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-        )
-        for seed in (1, 2)
-    ]  # fmt: skip
-    lines: dict[str, list[str]] = {}
-    for wanted in ("ready", "name"):
-        for process in started:
-            assert process.stdout is not None
-            lines.setdefault(wanted, []).append(process.stdout.readline().strip())
-            if wanted == "ready":
-                continue
-        for process in started:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-    assert lines["ready"] == ["ready", "ready"]
-    assert sorted(lines["name"]) == ["hf_parallel_lora", "hf_parallel_lora_2"]
-    for process in started:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+    fork = multiprocessing.get_context("fork")  # all is imported already
+    started = []
+    for seed in (1, 2):
+        ours, theirs = fork.Pipe()
+        chosen = options(model, data, tmp_path / "out", seed=seed)
+        started.append((fork.Process(target=take, args=(chosen, seed, theirs), daemon=True), ours))
+        started[-1][0].start()
+    said: list[list[str]] = []
+    for _ in ("ready", "name"):
+        for _, pipe in started:
+            assert pipe.poll(60), said
+        said.append([pipe.recv() for _, pipe in started])
+        for _, pipe in started:
+            pipe.send("go on")
+    assert said[0] == ["ready", "ready"]
+    assert sorted(said[1]) == ["hf_parallel_lora", "hf_parallel_lora_2"]
+    for process, _ in started:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def take(chosen: TrainOptions, seed: int, pipe: Connection) -> None:
+    pipe.send("ready")
+    pipe.recv()
+    with naming.taken_run(chosen, {"seed": seed}) as run:
+        pipe.send(run.files.name)
+        pipe.recv()
 
 
 def test_the_lock_of_a_run_that_is_ending_is_waited_for(model: Path, data: Path, tmp_path: Path) -> None:
