@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from tests.compatibility.inference_runs import (
 )
 from tests.exact import ON_CPU
 from tests.families import char_tokenizer, tiny_model
+from tests.programs import command_line
 
 PROMPT = STORY + QUESTIONS[0]
 EXACT = ("--temperature", 0, "--repetition_penalty", 1)
@@ -56,12 +56,11 @@ def script(*words: object, stdin: str = "", device: str | None = "cpu") -> Run:
     given = ["--base_model", "tiny", "--dtype", "float32", *([] if device is None else ["--device", device]), *words]
     out, err = io.StringIO(), io.StringIO()
     with (
-        pytest.MonkeyPatch.context() as patch,
+        command_line("inference_hf_lora.py", stdin=stdin),
         watched_engines() as engines,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
         try:
             code = inference_hf_lora.main([str(word) for word in given])
         except SystemExit as ended:
@@ -216,7 +215,7 @@ def test_chat() -> None:
 
 
 @proves("single", "User: and Assistant:")
-def test_the_reply_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reply_is_streamed() -> None:
     """The beginning of a reply is printed before its end is known."""
     ended_at_write: list[bool] = []
 
@@ -225,10 +224,13 @@ def test_the_reply_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
             ended_at_write.append(any(event.result is not None for event in engines[0].events) if engines else False)
             return super().write(text)
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     flags = ["--base_model", "tiny", *ON_CPU, "--ignore_eos", "--max_new_tokens", "30", "--temperature", "0"]
     out = Out()
-    with watched_engines() as engines, contextlib.redirect_stdout(out):
+    with (
+        command_line("inference_hf_lora.py", stdin="hello\n"),
+        watched_engines() as engines,
+        contextlib.redirect_stdout(out),
+    ):
         assert inference_hf_lora.main(flags) == 0
     assert out.getvalue().startswith("User: Assistant: ")
     assert ended_at_write.index(True) > 10

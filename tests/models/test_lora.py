@@ -358,8 +358,7 @@ def test_failed_write_keeps_the_former_adapter(tmp_path, monkeypatch, name):
 
 def test_documented_import_path_works_uninstalled(monkeypatch):
     root = Path(__file__).resolve().parents[2]
-    monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.syspath_prepend(str(root))
     module = runpy.run_path(str(root / "model" / "model_lora.py"))
     assert sys.path[0] == str(root / "src")
     for function in (apply_lora, load_lora, save_lora):
