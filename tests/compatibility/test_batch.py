@@ -29,6 +29,7 @@ from tests.compatibility.inference_runs import (
     watched_loading,
 )
 from tests.exact import ON_CPU
+from tests.machines import machine_with_gpus
 
 PAIRS = 32
 """Frequency pairs of the bundled model."""
@@ -296,7 +297,7 @@ def test_sampling(tmp_path: Path, plain: BatchRun) -> None:
 @proves("batch", "--device")
 def test_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU `cuda` is refused, and no flag means the CPU and a line that says so; with one it means cuda."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine_with_gpus(monkeypatch, 0)
     refused = batch(tmp_path, [RECORD], device="cuda")
     assert refused.code == 1
     assert "--device is 'cuda', but torch sees no GPU; use --device cpu" in refused.log
@@ -306,7 +307,7 @@ def test_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default.engine.model.device.type == "cpu"
     assert said in default.log
     assert said not in batch(tmp_path, [RECORD], device="cpu").log
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    machine_with_gpus(monkeypatch, 1)
     assert loader.resolve_device(None) == ("cuda", None)
 
 

@@ -29,6 +29,7 @@ from tests.compatibility.inference_runs import (
 )
 from tests.exact import ON_CPU
 from tests.families import char_tokenizer, tiny_model
+from tests.machines import machine_with_gpus
 from tests.programs import command_line
 
 PROMPT = STORY + QUESTIONS[0]
@@ -161,7 +162,7 @@ def test_rope(adapters: Adapters) -> None:
 @proves("single", "--device")
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuda is refused where no GPU is; without the flag the CPU is taken, and a line says so."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine_with_gpus(monkeypatch, 0)
     assert "torch sees no GPU; use --device cpu" in generate(device="cuda").err
     default = generate(*EXACT, device=None)
     assert default.out == " 26\n"
