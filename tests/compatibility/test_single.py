@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,15 +239,17 @@ def test_the_reply_is_streamed() -> None:
 
 @proves("single", "--load_in_8bit", "--load_in_4bit")
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_quantized(bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized(bits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without bitsandbytes the error names the command that installs it; with it transformers is asked for them."""
-    monkeypatch.setattr(loader, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     refused = generate(f"--load_in_{bits}")
     assert refused.code == 1
     assert "bitsandbytes, which is not installed; run: pip install 'parallelmind[quant]'" in refused.err
-    monkeypatch.setattr(loader, "find_spec", lambda name: object())
-    version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name == "bitsandbytes" else version(name))
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    (tmp_path / "bitsandbytes.py").touch()
+    (tmp_path / "bitsandbytes-1.0.dist-info").mkdir()
+    (tmp_path / "bitsandbytes-1.0.dist-info" / "METADATA").write_text("Name: bitsandbytes\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with watched_loading() as loaded:
         assert generate(f"--load_in_{bits}", *EXACT).out == " 26\n"
     config = loaded[0]["quantization_config"]
