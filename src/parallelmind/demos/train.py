@@ -31,7 +31,6 @@ from parallelmind.training.callbacks import TrainProgress
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.run import TrainReport, run_training
 
-TRAINING_RECORDS = 1000
 _TO_ONE_HELD_OUT = 10
 _EVALUATED_RECORDS = 25
 _LAST_STEPS = 0.25
@@ -72,7 +71,7 @@ class Measured:
         return self.right / self.asked
 
 
-def prepare(task: DemoTask, folder: Path, records: int = TRAINING_RECORDS) -> tuple[Path, Path]:
+def prepare(task: DemoTask, folder: Path, records: int) -> tuple[Path, Path]:
     """Write the training records of a task and a tenth as many that are held out.
 
     Raises:
