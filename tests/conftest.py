@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Tests name models that nobody has; without a network each question to the Hub about one takes 20 seconds to fail.
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # whose programs have the folder of the one that started them
+    _downloaded = tempfile.TemporaryDirectory(prefix="parallelmind-tests-")
+    os.environ["HF_HOME"] = _downloaded.name
 
 import pytest
 import torch

@@ -53,7 +53,7 @@ def test_the_adapter_moves_and_nothing_else(trained: Ran, model: Path) -> None:
     base = plain(model)
     expected = set(linear_layers(base)) - {"lm_head"}
     assert {name.split(".lora.")[0] for name in trained.final()} == expected
-    parameters = dict(trained.trainee.model.named_parameters())
+    parameters = dict(trained.model.named_parameters())
     moving = {name for name, value in parameters.items() if value.requires_grad}
     assert moving == {name for name in parameters if "lora_" in name}
     before = base.state_dict()
@@ -189,5 +189,5 @@ def test_pretraining_trains_all_weights(model: Path, data: Path, tmp_path: Path)
     train = Trainer(tmp_path, None, "--data_path", data, "--device", "cpu", "--dtype", "float32", "--max_steps", 2)
     small = ("--hidden_size", 32, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--num_key_value_heads", 1)
     ran = train("--task", "pretrain", "--tokenizer_path", model, *small)
-    assert all(value.requires_grad for value in ran.trainee.model.parameters())
+    assert all(value.requires_grad for value in ran.model.parameters())
     assert all(row.loss_mask[row.row.branch_ids == 0].all() for rows in ran.rows for row in rows)

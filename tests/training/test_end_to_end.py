@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, write_sidecar
 from parallelmind.training.forward import PackedForward
 from tests.engine.test_equalities import recorded_logits
+from tests.programs import run_program
 from tests.training.runs import options, save_model, train
 
 ROOT = Path(__file__).parents[2]
@@ -104,17 +104,12 @@ def test_documented_scripts(
     name: str,
     model: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows * 9))
-    path = str(ROOT / "trainer" / f"{script}.py")
     given = command(model, data, tmp_path / "out", "--log-interval", 1)
-    monkeypatch.setattr(sys, "argv", [path, *given])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(path, run_name="__main__")
-    assert ended.value.code == 0
+    assert run_program(ROOT / "trainer" / f"{script}.py", *given) == 0
     shown = capsys.readouterr().err
     assert (tmp_path / "out" / "lora" / name).is_file()
     assert "step 1/2 loss" in shown
