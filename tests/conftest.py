@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Tests name models that nobody has; without a network each question to the Hub about one takes 20 seconds to fail.
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # whose programs have the folder of the one that started them
+    _downloaded = tempfile.TemporaryDirectory(prefix="parallelmind-tests-")
+    os.environ["HF_HOME"] = _downloaded.name
 
 import pytest
 import torch
@@ -36,6 +41,11 @@ _running: list[pytest.Item] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not _running or _running[0].path != item.path:
+        # What is imported and collected by now stays to the end. To look through it costs a quarter of a second, and
+        # a training run does so each time; so from here on the garbage collector passes it over.
+        gc.collect()
+        gc.freeze()
     _running[:] = [item]
     random.seed(0)
     torch.manual_seed(0)

@@ -6,10 +6,16 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from parallelmind.engine.request import Branch, BranchResult, ErrorKind, Event, Request
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.batch_worker import Backend
+
+if TYPE_CHECKING:
+    import pytest
+
+    from parallelmind.columnar import Visibility
 
 
 @dataclass
@@ -35,6 +41,8 @@ class FakeEngine:
     sampling: SamplingParams | None = None
     stats: FakeStats = field(default_factory=FakeStats)
     keep_requests: bool = True
+    tokenizer: CharacterTokenizer = field(default_factory=lambda: CharacterTokenizer())
+    visibility: Visibility = "isolated"
 
     def stream(self, requests: Iterable[Request], sampling: SamplingParams) -> Iterator[Event]:
         self.sampling = sampling
@@ -76,6 +84,25 @@ class FakeEngine:
 def encode(text: str) -> list[int]:
     """One token a character."""
     return [ord(character) for character in text]
+
+
+class CharacterTokenizer:
+    """As `encode` counts: one token a character, and no special ones."""
+
+    all_special_ids: tuple[int, ...] = ()
+
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": encode(text)}
+
+
+def loaded_instead(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make: Callable[[dict[str, Any]], FakeEngine]
+) -> None:
+    """Whoever loads a model for an engine in this test gets what `make` makes of the settings."""
+    from parallelmind import Engine
+
+    request.node.add_marker("half_precision")  # no model is loaded in any precision
+    monkeypatch.setattr(Engine, "from_pretrained", lambda **settings: make(settings))
 
 
 def fake_backend(engine: FakeEngine) -> Backend:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from parallelmind import Engine, Event, SamplingParams
+from parallelmind import Branch, Engine, Event, Request, SamplingParams
 from parallelmind.chat import ChatSession, stream_text
 from parallelmind.errors import RequestError
 from tests.families import char_tokenizer, tiny_model
@@ -20,26 +20,34 @@ TEMPLATE = (
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
 
 
-@pytest.fixture
-def engine() -> Engine:
-    return Engine(tiny_model("qwen2"), char_tokenizer())
+class Recording(Engine):
+    """Keeps what it is asked for."""
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.texts: list[str] = []
+        """What the model was given to continue, main and branch together."""
+        self.sampling: list[SamplingParams | None] = []
 
-@pytest.fixture
-def shown(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the model was given to continue, main and branch together."""
-    texts: list[str] = []
-    stream = engine.stream
-
-    def spy(requests: Any, sampling: Any) -> Any:
+    def stream(self, requests: Iterable[Request], sampling: SamplingParams | None = None) -> Iterator[Event]:
+        requests = list(requests)
         for request in requests:
-            for branch in request.branches or [None]:
-                ids = [*request.main, *(branch.prompt if branch else ())]
-                texts.append(engine.tokenizer.decode(ids).replace("<pad>", ""))
-        return stream(requests, sampling)
+            for branch in request.branches or [Branch(prompt=())]:
+                assert isinstance(branch, Branch)
+                ids = [*request.main, *branch.prompt]
+                self.texts.append(self.tokenizer.decode(ids).replace("<pad>", ""))
+        self.sampling.append(sampling)
+        return super().stream(requests, sampling)
 
-    monkeypatch.setattr(engine, "stream", spy)
-    return texts
+
+@pytest.fixture
+def engine() -> Recording:
+    return Recording(tiny_model("qwen2"), char_tokenizer())
+
+
+@pytest.fixture
+def shown(engine: Recording) -> list[str]:
+    return engine.texts
 
 
 def collect(events: Iterable[Event], count: int) -> list[str]:
@@ -58,22 +66,12 @@ def test_turns_are_written_out_without_a_template(engine: Engine, shown: list[st
     assert f"User:hiAssistant:{first}User:moreAssistant:" in shown[1]
 
 
-def test_an_answer_that_is_written_out_ends_where_the_next_turn_begins(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[SamplingParams] = []
-    stream = engine.stream
-
-    def spy(requests: Any, sampling: Any) -> Any:
-        seen.append(sampling)
-        return stream(requests, sampling)
-
-    monkeypatch.setattr(engine, "stream", spy)
+def test_an_answer_that_is_written_out_ends_where_the_next_turn_begins(engine: Recording) -> None:
     session = ChatSession(engine, SamplingParams(max_new_tokens=2, stop="x"))
     "".join(session.reply("hi"))
     session.set_main("text")
     "".join(session.reply("hi"))
-    assert [sampling.stop for sampling in seen] == [("x", "\nUser:"), ("x",)]
+    assert [sampling.stop for sampling in engine.sampling if sampling] == [("x", "\nUser:"), ("x",)]
 
 
 def test_under_a_shared_text_a_base_model_sees_what_batch_would_show_it(engine: Engine, shown: list[str]) -> None:

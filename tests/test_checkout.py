@@ -8,8 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
+import packaging
 import pytest
 
 import run_from_checkout
@@ -127,19 +130,20 @@ def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         run_from_checkout.prepare("__main__")
 
 
-def test_packages_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib import metadata
-
-    true_version = metadata.version
-
-    def version(package: str) -> str:
-        if package == "parallelmind":
-            raise metadata.PackageNotFoundError
-        return "4.44.0" if package == "transformers" else true_version(package)
-
-    monkeypatch.setattr(metadata, "version", version)
-    with pytest.raises(ImportError, match=r"packages of \S+: transformers 4\.44\.0 \(needed: >=[\d.]+\) is too old\."):
-        run_from_checkout.prepare("model.model_lora")
+def test_packages_that_are_too_old_are_named(checkout: Path) -> None:
+    packages = checkout / "packages"
+    packages.mkdir()
+    (packages / "packaging").symlink_to(Path(packaging.__file__).parent)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for name in (re.split(r"[^\w.-]", requirement)[0] for requirement in project["dependencies"]):
+        version = "4.44.0" if name == "transformers" else metadata.version(name)
+        folder = packages / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    done = run(sys.executable, "-S", "trainer/train_hf_lora.py", cwd=checkout, PYTHONPATH=str(packages))
+    assert done.returncode == 1
+    old = r"packages of \S+: transformers 4\.44\.0 \(needed: >=[\d.]+\) is too old\.\n"
+    assert re.search(old, done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("path", ["run_from_checkout.py", *PROGRAMS, "model/model_lora.py", "parallel/columnar.py"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import subprocess
@@ -24,65 +25,48 @@ IMPORTS = [
 ]
 
 
-def run(*command: str, stdin: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *command],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        timeout=300,
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
     )
 
 
-def test_documented_import_paths() -> None:
+def test_the_documented_imports_and_python_use_from_a_checkout() -> None:
     # -S -E would hide torch too; hiding the installed package alone shows that the checkout suffices.
     hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
-    done = run("-c", hide + "\n".join(IMPORTS) + "\nprint(load_model_with_lora.__module__)")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "parallelmind.models.loader"
-
-
-def test_the_documented_python_use_end_to_end() -> None:
     program = """
-from scripts.inference_hf_lora import load_model_with_lora, generate_text, auto_pair_indices
-from parallel.columnar import patch_model_with_interleaved_2d_rope
 model, tokenizer, patch_rope = load_model_with_lora(base_model="tiny", device="cpu", dtype="float32")
 main = "Story: The age of Dan is 26. The hat costs 91 dollars. Rosa turned 88 this year. Emma likes blue.\\n"
 print(generate_text(model, tokenizer, main + "How old is Dan?", temperature=0, repetition_penalty=1.0))
 patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, ratio=0.5))
 print(repr(generate_text(model, tokenizer, main + "How old is Dan?", max_new_tokens=3)))
 """
-    done = run("-c", program)
+    done = run("-c", hide + "\n".join(IMPORTS) + "\nprint(load_model_with_lora.__module__)" + program)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].strip() == "26"
+    module, answer, *_ = done.stdout.splitlines()
+    assert module == "parallelmind.models.loader"
+    assert answer.strip() == "26"
 
 
-def test_generate_and_chat_on_the_bundled_model(tmp_path: Path) -> None:
-    script = str(ROOT / "scripts" / "inference_hf_lora.py")
-    flags = ["--base_model", "tiny", "--dtype", "float32", "--temperature", "0", "--repetition_penalty", "1"]
+def test_generate_and_chat_on_the_bundled_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*command: str, stdin: str = "") -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        assert inference_hf_lora.main([*command, "--base_model", "tiny", *ON_CPU]) == 0
+        return capsys.readouterr().out
+
+    exact = ["--temperature", "0", "--repetition_penalty", "1"]
     prompt = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue.\nHow old is Dan?"
-    done = run(script, "--mode", "generate", *flags, "--prompt", prompt, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "26"
-    piped = run(script, "--mode=generate", *flags, "--prompt", "-", stdin=prompt, cwd=tmp_path)
-    assert piped.stdout == done.stdout
-    chat = run(
-        script,
-        *flags,
-        "--preset",
-        "factual",
-        "--max_new_tokens",
-        "4",
-        stdin="hello\n\nand more\nquit\n",
-        cwd=tmp_path,
-    )
-    assert chat.returncode == 0, chat.stderr
-    assert chat.stdout.count("Assistant: ") == 2
-    assert chat.stdout.count("User: ") == 4
-    assert run(script, *flags, stdin="", cwd=tmp_path).returncode == 0
+    generated = shown("--mode", "generate", *exact, "--prompt", prompt)
+    assert generated.strip() == "26"
+    assert shown("--mode=generate", *exact, "--prompt", "-", stdin=prompt) == generated
+    preset = ["--preset", "factual", "--max_new_tokens", "4"]
+    chat = shown(*exact, *preset, stdin="hello\n\nand more\nquit\n")
+    assert chat.count("Assistant: ") == 2
+    assert chat.count("User: ") == 4
+    assert shown(*exact)
 
 
 @pytest.mark.parametrize(
@@ -125,13 +109,3 @@ def test_help_without_a_mode_shows_the_flags_of_both(capsys: pytest.CaptureFixtu
     assert {"--prompt", "--branch", "--system", "--base_model"} <= flags(both)
     assert flags(both) == (flags(chat) | flags(generate) | {"--mode"}) - {"--debug"}
     assert "--prompt" not in flags(chat)
-
-
-def test_the_demo_is_exact_and_identical(tmp_path: Path) -> None:
-    done = run("-m", "parallelmind", "demo", "--out_dir", str(tmp_path / "demo"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "yes, all" in done.stdout
-    assert "32 records loaded = 32 answered + 0 failed" in done.stdout
-    exact = next(line for line in done.stdout.splitlines() if "exact answers" in line)
-    assert float(exact.split("(")[1].split("%")[0]) >= 95
-    assert len((tmp_path / "demo" / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 256

@@ -107,12 +107,14 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+def test_the_demo_of_the_wheel_is_exact_and_identical(installed: Path, tmp_path: Path) -> None:
     where = run(installed / "python", "-c", "import parallelmind; print(parallelmind.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
     shown = run(installed / "parallelmind", "demo", cwd=tmp_path)
     assert "32 records loaded = 32 answered + 0 failed" in shown
     assert "yes, all" in shown
+    exact = next(line for line in shown.splitlines() if "exact answers" in line)
+    assert float(exact.split("(")[1].split("%")[0]) >= 95
     assert len((tmp_path / "out" / "demo" / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 256
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_engine import FakeEngine, fake_backend
+from tests.fake_engine import FakeEngine, loaded_instead
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
-    monkeypatch.setattr("parallelmind.tasks.batch.load_backend", lambda options, worker: fake_backend(fake))
+    loaded_instead(request, monkeypatch, lambda settings: fake)
     return fake

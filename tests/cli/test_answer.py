@@ -118,18 +118,6 @@ def test_the_shell_script_answers_with_two_workers(data: Path, out: Path, on_tin
     assert (stored["records"], stored["successful"]) == (4, 4)
 
 
-def test_under_torchrun_each_rank_is_a_worker(data: Path, out: Path, tmp_path: Path) -> None:
-    """And a class of the user may take its base from the script, as documented."""
-    code = tmp_path / "upper.py"
-    code.write_text(BACKEND.replace("parallelmind.answering.backends", "multi_worker_inference"))
-    write_rows(data, [context_row(n, f"q{n}", "c") for n in range(50)])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = start(*torchrun, SCRIPT, *arguments(data, out, "--backend", f"{code}:Upper")[1:], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    check_blocks(done.stdout, workers=2, records=50, out=out)
-    assert [row["answer"] for row in read_rows(out)] == [f"Q{n}" for n in range(50)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("under_torchrun", [False, True])
 def test_the_script_on_the_bundled_model(

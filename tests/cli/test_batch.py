@@ -15,7 +15,7 @@ from rich.console import Console
 from parallelmind.cli.main import main
 from parallelmind.cli.progress import BarProgress, LogProgress
 from tests.cli.batch_runs import arguments, rows
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, loaded_instead
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / "scripts" / "parallel_inference_hf_lora.py"
@@ -201,19 +201,18 @@ class StopError(Exception):
 
 
 @pytest.fixture
-def loading(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def loading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the engine is loaded with."""
     seen: dict[str, Any] = {}
 
-    def from_pretrained(**given: Any) -> None:
-        seen.update(given)
+    def stop(settings: dict[str, Any]) -> FakeEngine:
+        seen.update(settings)
         raise StopError
 
-    monkeypatch.setattr("parallelmind.engine.engine.Engine.from_pretrained", from_pretrained)
+    loaded_instead(request, monkeypatch, stop)
     return seen
 
 
-@pytest.mark.half_precision
 def test_defaults_leave_the_adapter_its_say(data: Path, out: Path, loading: dict[str, Any]) -> None:
     with pytest.raises(StopError):
         main(arguments(data, out))
@@ -229,7 +228,6 @@ def test_defaults_leave_the_adapter_its_say(data: Path, out: Path, loading: dict
     }
 
 
-@pytest.mark.half_precision
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -22,6 +22,8 @@ from tests.random_model import save_random_model
 CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / "scripts" / "parallel_inference_hf_lora.py"
 GREEDY = ["--temperature", "0", "--dtype", "float32", "--device", "cpu", "--max_new_tokens", "16"]
+# A draw may hang on rounding, which the batch changes.
+SHORT = [*GREEDY, "--max_new_tokens", "6", "--ignore_eos", "--batch_size", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,16 @@ def make_many(data: Path) -> None:
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The answers to many records."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    data, out = folder / "in.jsonl", folder / "out.jsonl"
+    make_many(data)
+    assert main(arguments(data, out, *SHORT, model=model)) == 0
+    return out.read_bytes()
+
+
 def wait_for_results(process: subprocess.Popen[str], out: Path) -> None:
     """Until the first record of a running job has its result."""
     while process.poll() is None and not stored_results(out):
@@ -88,14 +100,11 @@ def wait_for_results(process: subprocess.Popen[str], out: Path) -> None:
 
 
 def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
-    data: Path, out: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, out: Path, model: Path, uninterrupted: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_many(data)
-    settings = [*GREEDY, "--ignore_eos", "--batch_size", "2"]  # a draw may hang on rounding, which the batch changes
-    reference = tmp_path / "reference.jsonl"
-    assert main(arguments(data, reference, *settings, model=model)) == 0
     # From another folder, and without the package on the path.
-    command = [sys.executable, str(SCRIPT), *arguments(data, out, *settings, model=model)[1:]]
+    command = [sys.executable, str(SCRIPT), *arguments(data, out, *SHORT, model=model)[1:]]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for_results(process, out)
@@ -103,22 +112,29 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     _, log = process.communicate()
     assert process.returncode == -signal.SIGKILL, log
     assert not out.exists()
-    assert main(arguments(data, out, *settings, model=model)) == 0
+    assert main(arguments(data, out, *SHORT, model=model)) == 0
     assert re.search(r"continuing: \d+ of 100 records have results", capsys.readouterr().err)
-    assert out.read_bytes() == reference.read_bytes()
+    assert out.read_bytes() == uninterrupted
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "is complete already" in again.stderr
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code", "workers"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 0)])
 def test_an_interrupted_run_with_workers_ends_them_and_continues(
-    data: Path, out: Path, model: Path, tmp_path: Path, sent: signal.Signals, code: int
+    data: Path,
+    out: Path,
+    model: Path,
+    uninterrupted: bytes,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    sent: signal.Signals,
+    code: int,
+    workers: int,
 ) -> None:
+    """With as many workers as before, and without any."""
     make_many(data)
-    settings = [*GREEDY, "--ignore_eos", "--batch_size", "2"]
-    reference = tmp_path / "reference.jsonl"
-    assert main(arguments(data, reference, *settings, model=model)) == 0
-    command = [sys.executable, str(SCRIPT), *arguments(data, out, *settings, model=model)[1:], "--workers", "2"]
+    given = arguments(data, out, *SHORT, model=model)
+    command = [sys.executable, str(SCRIPT), *given[1:], "--workers", "2"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     wait_for_results(process, out)
     process.send_signal(sent)
@@ -127,7 +143,7 @@ def test_an_interrupted_run_with_workers_ends_them_and_continues(
     assert "what is done is kept: the same command continues where it was" in log
     assert not out.exists()
     assert not ask(out, "SELECT * FROM leases UNION SELECT 0, 0, 0, record FROM quarantine")  # no record is to blame
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"continuing: \d+ of 100 records have results", done.stderr)
-    assert out.read_bytes() == reference.read_bytes()
+    capfd.readouterr()
+    assert main([*given, "--workers", str(workers)]) == 0
+    assert re.search(r"continuing: \d+ of 100 records have results", capfd.readouterr().err)
+    assert out.read_bytes() == uninterrupted

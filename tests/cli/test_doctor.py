@@ -6,23 +6,21 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import parallelmind
 from parallelmind.cli import doctor
 from parallelmind.cli.main import main
-from parallelmind.doctor import (
-    GROUPS,
-    CheckResult,
-    DoctorOptions,
-    pos2d,
-)
-from parallelmind.doctor import files as doctor_files
-from parallelmind.doctor.check import Check
+from parallelmind.doctor import GROUPS, CheckResult
+from parallelmind.doctor.check import Status
+from tests.families import char_tokenizer, tiny_model
 
 
 def failures(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -69,21 +67,16 @@ def test_only_chooses_groups_and_the_table_shows_them(capsys: pytest.CaptureFixt
     assert stopped.value.code == 2
 
 
-def test_groups_are_summed_up_in_the_words_of_the_documents(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_groups_are_summed_up_in_the_words_of_the_documents(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["模块导入", "训练脚本", "推理脚本", "文档完整性", "pos2d 工作流程", "文件结构"]
     closing = "✅ 所有验证通过！系统已正确配置"
 
-    def examined(**odd: str) -> tuple[int, list[str]]:
-        def examine(*_: Any, **__: Any) -> list[CheckResult]:
-            return [CheckResult(group=g, name=n, status=s, found="") for g in GROUPS for n, s in statuses(g)]
-
-        def statuses(group: str) -> list[tuple[str, Any]]:
-            return [("one", "skip"), ("two", odd.get(group, "pass"))]
-
-        monkeypatch.setattr(doctor, "examine", examine)
-        code = main(["doctor"])
+    def examined(**odd: Status) -> tuple[int, list[str]]:
+        results = []
+        for group in GROUPS:
+            results.append(CheckResult(group=group, name="one", status="skip", found=""))
+            results.append(CheckResult(group=group, name="two", status=odd.get(group, "pass"), found=""))
+        code = doctor.report(results, as_json=False)
         return code, [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     code, lines = examined()
@@ -100,9 +93,11 @@ def test_groups_are_summed_up_in_the_words_of_the_documents(
 def test_a_failure_shows_its_remedy_and_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor_files, "_ROOM", 2**80)
+    # No test can fill the disk.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 2**20))
     assert main(["doctor", "--only", "files"]) == 1
     shown = capsys.readouterr().out
+    assert "found: 5 MiB are free in " in shown
     assert "remedy: Make room" in shown
     assert "2 failed" in shown
     assert main(["doctor", "--only", "files", "--json"]) == 1
@@ -111,20 +106,27 @@ def test_a_failure_shows_its_remedy_and_the_exit_code(
     assert result["failed"] == 2
 
 
-def test_what_checks_print_does_not_get_into_the_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def noisy(options: DoctorOptions) -> list[Check]:
-        return [Check(group="files", name="noise", run=lambda: print("noise") or "done", remedy="none")]  # type: ignore[func-returns-value]
+def test_a_group_that_cannot_start_fails_and_what_it_prints_is_not_in_the_json(tmp_path: Path) -> None:
+    """Checks import torch when they are listed (devices) and when they run (files); this one prints, and is broken."""
+    (tmp_path / "torch.py").write_text("print('noise')\nraise OSError('libcudart.so: cannot open')\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(parallelmind.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-m", "parallelmind", "doctor", "--only", "devices", "--only", "files", "--json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+        check=False,
+    )
+    assert done.returncode == 1
+    found = {(check["group"], check["name"]): check for check in json.loads(done.stdout)["checks"]}
+    for name in (("devices", "start the checks"), ("files", "bundled model")):
+        assert (found[name]["status"], found[name]["found"]) == ("fail", "OSError: libcudart.so: cannot open")
+        assert found[name]["remedy"]
+    assert found["files", "demo records"]["status"] == "pass"
+    assert done.stderr.count("noise") == 2
 
-    monkeypatch.setattr(doctor_files, "checks", noisy)
-    assert main(["doctor", "--only", "files", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["checks"][0]["found"] == "done"
 
-
-def test_check_pos2d_shows_positions_and_measurements(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_pos2d_shows_positions_and_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-pos2d", "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     assert "1 (main)" not in shown
@@ -133,9 +135,15 @@ def test_check_pos2d_shows_positions_and_measurements(
     ]
     assert shown.count("max |difference|") == 7
     assert "all checks passed" in shown
-    monkeypatch.setattr(pos2d, "set_rope_pos2d", lambda model, positions: None)
-    assert main(["check-pos2d", "--device", "cpu"]) == 1
-    assert "FAIL set_rope_pos2d" in capsys.readouterr().out
+    blind = tiny_model("qwen2")
+    for layer in blind.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+    blind.save_pretrained(tmp_path)
+    char_tokenizer().save_pretrained(tmp_path)
+    assert main(["check-pos2d", "--base_model", str(tmp_path), "--device", "cpu"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAIL the branch position changes the logits" in shown
+    assert "1 checks failed" in shown
     assert main(["check-pos2d", "--base_model", "no/such/model", "--device", "cpu"]) == 1
     assert "no/such/model" in capsys.readouterr().err
 

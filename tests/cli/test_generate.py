@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from parallelmind.cli.main import main
 from tests.cli.test_chat import STORY
+from tests.programs import command_line
 
 FLAGS = ["--base_model", "tiny", "--dtype", "float32", "--device", "cpu", "--temperature", "0"]
 FLAGS += ["--repetition_penalty", "1"]
@@ -20,11 +20,9 @@ def branches(*questions: str) -> list[str]:
     return [word for question in questions for word in ("--branch", question)]
 
 
-def test_prompt_from_stdin_and_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(STORY + QUESTIONS[0]))
-    assert main(["generate", *FLAGS, "--prompt", "-"]) == 0
+def test_prompt_from_stdin_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with command_line("parallelmind", stdin=STORY + QUESTIONS[0]):
+        assert main(["generate", *FLAGS, "--prompt", "-"]) == 0
     assert capsys.readouterr().out == " 26\n"
     path = tmp_path / "prompt.txt"
     path.write_text(STORY + QUESTIONS[1], encoding="utf-8-sig")  # as editors of Windows save it

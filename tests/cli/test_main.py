@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tempfile
+from contextlib import redirect_stdout
+from io import TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -46,22 +50,32 @@ def test_a_folder_that_cannot_be_made_is_an_error(
     assert str(tmp_path / "file") in error
 
 
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.jsonl.job/board.json")
+def without_folders(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """A disk that makes no folder any more."""
 
-    monkeypatch.setattr("parallelmind.cli.check_workers.run", full)
+    def fail(path: str, *_: object) -> None:
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(os, "mkdir", fail)
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    without_folders(monkeypatch, errno.ENOSPC)
     assert main(["check-workers"]) == 1
+    said = f"error: {tempfile.gettempdir()}/\\w+: No space left on device; make room and start the same command again\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
+def test_a_full_disk_below_the_output_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "wb", buffering=0) as full, redirect_stdout(TextIOWrapper(full, write_through=True)):
+        assert main(["check-workers"]) == 1
     assert capsys.readouterr().err == (
-        "error: out.jsonl.job/board.json: No space left on device; make room and start the same command again\n"
+        "error: writing: No space left on device; make room and start the same command again\n"
     )
 
 
 def test_another_error_of_the_system_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("parallelmind.cli.check_workers.run", broken)
+    without_folders(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):
         main(["check-workers"])
 
@@ -89,6 +103,17 @@ def test_the_overview_and_the_version_import_nothing_heavy() -> None:
         done = subprocess.run([sys.executable, "-c", program, flag], capture_output=True, text=True, timeout=60)
         assert done.stderr.strip() == "", done.stderr
     assert done.stdout == f"parallelmind {parallelmind.__version__}\n"
+
+
+def test_no_command_imports_torch_before_it_runs_a_model() -> None:
+    """Answers over HTTP or of a class of the user, contexts and corpora never wait for it."""
+    program = (
+        "import importlib, sys\nfrom parallelmind.cli.commands import COMMANDS\n"
+        "for name in COMMANDS: importlib.import_module('parallelmind.cli.' + name.replace('-', '_'))\n"
+        "print(*({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)

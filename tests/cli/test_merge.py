@@ -38,6 +38,8 @@ def answers(tmp_path, name, *flags):
         "--device",
         "cpu",
         "--ignore_eos",
+        "--workers",
+        "0",
     ]
     assert main(["batch", "--data_path", str(data), "--out_path", str(out), *common, *flags]) == 0
     return [json.loads(line)["output"] for line in out.read_text(encoding="utf-8").splitlines()]

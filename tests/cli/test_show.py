@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from parallelmind.cli import show
 from parallelmind.cli.main import main
 from tests.random_model import save_random_model
 
@@ -74,6 +74,6 @@ def test_wrong_flags(records, model, capsys, flags, message):
 
 
 def test_pillow_is_named_where_it_is_missing(records, monkeypatch, capsys):
-    monkeypatch.setattr(show, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if it were not installed
     assert main(["show", str(records), "--png", "x.png"]) == 1
     assert "pip install 'parallelmind[show]'" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shlex
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from parallelmind.cli import main as commands
 from parallelmind.settings.setting import described
+from tests.programs import run_program
 from tests.settings.classes import CLASSES, settings_class
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +62,7 @@ def run_script(line: str, *more: object, cwd: Path) -> None:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             patch.delenv(name, raising=False)
         patch.chdir(cwd)
-        patch.setattr(sys, "argv", [script, *flags, *map(str, more)])
-        patch.setattr(sys, "path", [str((cwd / script).resolve().parent), *sys.path])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(script, run_name="__main__")
-    assert ended.value.code == 0
+        assert run_program(script, *flags, *more) == 0
 
 
 def parsed(*words: str) -> dict[str, Any]:

@@ -55,44 +55,48 @@ class Spy:
         return most
 
 
-@contextlib.contextmanager
-def watched_engines() -> Iterator[list[Spy]]:
-    """The engines made meanwhile; they work as ever."""
-    found: list[Spy] = []
-    spies: dict[int, Spy] = {}
-    make, stream = Engine.__init__, Engine.stream
+class Watched(Engine):
+    """An engine that works as ever, and keeps what it is given and gives."""
 
-    def watched_init(engine: Engine, model: Any, tokenizer: Any, **settings: Any) -> None:
-        spy = Spy(model, settings)
+    def __init__(self, model: Any, tokenizer: Any, **settings: Any) -> None:
+        super().__init__(model, tokenizer, **settings)
+        self.spy = spy = Spy(model, settings)
 
         def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             positions = kwargs.get("position_ids")
             if positions is not None and positions.dim() == 3:
                 spy.branch_positions |= set(positions[..., 0].unique().tolist())
 
-        make(engine, model, tokenizer, **settings)
         model.register_forward_pre_hook(note, with_kwargs=True)
         model.base_model.register_forward_pre_hook(note, with_kwargs=True)
-        spies[id(engine)] = spy
-        found.append(spy)
 
-    def watched_stream(engine: Engine, requests: Iterable[Request], sampling: SamplingParams | None = None) -> Any:
-        spy = spies[id(engine)]
+    def stream(self, requests: Iterable[Request], sampling: SamplingParams | None = None) -> Iterator[Event]:
         if sampling is not None:
-            spy.sampling.append(sampling)
+            self.spy.sampling.append(sampling)
 
         def noted() -> Iterator[Request]:
             for request in requests:
-                spy.requests.append(request)
+                self.spy.requests.append(request)
                 yield request
 
-        for event in stream(engine, noted(), sampling):
-            spy.events.append(event)
+        for event in super().stream(noted(), sampling):
+            self.spy.events.append(event)
             yield event
 
+
+@contextlib.contextmanager
+def watched_engines() -> Iterator[list[Spy]]:
+    """The engines that are loaded meanwhile."""
+    found: list[Spy] = []
+    load = Engine.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def load_watched(cls: type[Engine], *given: Any, **settings: Any) -> Engine:
+        engine: Watched = load(Watched, *given, **settings)
+        found.append(engine.spy)
+        return engine
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "__init__", watched_init)
-        patch.setattr(Engine, "stream", watched_stream)
+        patch.setattr(Engine, "from_pretrained", classmethod(load_watched))
         yield found
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from parallelmind.columnar import find_rope_patch
 from parallelmind.models import loader
 from parallelmind.models.identity import bundled_model_path
-from parallelmind.tasks import batch_worker
-from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line
+from tests.compatibility.command_lines import link_checkout, parsed, refusal, run_line, run_script
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import SECTIONS, proves
 from tests.compatibility.inference_runs import (
@@ -29,6 +28,8 @@ from tests.compatibility.inference_runs import (
     watched_loading,
 )
 from tests.exact import ON_CPU
+from tests.hub import put_on_hub
+from tests.machines import machine_with_gpus
 
 PAIRS = 32
 """Frequency pairs of the bundled model."""
@@ -135,23 +136,15 @@ def test_log(plain: BatchRun) -> None:
 
 
 @proves("batch", "--base_model")
-def test_base_model(tmp_path: Path, plain: BatchRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_model(tmp_path: Path, plain: BatchRun) -> None:
     """A folder is the model in it; any other name is asked of the Hub."""
-    asked = []
-
-    def from_pretrained(name: str, **settings: Any) -> Any:
-        asked.append(name)
-        return load(name, **settings)
-
-    load = AutoTokenizer.from_pretrained
-    monkeypatch.setattr(loader.AutoTokenizer, "from_pretrained", from_pretrained)
     local = batch(tmp_path, [RECORD], "--base_model", bundled_model_path())
     assert local.rows == plain.rows[:3]
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    hub = batch(tmp_path, [RECORD], "--base_model", "some-one/some-model")
-    assert asked == [str(bundled_model_path()), "some-one/some-model"]
-    assert hub.code == 1
-    assert "--base_model some-one/some-model: not a local folder, and not loadable from the Hugging Face Hub" in hub.log
+    put_on_hub("some-one/some-model", bundled_model_path())
+    assert batch(tmp_path, [RECORD], "--base_model", "some-one/some-model").rows == plain.rows[:3]
+    unknown = batch(tmp_path, [RECORD], "--base_model", "some-one/other")
+    assert unknown.code == 1
+    assert "--base_model some-one/other: not a local folder, and not loadable from the Hugging Face Hub" in unknown.log
 
 
 @proves("batch", "--lora_path", "--lora_rank", "--patch_rope")
@@ -296,7 +289,7 @@ def test_sampling(tmp_path: Path, plain: BatchRun) -> None:
 @proves("batch", "--device")
 def test_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU `cuda` is refused, and no flag means the CPU and a line that says so; with one it means cuda."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine_with_gpus(monkeypatch, 0)
     refused = batch(tmp_path, [RECORD], device="cuda")
     assert refused.code == 1
     assert "--device is 'cuda', but torch sees no GPU; use --device cpu" in refused.log
@@ -306,7 +299,7 @@ def test_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default.engine.model.device.type == "cpu"
     assert said in default.log
     assert said not in batch(tmp_path, [RECORD], device="cpu").log
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    machine_with_gpus(monkeypatch, 1)
     assert loader.resolve_device(None) == ("cuda", None)
 
 
@@ -322,19 +315,24 @@ def test_dtype(tmp_path: Path, dtype: str) -> None:
 
 @proves("batch", "--num_workers")
 @pytest.mark.parametrize(("flags", "threads"), [([], 1), (["--num_workers", 3], 3), (["--num_workers", 0], 0)])
-def test_num_workers(tmp_path: Path, flags: list[object], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_num_workers(tmp_path: Path, flags: list[object], threads: int) -> None:
     """That many threads read ahead and tokenise; with 0 the main one does it; the answers are the same."""
-    started: list[int] = []
-    make = batch_worker.ThreadPoolExecutor
 
-    def pool(workers: int, **settings: Any) -> Any:
-        started.append(workers)
-        return make(workers, **settings)
+    def ahead() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("read-ahead")}
 
-    monkeypatch.setattr(batch_worker, "ThreadPoolExecutor", pool)
-    assert batch(tmp_path, [RECORD], *flags).outputs == ANSWERS
-    assert started == ([threads] if threads else [])
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+    # Each of these takes a thread so long that the next ones are begun meanwhile, and the last record is not read yet
+    # when the first one is answered.
+    records = [RECORD, *[{"text": "word " * 20_000}] * 4, RECORD]
+    seen: set[str] = set()
+    watch = register_module_forward_pre_hook(lambda *_: seen.update(ahead()))
+    try:
+        run = batch(tmp_path, records, *flags, "--batch_size", 1)
+    finally:
+        watch.remove()
+    assert run.outputs == ANSWERS + [None] * 4 + ANSWERS
+    assert len(seen) == threads
+    assert not ahead()
 
 
 @proves("batch", "--max_samples")
@@ -362,14 +360,15 @@ def test_hyphens(tmp_path: Path, plain: BatchRun) -> None:
 
 
 @proves("batch", "python scripts/parallel_inference_hf_lora.py")
-def test_the_script(tmp_path: Path, plain: BatchRun) -> None:
-    """The script, as a process of its own, writes what the command writes."""
+def test_the_script(tmp_path: Path, plain: BatchRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script writes what the command writes."""
     link_checkout(tmp_path)
     (tmp_path / "in.jsonl").write_text(json.dumps(RECORD) + "\n", encoding="utf-8")
     line = "python scripts/parallel_inference_hf_lora.py --base_model tiny --data_path in.jsonl --out_path out.jsonl"
-    done = run_line(line, *ON_CPU, "--temperature", 0, cwd=tmp_path)
+    run_script(line, *ON_CPU, "--temperature", 0, "--workers", 0, cwd=tmp_path)
     assert read_rows(tmp_path / "out.jsonl") == plain.rows[:3]
-    assert "1 records loaded = 1 answered + 0 failed; 3 generations finished (生成完成), 0 error rows" in done.stderr
+    said = capsys.readouterr().err
+    assert "1 records loaded = 1 answered + 0 failed; 3 generations finished (生成完成), 0 error rows" in said
 
 
 @proves("batch", "torchrun --nproc_per_node N scripts/parallel_inference_hf_lora.py", "rank=X", '{"input", "output"}')
@@ -380,7 +379,7 @@ def test_torchrun(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     line = (
         "torchrun --nproc_per_node 2 scripts/parallel_inference_hf_lora.py --base_model tiny "
-        "--data_path in.jsonl --out_path out.jsonl --max_new_tokens 40 --ignore_eos"
+        "--data_path in.jsonl --out_path out.jsonl --max_new_tokens 12 --ignore_eos"
     )
     log = run_line(line, *ON_CPU, cwd=tmp_path).stderr
     assert "rank=0 INFO loading tiny" in log
@@ -388,7 +387,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert log.count("40 records loaded = 40 answered + 0 failed; 120 generations finished (生成完成)") == 1
     rows = read_rows(tmp_path / "out.jsonl")
     assert [row["input"] for row in rows] == [text for record in records for text in record["branches"]]
-    assert all(row["output_tokens"] == 40 for row in rows)
+    assert all(row["output_tokens"] == 12 for row in rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

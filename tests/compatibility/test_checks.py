@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from parallelmind.cli.main import main
-from parallelmind.doctor import DoctorOptions, examine
-from tests.compatibility.command_lines import ROOT, link_checkout, run_line
+from parallelmind.doctor import Subject, examine
+from tests.compatibility.command_lines import ROOT, link_checkout, run_line, run_script
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import proves
 
@@ -21,18 +21,21 @@ BASH = ["bash", str(ROOT / "scripts" / "test_inference.sh")]
 
 
 @proves("checks", "python scripts/validate_inference_setup.py", "exit code")
-def test_validate_inference_setup() -> None:
+@pytest.mark.half_precision
+def test_validate_inference_setup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkout passes: exit code 0, and a table with every group in which nothing failed."""
-    done = run_line("python scripts/validate_inference_setup.py", cwd=ROOT, COLUMNS="200")
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    monkeypatch.setenv("COLUMNS", "200")
+    run_script("python scripts/validate_inference_setup.py", cwd=ROOT)
+    shown = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     assert [row[0] for row in cells if row[0]] == GROUPS
     assert {row[2] for row in cells if row[2]} <= {"pass", "skip"}
     passed = [row[2] for row in cells].count("pass")
     skipped = [row[2] for row in cells].count("skip")
-    assert f"no check failed: {passed} passed, {skipped} skipped" in done.stdout
+    assert f"no check failed: {passed} passed, {skipped} skipped" in shown
     for name in ("模块导入", "训练脚本", "推理脚本", "文档完整性", "pos2d 工作流程", "文件结构"):
-        assert re.search(rf"{name} .*✅ 通过", done.stdout), name
-    assert done.stdout.endswith("✅ 所有验证通过！系统已正确配置\n")
+        assert re.search(rf"{name} .*✅ 通过", shown), name
+    assert shown.endswith("✅ 所有验证通过！系统已正确配置\n")
 
 
 @proves("checks", "exit code")
@@ -48,19 +51,20 @@ def test_a_failure_shows_in_the_exit_code(tmp_path: Path, capsys: pytest.Capture
 
 
 @proves("checks", "python scripts/test_pos2d_handling.py")
-def test_pos2d_handling(tmp_path: Path) -> None:
+def test_pos2d_handling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The script shows branch id, branch position and time of each token of a row, and every check holds."""
-    done = run_line("python scripts/test_pos2d_handling.py", cwd=link_checkout(tmp_path))
-    rows = [[int(cell) for cell in re.findall(r"\d+", line)] for line in done.stdout.splitlines() if line[:1] == "│"]
+    run_script("python scripts/test_pos2d_handling.py", cwd=link_checkout(tmp_path))
+    shown = capsys.readouterr().out
+    rows = [[int(cell) for cell in re.findall(r"\d+", line)] for line in shown.splitlines() if line[:1] == "│"]
     assert rows == [
         *([time, 0, 0, time] for time in range(4)),
         *([4 + step, 1, 128, 4 + step] for step in range(3)),
         *([7 + step, 2, 256, 4 + step] for step in range(2)),
     ]
-    marks = [line.split()[0] for line in done.stdout.splitlines() if line.startswith(("ok ", "FAIL"))]
+    marks = [line.split()[0] for line in shown.splitlines() if line.startswith(("ok ", "FAIL"))]
     assert marks == ["ok"] * len(marks)
     assert len(marks) > 5
-    assert done.stdout.endswith("all checks passed\n")
+    assert shown.endswith("all checks passed\n")
 
 
 @pytest.mark.slow
@@ -105,5 +109,5 @@ def test_inference_sh_names_what_is_missing() -> None:
 @proves("checks", *DOCUMENTS)
 def test_documents() -> None:
     """The document is there, has text, and none of its links is dead."""
-    found = {outcome.name: outcome for outcome in examine(DoctorOptions(), ["documents"], begin=lambda check: None)}
+    found = {outcome.name: outcome for outcome in examine(Subject(), ["documents"], begin=lambda *_: None)}
     assert [found[name].status for name in DOCUMENTS] == ["pass"] * len(DOCUMENTS), found

@@ -14,20 +14,39 @@ from typing import Any
 
 import pytest
 
-from parallelmind import Engine
+from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.server.options import ServeOptions
 from tests.compatibility.command_lines import parsed
 from tests.compatibility.contract import proves
 from tests.compatibility.inference_runs import ANSWERS, QUESTIONS, STORY
 from tests.exact import ON_CPU, ON_CPU_VARIABLES
-from tests.server.serving import Running, running, tiny_engine
+from tests.server.serving import Running, running
 
 BODY = {"prompt": STORY + QUESTIONS[0], "max_new_tokens": 512, "temperature": 0}
 
 
+class Recording(Engine):
+    """Keeps what it is asked for."""
+
+    def __init__(self, *parts: Any, **settings: Any) -> None:
+        super().__init__(*parts, **settings)
+        self.asked: list[SamplingParams] = []
+
+    def add_request(self, request: Request, sampling: SamplingParams | None = None) -> int:
+        self.asked += [branch.sampling for branch in request.branches if isinstance(branch, Branch) and branch.sampling]
+        return super().add_request(request, sampling)
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(tiny_engine) as found:
+def engine() -> Recording:
+    found = Recording.from_pretrained("tiny", device="cpu", dtype="float32", patch_rope=False)
+    assert isinstance(found, Recording)
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(engine: Recording) -> Iterator[Running]:
+    with running(engine) as found:
         yield found
 
 
@@ -42,19 +61,12 @@ def test_generate(server: Running) -> None:
 
 
 @proves("service", "max_new_tokens", "temperature")
-def test_defaults(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults(server: Running, engine: Recording) -> None:
     """Left out, the engine is asked for the documented defaults; given, for what was given."""
-    asked = []
-    add = Engine.add_request
-
-    def add_request(engine: Engine, request: Any, *args: Any, **settings: Any) -> Any:
-        asked.append(request.branches[0].sampling)
-        return add(engine, request, *args, **settings)
-
-    monkeypatch.setattr(Engine, "add_request", add_request)
+    before = len(engine.asked)
     assert server.post("/generate", {"prompt": STORY + QUESTIONS[1], "seed": 0}).status == 200
     assert server.post("/generate", {"prompt": STORY, "max_new_tokens": 7, "temperature": 0.25}).status == 200
-    assert [(sampling.max_new_tokens, sampling.temperature) for sampling in asked] == [(512, 0.7), (7, 0.25)]
+    assert [(one.max_new_tokens, one.temperature) for one in engine.asked[before:]] == [(512, 0.7), (7, 0.25)]
 
 
 @proves("service", "return_full_text")
@@ -95,8 +107,9 @@ def test_default_port() -> None:
     ids=["parallelmind serve", "uvicorn"],
 )
 def test_started(command: list[str]) -> None:
-    """The process answers on its port until it is terminated."""
+    """The process answers on its port until it is terminated; uvicorn's has its settings from the environment."""
     variables = ON_CPU_VARIABLES | {"OMP_NUM_THREADS": "1", "PARALLELMIND_BASE_MODEL": "tiny"}
+    variables |= {"PARALLELMIND_MAX_BRANCHES": "2"}
     process = subprocess.Popen(
         [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=os.environ | variables
     )
@@ -109,8 +122,13 @@ def test_started(command: list[str]) -> None:
             if port and ("ready: tiny" in line or command[0] == "uvicorn"):
                 break
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-        connection.request("POST", "/generate", json.dumps(BODY), {"Content-Type": "application/json"})
+        typed = {"Content-Type": "application/json"}
+        connection.request("POST", "/generate", json.dumps(BODY), typed)
         assert json.loads(connection.getresponse().read()) == {"response": BODY["prompt"] + ANSWERS[0]}
+        connection.request("POST", "/v1/branches", json.dumps({"main": STORY, "branches": [{}] * 3}), typed)
+        refused = connection.getresponse()
+        assert refused.status == 400
+        assert "takes 2" in json.loads(refused.read())["error"]["message"]
         connection.close()
         process.send_signal(signal.SIGTERM)
         process.stderr.read()

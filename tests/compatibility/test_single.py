@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import sys
 from collections.abc import Iterable
@@ -30,6 +29,8 @@ from tests.compatibility.inference_runs import (
 )
 from tests.exact import ON_CPU
 from tests.families import char_tokenizer, tiny_model
+from tests.machines import machine_with_gpus
+from tests.programs import command_line
 
 PROMPT = STORY + QUESTIONS[0]
 EXACT = ("--temperature", 0, "--repetition_penalty", 1)
@@ -56,12 +57,11 @@ def script(*words: object, stdin: str = "", device: str | None = "cpu") -> Run:
     given = ["--base_model", "tiny", "--dtype", "float32", *([] if device is None else ["--device", device]), *words]
     out, err = io.StringIO(), io.StringIO()
     with (
-        pytest.MonkeyPatch.context() as patch,
+        command_line("inference_hf_lora.py", stdin=stdin),
         watched_engines() as engines,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
         try:
             code = inference_hf_lora.main([str(word) for word in given])
         except SystemExit as ended:
@@ -162,7 +162,7 @@ def test_rope(adapters: Adapters) -> None:
 @proves("single", "--device")
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuda is refused where no GPU is; without the flag the CPU is taken, and a line says so."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine_with_gpus(monkeypatch, 0)
     assert "torch sees no GPU; use --device cpu" in generate(device="cuda").err
     default = generate(*EXACT, device=None)
     assert default.out == " 26\n"
@@ -216,7 +216,7 @@ def test_chat() -> None:
 
 
 @proves("single", "User: and Assistant:")
-def test_the_reply_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reply_is_streamed() -> None:
     """The beginning of a reply is printed before its end is known."""
     ended_at_write: list[bool] = []
 
@@ -225,10 +225,13 @@ def test_the_reply_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
             ended_at_write.append(any(event.result is not None for event in engines[0].events) if engines else False)
             return super().write(text)
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     flags = ["--base_model", "tiny", *ON_CPU, "--ignore_eos", "--max_new_tokens", "30", "--temperature", "0"]
     out = Out()
-    with watched_engines() as engines, contextlib.redirect_stdout(out):
+    with (
+        command_line("inference_hf_lora.py", stdin="hello\n"),
+        watched_engines() as engines,
+        contextlib.redirect_stdout(out),
+    ):
         assert inference_hf_lora.main(flags) == 0
     assert out.getvalue().startswith("User: Assistant: ")
     assert ended_at_write.index(True) > 10
@@ -236,15 +239,17 @@ def test_the_reply_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @proves("single", "--load_in_8bit", "--load_in_4bit")
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_quantized(bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized(bits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without bitsandbytes the error names the command that installs it; with it transformers is asked for them."""
-    monkeypatch.setattr(loader, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     refused = generate(f"--load_in_{bits}")
     assert refused.code == 1
     assert "bitsandbytes, which is not installed; run: pip install 'parallelmind[quant]'" in refused.err
-    monkeypatch.setattr(loader, "find_spec", lambda name: object())
-    version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name == "bitsandbytes" else version(name))
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    (tmp_path / "bitsandbytes.py").touch()
+    (tmp_path / "bitsandbytes-1.0.dist-info").mkdir()
+    (tmp_path / "bitsandbytes-1.0.dist-info" / "METADATA").write_text("Name: bitsandbytes\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with watched_loading() as loaded:
         assert generate(f"--load_in_{bits}", *EXACT).out == " 26\n"
     config = loaded[0]["quantization_config"]
@@ -314,10 +319,11 @@ def decoded(request: Any) -> str:
 
 
 @proves("single", "python parallel_generate.py")
-def test_parallel_generate(tmp_path: Path) -> None:
+def test_parallel_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """From a checkout, as written: each branch has its answer."""
     line = "python parallel_generate.py --base_model tiny --prompt -"
     branches = [word for question in QUESTIONS for word in ("--branch", question)]
-    done = run_line(line, *branches, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path), stdin=STORY)
-    shown = [line for pair in zip(QUESTIONS, ANSWERS, strict=True) for line in pair]
-    assert [line.partition("] ")[2] or line for line in done.stdout.splitlines()] == [line.strip() for line in shown]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(STORY))
+    run_script(line, *branches, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path))
+    expected = [line.strip() for pair in zip(QUESTIONS, ANSWERS, strict=True) for line in pair]
+    assert [line.partition("] ")[2] or line for line in capsys.readouterr().out.splitlines()] == expected

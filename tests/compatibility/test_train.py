@@ -11,9 +11,11 @@ from unittest import mock
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from parallelmind.columnar.rope import auto_pair_indices, find_rope_patch
 from parallelmind.models.sidecar import read_sidecar
+from tests.compatibility.command_lines import parsed
 from tests.compatibility.contract import proves
 from tests.compatibility.train_runs import Ran, Trainer, adapter, trainer_of, write_jsonl
 from tests.training.runs import assert_equal, save_model
@@ -70,35 +72,36 @@ def size(weights: dict[str, torch.Tensor], which: str = ".B.weight") -> float:
 )  # fmt: skip
 def test_the_defaults(default: Ran, model: Path) -> None:
     """A run with `--base_model` and `--data_path` alone has the documented defaults."""
-    options, trainee, arguments = default.options, default.trainee, default.arguments
-    assert (options.epochs, options.batch_size, options.batch_by_samples) == (1, 16, False)
-    assert (options.max_seq_len, options.branches_per_sample) == (512, 8)
-    assert (options.max_branches_per_sample, options.min_branches_per_sample) == (0, 1)
-    assert (options.load_lora, options.hf_dataset, options.hf_subset) == (None, None, None)
-    assert (options.use_streaming, options.use_wandb, options.ddp) == (False, False, False)
-    assert (options.dtype, options.out_dir, arguments.run_name) == ("bfloat16", Path("out"), "hf_parallel_lora")
-    assert (trainee.rank, trainee.patched) == (8, True)
-    assert (trainee.settings.ratio, trainee.settings.branch_stride) == (0.5, 128)
+    documented: dict[str, Any] = {"epochs": 1, "batch_size": 16, "batch_by_samples": False, "max_seq_len": 512}
+    documented |= {"branches_per_sample": 8, "max_branches_per_sample": 0, "min_branches_per_sample": 1}
+    documented |= {"load_lora": None, "hf_dataset": None, "hf_subset": None, "tokenizer_path": None}
+    documented |= {"use_streaming": False, "use_wandb": False, "ddp": False}
+    documented |= {"dtype": "bfloat16", "out_dir": Path("out")}
+    assert parsed("train", "--base_model", "m", "--data_path", "d").items() >= documented.items()
+    arguments, sidecar = default.arguments, read_sidecar(default.out / "lora" / "hf_parallel_lora_final.pth")
+    assert arguments.run_name == "hf_parallel_lora"
+    assert sidecar is not None
+    assert sidecar.rope is not None
+    assert (sidecar.rank, sidecar.rope.ratio, sidecar.rope.branch_stride) == (8, 0.5, 128)
     assert (arguments.learning_rate, arguments.max_grad_norm) == (1e-4, 1.0)
     assert arguments.gradient_accumulation_steps == 1
     assert [row[0] for row in default.texts()].count("main0") == 2  # its 9 branches are two rows, of one pass
     assert (arguments.logging_steps, arguments.save_steps, arguments.report_to) == (50, 500, [])
-    assert trainee.tokenizer.get_vocab()["a"] == 3 + ord("a") - 33
     assert default.files() == {"hf_parallel_lora_final.pth"}
 
 
 @proves("train", "--base_model", "--tokenizer_path")
-def test_the_model_and_its_tokenizer(train: Trainer, default: Ran, tmp_path: Path) -> None:
+def test_the_model_and_its_tokenizer(train: Trainer, default: Ran, model: Path, tmp_path: Path) -> None:
     """Another model has an adapter of other shapes, another tokenizer gives other ids; no model is an error."""
     other = save_model(tmp_path / "other", hidden_size=32)
     name = "model.layers.0.self_attn.q_proj.lora.A.weight"
     assert default.final()[name].shape == (8, 64)
-    vocabulary = default.trainee.tokenizer.get_vocab()
-    tokenizer = default.trainee.tokenizer.backend_tokenizer.to_str()
+    own = AutoTokenizer.from_pretrained(model)
+    vocabulary, tokenizer = own.get_vocab(), own.backend_tokenizer.to_str()
     swapped = tokenizer.replace(f'"m":{vocabulary["m"]}', '"m":-1').replace(f'"n":{vocabulary["n"]}', '"n":-2')
     swapped = swapped.replace('"m":-1', f'"m":{vocabulary["n"]}').replace('"n":-2', f'"n":{vocabulary["m"]}')
     assert swapped != tokenizer
-    default.trainee.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    own.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(swapped)
     ran = train("--base_model", other, "--tokenizer_path", tmp_path / "tokenizer", "--max_steps", 1)
     assert ran.final()[name].shape == (8, 32)
@@ -142,9 +145,9 @@ def test_2d_rope(train: Trainer, default: Ran) -> None:
         (train("--patch_rope", "--rope_2d_ratio", 0.25, "--stride", 32, "--max_steps", 1), 0.25, 32),
         (train("--branch-stride", 64, "--max-steps", 1), 0.5, 64),
     ):
-        rope = find_rope_patch(ran.trainee.model)
+        rope = find_rope_patch(ran.model)
         assert rope is not None
-        expected = auto_pair_indices(ran.trainee.model, ratio)
+        expected = auto_pair_indices(ran.model, ratio)
         assert list(rope.pair_indices) == expected
         places, times = ran.batches[0]["position_ids"].unbind(-1)
         branches = ran.batches[0]["attention_mask"][:, 0, :, 0]
@@ -156,7 +159,7 @@ def test_2d_rope(train: Trainer, default: Ran) -> None:
         assert sidecar.rope is not None
         assert (sidecar.rope.ratio, sidecar.rope.branch_stride) == (ratio, stride)
     off = train("--no_patch_rope", "--max_steps", 1)
-    assert find_rope_patch(off.trainee.model) is None
+    assert find_rope_patch(off.model) is None
     assert off.batches[0]["position_ids"].dim() == 2
     sidecar = read_sidecar(off.out / "lora" / "hf_parallel_lora_final.pth")
     assert sidecar is not None
@@ -197,7 +200,7 @@ def test_number_formats(train: Trainer, default: Ran) -> None:
     """bfloat16 and float32 are what the frozen weights have and the forward computes in; float16 needs a GPU."""
 
     def formats(ran: Ran) -> tuple[set[torch.dtype], set[torch.dtype]]:
-        parameters = list(ran.trainee.model.parameters())
+        parameters = list(ran.model.parameters())
         frozen = {value.dtype for value in parameters if not value.requires_grad}
         return frozen, {value.dtype for value in parameters if value.requires_grad}
 

@@ -98,11 +98,8 @@ def test_streaming(train: Trainer, data: Path) -> None:
 
 
 @proves("train", "--hf_dataset", "--hf_subset")
-def test_hugging_face_datasets(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hugging_face_datasets(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dataset of two subsets, here a folder, read whole and streaming; and not together with `--data_path`."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "dataset"
     for name in ("one", "two"):
         write_jsonl(folder / name / "train.jsonl", [record(name, 1)] * 3)

@@ -17,7 +17,7 @@ from parallelmind.models.loader import load_model_with_lora
 from tests.compatibility.command_lines import link_checkout, run_line, run_script
 from tests.compatibility.contract import proves
 from tests.compatibility.train_runs import Ran, Trainer, adapter, trainer_of, write_jsonl
-from tests.training.runs import save_model, write_records
+from tests.training.runs import assert_equal, save_model, write_records
 
 IDS = torch.arange(3, 60)[None]
 _WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +53,7 @@ def test_the_adapter_moves_and_nothing_else(trained: Ran, model: Path) -> None:
     base = plain(model)
     expected = set(linear_layers(base)) - {"lm_head"}
     assert {name.split(".lora.")[0] for name in trained.final()} == expected
-    parameters = dict(trained.trainee.model.named_parameters())
+    parameters = dict(trained.model.named_parameters())
     moving = {name for name, value in parameters.items() if value.requires_grad}
     assert moving == {name for name in parameters if "lora_" in name}
     before = base.state_dict()
@@ -109,28 +109,41 @@ def flags_of(model: Path, data: Path) -> list[object]:
     return [*flags, "--branches_per_sample", 3, "--log_interval", 1]
 
 
-def steps(folder: Path, name: str) -> int:
+def last_entry(folder: Path, name: str) -> dict[str, Any]:
     lines = (folder / "out" / "logs" / name / "metrics.jsonl").read_text().splitlines()
-    return max(json.loads(line)["step"] for line in lines)
+    entry: dict[str, Any] = json.loads(lines[-1])
+    return entry
 
 
 @proves("train", "python trainer/train_hf_parallel_lora.py")
 @proves("train", "torchrun --nproc_per_node N trainer/train_hf_parallel_lora.py …", "--ddp")
 def test_one_process_and_two(model: Path, data: Path, tmp_path: Path) -> None:
-    """The line, and with torchrun two processes that need half the steps; each leaves one final adapter.
+    """The line, and with torchrun two processes, whose batches of half the size make the same adapter.
 
-    `--ddp` may be given to the second, and means the same.
+    With `--ddp` it is the same run. Rows of 3 branches are cut in two. The folder has a run of other settings, so that
+    both processes take the same next name.
     """
     one, two = (link_checkout(tmp_path / name) for name in ("one", "two"))
-    flags = flags_of(model, data)
-    run_script("python trainer/train_hf_parallel_lora.py", *flags, cwd=one)
-    line = "torchrun --nproc_per_node 2 trainer/train_hf_parallel_lora.py"
-    first = run_line(line, *flags, cwd=two)
-    assert "is complete already" not in first.stderr
-    assert "is complete already" in run_line(line, *flags, "--ddp", cwd=two).stderr
-    assert steps(one, "hf_parallel_lora") == 2 * steps(two, "hf_parallel_lora") == 12
-    for folder in (one, two):
-        assert [path.name for path in (folder / "out" / "lora").glob("*.pth")] == ["hf_parallel_lora_final.pth"]
+    # Plain SGD without clipping, as Adam does not care for the scale of a gradient.
+    flags = ["--base_model", model, "--data_path", data, "--device", "cpu", "--dtype", "float32"]
+    flags += ["--branches_per_sample", 3, "--log_interval", 2, "--max_samples", 21, "--eval_ratio", 0.2]
+    flags += ["--learning_rate", 0.05, "--optim", "sgd", "--grad_clip", 0]
+    run_script("python trainer/train_hf_parallel_lora.py", *flags, "--batch_size", 12, cwd=one)
+    run_script("python trainer/train_hf_parallel_lora.py", *flags, "--batch_size", 6, "--max_steps", 1, cwd=two)
+    line = "torchrun --nproc_per_node 2 trainer/train_hf_parallel_lora.py --batch_size 2 --accumulation_steps 3"
+    for ddp in ([], ["--ddp"]):
+        said = run_line(line, *flags, *ddp, cwd=two).stderr
+        assert said.count("this one is called hf_parallel_lora_2") == 1
+        assert ("hf_parallel_lora_2 is complete already" in said) == bool(ddp), said[-3000:]
+        assert "rank=1" not in "".join(line for line in said.splitlines() if "step " in line)
+    logs = [last_entry(one, "hf_parallel_lora"), last_entry(two, "hf_parallel_lora_2")]
+    assert logs[0]["step"] == logs[1]["step"] > 1
+    assert logs[1]["eval_loss"] == pytest.approx(logs[0]["eval_loss"], rel=1e-4)
+    of_one, of_two = (folder / "out" / "lora" for folder in (one, two))
+    final = "hf_parallel_lora_2_final.pth"
+    assert {path.name for path in of_one.glob("*.pth")} == {"hf_parallel_lora_final.pth"}
+    assert {path.name for path in of_two.glob("*.pth")} == {"hf_parallel_lora_final.pth", final}
+    assert_equal(adapter(of_two / final), adapter(of_one / "hf_parallel_lora_final.pth"), tolerance=1e-4)
 
 
 @proves(
@@ -176,5 +189,5 @@ def test_pretraining_trains_all_weights(model: Path, data: Path, tmp_path: Path)
     train = Trainer(tmp_path, None, "--data_path", data, "--device", "cpu", "--dtype", "float32", "--max_steps", 2)
     small = ("--hidden_size", 32, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--num_key_value_heads", 1)
     ran = train("--task", "pretrain", "--tokenizer_path", model, *small)
-    assert all(value.requires_grad for value in ran.trainee.model.parameters())
+    assert all(value.requires_grad for value in ran.model.parameters())
     assert all(row.loss_mask[row.row.branch_ids == 0].all() for rows in ran.rows for row in rows)

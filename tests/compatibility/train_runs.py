@@ -1,4 +1,4 @@
-"""Training runs by their command line, in this process, with what reached the trainer kept for a look."""
+"""Training runs by their command line, in this process, with what reached transformers' trainer kept for a look."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from parallelmind.cli.main import main
-from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
-from parallelmind.training import run as run_module
-from parallelmind.training.model import Trainee
-from parallelmind.training.options import TrainOptions
+from parallelmind.data.collator import MicroBatch
 from tests.families import char_tokenizer
 
 EOS = "<eos>"
@@ -30,8 +28,7 @@ class Ran:
     code: int = -1
     out: Path = Path()
     shown: str = ""
-    options: TrainOptions = field(init=False)
-    trainee: Trainee = field(init=False)
+    model: Any = None
     arguments: Any = None
     rows: list[list[Any]] = field(default_factory=list)
     """The packed rows of each batch."""
@@ -112,27 +109,21 @@ def trainer_of(folder: Path, capsys: pytest.CaptureFixture[str] | None, model: P
 def _recorded() -> Iterator[Ran]:
     ran = Ran()
 
-    class Recording(ParallelPretrainCollator):
-        def __call__(self, batch: Any) -> dict[str, Any]:
-            made = super().__call__(batch)
+    make = transformers.Trainer.__init__
+
+    def make_recorded(trainer: Any, *, model: Any, args: Any, data_collator: Any, **more: Any) -> None:
+        ran.model, ran.arguments = model, args
+
+        def collate(batch: Any) -> dict[str, Any]:
+            made: dict[str, Any] = data_collator(batch)
             ran.rows.append(list(batch.rows if isinstance(batch, MicroBatch) else batch))
             ran.batches.append(made)
             return made
 
-    load, arguments = run_module.load_trainee, run_module.training_arguments
-
-    def load_recorded(options: TrainOptions, **more: Any) -> Trainee:
-        ran.options, ran.trainee = options, load(options, **more)
-        return ran.trainee
-
-    def arguments_recorded(*given: Any, **more: Any) -> Any:
-        ran.arguments = arguments(*given, **more)
-        return ran.arguments
+        make(trainer, model=model, args=args, data_collator=collate, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "ParallelPretrainCollator", Recording)
-        patch.setattr(run_module, "load_trainee", load_recorded)
-        patch.setattr(run_module, "training_arguments", arguments_recorded)
+        patch.setattr(transformers.Trainer, "__init__", make_recorded)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             patch.delenv(name, raising=False)
         yield ran

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import runpy
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from parallelmind.models.identity import bundled_model_path
+from tests.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 ENTRY_POINTS = ("scripts", "trainer", "utils", "model", "parallel", "parallel_generate.py")
@@ -113,7 +113,7 @@ class Desk:
             for name, value in variables.items():
                 patch.setenv(name, value)
             patch.chdir(self.folder)
-            patch.setattr(sys, "path", [str(self.folder), *sys.path])
+            patch.syspath_prepend(str(self.folder))
             yield
 
     def _as_process(self, words: Sequence[str], stdin: str, variables: dict[str, str]) -> Done:
@@ -142,18 +142,8 @@ class Desk:
         if Path(script).name in JOBS:
             flags += ["--workers", "0"]  # a process of its own would import everything again
         out, err = io.StringIO(), io.StringIO()
-        with (
-            self._at_home(variables),
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            patch.setattr(sys, "argv", [script, *flags])
-            patch.setattr(sys, "stdin", io.StringIO(stdin))
-            patch.setattr(sys, "path", [str((self.folder / script).resolve().parent), *sys.path])
-            with pytest.raises(SystemExit) as ended:
-                runpy.run_path(script, run_name="__main__")
-        code = ended.value.code
+        with self._at_home(variables), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run_program(script, *flags, stdin=stdin)
         return Done(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from parallelmind import Branch, Engine, Event, Request, SamplingParams
 from parallelmind.errors import RequestError, SettingsError
+from tests.broken_models import failing
 from tests.engine.asking import GREEDY, MAIN, answer
 from tests.families import char_tokenizer, tiny_model
 
@@ -136,13 +137,11 @@ def test_a_stream_may_run_inside_another(engine: Engine) -> None:
     assert found == {(i, k): ids for i, request in enumerate(expected) for k, ids in enumerate(request)}
 
 
-def test_a_stream_whose_requests_another_one_ended_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_whose_requests_another_one_ended_says_so(engine: Engine, model: Any) -> None:
     stream = engine.stream([Request(main=MAIN, branches=["a"])], GREEDY)
     next(stream)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "forward", _broken)
-        with pytest.raises(RuntimeError, match="lost the device"):
-            answer(engine)
+    with failing(model, RuntimeError("lost the device")), pytest.raises(RuntimeError, match="lost the device"):
+        answer(engine)
     with pytest.raises(RequestError, match="another use of the engine"):
         list(stream)
 
@@ -236,18 +235,12 @@ def test_requests_are_taken_only_as_far_as_they_can_run(model: Any) -> None:
     assert taken <= 20 + 2 * 4 + 1
 
 
-def test_a_failing_forward_leaves_the_engine_usable(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_forward_leaves_the_engine_usable(engine: Engine, model: Any) -> None:
     expected = answer(engine).token_ids
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "forward", _broken)
-        with pytest.raises(RuntimeError, match="lost the device"):
-            answer(engine)
+    with failing(model, RuntimeError("lost the device")), pytest.raises(RuntimeError, match="lost the device"):
+        answer(engine)
     assert not engine.has_unfinished()
     assert answer(engine).token_ids == expected
-
-
-def _broken(*_: Any) -> None:
-    raise RuntimeError("lost the device")
 
 
 def test_a_strict_branch_does_not_depend_on_main(model: Any) -> None:

@@ -21,7 +21,6 @@ from parallelmind.columnar import (
     pack_row,
     patch_model_with_interleaved_2d_rope,
 )
-from parallelmind.engine import attention
 from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
 
 STRIDE = 16
@@ -88,12 +87,8 @@ def test_cached_decode_equals_one_full_forward(family: str, visibility: Visibili
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)
 @pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "falcon"])
-def test_chunked_prefill_equals_one_full_forward(
-    family: str, visibility: Visibility, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same with mains and prompts cut into chunks of a few tokens, and scores computed a few at a time."""
-    monkeypatch.setattr(attention, "_MAX_MASK", 0)
-    monkeypatch.setattr(attention, "_MAX_SCORES", 200)
+def test_chunked_prefill_equals_one_full_forward(family: str, visibility: Visibility) -> None:
+    """The same with mains and prompts cut into chunks of a few tokens."""
     model = model_of(family, "split")
     engine = Engine(
         model, TOKENIZER, visibility=visibility, branch_stride=STRIDE, max_batched_tokens=5, page_tokens=3

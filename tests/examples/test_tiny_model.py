@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from parallelmind.cli.main import main
 from parallelmind.models.identity import bundled_model_path
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.sidecar import read_sidecar
+from tests.programs import command_line
 
 STEPS, QUESTIONS, MORE_STEPS = 9, 24, 3
 
@@ -21,8 +21,7 @@ STEPS, QUESTIONS, MORE_STEPS = 9, 24, 3
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     given = {"out_dir": folder, "steps": STEPS, "questions": QUESTIONS, "more_steps": MORE_STEPS}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["prepare", *(f"--{name}={value}" for name, value in given.items())])
+    with command_line("prepare", *(f"--{name}={value}" for name, value in given.items())):
         prepare.main()
     return folder
 

@@ -15,7 +15,7 @@ import pytest
 from parallelmind.cli.main import main
 from parallelmind.errors import DataError, JobError, SettingsError
 from parallelmind.io.remote_files import LocalCopies, is_remote
-from tests.fake_engine import FakeEngine, fake_backend
+from tests.fake_engine import FakeEngine, loaded_instead
 
 
 @pytest.fixture
@@ -134,12 +134,15 @@ def test_a_file_system_whose_library_is_missing_names_the_command(copies: LocalC
 
 
 def test_a_batch_from_url_to_url_that_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "bucket" / "out.jsonl"
     source.write_text("".join(json.dumps({"main": f"m{n}", "branches": ["b"]}) + "\n" for n in range(5)))
     engines = [FakeEngine(fails=lambda prompt: prompt == [ord("b")]), FakeEngine(), FakeEngine()]
-    monkeypatch.setattr("parallelmind.tasks.batch.load_backend", lambda options, worker: fake_backend(engines[0]))
+    loaded_instead(request, monkeypatch, lambda settings: engines[0])
     flags = ["--base_model", "m", "--workers", "0", "--work_dir", str(tmp_path / "work")]
     command = ["batch", "--data_path", source.as_uri(), "--out_path", target.as_uri(), *flags]
     assert main(command) == 0

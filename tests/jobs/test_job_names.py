@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from parallelmind.errors import JobError
+from tests.disks import interrupted_at
 from tests.jobs.doubling import double, expected, fails_on, job, rows
 
 
@@ -163,19 +164,13 @@ def test_an_output_that_was_edited_is_not_gone_on_from(data: Path, out: Path) ->
     assert job(data, out, overwrite=True).complete() == list(range(10))
 
 
-@pytest.mark.parametrize("at", ["opening.put_in_place", "ledger.Ledger.finish"])
+@pytest.mark.parametrize("replaced", [False, True])
 def test_a_kill_while_a_longer_output_takes_the_place_of_the_old_one_loses_nothing(
-    data: Path, out: Path, at: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, out: Path, replaced: bool
 ) -> None:
     job(data, out, max_records=4).complete(fails_on(2))
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"parallelmind.jobs.{at}", killed)
-        with pytest.raises(KeyboardInterrupt):
-            job(data, out).complete()
+    with interrupted_at(out, replaced=replaced):
+        job(data, out).complete()
     assert job(data, out).complete() == []
     assert rows(out) == expected(fails_on(2))
     assert job(data, out, retry_failed=True).complete() == [2]

@@ -16,6 +16,7 @@ from parallelmind.jobs.identity import Identity, JobCompletion
 from parallelmind.jobs.ledger import Ledger, Output, Results, StoredJob
 from parallelmind.jobs.quarantine import Suspicion
 from parallelmind.jobs.results import BY_COORDINATOR, IN_OUTPUT, ResultIndex
+from tests.disks import room_for
 
 KEYS = np.frombuffer(bytes(range(160)), np.dtype((np.void, 16)))
 JOB = StoredJob(
@@ -209,16 +210,12 @@ def test_a_disk_without_locks_is_done_without_and_told(
     assert np.flatnonzero(load(Ledger(path)).has_result).tolist() == [1]
 
 
-def test_a_full_disk_is_not_taken_for_one_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(sqlite3.Connection):
-        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-            if sql == "PRAGMA journal_mode = WAL":
-                error = sqlite3.OperationalError("disk I/O error")
-                error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
-                raise error
-            return super().execute(sql, *values)
-
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *given, **more: connect(*given, **more, factory=Full))
-    with pytest.raises(JobError, match=r"cannot write .*ledger\.sqlite: disk I/O error\. Free some space"):
+@pytest.mark.parametrize(("room", "errorname"), [(0, "SQLITE_IOERR_WRITE"), (20_000, "SQLITE_IOERR_SHMSIZE")])
+def test_a_full_disk_is_not_taken_for_one_without_locks(path: Path, room: int, errorname: str) -> None:
+    with (
+        room_for(room),
+        pytest.raises(JobError, match=r"cannot write .*ledger\.sqlite: disk I/O error\. Free some space") as caught,
+    ):
         Ledger(path)
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+    assert caught.value.__cause__.sqlite_errorname == errorname

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from parallelmind.errors import JobError, ParallelMindError
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.ranks import Rank
 from parallelmind.jobs.run import JobReport, run_job
-from parallelmind.jobs.transports import torchrun
 from tests.jobs.launching import Actors, Launcher, Processes, Ranks, ray_cluster
 from tests.jobs.tasks import Records, doubled, read_rows, run, write_input
 
@@ -178,9 +176,8 @@ def test_a_slow_worker_does_not_hold_the_others_up(tmp_path: Path, out: Path, la
 
 
 def test_a_worker_that_never_ends_loading_leaves_its_records_to_the_others_and_does_not_hold_up_the_end(
-    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setattr("parallelmind.jobs.leases._LATE_SECONDS", 1.0)
     data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(20)))
     ended: list[float] = []
 
@@ -193,7 +190,7 @@ def test_a_worker_that_never_ends_loading_leaves_its_records_to_the_others_and_d
         def update(self, *, done: int, failed: int, generated_tokens: int, by_worker: object) -> None:
             ended.append(time.monotonic())
 
-    run_job(Records(data, out, stop_loading=(1,)), RunOptions(workers=2), progress=Watch())
+    run_job(Records(data, out, stop_loading=(1,)), RunOptions(workers=2, late_seconds=1.0), progress=Watch())
     assert read_rows(out) == doubled(20)
     assert ended[-1] - ended[-2] < 8, "the run waited for the worker that loads"
 
@@ -226,7 +223,6 @@ def test_all_ranks_end_when_nothing_is_left_to_do(
     if records:
         run(Records(data, out), 0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(torchrun, "_job_numbers", Counter())  # as in processes that have just begun
     reports: dict[int, JobReport | None] = {}
 
     def rank(number: int) -> None:
@@ -248,7 +244,6 @@ def test_a_job_that_cannot_begin_ends_on_all_ranks_with_the_reason(
 ) -> None:
     """The next job of the same ranks finds all of them again."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(torchrun, "_job_numbers", Counter())
     data = write_input(tmp_path / "in.jsonl", [])
     said: dict[int, list[str]] = {0: [], 1: []}
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from parallelmind import Engine, Request, SamplingParams
-from parallelmind.models import cpu
 from parallelmind.models.cpu import PackedLinear, optimize_for_cpu, padded_rows
 from parallelmind.models.lora import apply_lora
 from parallelmind.models.lora_layers import lora_layers
 from tests.families import FAMILIES, char_tokenizer, tiny_model
+from tests.machines import processor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -63,7 +63,7 @@ def test_adapters_are_merged() -> None:
 def test_half_precision_is_computed_in_float32_where_the_processor_lacks_it(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "has_native", lambda dtype: native)
+    processor(monkeypatch, bfloat16=native)
     model = tiny_model("qwen2", torch.bfloat16)
     notes = optimize_for_cpu(model)
     assert model.dtype == (torch.bfloat16 if native else torch.float32)

@@ -25,6 +25,7 @@ from parallelmind.settings.model import ModelOptions
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.training.options import TrainOptions
 from tests.families import char_tokenizer, tiny_model
+from tests.machines import machine_with_gpus
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_a_model_without_rope_names_the_flag(tmp_path: Path) -> None:
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine_with_gpus(monkeypatch, 0)
     device, note = resolve_device(None)
     assert device == "cpu"
     assert "no GPU" in str(note)
@@ -198,8 +199,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
     with pytest.raises(SettingsError, match="'gpu'"):
         resolve_device("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    machine_with_gpus(monkeypatch, 2)
     assert resolve_device(None) == ("cuda", None)
     assert resolve_device("cuda:1") == ("cuda:1", None)
     with pytest.raises(SettingsError, match=r"2 GPU"):

@@ -1,7 +1,6 @@
 """LoRA against edited base weights and PEFT's own loader, on tiny random models."""
 
 import copy
-import errno
 import pickle
 import runpy
 import sys
@@ -18,6 +17,7 @@ from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.lora import adapter_rank, apply_lora, load_lora, merge_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar
+from tests.disks import room_for
 from tests.models.adapters import logits, make, plain_state, saved, train
 
 FAMILIES = ["qwen2", "llama", "gpt_neox", "phi3", "mixtral"]
@@ -333,22 +333,14 @@ def test_sidecar_goes_with_its_adapter(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.pth", "folder"])
-def test_failed_write_keeps_the_former_adapter(tmp_path, monkeypatch, name):
+def test_failed_write_keeps_the_former_adapter(tmp_path, name):
     sidecar = Sidecar(rope=None, rank=4, base_model="")
     path, expected = saved(tmp_path, name, target_modules=["q_proj"])
     (tmp_path / "folder").mkdir(exist_ok=True)
     (tmp_path / "folder" / "notes.txt").write_text("mine")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-
-    def disk_full(*args, **kwargs):
-        Path(args[1]).write_bytes(b"half a fi")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("torch.save", disk_full)
-    monkeypatch.setattr("parallelmind.models.lora_write.save_file", disk_full)
-    with pytest.raises(AdapterError, match="No space left"):
+    with room_for(1000), pytest.raises(AdapterError, match="could not be written"):
         save_lora(apply_lora(make(), rank=2, target_modules=["q_proj"]), path, sidecar=sidecar)
-    monkeypatch.undo()
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     assert torch.equal(logits(load_lora(make(), path)), expected)
     save_lora(apply_lora(make(), rank=2, target_modules=["q_proj"]), path, sidecar=sidecar)
@@ -358,8 +350,7 @@ def test_failed_write_keeps_the_former_adapter(tmp_path, monkeypatch, name):
 
 def test_documented_import_path_works_uninstalled(monkeypatch):
     root = Path(__file__).resolve().parents[2]
-    monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.syspath_prepend(str(root))
     module = runpy.run_path(str(root / "model" / "model_lora.py"))
     assert sys.path[0] == str(root / "src")
     for function in (apply_lora, load_lora, save_lora):

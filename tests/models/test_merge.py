@@ -11,14 +11,15 @@ from transformers import AutoModelForCausalLM
 
 from parallelmind.columnar import find_rope_patch, pack_row
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models import rope_settings
 from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.merge import merge_to_folder
 from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, sidecar_path
+from tests.disks import room_for
 from tests.families import char_tokenizer, tiny_model
+from tests.hub import put_on_hub
 from tests.models.adapters import train
 
 ROPE = RopeSettings(ratio=0.25, mode="additive", pairs="interleaved", branch_stride=7, visibility="columnar")
@@ -110,18 +111,11 @@ def test_an_adapter_on_a_merged_model_must_agree_with_it(tmp_path):
         load(str(merged.output_dir), str(tmp_path / "other.pth"))
 
 
-def test_a_merged_model_on_the_hub_keeps_its_settings(tmp_path, monkeypatch):
+def test_a_merged_model_on_the_hub_keeps_its_settings(tmp_path):
     base, adapter = base_and_adapter(tmp_path)
     merged = merge_to_folder(MergeOptions(base_model=base, lora_path=adapter, output_dir=tmp_path / "merged"))
-    asked = []
-
-    def downloaded(path, name, **options):
-        asked.append((path, name))
-        return str(merged.output_dir / name)
-
-    monkeypatch.setattr(rope_settings, "cached_file", downloaded)
-    assert rope_settings.resolve_rope("someone/merged", None).rope == ROPE
-    assert asked == [("someone/merged", "parallelmind.json")]
+    put_on_hub("someone/merged", merged.output_dir)
+    assert load("someone/merged").settings == ROPE
 
 
 def test_the_model_card_tells_people(tmp_path):
@@ -156,15 +150,9 @@ def test_the_dtype_is_the_bases_own_unless_given(tmp_path):
         assert json.loads((output / "config.json").read_text())["dtype"] == expected
 
 
-def test_nothing_is_left_where_saving_fails(tmp_path, monkeypatch):
+def test_nothing_is_left_where_saving_fails(tmp_path):
     base, adapter = base_and_adapter(tmp_path)
-
-    def full(self, folder, **options):
-        (Path(folder) / "model.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
-    with pytest.raises(SettingsError, match="No space left"):
+    with room_for(10_000), pytest.raises(SettingsError, match="File too large"):
         merge_to_folder(MergeOptions(base_model=base, lora_path=adapter, output_dir=tmp_path / "merged"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter.parallelmind.json",

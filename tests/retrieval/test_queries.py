@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallelmind.errors import DataError
-from parallelmind.retrieval import query_files
 from parallelmind.retrieval.expansion import expand_queries, load_query, remove_other_expansions
 from parallelmind.retrieval.queries import Query, dedup_key, expand_item
 from parallelmind.retrieval.query_files import read_items
@@ -156,10 +155,7 @@ def test_streaming_reads_what_json_load_reads(
     items = {f"#{key}": value for key, value in items.items()}
     path = tmp_path_factory.mktemp("items") / "q.json"
     path.write_text(json.dumps(items, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_files, "_CHUNK", chunk)
-        patch.setattr(query_files._Window._read_on, "__defaults__", (chunk,))
-        found = [(item.id, item.value) for item in read_items(path)]
+    found = [(item.id, item.value) for item in read_items(path, chunk_bytes=chunk)]
     assert found == list(json.loads(path.read_text(encoding="utf-8")).items())
 
 

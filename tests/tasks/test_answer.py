@@ -15,11 +15,10 @@ from parallelmind.answering.context_rows import ContextRow
 from parallelmind.answering.window import ContextWindow
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.run import JobReport
-from parallelmind.jobs.statistics import Silent
+from parallelmind.jobs.run import JobReport, run_job
 from parallelmind.retrieval.budget import TokenBudget
 from parallelmind.retrieval.context_text import SEPARATOR
-from parallelmind.tasks.answer import AnswerTask, run_answer
+from parallelmind.tasks.answer import AnswerTask
 from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.answer_workers import EngineAnswers
 from tests.fake_engine import FakeEngine, encode
@@ -89,13 +88,13 @@ class CharacterTokenizer:
         return SimpleNamespace(ids=encode(text), offsets=places)
 
 
-class Recorded:
+class Recorded(AnswerTask):
     """The answer stage with a fake engine in place of a model."""
 
     def __init__(self, data: Path, out: Path, fake: FakeEngine, **options: Any) -> None:
-        self.data, self.out, self.fake = data, out, fake
         given = {"model_path": "fake", "max_new_tokens": 100} | options
-        self.options = AnswerOptions(contexts_file=data, output_file=out, **given)
+        super().__init__(AnswerOptions(contexts_file=data, output_file=out, **given))
+        self.fake = fake
 
     def start(self, worker: Any, alive: Callable[[], None]) -> EngineAnswers:
         def encode_row(row: ContextRow) -> tuple[list[int], list[int]]:
@@ -109,9 +108,9 @@ class Recorded:
         window = ContextWindow(encode_row, budget, tokens=self.fake.max_model_len)
         return EngineAnswers(self.fake, window, self.options, worker, one_each=False, alive=alive)
 
-    def run(self, monkeypatch: pytest.MonkeyPatch) -> JobReport:
-        monkeypatch.setattr(AnswerTask, "start", lambda task, worker, alive: self.start(worker, alive))
-        report = run_answer(self.options, progress=Silent(), run=RunOptions())
+    def run(self) -> JobReport:
+        options = RunOptions(retry_failed=self.options.retry_failed, overwrite=self.options.overwrite, keep_larger=True)
+        report = run_job(self, options)
         assert report is not None
         return report
 
@@ -128,10 +127,10 @@ def _text(ids: Any) -> str:
     return "".join(map(chr, ids))
 
 
-def test_rows_with_one_context_are_one_request(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_one_context_are_one_request(out: Path, tmp_path: Path) -> None:
     rows = [context_row(n, f"q{n}", f"context {n % 3}") for n in range(9)]
     fake = FakeEngine()
-    Recorded(write_rows(tmp_path / "in.jsonl", rows), out, fake).run(monkeypatch)
+    Recorded(write_rows(tmp_path / "in.jsonl", rows), out, fake).run()
     assert asked(fake) == [
         ("context 0", ["q0", "q3", "q6"]),
         ("context 1", ["q1", "q4", "q7"]),
@@ -142,14 +141,14 @@ def test_rows_with_one_context_are_one_request(out: Path, tmp_path: Path, monkey
     assert len(seeds) == 9
 
 
-def test_a_large_group_is_parted_by_the_batch_size(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_group_is_parted_by_the_batch_size(out: Path, tmp_path: Path) -> None:
     fake = FakeEngine()
     data = write_rows(tmp_path / "in.jsonl", [context_row(n, f"q{n}", "same") for n in range(10)])
-    Recorded(data, out, fake, batch_size=4).run(monkeypatch)
+    Recorded(data, out, fake, batch_size=4).run()
     assert [len(prompts) for _, prompts in asked(fake)] == [4, 4, 2]
 
 
-def test_every_line_has_its_row(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_line_has_its_row(out: Path, tmp_path: Path) -> None:
     lines: list[dict[str, Any] | str] = [
         context_row(0, "zero", "c"),
         context_row("0", "text zero", "c"),
@@ -166,7 +165,7 @@ def test_every_line_has_its_row(out: Path, tmp_path: Path, monkeypatch: pytest.M
         json.dumps({"id": 11, "query": "breaks the tokenizer", "context": "c"}),
     ]
     fake = FakeEngine()
-    report = Recorded(write_rows(tmp_path / "in.jsonl", lines), out, fake).run(monkeypatch)
+    report = Recorded(write_rows(tmp_path / "in.jsonl", lines), out, fake).run()
     rows = read_rows(out)
     assert [row.get("id") for row in rows] == [0, "0", 0, "lost", "absent", None, None, 7, True, 8, 9, 10, 11]
     assert [row["success"] for row in rows] == [True] * 3 + [False] * 8 + [True, False]
@@ -187,12 +186,10 @@ def test_every_line_has_its_row(out: Path, tmp_path: Path, monkeypatch: pytest.M
     assert report.statistics.errors_by_class == {"DataError": 6, "NoContext": 2, "RuntimeError": 1}
 
 
-def test_a_failed_answer_is_tried_again_and_only_that(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_answer_is_tried_again_and_only_that(out: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "in.jsonl", [context_row(n, f"q{n}", "same") for n in range(6)])
     breaks = FakeEngine(fails=lambda prompt: _text(prompt) in ("q2", "q4"))
-    first = Recorded(data, out, breaks).run(monkeypatch)
+    first = Recorded(data, out, breaks).run()
     before = read_rows(out)
     assert (first.completion.answered, first.completion.failed, first.completion.retryable) == (4, 2, 2)
     assert [row["id"] for row in before if not row["success"]] == [2, 4]
@@ -200,7 +197,7 @@ def test_a_failed_answer_is_tried_again_and_only_that(
         if not row["success"]:
             assert (row["answer"], row["error"]) == (None, "it broke; mend it")
     fake = FakeEngine()
-    second = Recorded(data, out, fake).run(monkeypatch)
+    second = Recorded(data, out, fake).run()
     assert asked(fake) == [("same", ["q2", "q4"])]
     after = read_rows(out)
     assert [row["success"] for row in after] == [True] * 6
@@ -208,12 +205,12 @@ def test_a_failed_answer_is_tried_again_and_only_that(
     assert [row for row in after if row["id"] not in (2, 4)] == [row for row in before if row["success"]]
     assert (second.resumed, second.completion.answered) == (4, 6)
     whole, fresh = tmp_path / "whole.jsonl", FakeEngine()
-    Recorded(data, whole, fresh).run(monkeypatch)
+    Recorded(data, whole, fresh).run()
     assert [row["answer"] for row in after] == [row["answer"] for row in read_rows(whole)]
 
 
 def test_contexts_are_cut_to_the_window_and_the_row_says_so(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The window takes 1000 characters, 100 of them for the answer; questions of about one length share their main."""
     parts = ["a" * 500, "b" * 300, "c" * 200]
@@ -221,7 +218,7 @@ def test_contexts_are_cut_to_the_window_and_the_row_says_so(
     rows = [context_row(n, "q" * (n + 1), long if n < 3 else short) for n in range(4)]
     rows.append(context_row("hopeless", "q" * 1001, short))
     fake = FakeEngine()
-    report = Recorded(write_rows(tmp_path / "in.jsonl", rows), out, fake).run(monkeypatch)
+    report = Recorded(write_rows(tmp_path / "in.jsonl", rows), out, fake).run()
     assert asked(fake) == [(SEPARATOR.join(parts[:2]), ["q", "qq", "qqq"]), (short, ["qqqq"])]
     answers = read_rows(out)
     assert [row.get("context_cut") for row in answers] == [True, True, True, False, None]
@@ -229,7 +226,7 @@ def test_contexts_are_cut_to_the_window_and_the_row_says_so(
     assert "too long for the model even without its context" in answers[4]["error"]
     assert (report.completion.answered, report.completion.failed, report.completion.retryable) == (4, 1, 0)
     again = FakeEngine()
-    Recorded(tmp_path / "in.jsonl", out, again).run(monkeypatch)
+    Recorded(tmp_path / "in.jsonl", out, again).run()
     assert again.requests == []
 
 
@@ -238,23 +235,23 @@ def test_contexts_are_cut_to_the_window_and_the_row_says_so(
     [("too_long", False), ("empty", False), ("vocabulary", False), ("memory", True), ("engine", True)],
 )
 def test_errors_of_the_engine_that_would_come_again_are_final(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, retryable: bool
+    out: Path, tmp_path: Path, kind: Any, retryable: bool
 ) -> None:
     data = write_rows(tmp_path / "in.jsonl", [context_row(0, "q", "c")])
     fake = FakeEngine(fails=lambda prompt: True, error_kind=kind)
-    report = Recorded(data, out, fake).run(monkeypatch)
+    report = Recorded(data, out, fake).run()
     assert (report.completion.failed, report.completion.retryable) == (1, int(retryable))
 
 
-def test_failed_answers_can_be_left_as_they_are(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_answers_can_be_left_as_they_are(out: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "in.jsonl", [context_row(n, f"q{n}", "same") for n in range(3)])
-    Recorded(data, out, FakeEngine(fails=lambda prompt: _text(prompt) == "q1")).run(monkeypatch)
+    Recorded(data, out, FakeEngine(fails=lambda prompt: _text(prompt) == "q1")).run()
     fake = FakeEngine()
-    report = Recorded(data, out, fake, retry_failed=False).run(monkeypatch)
+    report = Recorded(data, out, fake, retry_failed=False).run()
     assert (fake.requests, report.completion.failed) == ([], 1)
 
 
-def test_memory_does_not_grow_with_the_rows(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_rows(out: Path, tmp_path: Path) -> None:
     """What was answered is let go of: of 400 rows only those at work are ever held."""
     held = []
 
@@ -263,7 +260,7 @@ def test_memory_does_not_grow_with_the_rows(out: Path, tmp_path: Path, monkeypat
             held.append(sum(type(thing) is ContextRow for thing in gc.get_objects()))
 
     data = write_rows(tmp_path / "in.jsonl", [context_row(n, f"q{n}", f"c{n // 2}") for n in range(400)])
-    Recorded(data, out, FakeEngine(on_request=count)).run(monkeypatch)
+    Recorded(data, out, FakeEngine(on_request=count)).run()
     assert len(read_rows(out)) == 400
     assert len(held) == 5
     assert max(held) <= 10
@@ -306,13 +303,11 @@ def test_wrong_settings_name_the_flag(data: Path, out: Path, options: dict[str, 
     assert not out.with_name(out.name + ".job").exists()
 
 
-def test_other_settings_do_not_mix_with_earlier_answers(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_settings_do_not_mix_with_earlier_answers(out: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "in.jsonl", [context_row(n, f"q{n}", "same") for n in range(3)])
-    Recorded(data, out, FakeEngine(), temperature=0.2).run(monkeypatch)
+    Recorded(data, out, FakeEngine(), temperature=0.2).run()
     before = out.read_bytes()
-    Recorded(data, out, FakeEngine(), temperature=0.5).run(monkeypatch)
+    Recorded(data, out, FakeEngine(), temperature=0.5).run()
     assert out.read_bytes() == before
     assert len(read_rows(out.with_name(f"{out.stem}_2.jsonl"))) == 3
-    Recorded(data, out, FakeEngine(), temperature=0.5, overwrite=True).run(monkeypatch)
+    Recorded(data, out, FakeEngine(), temperature=0.5, overwrite=True).run()

@@ -12,6 +12,7 @@ import pytest
 from parallelmind.errors import JobError
 from parallelmind.jobs.run import JobReport
 from parallelmind.jobs.worker_files import worker_files
+from tests.disks import interrupted_at
 from tests.tasks.answering import answer, context_row, read_rows, write_rows
 
 BACKEND = """
@@ -109,19 +110,10 @@ def test_a_complete_job_leaves_them_and_makes_lost_ones_again(tmp_path: Path, ba
         first = {rank: (path, path.read_bytes(), path.stat().st_mtime_ns) for rank, (path, _, _) in first.items()}
 
 
-def test_a_kill_between_the_output_and_its_files(tmp_path: Path, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_the_output_and_its_files(tmp_path: Path, backend: Any) -> None:
     data, out = questions(tmp_path, *(f"q{n}" for n in range(20))), tmp_path / "out.jsonl"
-    replace = Path.replace
-
-    def killed(path: Path, target: Path) -> Path:
-        if target.name == "out_rank1.jsonl":
-            raise KeyboardInterrupt
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            answer(data, out, workers=2, **backend)
+    with interrupted_at(tmp_path / "out_rank1.jsonl"):
+        answer(data, out, workers=2, **backend)
     answer(data, out, workers=2, **backend)
     ranks = {row["worker_rank"] for row in read_rows(out)}
     assert {rank: read_rows(path) for rank, path in worker_files(out).items()} == {

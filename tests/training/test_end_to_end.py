@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,8 @@ from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.sidecar import RopeSettings, Sidecar, read_sidecar, write_sidecar
 from parallelmind.training.forward import PackedForward
 from tests.engine.test_equalities import recorded_logits
-from tests.training.runs import assert_equal, options, save_model, train, weights
+from tests.programs import run_program
+from tests.training.runs import options, save_model, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,39 +73,6 @@ def test_the_engine_gives_the_logits_of_the_training_forward(family: str, data: 
         torch.testing.assert_close(value, logits[places[key]], atol=2e-4, rtol=1e-4)
 
 
-def test_two_processes_equal_one(model: Path, data: Path, tmp_path: Path) -> None:
-    """torchrun with gloo, through the documented script, with and without --ddp; rows of 3 branches are cut in two.
-
-    The folder has a run of other settings, so that both processes have to take the same next name.
-    """
-    # Plain SGD without clipping, as Adam does not care for the scale of a gradient.
-    flags = ["--max_samples", 21, "--learning_rate", 0.05, "--log_interval", 2, "--eval_ratio", 0.2]
-    flags += ["--optim", "sgd", "--grad_clip", 0]
-    script = ROOT / "trainer" / "train_hf_parallel_lora.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
-    flags += ["--batch_size", 2, "--accumulation_steps", 3]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    sgd: dict[str, Any] = {"hf": {"optim": "sgd"}, "grad_clip": 0, "learning_rate": 0.05}
-    out = tmp_path / "two"
-    train(options(model, data, out, max_steps=1))
-    for ddp in (["--ddp"], []):
-        done = subprocess.run(
-            [*launch, *command(model, data, out, *flags, *ddp)],
-            capture_output=True, text=True, timeout=300, env=environment, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stderr.count("this one is called hf_parallel_lora_2") == 1
-        assert ("hf_parallel_lora_2 is complete already" in done.stderr) == (not ddp), done.stderr[-3000:]
-    report = train(options(model, data, tmp_path / "one", batch_size=12, max_samples=21, eval_ratio=0.2, **sgd))
-    two = out / "lora" / "hf_parallel_lora_2_final.pth"
-    assert_equal(weights(two), weights(report.written), tolerance=1e-4)
-    assert not (out / "lora" / "hf_parallel_lora_3_final.pth").exists()
-    log = [json.loads(line) for line in (out / "logs/hf_parallel_lora_2/metrics.jsonl").open()]
-    assert log[-1]["step"] == report.steps
-    assert log[-1]["eval_loss"] == pytest.approx(report.evaluation["eval_loss"], rel=1e-4)
-    assert "rank=1" not in "".join(line for line in done.stderr.splitlines() if "step " in line)
-
-
 def test_an_error_of_two_processes_is_said_once(model: Path, tmp_path: Path) -> None:
     """By the first one, and again where torchrun sums up; the other process waits for its end in silence."""
     script = ROOT / "trainer" / "train_hf_parallel_lora.py"
@@ -137,17 +104,12 @@ def test_documented_scripts(
     name: str,
     model: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows * 9))
-    path = str(ROOT / "trainer" / f"{script}.py")
     given = command(model, data, tmp_path / "out", "--log-interval", 1)
-    monkeypatch.setattr(sys, "argv", [path, *given])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(path, run_name="__main__")
-    assert ended.value.code == 0
+    assert run_program(ROOT / "trainer" / f"{script}.py", *given) == 0
     shown = capsys.readouterr().err
     assert (tmp_path / "out" / "lora" / name).is_file()
     assert "step 1/2 loss" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from parallelmind.cli.train_progress import LogTrainProgress
 from parallelmind.errors import TrainingError
 from parallelmind.training.files import RunFiles
 from parallelmind.training.run import run_training
+from tests.disks import room_for
 from tests.training.runs import (
     Killed,
     RecordedProgress,
@@ -130,21 +132,16 @@ def test_a_checkpoint_that_is_not_whole_is_not_continued(model: Path, data: Path
     assert again.resumed_from == 2
 
 
-def test_a_full_disk_keeps_the_former_checkpoint(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = torch.save
-
-    def full(content: Any, path: Any, **more: Any) -> None:
-        if "checkpoint-4" in str(path) and str(path).endswith("optimizer.pt"):
-            raise OSError(28, "No space left on device")
-        original(content, path, **more)
-
+def test_a_full_disk_keeps_the_former_checkpoint(model: Path, data: Path, tmp_path: Path) -> None:
     expected = train(options(model, data, tmp_path / "whole", save_interval=2))
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"checkpoint-4.*No space left.*make room"):
-        train(options(model, data, tmp_path / "full", save_interval=2))
-    monkeypatch.undo()
+    with ExitStack() as until_then:
+
+        def fill_the_disk(step: int) -> None:
+            if step == 3:  # the weights of the next checkpoint fit, and the optimizer's state does not
+                until_then.enter_context(room_for(60_000))
+
+        with pytest.raises(TrainingError, match=r"checkpoint-4: the checkpoint could not be written .*make room"):
+            train(options(model, data, tmp_path / "full", save_interval=2), RecordedProgress(fill_the_disk))
     last = RunFiles(tmp_path / "full", "hf_parallel_lora").last_checkpoint()
     assert last is not None
     assert last.name == "checkpoint-2"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-import sys
+import fcntl
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,10 @@ import pytest
 from filelock import FileLock
 
 from parallelmind.errors import DataError, TrainingError
-from parallelmind.io import locks
-from parallelmind.training import naming
+from parallelmind.io.locks import is_locked
 from parallelmind.training.files import RunFiles
+from parallelmind.training.naming import taken_run
+from parallelmind.training.options import TrainOptions
 from tests.training.runs import (
     Killed,
     RecordedProgress,
@@ -25,18 +31,20 @@ from tests.training.runs import (
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_while_a_run_goes_on(
-    overwrite: bool, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_a_run_goes_on(overwrite: bool, model: Path, data: Path, tmp_path: Path) -> None:
     """The same settings are refused with the remedy; others get the next name, and both end as if alone."""
-    monkeypatch.setattr(naming, "_LEAVING_SECONDS", 0.05)
     first = options(model, data, tmp_path, max_steps=2, save_interval=1, overwrite=overwrite)
     others: list[Any] = []
 
     def meanwhile(step: int) -> None:
         if step == 1:
-            with pytest.raises(TrainingError, match=r"another run is writing .*hf_parallel_lora; wait .*--lora_name"):
-                train(first)
+            same = RunFiles(tmp_path, "hf_parallel_lora").former_settings()
+            assert same
+            with (
+                pytest.raises(TrainingError, match=r"another run is writing .*hf_parallel_lora; wait .*--lora_name"),
+                taken_run(first, same, patience=0.05),
+            ):
+                pass
             others.append(train(options(model, data, tmp_path, max_steps=1, seed=7)))
 
     report = train(first, RecordedProgress(meanwhile))
@@ -48,43 +56,40 @@ def test_while_a_run_goes_on(
 
 def test_two_processes_that_start_at_once(model: Path, data: Path, tmp_path: Path) -> None:
     """With other settings each has its own name, whatever the moment."""
-    out = tmp_path / "out"
-    script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from tests.training.runs import options\n"
-        "from parallelmind.training.naming import taken_run\n"
-        "model, data, out, seed = sys.argv[1:]\n"
-        "chosen = options(Path(model), Path(data), Path(out), seed=int(seed))\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "with taken_run(chosen, {'seed': int(seed)}) as run:\n"
-        "    print(run.files.name, flush=True)\n"
-        "    sys.stdin.readline()\n"
-    )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(model), str(data), str(out), str(seed)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-        )
-        for seed in (1, 2)
-    ]  # fmt: skip
-    lines: dict[str, list[str]] = {}
-    for wanted in ("ready", "name"):
-        for process in started:
-            assert process.stdout is not None
-            lines.setdefault(wanted, []).append(process.stdout.readline().strip())
-            if wanted == "ready":
-                continue
-        for process in started:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-    assert lines["ready"] == ["ready", "ready"]
-    assert sorted(lines["name"]) == ["hf_parallel_lora", "hf_parallel_lora_2"]
-    for process in started:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+    fork = multiprocessing.get_context("fork")  # all is imported already
+    started = []
+    for seed in (1, 2):
+        ours, theirs = fork.Pipe()
+        chosen = options(model, data, tmp_path / "out", seed=seed)
+        started.append((fork.Process(target=take, args=(chosen, seed, theirs), daemon=True), ours))
+        started[-1][0].start()
+    said: list[list[str]] = []
+    for _ in ("ready", "name"):
+        for _, pipe in started:
+            assert pipe.poll(60), said
+        said.append([pipe.recv() for _, pipe in started])
+        for _, pipe in started:
+            pipe.send("go on")
+    assert said[0] == ["ready", "ready"]
+    assert sorted(said[1]) == ["hf_parallel_lora", "hf_parallel_lora_2"]
+    for process, _ in started:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def take(chosen: TrainOptions, seed: int, pipe: Connection) -> None:
+    pipe.send("ready")
+    pipe.recv()
+    with taken_run(chosen, {"seed": seed}) as run:
+        pipe.send(run.files.name)
+        pipe.recv()
+
+
+def wait_until_locked(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not is_locked(path):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_the_lock_of_a_run_that_is_ending_is_waited_for(model: Path, data: Path, tmp_path: Path) -> None:
@@ -93,22 +98,20 @@ def test_the_lock_of_a_run_that_is_ending_is_waited_for(model: Path, data: Path,
     train(chosen)
     files = RunFiles(tmp_path, "hf_parallel_lora")
     written = files.settings.read_text()
-    lock = FileLock(files.checkpoints.with_name(".hf_parallel_lora.lock"))
-    seen: list[str] = []
-    real = naming.choose_run
+    has_lock = threading.Event()
 
-    def choose(*args: Any) -> Any:
-        run = real(*args)
-        if not seen:  # between the choice and the lock another run takes the name and ends
-            with lock:
-                files.settings.write_text(written.replace('"seed": 42', '"seed": 43'))
-        seen.append(run.files.name)
-        return run
+    def other_run() -> None:
+        with FileLock(files.checkpoints.with_name(".hf_parallel_lora.lock")):
+            has_lock.set()
+            wait_until_locked(files.checkpoints.with_name(".choosing.lock"))
+            time.sleep(0.3)  # the run below has chosen the name by now, and waits for its lock
+            files.settings.write_text(written.replace('"seed": 42', '"seed": 43'))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(naming, "choose_run", choose)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(other_run)
+        assert has_lock.wait(60)
         assert train(chosen).name == "hf_parallel_lora_2"
-    assert seen[:2] == ["hf_parallel_lora", "hf_parallel_lora_2"]
+        ended.result()
 
 
 def test_a_run_that_fails_and_leaves_nothing_frees_its_name(model: Path, data: Path, tmp_path: Path) -> None:
@@ -127,18 +130,20 @@ def test_a_run_that_fails_and_leaves_nothing_frees_its_name(model: Path, data: P
     assert train(options(model, data, out, max_steps=1)).name == "hf_parallel_lora"
 
 
-@pytest.mark.parametrize("kind", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+@pytest.mark.filterwarnings("ignore:flock not supported")  # filelock's own, for ENOSYS
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_disk_without_locks(
-    kind: Exception, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    code: int, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    def acquire(*_: Any, **__: Any) -> None:
-        raise kind
+    def flock(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(locks.FileLock, "acquire", acquire)
-    with naming.taken_run(options(model, data, tmp_path), {"seed": 1}) as run:
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with taken_run(options(model, data, tmp_path), {"seed": 1}) as run:
         assert run.files.former_settings() == {"seed": 1}
-    assert "cannot lock" in caplog.text
+    if code != errno.ENOSYS:  # for which filelock takes a lock of its own
+        assert "cannot lock" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written(model: Path, data: Path, tmp_path: Path) -> None:
@@ -146,6 +151,6 @@ def test_a_folder_that_cannot_be_written(model: Path, data: Path, tmp_path: Path
     chosen = options(model, data, tmp_path / "out")
     with (
         pytest.raises(TrainingError, match=r"could not be written .* give another --out_dir"),
-        naming.taken_run(chosen, {}),
+        taken_run(chosen, {}),
     ):
         pass

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"\nDifferences are of logits, of which the largest is {flow.scale:.3g}.", highlight=False)
     failures = 0
     for check in flow_checks(lambda: flow):
-        result = perform(check)
+        result = perform("pos2d", check)
         failed = result.status == "fail"
         failures += failed
         mark = "[bold red]FAIL[/]" if failed else "[green]ok  [/]"

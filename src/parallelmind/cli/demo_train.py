@@ -12,6 +12,7 @@ from rich.table import Table
 
 from parallelmind.cli.train_progress import make_train_progress
 from parallelmind.cli.typed import typed_command
+from parallelmind.errors import SettingsError
 from parallelmind.settings.model import DEFAULT_STRIDE
 
 if TYPE_CHECKING:
@@ -46,10 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="steps of each training at most, for a quick look (default: 100 for the first task, 200 for the second)",
     )
+    parser.add_argument(
+        "--records",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="records of each training; a tenth as many are held out to measure accuracy on (default: 1000)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train both tasks and print the accuracies before and after; 0 if both reached what they should."""
+    if args.records < 1:
+        raise SettingsError(f"--records is {args.records}; it must be 1 or more.")
     began = time.monotonic()
     console = Console()
     recalled = _recall(console, args)
@@ -77,7 +87,7 @@ def _recall(console: Console, args: argparse.Namespace) -> float:
     from parallelmind.demos.train import RECALL, measure, prepare
 
     console.rule("1. What 2D RoPE costs an untuned model, and what LoRA brings back")
-    _, held_out = prepare(RECALL, args.out_dir)
+    _, held_out = prepare(RECALL, args.out_dir, args.records)
     console.print("A story of eight facts is main, eight questions are its branches.", highlight=False)
     alone = measure(held_out, patch_rope=False)
     untuned = measure(held_out, patch_rope=True, branch_stride=DEFAULT_STRIDE)
@@ -96,7 +106,7 @@ def _cooperate(console: Console, args: argparse.Namespace) -> float:
     from parallelmind.demos.train import COOPERATION, measure, prepare
 
     console.rule("2. Branches that need each other")
-    _, held_out = prepare(COOPERATION, args.out_dir)
+    _, held_out = prepare(COOPERATION, args.out_dir, args.records)
     console.print("Each of four branches states one fact and asks for one that only another states.", highlight=False)
     shown, rows, runs = [], [], []
     visibilities: tuple[Visibility, ...] = ("isolated", "columnar")

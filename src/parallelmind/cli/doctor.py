@@ -18,7 +18,7 @@ from rich.table import Table
 import parallelmind
 from parallelmind.cli.flags import add_settings, documented_default, given
 from parallelmind.cli.terminal import tolerate_any_text
-from parallelmind.doctor import GROUPS, CheckResult, DoctorOptions, examine
+from parallelmind.doctor import GROUPS, CheckResult, DoctorOptions, Subject, examine
 from parallelmind.doctor.check import Check, Status
 
 EPILOG = """\
@@ -59,16 +59,20 @@ def run(args: argparse.Namespace) -> int:
     if not args.debug:
         logging.getLogger("parallelmind").setLevel(logging.WARNING)
     options = DoctorOptions(**given(args, DoctorOptions))
-    groups = args.only or GROUPS
     # What libraries print must not get between the lines of the JSON.
     errors = Console(stderr=True)
     with contextlib.redirect_stdout(sys.stderr), errors.status("") as status:
 
-        def begin(check: Check) -> None:
-            status.update(f"{check.group}: {escape(check.name)} …")
+        def begin(group: str, check: Check) -> None:
+            status.update(f"{group}: {escape(check.name)} …")
 
-        results = examine(options, groups, begin=begin)
-    if args.json:
+        results = examine(Subject(options=options), args.only or GROUPS, begin=begin)
+    return report(results, as_json=args.json)
+
+
+def report(results: Sequence[CheckResult], *, as_json: bool) -> int:
+    """Print the results; returns the exit code."""
+    if as_json:
         print(json.dumps(_as_json(results), ensure_ascii=False, indent=2))
     else:
         _show(Console(), results)

@@ -25,11 +25,9 @@ from parallelmind.columnar.rope import (
 from parallelmind.columnar.visibility import (
     additive_mask,
     build_columnar_causal_mask,
-    sees_branches,
-    sees_main,
     visible,
 )
-from parallelmind.settings.visibility import VISIBILITIES, Visibility
+from parallelmind.settings.visibility import VISIBILITIES, Visibility, sees_branches, sees_main
 
 __all__ = [
     "IGNORE_INDEX",

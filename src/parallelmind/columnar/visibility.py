@@ -16,16 +16,6 @@ from parallelmind.columnar.layout import MAIN_BRANCH, PAD_BRANCH
 from parallelmind.settings.visibility import RULES, VISIBILITIES, Visibility
 
 
-def sees_main(visibility: Visibility) -> bool:
-    """Whether the tokens of a branch see main."""
-    return RULES[visibility].sees_main
-
-
-def sees_branches(visibility: Visibility) -> bool:
-    """Whether the tokens of a branch see those of the other branches, so that all must be computed together."""
-    return RULES[visibility].sees_branches
-
-
 def visible(
     query_branch: Tensor,
     query_time: Tensor,

@@ -31,8 +31,7 @@ from parallelmind.training.callbacks import TrainProgress
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.run import TrainReport, run_training
 
-_TRAINING_RECORDS = 1000
-_HELD_OUT_RECORDS = 100
+_TO_ONE_HELD_OUT = 10
 _EVALUATED_RECORDS = 25
 _LAST_STEPS = 0.25
 
@@ -72,11 +71,15 @@ class Measured:
         return self.right / self.asked
 
 
-def prepare(task: DemoTask, folder: Path) -> tuple[Path, Path]:
-    """Write the training and the held-out records of a task. Raises SettingsError if they cannot be written."""
+def prepare(task: DemoTask, folder: Path, records: int) -> tuple[Path, Path]:
+    """Write the training records of a task and a tenth as many that are held out.
+
+    Raises:
+        SettingsError: they cannot be written.
+    """
     training, held_out = folder / f"{task.name}.jsonl", folder / f"{task.name}_held_out.jsonl"
-    write_records(training, task.make, _TRAINING_RECORDS, seed=0)
-    write_records(held_out, task.make, _HELD_OUT_RECORDS, seed=1)
+    write_records(training, task.make, records, seed=0)
+    write_records(held_out, task.make, max(1, records // _TO_ONE_HELD_OUT), seed=1)
     return training, held_out
 
 

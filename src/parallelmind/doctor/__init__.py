@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from parallelmind.doctor.check import Check, CheckResult, DoctorOptions, perform
+from parallelmind.doctor.check import Check, CheckResult, DoctorOptions, Subject, perform
 
-__all__ = ["GROUPS", "DoctorOptions", "CheckResult", "examine"]
+__all__ = ["GROUPS", "DoctorOptions", "CheckResult", "Subject", "examine"]
 
 GROUPS = ("imports", "versions", "devices", "training", "inference", "documents", "pos2d", "files")
-"""Each is a module here, whose function `checks` lists the checks of the group."""
+"""Each is a module here, whose function `checks` lists the checks of the group for a subject."""
 
 
 def examine(
-    options: DoctorOptions, groups: Sequence[str] = GROUPS, *, begin: Callable[[Check], None]
+    subject: Subject, groups: Sequence[str] = GROUPS, *, begin: Callable[[str, Check], None]
 ) -> list[CheckResult]:
-    """Run the checks of the groups, in the order of GROUPS; `begin` is called with each before it runs."""
+    """Run the checks of the groups, in the order of GROUPS; `begin` is called with group and check before it runs."""
     results = []
-    for check in _checks(options, groups):
-        begin(check)
-        results.append(perform(check))
+    for group in GROUPS:
+        if group in groups:
+            for check in _checks(group, subject):
+                begin(group, check)
+                results.append(perform(group, check))
     return results
 
 
-def _checks(options: DoctorOptions, groups: Sequence[str]) -> Iterable[Check]:
-    for group in GROUPS:
-        if group in groups:
-            try:
-                checks: list[Check] = importlib.import_module(f"{__name__}.{group}").checks(options)
-            except Exception as error:  # a torch that cannot load its libraries raises OSError, and so on
-                checks = [_not_startable(group, error)]
-            yield from checks
+def _checks(group: str, subject: Subject) -> list[Check]:
+    try:
+        checks: list[Check] = importlib.import_module(f"{__name__}.{group}").checks(subject)
+    except Exception as error:  # a torch that cannot load its libraries raises OSError, and so on
+        return [_not_startable(error)]
+    return checks
 
 
-def _not_startable(group: str, error: Exception) -> Check:
+def _not_startable(error: Exception) -> Check:
     def run() -> str:
         raise error
 
     remedy = "Install again what the error names, or everything: pip install --force-reinstall parallelmind"
-    return Check(group=group, name="start the checks", run=run, remedy=remedy)
+    return Check("start the checks", run, remedy)

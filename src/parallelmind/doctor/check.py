@@ -1,8 +1,7 @@
-"""One check of an installation: what is examined, and the result; and the checkout that it may run from."""
+"""One check of an installation: what is examined, and the result."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,36 @@ class DoctorOptions(Settings):
         Setting("number format of the weights", "model", default="float32 on a CPU, bfloat16 elsewhere"),
     ] = None
 
+    def placement(self) -> dict[str, Any]:
+        """The device and dtype that a check loads a model with. Raises SettingsError if the device is not there."""
+        from parallelmind.models.loader import resolve_device  # transformers takes seconds to import
+
+        device, _ = resolve_device(self.device)
+        return {"device": device, "dtype": self.dtype or ("float32" if device == "cpu" else "bfloat16")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is examined: an installation, by default the one that runs, and a model."""
+
+    options: DoctorOptions = DoctorOptions()
+    package: Path = Path(parallelmind.__file__).parent
+    """The folder of the package. Its name is that of the module, and of the distribution as pip knows it."""
+    driver: Path = Path("/proc/driver/nvidia/version")
+    """The file that is there while the NVIDIA driver is loaded."""
+
+    @property
+    def checkout(self) -> Path | None:
+        """The root of the repository, or None when the package was installed without it."""
+        source = self.package.resolve().parent
+        return source.parent if source.name == "src" and (source.parent / "pyproject.toml").is_file() else None
+
+    def checkout_root(self) -> Path:
+        """The root of the repository. Raises NotApplicableError when there is none."""
+        if self.checkout is None:
+            raise NotApplicableError("installed as a package: this is part of a checkout only")
+        return self.checkout
+
 
 class CheckFailedError(Exception):
     """A check found something wrong; the message says what, `remedy` overrides the check's own."""
@@ -58,11 +87,10 @@ class NotApplicableError(Exception):
     """What a check examines is not here, and need not be; the message says why."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """One thing to examine."""
 
-    group: str
     name: str
     run: Callable[[], str]
     """Returns what was found. Raises NotApplicableError to skip; anything else that it raises is a failure."""
@@ -80,25 +108,6 @@ class CheckResult:
     found: str
     remedy: str = ""
     """Set when the check failed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A difference between logits that must be nothing but rounding or, with `must_differ`, more than that."""
-
-    difference: float
-    """The largest one."""
-    limit: float
-    must_differ: bool = False
-
-    @property
-    def holds(self) -> bool:
-        if self.must_differ:
-            return self.difference > self.limit
-        return self.difference <= self.limit  # not for NaN
-
-    def __str__(self) -> str:
-        return f"max |difference| {self.difference:.2g}, {'above' if self.must_differ else 'at most'} {self.limit:.2g}"
 
 
 class Once(Generic[T]):
@@ -126,40 +135,20 @@ class Once(Generic[T]):
         return self._made
 
 
-def perform(check: Check) -> CheckResult:
+def perform(group: str, check: Check) -> CheckResult:
     """Run a check. Whatever it raises becomes its result; only Ctrl-C ends the program."""
+    status: Status = "fail"
+    remedy = check.remedy
     try:
-        return _result(check, "pass", check.run())
+        found = check.run()
+        status = "pass"
     except NotApplicableError as reason:
-        return _result(check, "skip", str(reason))
+        found, status = str(reason), "skip"
     except CheckFailedError as failure:
-        return _result(check, "fail", str(failure), failure.remedy)
+        found, remedy = str(failure), failure.remedy or check.remedy
     except ParallelMindError as error:  # its message names the remedy for what it saw
-        return _result(check, "fail", str(error))
+        found = str(error)
     except (Exception, SystemExit) as error:
-        return _result(check, "fail", f"{type(error).__name__}: {error}")
-
-
-def _result(check: Check, status: Status, found: str, remedy: str | None = None) -> CheckResult:
-    shown = (remedy or check.remedy) if status == "fail" else ""
-    return CheckResult(group=check.group, name=check.name, status=status, found=found, remedy=shown)
-
-
-def find_checkout() -> Path | None:
-    """The root of the repository, or None when the package was installed without it."""
-    root = Path(parallelmind.__file__).resolve().parents[2]
-    return root if (root / "src" / "parallelmind").is_dir() and (root / "pyproject.toml").is_file() else None
-
-
-def checkout_root() -> Path:
-    """The root of the repository. Raises NotApplicableError when there is none."""
-    root = find_checkout()
-    if root is None:
-        raise NotApplicableError("installed as a package: this is part of a checkout only")
-    return root
-
-
-def checkout_project() -> dict[str, Any]:
-    """The project table of pyproject.toml."""
-    table: dict[str, Any] = tomllib.loads((checkout_root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return table
+        found = f"{type(error).__name__}: {error}"
+    remedy = remedy if status == "fail" else ""
+    return CheckResult(group=group, name=check.name, status=status, found=found, remedy=remedy)

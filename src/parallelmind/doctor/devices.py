@@ -8,29 +8,25 @@ from pathlib import Path
 
 import torch
 
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError
+from parallelmind.doctor.check import Check, CheckFailedError, NotApplicableError, Subject
 from parallelmind.models.cpu import has_native
 from parallelmind.models.loader import resolve_device
 
 _GIB = 2**30
-_DRIVER = Path("/proc/driver/nvidia/version")
 _INSTALL_CUDA = (
     "Install a torch that is built for this driver (nvidia-smi names the CUDA version it supports): "
     "https://pytorch.org/get-started/locally/"
 )
 
 
-def checks(options: DoctorOptions) -> list[Check]:
+def checks(subject: Subject) -> list[Check]:
     gpus = range(torch.cuda.device_count())
     return [
-        Check(group="devices", name="cpu", run=_cpu, remedy="Install torch again: pip install --force-reinstall torch"),
-        Check(group="devices", name="cuda", run=_cuda, remedy=_INSTALL_CUDA),
-        *(Check(group="devices", name=f"cuda:{n}", run=partial(_gpu, n), remedy=_INSTALL_CUDA) for n in gpus),
+        Check("cpu", _cpu, "Install torch again: pip install --force-reinstall torch"),
+        Check("cuda", partial(_cuda, subject.driver), _INSTALL_CUDA),
+        *(Check(f"cuda:{n}", partial(_gpu, n), _INSTALL_CUDA) for n in gpus),
         Check(
-            group="devices",
-            name="device in use",
-            run=partial(_chosen, options.device),
-            remedy="Give another --device, such as cpu or cuda:0",
+            "device in use", partial(_chosen, subject.options.device), "Give another --device, such as cpu or cuda:0"
         ),
     ]
 
@@ -43,13 +39,13 @@ def _cpu() -> str:
     return f"{threads} threads on {cores} cores, {torch.backends.cpu.get_cpu_capability()}, {bfloat16}"
 
 
-def _cuda() -> str:
+def _cuda(driver: Path) -> str:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if count := torch.cuda.device_count():
         return f"{count} GPU{'s' if count > 1 else ''}, CUDA {torch.version.cuda}"
     if hidden is not None and hidden.strip() in ("", "-1"):
         raise NotApplicableError(f"CUDA_VISIBLE_DEVICES={hidden!r} hides all GPUs: the CPU is used")
-    if not _DRIVER.exists():
+    if not driver.exists():
         raise NotApplicableError("no GPU: the CPU is used")
     built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
     raise CheckFailedError(f"this machine has an NVIDIA driver, but torch {torch.__version__} {built} and sees no GPU")

@@ -7,14 +7,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
-from parallelmind.doctor.check import (
-    Check,
-    CheckFailedError,
-    DoctorOptions,
-    NotApplicableError,
-    checkout_root,
-    find_checkout,
-)
+from parallelmind.doctor.check import Check, CheckFailedError, NotApplicableError, Subject
 
 DOCUMENTS = (
     "README.md",
@@ -42,23 +35,19 @@ _CODE = re.compile(r"^ *(```|~~~).*?^ *\1|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(<?([^)>\s]+)")
 
 
-def checks(options: DoctorOptions) -> list[Check]:
-    del options
-    root = find_checkout()
+def checks(subject: Subject) -> list[Check]:
+    root = subject.checkout
     more = [] if root is None else [path.relative_to(root).as_posix() for path in sorted((root / "docs").rglob("*.md"))]
     return [
-        Check(
-            group="documents",
-            name=name,
-            run=partial(_document, name),
-            remedy=f"Restore it from the repository: git checkout -- {name}",
-        )
+        Check(name, partial(_document, root, name), f"Restore it from the repository: git checkout -- {name}")
         for name in dict.fromkeys((*DOCUMENTS, *more))
     ]
 
 
-def _document(name: str) -> str:
-    path = _root() / name
+def _document(root: Path | None, name: str) -> str:
+    if root is None:
+        raise NotApplicableError("installed as a package: the documents are in the repository")
+    path = root / name
     if not path.is_file():
         raise CheckFailedError("it is not there")
     text = path.read_text(encoding="utf-8")
@@ -70,10 +59,3 @@ def _document(name: str) -> str:
             f"{len(dead)} of its links lead nowhere, such as {dead[0]}", "Restore what it links to, or correct the link"
         )
     return f"{len(text.splitlines())} lines, {len(links)} links to files"
-
-
-def _root() -> Path:
-    try:
-        return checkout_root()
-    except NotApplicableError:
-        raise NotApplicableError("installed as a package: the documents are in the repository") from None

@@ -10,8 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import parallelmind
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, checkout_root
+from parallelmind.doctor.check import Check, CheckFailedError, Subject
 
 SCRIPTS = (
     "parallel_generate.py",
@@ -41,38 +40,26 @@ _ROOM = 2**30
 """Bytes that should be free: less holds no adapter of a larger model with its checkpoints."""
 
 
-def checks(options: DoctorOptions) -> list[Check]:
-    del options
-
-    def check(name: str, run: partial[str], remedy: str) -> Check:
-        return Check(group="files", name=name, run=run, remedy=remedy)
-
+def checks(subject: Subject) -> list[Check]:
+    assets, page = subject.package / "assets", subject.package / "server" / "static"
     restore = (
         "Restore them from the repository: git checkout -- parallel_generate.py scripts trainer model parallel utils"
     )
     reinstall = "Install ParallelMind again: pip install --force-reinstall --no-deps parallelmind"
     room = "Make room, or work in another folder (--out_dir, --out_path; TMPDIR for temporary files)"
     return [
-        check("entry scripts", partial(_scripts), restore),
-        check("bundled model", partial(_bundled_model), reinstall),
-        check("demo records", partial(_demo_records), reinstall),
-        check("demo corpus", partial(_demo_corpus), reinstall),
-        check("web page", partial(_web_page), reinstall),
-        check("output folder", partial(_writable, _OUTPUT_FOLDER), room),
-        check("temporary folder", partial(_writable, Path(tempfile.gettempdir())), room),
+        Check("entry scripts", partial(_scripts, subject), restore),
+        Check("bundled model", partial(_bundled_model, assets / "tiny"), reinstall),
+        Check("demo records", partial(_demo_records, assets / "demo_records.jsonl"), reinstall),
+        Check("demo corpus", partial(_demo_corpus, assets / "rag"), reinstall),
+        Check("web page", partial(_web_page, page), reinstall),
+        Check("output folder", partial(_writable, _OUTPUT_FOLDER), room),
+        Check("temporary folder", partial(_writable, Path(tempfile.gettempdir())), room),
     ]
 
 
-def _package() -> Path:
-    return Path(parallelmind.__file__).parent
-
-
-def _assets() -> Path:
-    return _package() / "assets"
-
-
-def _scripts() -> str:
-    root, bash = checkout_root(), shutil.which("bash")
+def _scripts(subject: Subject) -> str:
+    root, bash = subject.checkout_root(), shutil.which("bash")
     for name in SCRIPTS:
         path = root / name
         if not path.is_file():
@@ -86,11 +73,10 @@ def _scripts() -> str:
     return f"{len(SCRIPTS)} scripts"
 
 
-def _bundled_model() -> str:
+def _bundled_model(folder: Path) -> str:
     from safetensors import safe_open
     from tokenizers import Tokenizer
 
-    folder = _assets() / "tiny"
     if missing := [name for name in _MODEL_FILES if not (folder / name).is_file()]:
         raise CheckFailedError(f"{folder} has no {', '.join(missing)}")
     for name in _MODEL_FILES:
@@ -109,8 +95,7 @@ def _bundled_model() -> str:
     return f"{parameters:,} parameters, a vocabulary of {tokenizer.get_vocab_size():,}"
 
 
-def _demo_records() -> str:
-    path = _assets() / "demo_records.jsonl"
+def _demo_records(path: Path) -> str:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for number, row in enumerate(rows, start=1):
         if not row["branches"] or len(row["branches"]) != len(row["answers"]):
@@ -120,25 +105,24 @@ def _demo_records() -> str:
     return f"{len(rows)} records with {sum(len(row['branches']) for row in rows)} branches"
 
 
-def _demo_corpus() -> str:
+def _demo_corpus(folder: Path) -> str:
     from parallelmind.retrieval.corpus_rows import corpus_file, corpus_versions, read_corpus
     from parallelmind.retrieval.query_files import read_items
 
-    folder = _assets() / "rag" / "corpus"
+    corpus = folder / "corpus"
     counts = {
-        f"{package} {version}": sum(1 for _ in read_corpus(corpus_file(folder, package, version)))
-        for package, versions in corpus_versions(folder).items()
+        f"{package} {version}": sum(1 for _ in read_corpus(corpus_file(corpus, package, version)))
+        for package, versions in corpus_versions(corpus).items()
         for version in versions
     }
-    queries = list(read_items(_assets() / "rag" / "queries.json"))
+    queries = list(read_items(folder / "queries.json"))
     wrong = [item.where for item in queries if item.error is not None]
     if wrong or not queries or not counts or not all(counts.values()):
-        raise CheckFailedError(f"{folder.parent}: {counts}, {len(queries)} queries, {len(wrong)} of them wrong")
+        raise CheckFailedError(f"{folder}: {counts}, {len(queries)} queries, {len(wrong)} of them wrong")
     return ", ".join(f"{name}: {count} objects" for name, count in counts.items()) + f"; {len(queries)} queries"
 
 
-def _web_page() -> str:
-    folder = _package() / "server" / "static"
+def _web_page(folder: Path) -> str:
     page = (folder / "index.html").read_text(encoding="utf-8")
     asked = set(re.findall(r'(?:href|src)="static/([^"]+)"', page))
     for script in folder.glob("*.js"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import parallelmind
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, checkout_root
-from parallelmind.doctor.versions import extra_of_module
+from parallelmind.doctor.check import Check, CheckFailedError, NotApplicableError, Subject
+from parallelmind.doctor.versions import Declared
 
 DOCUMENTED = {
     "scripts.inference_hf_lora": (
@@ -32,25 +32,21 @@ _REINSTALL = (
 )
 
 
-def checks(options: DoctorOptions) -> list[Check]:
-    del options
-
-    def check(name: str, run: partial[str], remedy: str = _REINSTALL) -> Check:
-        return Check(group="imports", name=name, run=run, remedy=remedy)
-
-    packages = [item.name for item in pkgutil.iter_modules(parallelmind.__path__) if item.name != "__main__"]
+def checks(subject: Subject) -> list[Check]:
+    own = subject.package.name
+    packages = [item.name for item in pkgutil.iter_modules([str(subject.package)]) if item.name != "__main__"]
     restore = "Restore the file from the repository: git checkout -- "
     return [
-        check("parallelmind", partial(_names, "parallelmind", parallelmind.__all__)),
-        *(check(f"parallelmind.{name}", partial(_import_all, f"parallelmind.{name}")) for name in packages),
+        Check(own, partial(_names, own), _REINSTALL),
+        *(Check(f"{own}.{name}", partial(_import_all, subject, f"{own}.{name}"), _REINSTALL) for name in packages),
         *(
-            check(path, partial(_documented, path, names), restore + path.replace(".", "/") + ".py")
+            Check(path, partial(_documented, subject, path, names), restore + path.replace(".", "/") + ".py")
             for path, names in DOCUMENTED.items()
         ),
     ]
 
 
-def _import_all(package: str) -> str:
+def _import_all(subject: Subject, package: str) -> str:
     """Import a package with all of its modules."""
     module = importlib.import_module(package)
     names = [item.name for item in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{package}.")]
@@ -59,7 +55,7 @@ def _import_all(package: str) -> str:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            extra = extra_of_module(error.name or "")
+            extra = Declared.by(subject).extra_of_module(error.name or "")
             if extra is None:
                 raise
             without.add(extra)
@@ -68,8 +64,8 @@ def _import_all(package: str) -> str:
     return f"{len(names)} modules" if names else "imported"
 
 
-def _documented(path: str, names: tuple[str, ...]) -> str:
-    root = str(checkout_root())
+def _documented(subject: Subject, path: str, names: Sequence[str]) -> str:
+    root = str(subject.checkout_root())
     # First, since other programs have packages called scripts or model too.
     sys.path.insert(0, root)
     try:
@@ -82,8 +78,10 @@ def _documented(path: str, names: tuple[str, ...]) -> str:
     return found
 
 
-def _names(path: str, names: list[str] | tuple[str, ...]) -> str:
+def _names(path: str, names: Sequence[str] | None = None) -> str:
+    """Look for the names in a module; None: those of its `__all__`."""
     module = importlib.import_module(path)
+    names = module.__all__ if names is None else names
     if missing := [name for name in names if not hasattr(module, name)]:
         raise CheckFailedError(f"it has no {', '.join(missing)}")
     return ", ".join(name for name in names if not name.startswith("_"))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from parallelmind.demos.batch import read_demo_records
-from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once
+from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once, Subject
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Request
 from parallelmind.models.architecture import rounding_tolerance
-from parallelmind.models.loader import load_model_with_lora, resolve_device
+from parallelmind.models.loader import load_model_with_lora
 from parallelmind.models.lora_layers import lora_layers
 from parallelmind.prompts.encode import encode_branch, encode_main
 from parallelmind.settings.model import TINY_MODEL
@@ -28,52 +29,81 @@ _RECORDS = 2
 
 
 @dataclass(kw_only=True)
-class _Ready:
-    """A model ready to answer, and the tokens it gives one by one."""
+class Alone:
+    """What a branch says when nothing runs beside it."""
 
+    tokens: list[int]
+    steps: list[tuple[Tensor, float]]
+    """Of each token: the logits [V] it was chosen by, and what of them is rounding."""
+
+    def differs(self, number: int, tokens: Sequence[int]) -> bool:
+        """Whether branch `number` differs by a choice between tokens that rounding decides.
+
+        Raises CheckFailedError if it differs by more.
+        """
+        if len(tokens) != len(self.tokens):
+            raise CheckFailedError(f"branch {number} has {len(tokens)} tokens, alone {len(self.tokens)}")
+        for place, (token, expected) in enumerate(zip(tokens, self.tokens, strict=True)):
+            if token != expected:
+                logits, rounding = self.steps[place]
+                gap = float(logits[expected] - logits[token])
+                if gap <= rounding:
+                    return True
+                raise CheckFailedError(
+                    f"branch {number} differs from its answer alone at token {place + 1}: {token} instead of "
+                    f"{expected}, which is likelier by {gap:.2g} (rounding: {rounding:.2g})"
+                )
+        return False
+
+
+@dataclass(kw_only=True)
+class Ready:
+    """A model ready to answer, and what each of its branches says alone."""
+
+    options: DoctorOptions
     engine: Engine
     summary: str
-    alone: list[list[int]]
-    gaps: list[list[tuple[Any, float]]]
-    """Of each branch and step: the logits [V], and what of them is rounding."""
+    """The model in a few words."""
+    alone: list[Alone]
 
 
-def checks(options: DoctorOptions) -> list[Check]:
-    ready = Once(partial(_load, options), "loading the model")
-    same = "Answers would depend on what runs beside them. Give --device cpu --dtype float32; if it fails there too, "
-    same += "install the versions of torch and transformers that ParallelMind asks for"
+def checks(subject: Subject) -> list[Check]:
+    return ready_checks(Once(partial(load_ready, subject.options), "loading the model"))
+
+
+def ready_checks(ready: Callable[[], Ready]) -> list[Check]:
+    """The checks of a model that is loaded when the first one runs."""
     return [
         Check(
-            group="inference",
-            name="load the model",
-            run=lambda: ready().summary,
-            remedy="Check --base_model, --lora_path, --lora_rank and --device; --base_model tiny is the bundled model",
+            "load the model",
+            lambda: ready().summary,
+            "Check --base_model, --lora_path, --lora_rank and --device; --base_model tiny is the bundled model",
         ),
-        Check(group="inference", name="parallel answers = one by one", run=lambda: _parallel(ready()), remedy=same),
         Check(
-            group="inference",
-            name="right answers of the bundled model",
-            run=lambda: _right_answers(options, ready()),
-            remedy="Install ParallelMind again: its model, or torch, is damaged",
+            "parallel answers = one by one",
+            lambda: _parallel(ready()),
+            "Answers would depend on what runs beside them. Give --device cpu --dtype float32; if it fails there too, "
+            "install the versions of torch and transformers that ParallelMind asks for",
+        ),
+        Check(
+            "right answers of the bundled model",
+            lambda: _right_answers(ready()),
+            "Install ParallelMind again: its model, or torch, is damaged",
         ),
     ]
 
 
-def _load(options: DoctorOptions) -> _Ready:
-    device, _ = resolve_device(options.device)
-    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
-    given: dict[str, Any] = {"lora_path": options.lora_path, "lora_rank": options.lora_rank}
-    summary, answers = _reference(options.base_model, device=device, dtype=dtype, **given)
-    return _Ready(
-        engine=Engine.from_pretrained(options.base_model, device=device, dtype=dtype, **given),
-        summary=summary,
-        alone=[tokens for tokens, _ in answers],
-        gaps=[gaps for _, gaps in answers],
+def load_ready(options: DoctorOptions) -> Ready:
+    """Raises as `load_model_with_lora` and `Engine` do."""
+    given: dict[str, Any] = {"lora_path": options.lora_path, "lora_rank": options.lora_rank, **options.placement()}
+    summary, alone = _reference(options.base_model, **given)
+    return Ready(
+        options=options, engine=Engine.from_pretrained(options.base_model, **given), summary=summary, alone=alone
     )
 
 
-def _reference(base_model: str, **given: Any) -> tuple[str, list[tuple[list[int], list[tuple[Any, float]]]]]:
-    """The model in a few words, and its answers one by one; loaded apart, so that the engine shares nothing with it."""
+def _reference(base_model: str, **given: Any) -> tuple[str, list[Alone]]:
+    """The model in a few words, and its branches alone; loaded apart, so that the engine shares nothing with it."""
     loaded = load_model_with_lora(base_model, **given)
     model, tokenizer, patched = loaded
     parameters, adapted = sum(one.numel() for one in model.parameters()), len(lora_layers(model))
@@ -90,13 +120,10 @@ def _reference(base_model: str, **given: Any) -> tuple[str, list[tuple[list[int]
 
 
 @torch.inference_mode()
-def _one_by_one(
-    model: Any, tokenizer: Any, branch: str, number: int, stride: int | None
-) -> tuple[list[int], list[tuple[Any, float]]]:
+def _one_by_one(model: Any, tokenizer: Any, branch: str, number: int, stride: int | None) -> Alone:
     """Greedy tokens by whole forwards of main + branch, without any cache, and the logits of each step."""
     main = encode_main(tokenizer, _MAIN)
     ids = main + encode_branch(tokenizer, branch, has_main=True)
-    tolerance = rounding_tolerance(model)
     steps = []
     for _ in range(_NEW_TOKENS):
         time = torch.arange(len(ids))
@@ -108,43 +135,26 @@ def _one_by_one(
             attention_mask=torch.ones_like(inputs),
             use_cache=False,
         ).logits[0, -1].float()  # fmt: skip
-        steps.append((logits.cpu(), tolerance * float(logits.abs().max())))
+        steps.append((logits.cpu(), rounding_tolerance(model) * float(logits.abs().max())))
         ids.append(int(logits.argmax()))
-    return ids[-_NEW_TOKENS:], steps
+    return Alone(tokens=ids[-_NEW_TOKENS:], steps=steps)
 
 
-def _parallel(ready: _Ready) -> str:
+def _parallel(ready: Ready) -> str:
     sampling = SamplingParams(max_new_tokens=_NEW_TOKENS, temperature=0, ignore_eos=True)
     request = Request(main=_MAIN, branches=_BRANCHES, visibility="isolated")
     [result] = ready.engine.generate([request], sampling)
     rounding = 0
-    for number, (branch, alone, steps) in enumerate(zip(result.branches, ready.alone, ready.gaps, strict=True), 1):
+    for number, (branch, alone) in enumerate(zip(result.branches, ready.alone, strict=True), start=1):
         if branch.error is not None:
             raise CheckFailedError(f"branch {number}: {branch.error}")
-        rounding += _compare(number, branch.token_ids, alone, steps)
+        rounding += alone.differs(number, branch.token_ids)
     same = f"{len(_BRANCHES)} branches of {_NEW_TOKENS} tokens: the same tokens"
     return same if not rounding else f"{same}, but for {rounding} branches where two tokens were equally likely"
 
 
-def _compare(number: int, tokens: Sequence[int], alone: Sequence[int], steps: Sequence[tuple[Any, float]]) -> int:
-    """0 if equal, 1 if the first difference is a choice between tokens that rounding decides."""
-    if len(tokens) != len(alone):
-        raise CheckFailedError(f"branch {number} has {len(tokens)} tokens, alone {len(alone)}")
-    for place, (token, expected) in enumerate(zip(tokens, alone, strict=True)):
-        if token != expected:
-            logits, rounding = steps[place]
-            gap = float(logits[expected] - logits[token])
-            if gap <= rounding:
-                return 1
-            raise CheckFailedError(
-                f"branch {number} differs from its answer alone at token {place + 1}: {token} instead of {expected}, "
-                f"which is likelier by {gap:.2g} (rounding: {rounding:.2g})"
-            )
-    return 0
-
-
-def _right_answers(options: DoctorOptions, ready: _Ready) -> str:
-    if options.base_model != TINY_MODEL or options.lora_path is not None:
+def _right_answers(ready: Ready) -> str:
+    if ready.options.base_model != TINY_MODEL or ready.options.lora_path is not None:
         raise NotApplicableError("another model or an adapter was given")
     records = read_demo_records()[:_RECORDS]
     results = ready.engine.generate(

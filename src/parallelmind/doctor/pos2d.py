@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,19 +28,12 @@ from parallelmind.columnar import (
     remove_pos2d_hook,
     set_rope_pos2d,
 )
-from parallelmind.doctor.check import (
-    Check,
-    CheckFailedError,
-    DoctorOptions,
-    Measurement,
-    NotApplicableError,
-    Once,
-)
+from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once, Subject
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.architecture import rounding_tolerance
-from parallelmind.models.loader import load_model_with_lora, resolve_device
+from parallelmind.models.loader import load_model_with_lora
 from parallelmind.settings.sampling import SamplingParams
 
 STRIDE = 128
@@ -48,6 +42,25 @@ EXPECTED_POSITIONS = [(0, 0), (0, 1), (0, 2), (0, 3), (128, 4), (128, 5), (128, 
 """(branch position, time) of a main of 4 tokens and branches of 3 and 2, by hand."""
 _SAME = _MOVES = 1e-3
 _SAMPLING = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A difference between logits that must be nothing but rounding or, with `must_differ`, more than that."""
+
+    difference: float
+    """The largest one."""
+    limit: float
+    must_differ: bool = False
+
+    @property
+    def holds(self) -> bool:
+        if self.must_differ:
+            return self.difference > self.limit
+        return self.difference <= self.limit  # not for NaN
+
+    def __str__(self) -> str:
+        return f"max |difference| {self.difference:.2g}, {'above' if self.must_differ else 'at most'} {self.limit:.2g}"
 
 
 class Pos2dFlow:
@@ -70,10 +83,14 @@ class Pos2dFlow:
         self.main: list[int] = main
         self.branches: list[list[int]] = branches
         self.row: PackedRow = pack_row(main, branches)
-        self.pos2d = self.row.pos2d(STRIDE)[None].to(self.device)
-        self._unpatched = self._logits(self._time)
+        self._unpatched = self.logits(self._time)
         self.scale = max(1e-6, float(self._unpatched.abs().max()))
         self._rounding = rounding_tolerance(model) * self.scale
+
+    @property
+    def pos2d(self) -> Tensor:
+        """[1, S, 2] of the row."""
+        return self.row.pos2d(STRIDE)[None].to(self.device)
 
     @property
     def _time(self) -> Tensor:
@@ -94,13 +111,10 @@ class Pos2dFlow:
         def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
-        with self._patched("split") as ropes:
-            handles = [rope.register_forward_pre_hook(note, with_kwargs=True) for rope in ropes]
-            try:
-                self._logits(self.pos2d)
-            finally:
-                for handle in handles:
-                    handle.remove()
+        with self.patched("split") as ropes:
+            for rope in ropes:
+                rope.register_forward_pre_hook(note, with_kwargs=True)
+            self.logits(self.pos2d)
         if not seen or not all(torch.equal(positions, self.pos2d) for positions in seen):
             shapes = [list(positions.shape) for positions in seen]
             raise CheckFailedError(f"position_ids of shape {list(self.pos2d.shape)} arrived as {shapes or 'nothing'}")
@@ -108,40 +122,40 @@ class Pos2dFlow:
 
     def plain_positions(self) -> Measurement:
         """Positions [B, S] against branch position 0."""
-        with self._patched("split"):
+        with self.patched("split"):
             zero = torch.stack((torch.zeros_like(self._time), self._time), dim=-1)
-            return self._equal(self._logits(self._time), self._logits(zero))
+            return self._equal(self.logits(self._time), self.logits(zero))
 
     def additive_is_unpatched(self) -> Measurement:
         """Additive mode at branch position 0 against the model without 2D RoPE."""
-        with self._patched("additive"):
-            return self._equal(self._logits(self._time), self._unpatched)
+        with self.patched("additive"):
+            return self._equal(self.logits(self._time), self._unpatched)
 
     def split_is_unpatched(self) -> Measurement:
         """Split mode at branch position = time against the model without 2D RoPE."""
-        with self._patched("split"):
-            return self._equal(self._logits(torch.stack((self._time, self._time), dim=-1)), self._unpatched)
+        with self.patched("split"):
+            return self._equal(self.logits(torch.stack((self._time, self._time), dim=-1)), self._unpatched)
 
     def branch_position_matters(self) -> Measurement:
         """The same row at stride 128 and at stride 0."""
-        with self._patched("split"):
-            moved, still = (self._logits(self.row.pos2d(stride)[None].to(self.device)) for stride in (STRIDE, 0))
+        with self.patched("split"):
+            moved, still = (self.logits(self.row.pos2d(stride)[None].to(self.device)) for stride in (STRIDE, 0))
         return Measurement(difference=_largest(moved - still), limit=_MOVES * self.scale, must_differ=True)
 
     def set_call(self) -> Measurement:
         """`set_rope_pos2d` against position_ids."""
-        with self._patched("split"):
-            passed = self._logits(self.pos2d)
+        with self.patched("split"):
+            passed = self.logits(self.pos2d)
             set_rope_pos2d(self.model, self.pos2d)
             try:
-                return self._equal(self._logits(self._time), passed)
+                return self._equal(self.logits(self._time), passed)
             finally:
                 set_rope_pos2d(self.model, None)
 
     def hook(self) -> str:
         """`generate` with the pos2d hook against `generate` without, for prompts of several lengths."""
         lengths = (1, _MAIN_TOKENS, len(self.row))
-        with self._patched("split"):
+        with self.patched("split"):
             for length in lengths:
                 ids = self.row.input_ids[None, :length].to(self.device)
                 plain = self._generated(ids)
@@ -156,7 +170,7 @@ class Pos2dFlow:
 
     def row_is_branches_alone(self) -> Measurement:
         """One forward of the packed row against main + each branch as a sequence of its own, both under their mask."""
-        with self._patched("split"):
+        with self.patched("split"):
             together, worst = self._masked_logits(self.row), 0.0
             for number, branch in enumerate(self.branches, start=1):
                 alone = self._masked_logits(pack_row(self.main, [branch], branch_numbers=[number]))
@@ -166,13 +180,17 @@ class Pos2dFlow:
 
     def engine_is_branches_alone(self) -> Measurement:
         """The engine's cached decode of all branches together against each of them alone: log-probabilities."""
-        with self._patched("split"):
-            engine = Engine(self.model, self.tokenizer, branch_stride=STRIDE)
+        with self.patched("split"):
+            engine = self.engine()
             asked = [Branch(prompt=prompt, branch_id=number) for number, prompt in enumerate(self.branches, start=1)]
             [together] = engine.generate([Request(main=self.main, branches=asked)], _SAMPLING)
             alone = [engine.generate([Request(main=self.main, branches=[one])], _SAMPLING)[0] for one in asked]
         worst = max(_apart(one, other.branches[0]) for one, other in zip(together.branches, alone, strict=True))
         return Measurement(difference=worst, limit=self._rounding)
+
+    def engine(self) -> Engine:
+        """One that decodes with the model as it is now."""
+        return Engine(self.model, self.tokenizer, branch_stride=STRIDE)
 
     def _generated(self, ids: Tensor) -> list[int]:
         tokens = self.model.generate(
@@ -188,10 +206,10 @@ class Pos2dFlow:
         """[S, V] under the mask of the row, which takes the place of a model's own sliding window."""
         pos2d = row.pos2d(STRIDE)[None].to(self.device)
         mask = build_columnar_causal_mask(pos2d, visibility="isolated", dtype=self.model.dtype)
-        return self._logits(pos2d, ids=row.input_ids, mask=mask)[0]
+        return self.logits(pos2d, ids=row.input_ids, mask=mask)[0]
 
     @torch.inference_mode()
-    def _logits(self, positions: Tensor, *, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def logits(self, positions: Tensor, *, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """[1, S, V] in float32."""
         input_ids = (self.row.input_ids if ids is None else ids)[None].to(self.device)
         mask = torch.ones_like(input_ids) if mask is None else mask
@@ -201,7 +219,8 @@ class Pos2dFlow:
         return logits.float()
 
     @contextmanager
-    def _patched(self, mode: RopeMode) -> Iterator[list[Interleaved2DRoPE]]:
+    def patched(self, mode: RopeMode) -> Iterator[list[Interleaved2DRoPE]]:
+        """The block in which the model has 2D RoPE; yields its modules, which are new ones each time."""
         patch_model_with_interleaved_2d_rope(self.model, self.pairs, mode)
         try:
             yield [module for module in self.model.modules() if isinstance(module, Interleaved2DRoPE)]
@@ -209,7 +228,8 @@ class Pos2dFlow:
             _take_off(self.model)
 
 
-FACTS: dict[str, Callable[[Pos2dFlow], str | Measurement]] = {
+Fact = Callable[[Pos2dFlow], str | Measurement]
+FACTS: dict[str, Fact] = {
     "positions of a row": Pos2dFlow.positions,
     "pos2d reaches the rotary embedding": Pos2dFlow.arrival,
     "positions [B, S] are branch 0": Pos2dFlow.plain_positions,
@@ -224,13 +244,12 @@ FACTS: dict[str, Callable[[Pos2dFlow], str | Measurement]] = {
 """What must be true of the flow, in the order in which pos2d takes it."""
 
 
-def checks(options: DoctorOptions) -> list[Check]:
-    flow = Once(partial(_flow_or_skip, options), "loading the model")
+def checks(subject: Subject) -> list[Check]:
+    flow = Once(partial(_flow_or_skip, subject.options), "loading the model")
     load = Check(
-        group="pos2d",
-        name="load the model",
-        run=lambda: f"{len(flow().pairs)} frequency pairs turn by the branch position",
-        remedy="Check --base_model, --device and --dtype; --base_model tiny is the bundled model",
+        "load the model",
+        lambda: f"{len(flow().pairs)} frequency pairs turn by the branch position",
+        "Check --base_model, --device and --dtype; --base_model tiny is the bundled model",
     )
     return [load, *flow_checks(flow)]
 
@@ -242,14 +261,12 @@ def flow_checks(flow: Callable[[], Pos2dFlow]) -> list[Check]:
         "2D RoPE: use --no_patch_rope. If not, install the versions of torch and transformers that ParallelMind asks "
         "for (parallelmind doctor --only versions)"
     )
-    return [Check(group="pos2d", name=name, run=partial(_account, flow, name), remedy=remedy) for name in FACTS]
+    return [Check(name, partial(_account, flow, fact), remedy) for name, fact in FACTS.items()]
 
 
 def load_flow(options: DoctorOptions) -> Pos2dFlow:
     """The base model without adapter and 2D RoPE. Raises as `load_model_with_lora` and `auto_pair_indices` do."""
-    device, _ = resolve_device(options.device)
-    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
-    model, tokenizer, _ = load_model_with_lora(options.base_model, device=device, dtype=dtype)
+    model, tokenizer, _ = load_model_with_lora(options.base_model, **options.placement())
     _take_off(model)
     return Pos2dFlow(model, tokenizer)
 
@@ -268,8 +285,8 @@ def _take_off(model: Any) -> None:
                 setattr(parent, name, child.rotary)
 
 
-def _account(flow: Callable[[], Pos2dFlow], name: str) -> str:
-    found = FACTS[name](flow())
+def _account(flow: Callable[[], Pos2dFlow], fact: Fact) -> str:
+    found = fact(flow())
     if isinstance(found, Measurement) and not found.holds:
         raise CheckFailedError(str(found).replace(", ", "; it must be "))
     return str(found)

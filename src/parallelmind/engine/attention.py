@@ -28,9 +28,7 @@ from parallelmind.models.architecture import attention_switched
 
 ATTENTION_NAME = "parallelmind_engine"
 _MAX_SCORES = 2**25
-"""Scores computed at once by the unfused path, so that a long main does not need length² memory."""
 _MAX_MASK = 2**22
-"""Entries of a mask that is repeated for each query head of a group."""
 _NOTHING = -1e30
 """Logsumexp of no keys at all; not -inf, whose differences are no numbers."""
 
@@ -75,7 +73,7 @@ def engine_attention_forward(
     k_HTD, v_HTE = key[0], value[0]
     step.store.write(layer, step.places(key.device), k_HTD, v_HTE)
     sinks_HG = None if s_aux is None else s_aux.view(heads, -1).float()
-    options = _Options(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, sinks_HG)
+    options = ScoreOptions(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, sinks_HG)
     keys_HNPD, values_HNPE = step.store.layer(layer)
 
     parts = _Parts(query.shape[2])
@@ -102,7 +100,7 @@ def engine_attention_forward(
 AttentionInterface.register(ATTENTION_NAME, engine_attention_forward)
 
 
-class _Options:
+class ScoreOptions:
     """What a layer asks of its scores: scale, soft cap, and sinks (an extra score per head that takes no value)."""
 
     __slots__ = ("scale", "sinks_HG", "softcap")
@@ -153,7 +151,7 @@ class _Parts:
 
 
 def _attend_pages(
-    batch: PageBatch, q_HGTD: Tensor, keys_HNPD: Tensor, values_HNPE: Tensor, options: _Options
+    batch: PageBatch, q_HGTD: Tensor, keys_HNPD: Tensor, values_HNPE: Tensor, options: ScoreOptions
 ) -> tuple[Tensor, Tensor]:
     """The tokens that read pages over all of these pages: [t, H, G, E] and [t, H, G]."""
     k_nHKD, v_nHKE = (
@@ -182,7 +180,7 @@ def _attend_pages(
 
 
 def _attend_fresh(
-    q_HGTD: Tensor, k_HTD: Tensor, v_HTE: Tensor, mask: Tensor | None, options: _Options
+    q_HGTD: Tensor, k_HTD: Tensor, v_HTE: Tensor, mask: Tensor | None, options: ScoreOptions
 ) -> tuple[Tensor, Tensor]:
     """Tokens that follow one another over themselves, [T, H, G, E] and [T, H, G]; None: in causal order."""
     if mask is not None:
@@ -207,7 +205,7 @@ def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tup
     return torch.lerp(out.float(), other_out.float(), share), torch.logaddexp(lse, other_lse)
 
 
-def _with_sinks(out_THGE: Tensor, lse_THG: Tensor, options: _Options) -> Tensor:
+def _with_sinks(out_THGE: Tensor, lse_THG: Tensor, options: ScoreOptions) -> Tensor:
     """A sink takes its share of the softmax and gives nothing."""
     if options.sinks_HG is None:
         return out_THGE
@@ -215,15 +213,24 @@ def _with_sinks(out_THGE: Tensor, lse_THG: Tensor, options: _Options) -> Tensor:
 
 
 def attend_grouped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: _Options
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: ScoreOptions,
+    *,
+    max_mask: int = _MAX_MASK,
 ) -> tuple[Tensor, Tensor]:
     """`attend` for G query heads per key/value head, folded into the query length so that keys are read once.
 
     Shapes: query [..., H, G, Q, D], key [..., H, K, D], mask [Q, K] or [n, 1, Q, K]
     → [..., H, G, Q, E], [..., H, G, Q].
+
+    Args:
+        max_mask: the largest mask, in entries, that is repeated for each query head of a group.
     """
     group, count = query.shape[-3:-1]
-    if mask is not None and count > 1 and mask.numel() * group > _MAX_MASK:
+    if mask is not None and count > 1 and mask.numel() * group > max_mask:
         # A mask repeated for each head would outgrow the keys; each head on its own then costs little.
         outs, lses = zip(
             *(attend(query[..., g, :, :], key, value, mask, options.scale, options.softcap) for g in range(group)),
@@ -237,12 +244,22 @@ def attend_grouped(
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None = None,
+    *,
+    max_scores: int = _MAX_SCORES,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention and the logsumexp of its scores.
 
     Shapes: query [..., Q, D], key [..., K, D], value [..., K, E], additive mask broadcastable to [..., Q, K]
     → [..., Q, E] in query's dtype, [..., Q] in float32. Leading axes: heads, or branches and heads.
+
+    Args:
+        max_scores: computed at once by the unfused path, so that a long main does not need length² memory.
     """
     if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
         batched = query.dim() == 4
@@ -255,7 +272,7 @@ def attend(
         return (out, lse) if batched else (out[0], lse[0])
     if softcap is None and _fused_on_cuda(query, value):
         return _attend_on_cuda(query, key, value, mask, scale)
-    rows = max(1, _MAX_SCORES // max(1, query[..., 0, 0].numel() * key.shape[-2]))
+    rows = max(1, max_scores // max(1, query[..., 0, 0].numel() * key.shape[-2]))
     if query.shape[-2] > rows:
         chunks = [
             attend(
@@ -265,6 +282,7 @@ def attend(
                 None if mask is None else mask[..., i : i + rows, :],
                 scale,
                 softcap,
+                max_scores=max_scores,
             )
             for i in range(0, query.shape[-2], rows)
         ]

@@ -28,10 +28,17 @@ class Detokenizer:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """Add a token; returns the new certain text, possibly empty."""
-        self._token_ids.append(token_id)
+        """Add a token; returns the new certain text, possibly empty.
+
+        A token that the tokenizer has no text for raises its error and is not added.
+        """
         before = len(self._decoded)
-        self._decoded += self._decode_next()
+        self._token_ids.append(token_id)
+        try:
+            self._decoded += self._decode_next()
+        except Exception:
+            self._token_ids.pop()  # `finish` would fail on it again
+            raise
         longest = max(map(len, self._stop_texts), default=0)
         start = max(0, before - longest + 1)
         found = [at for text in self._stop_texts if (at := self._decoded.find(text, start)) >= 0]

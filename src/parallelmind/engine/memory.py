@@ -17,14 +17,18 @@ _LIMITS = (
 """Limit, use and its parts, in the second and the first version of control groups."""
 
 
-def default_kv_cache_bytes(device: torch.device) -> int:
-    """Half of the memory that is free now on the device that holds the embeddings."""
+def default_kv_cache_bytes(device: torch.device, *, group: Path = _CONTROL_GROUP) -> int:
+    """Half of the memory that is free now on the device that holds the embeddings.
+
+    Args:
+        group: the folder in which the system tells the limits of this container.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # Memory that torch holds for reuse is free for this process, though not for others.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (int(free) + kept) // 2
-    return int(min(psutil.virtual_memory().available, free_in_container())) // 2
+    return int(min(psutil.virtual_memory().available, free_in_container(group))) // 2
 
 
 def free_in_container(group: Path = _CONTROL_GROUP) -> float:

@@ -22,6 +22,7 @@ from parallelmind.jobs.leases import Leases
 from parallelmind.jobs.ledger import Results
 from parallelmind.jobs.messages import Ask, Finished, FromWorker, GaveUp, Idle, Load, Records, Rest, Stop, ToWorker
 from parallelmind.jobs.opening import OpenJob
+from parallelmind.jobs.options import LATE_SECONDS
 from parallelmind.jobs.quarantine import Death, Quarantine
 from parallelmind.jobs.task import WorkerInfo
 from parallelmind.jobs.transports.base import Ended, Inbox, MakeTransport, Received, Transport
@@ -69,9 +70,18 @@ class Coordinator:
     Args:
         record_timeout: seconds without progress after which a worker that has records is replaced; 0: never.
         keep_apart: each worker does no more than its own slice, see `leases.whose_next`.
+        late: seconds after which a worker that has taken nothing is not waited for, as there.
     """
 
-    def __init__(self, job: OpenJob, *, world_size: int, record_timeout: float = 0.0, keep_apart: bool = False) -> None:
+    def __init__(
+        self,
+        job: OpenJob,
+        *,
+        world_size: int,
+        record_timeout: float = 0.0,
+        keep_apart: bool = False,
+        late: float = LATE_SECONDS,
+    ) -> None:
         self._job = job
         self._record_timeout = record_timeout
         self._workers = [_Worker() for _ in range(world_size)]
@@ -87,6 +97,7 @@ class Coordinator:
             groups=None if groups is None else groups[todo[~alone]],
             fitting=self._fitting,
             keep_apart=keep_apart,
+            late=late,
         )
         self._has_begun = False
         for record in todo[alone].tolist():

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from parallelmind.jobs.options import LATE_SECONDS
+
 _GROUP_SEARCH = 256
 _FEW = 8
 """So many records or fewer are left to the worker they belong to."""
-_LATE_SECONDS = 60.0
-"""A worker that takes nothing so long after the first one did is not waited for."""
 _STALLED_SECONDS = 10.0
 """A worker that has taken nothing for so long is helped with its last records too."""
 
@@ -49,6 +49,7 @@ class Leases:
         groups: for each of `records` its group; equal neighbours stay in one lease where that is possible.
         fitting: how many of some records are not too much for one lease.
         keep_apart: each worker does no more than its own slice, see `whose_next`.
+        late: seconds after which a worker that has taken nothing is not waited for, see `whose_next`.
         clock: seconds.
     """
 
@@ -61,12 +62,14 @@ class Leases:
         groups: NDArray[np.uint32] | None = None,
         fitting: Callable[[NDArray[np.int64]], int] = len,
         keep_apart: bool = False,
+        late: float = LATE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
         self._groups = groups
         self._fitting = fitting
         self._keep_apart = keep_apart
+        self._late = late
         self._clock = clock
         self._slices = [list(bounds) for bounds in slice_bounds(len(records), workers)]
         self._taken_at: list[float | None] = [None] * workers
@@ -163,7 +166,9 @@ class Leases:
             WorkerSlice(stop - start, taken_at, number in self._given_up)
             for number, ((start, stop), taken_at) in enumerate(zip(self._slices, self._taken_at, strict=True))
         ]
-        return whose_next(slices, rank, now=self._clock(), begun=self._begun, keep_apart=self._keep_apart)
+        return whose_next(
+            slices, rank, now=self._clock(), begun=self._begun, keep_apart=self._keep_apart, late=self._late
+        )
 
     def _lease(self, rank: int, records: NDArray[np.int64], *, alone: bool = False) -> Lease:
         self._last_fence += 1
@@ -198,7 +203,13 @@ def slice_bounds(total: int, workers: int) -> list[tuple[int, int]]:
 
 
 def whose_next(
-    slices: Sequence[WorkerSlice], worker: int, *, now: float, begun: float, keep_apart: bool = False
+    slices: Sequence[WorkerSlice],
+    worker: int,
+    *,
+    now: float,
+    begun: float,
+    keep_apart: bool = False,
+    late: float = LATE_SECONDS,
 ) -> int | None:
     """The number of the slice that `worker` takes from, None if it has to wait or nothing is left.
 
@@ -206,6 +217,7 @@ def whose_next(
         now: the clock's seconds.
         begun: when the first of the workers took something; before that, when the work was given out.
         keep_apart: each worker does no more than its own slice, but for those that will not come back.
+        late: so long after `begun` a worker that has taken nothing is not waited for.
     """
     if slices[worker].left:
         return worker
@@ -214,7 +226,7 @@ def whose_next(
         if not one.left or one.given_up or keep_apart:
             return bool(one.left) and one.given_up
         if one.taken_at is None:
-            return abs(now - begun) >= _LATE_SECONDS
+            return abs(now - begun) >= late
         return one.left > _FEW or abs(now - one.taken_at) >= _STALLED_SECONDS
 
     helped = [number for number, one in enumerate(slices) if may_be_helped(one)]

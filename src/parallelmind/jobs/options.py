@@ -29,6 +29,7 @@ def _nothing(rank: int) -> None:
 
 
 _GROUP = "workers"
+LATE_SECONDS = 60.0
 
 Workers = Annotated[
     int,
@@ -86,6 +87,8 @@ class RunOptions(Settings):
     """Of this process, where torchrun has started several."""
     most_per_worker: int | None = None
     """Records that each worker works on at most, however fast it is; the job must hold no more than that for all."""
+    late_seconds: float = LATE_SECONDS
+    """A worker that takes nothing so long after the first one did, as its model still loads, is not waited for."""
     set_up: Callable[[int], None] = _nothing
     """Called first in each worker process, with its rank."""
     retry_failed: bool = False

@@ -117,6 +117,7 @@ def _work(job: OpenJob, options: RunOptions, monitor: Monitor) -> None:
         world_size=options.world_size,
         record_timeout=options.record_timeout,
         keep_apart=options.most_per_worker is not None,
+        late=options.late_seconds,
     )
 
     if coordinator.is_over:

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from parallelmind.columnar import Visibility, sees_main
 from parallelmind.prompts.conversation import Message, Tool, user
 from parallelmind.prompts.encode import PromptIds, encode_branch, encode_main, encode_parts, shared_length, start_ids
 from parallelmind.prompts.pieces import Piece, PieceEncoder, SplitPrompt
 from parallelmind.prompts.slots import Slots
 from parallelmind.prompts.spans import SupervisedIds, encode_spans, mark_answers
 from parallelmind.prompts.template import ChatTemplate
+from parallelmind.settings.visibility import Visibility, sees_main
 
 _PROBES = ("0", "a")
 """Two texts that begin differently, and so mark where any text begins: main depends on no branch."""

@@ -38,14 +38,16 @@ class QueryItem:
     """Why a line is not JSON; `value` is then None."""
 
 
-def read_items(path: Path) -> Iterator[QueryItem]:
+def read_items(path: Path, *, chunk_bytes: int = _CHUNK) -> Iterator[QueryItem]:
     """Stream the items of a JSON object keyed by id, or of a JSONL file.
 
+    Args:
+        chunk_bytes: how much of the file is read at a time.
     Raises:
         DataError: the file cannot be read, or is neither; a JSON object is broken in the middle (names the line).
     """
     next(read_lines(path, max_records=1, max_line_bytes=_CHUNK), None)  # refuses files that are not text
-    window = _Window(path)
+    window = _Window(path, chunk_bytes)
     try:
         if window.next_is("["):
             raise DataError(
@@ -105,8 +107,9 @@ def _line_items(path: Path) -> Iterator[QueryItem]:
 class _Window:
     """A text file of which only the part around the current position is in memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, chunk_bytes: int) -> None:
         self._path = path
+        self._chunk_bytes = chunk_bytes
         self._file = path.open("rb")
         self._parse = json.JSONDecoder().raw_decode
         self.rewind()
@@ -165,7 +168,7 @@ class _Window:
                 if not at_end or self._ended:
                     self._position = error.pos
                     raise self.error(error.msg) from None
-                self._read_on(max(_CHUNK, len(self._text) - self._position))
+                self._read_on(max(self._chunk_bytes, len(self._text) - self._position))
             except ValueError as error:  # a whole number of thousands of digits
                 raise self.error(str(error).partition(":")[0]) from None
             else:
@@ -178,11 +181,11 @@ class _Window:
         found = shorten(self._text[self._position : self._position + 100])
         return DataError(f"{self._path} is not valid JSON at line {self.line()}: {problem}; found {found!r}.")
 
-    def _read_on(self, size: int = _CHUNK) -> bool:
+    def _read_on(self, size: int | None = None) -> bool:
         if self._ended:
             return False
         self._line += self._text.count("\n", self._counted_to, self._position)
-        chunk = self._file.read(size)
+        chunk = self._file.read(size or self._chunk_bytes)
         self._ended = not chunk
         try:
             self._text = self._text[self._position :] + self._decoder.decode(chunk, final=self._ended)

@@ -40,3 +40,13 @@ RULES: dict[Visibility, VisibilityRule] = {
         sees_main=False, sees_branches=False, help="only itself", explained="a branch sees itself only"
     ),
 }
+
+
+def sees_main(visibility: Visibility) -> bool:
+    """Whether the tokens of a branch see main."""
+    return RULES[visibility].sees_main
+
+
+def sees_branches(visibility: Visibility) -> bool:
+    """Whether the tokens of a branch see those of the other branches, so that all must be computed together."""
+    return RULES[visibility].sees_branches

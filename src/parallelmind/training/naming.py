@@ -127,12 +127,16 @@ def _other_run(files: RunFiles, settings: Mapping[str, Any]) -> str | None:
 
 
 @contextmanager
-def taken_run(options: TrainOptions, settings: Mapping[str, Any]) -> Iterator[ChosenRun]:
+def taken_run(
+    options: TrainOptions, settings: Mapping[str, Any], *, patience: float = _LEAVING_SECONDS
+) -> Iterator[ChosenRun]:
     """The run to continue or to begin, whose name no other run can take during the block.
 
     The lock is of the first process of a run; the others get what they would choose, and ask it (`agreed`). The
     system frees it when the process ends, however it ends. A new run that fails and leaves nothing frees its name.
 
+    Args:
+        patience: seconds to wait for a run of that name, which may be about to end.
     Raises:
         SettingsError: as `choose_run`.
         TrainingError: another process trains this run, or its folder cannot be written.
@@ -145,7 +149,7 @@ def taken_run(options: TrainOptions, settings: Mapping[str, Any]) -> Iterator[Ch
         stuck = f"another run has been taking a name in {out} for a minute; end it, or give another --out_dir."
         # Whoever chooses sees the settings of all runs that are going on: each wrote them before the next one chose.
         with _locked(out / "checkpoints" / ".choosing.lock", _CHOOSING_SECONDS, stuck):
-            run = _take(options, settings, held)
+            run = _take(options, settings, held, patience)
             new = run.files.former_settings() is None
             if new:
                 run.files.write_settings(dict(settings))
@@ -157,14 +161,14 @@ def taken_run(options: TrainOptions, settings: Mapping[str, Any]) -> Iterator[Ch
             raise
 
 
-def _take(options: TrainOptions, settings: Mapping[str, Any], held: ExitStack) -> ChosenRun:
+def _take(options: TrainOptions, settings: Mapping[str, Any], held: ExitStack, patience: float) -> ChosenRun:
     """Choose, and let `held` hold the lock of what was chosen."""
     while True:
         run = choose_run(options, settings)
         checkpoints = run.files.checkpoints
         busy = f"another run is writing {checkpoints}; wait until it ends, or choose another --lora_name."
         with ExitStack() as lock:
-            lock.enter_context(_locked(checkpoints.with_name(f".{run.files.name}.lock"), _LEAVING_SECONDS, busy))
+            lock.enter_context(_locked(checkpoints.with_name(f".{run.files.name}.lock"), patience, busy))
             now = choose_run(options, settings)  # the run that had the lock may have gone on until it ended
             if now.files == run.files:
                 held.push(lock.pop_all())

@@ -39,13 +39,13 @@ _LEADER_SECONDS = 3600.0
 """Rank 0 may have a large input to read before it listens."""
 _END_SECONDS = 60.0
 _STORE_SECONDS = 600
-_job_numbers: Counter[int] = Counter()
-"""By rank: all ranks run the same jobs in the same order, and number them."""
+_job_numbers: Counter[Rank] = Counter()
+"""All ranks run the same jobs in the same order, and number them."""
 
 
 def next_job(rank: Rank) -> None:
     """Number the job that begins, on every rank and also if it fails at once: ranks of two jobs must not meet."""
-    _job_numbers[rank.rank] += 1
+    _job_numbers[rank] += 1
 
 
 def transport(task: Task, options: RunOptions) -> MakeTransport:
@@ -251,7 +251,7 @@ class _Meeting:
     def __init__(self, rank: Rank, environ: Mapping[str, str] = os.environ) -> None:
         self._rank = rank
         self._environ = environ
-        self._name = f"{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_job_numbers[rank.rank]}"
+        self._name = f"{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_job_numbers[rank]}"
         self._file: Path | None = None
         if environ.get("LOCAL_WORLD_SIZE") == str(rank.world_size):  # one machine: the launcher is everybody's parent
             import psutil
