@@ -207,7 +207,7 @@ def test_cancelling_ends_one_branch_or_all_and_frees_memory(engine: Engine) -> N
     assert finished == {request_id: "cancelled", other: "length"}
     engine.reset_prefix_cache()
     assert engine.kv_cache_tokens == 0
-    assert engine._scheduler.slots.nbytes() == 0
+    assert engine.kv_cache_bytes == 0
 
 
 def test_closing_a_stream_cancels_its_requests(engine: Engine) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 _GROWTH = 8
 """The arrays grow by this part more than is needed at the moment."""
+_MOST_UNUSED = 4
+"""They shrink when they could hold so many times what is in use."""
 
 
 class PageStore:
@@ -34,6 +36,8 @@ class PageStore:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._copies: list[tuple[int, int, int]] = []
+        """(page, page, tokens) to be copied before the next forward."""
+        self._copies_during: list[tuple[int, int, int]] = []
         self._capacity = 0
 
     @property
@@ -93,46 +97,55 @@ class PageStore:
                             array[:, page] = 0
         self._num_taken -= len(pages)
         self._copies = [copy for copy in self._copies if copy[1] not in pages]
+        self._copies_during = [copy for copy in self._copies_during if copy[1] not in pages]
         if not self._num_taken:
             self._taken.clear()
             self._capacity = 0
             self._keys.clear()
             self._values.clear()
             self._copies.clear()
+            self._copies_during.clear()
 
-    def copy_later(self, source: int, target: int, count: int) -> None:
-        """Copy the first tokens of a page into another one when `settle` is called."""
+    def copy_before(self, source: int, target: int, count: int) -> None:
+        """Copy the first tokens of a page into another one before the next forward."""
         self._copies.append((source, target, count))
 
+    def copy_during(self, source: int, target: int, count: int) -> None:
+        """The same in each layer of the next forward, which computes them, as soon as they are there."""
+        self._copies_during.append((source, target, count))
+
+    def begin(self) -> None:
+        """Another forward is being planned."""
+        self._copies_during.clear()
+
     def settle(self) -> None:
-        """Make room for all pages that are in use and carry the copies out, before anything is read or written."""
+        """Make room for all pages that are in use and carry copies out, before anything is read or written."""
+        del self._taken[len(self._taken.rstrip(b"\0")) :]
         needed = len(self._taken)
-        if needed > self._capacity:
+        if needed > self._capacity or needed < self._capacity // _MOST_UNUSED:
             # An eighth on top: a step of decoding must not copy everything each time a page is needed.
             self._capacity = max(needed, min(needed + needed // _GROWTH, self.max_pages))
             for store in (self._keys, self._values):
                 for layer, array in store.items():
-                    store[layer] = self._grown(array)
-        if not self._copies:
-            return
-        places = torch.arange(self.page_tokens)
-        sources, targets = (
-            torch.cat([pages[index] * self.page_tokens + places[: pages[2]] for pages in self._copies])
-            for index in (0, 1)
-        )
-        self._copies.clear()
-        for store in (self._keys, self._values):
-            for array in store.values():
-                flat = array.flatten(1, 2)
-                flat[:, targets.to(array.device)] = flat[:, sources.to(array.device)]
+                    store[layer] = self._resized(array)
+        if self._copies:
+            sources, targets = self._places(self._copies)
+            self._copies.clear()
+            for store in (self._keys, self._values):
+                for array in store.values():
+                    _copy(array, sources, targets)
 
     def write(self, layer: int, places_T: Tensor, keys_HTD: Tensor, values_HTE: Tensor) -> None:
         """Store the keys and values of tokens; a place is the page's number × P + the index in the page."""
         if layer not in self._keys:
             for store, new in ((self._keys, keys_HTD), (self._values, values_HTE)):
-                store[layer] = self._grown(new.new_zeros(new.shape[0], 0, self.page_tokens, new.shape[-1]))
+                store[layer] = self._resized(new.new_zeros(new.shape[0], 0, self.page_tokens, new.shape[-1]))
         self._keys[layer].flatten(1, 2)[:, places_T] = keys_HTD
         self._values[layer].flatten(1, 2)[:, places_T] = values_HTE
+        if self._copies_during:
+            sources, targets = self._places(self._copies_during)
+            _copy(self._keys[layer], sources, targets)
+            _copy(self._values[layer], sources, targets)
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys [H, N, P, D] and values [H, N, P, E] of all pages."""
@@ -146,8 +159,22 @@ class PageStore:
         """Over all layers, once each of them has written."""
         return self.nbytes() // self.num_places
 
-    def _grown(self, array: Tensor) -> Tensor:
+    def _places(self, copies: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+        """Where the tokens of copies are, and where they go."""
+        places = torch.arange(self.page_tokens)
+        sources, targets = (
+            torch.cat([copy[index] * self.page_tokens + places[: copy[2]] for copy in copies]) for index in (0, 1)
+        )
+        return sources, targets
+
+    def _resized(self, array: Tensor) -> Tensor:
         # Zeros, not empty: places that were never written are masked, but masked NaN would still spread.
-        grown = array.new_zeros(array.shape[0], self._capacity, *array.shape[2:])
-        grown[:, : array.shape[1]] = array
-        return grown
+        resized = array.new_zeros(array.shape[0], self._capacity, *array.shape[2:])
+        kept = min(self._capacity, array.shape[1])
+        resized[:, :kept] = array[:, :kept]
+        return resized
+
+
+def _copy(array: Tensor, sources: Tensor, targets: Tensor) -> None:
+    flat = array.flatten(1, 2)
+    flat[:, targets.to(array.device)] = flat[:, sources.to(array.device)]

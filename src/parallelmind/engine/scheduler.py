@@ -121,6 +121,7 @@ class Scheduler:
 
     def schedule(self) -> Schedule | None:
         """Plan the next forward; None when there is nothing to do."""
+        self.tree.store.begin()
         plan = Schedule(budget=self.max_batched_tokens)
         self._continue_running(plan)
         self._admit(plan)
@@ -297,7 +298,7 @@ class Scheduler:
                 self._wait_or_reject(group, plan)
                 return
             self._start(branch, run)
-            if run.num_pending and self.tree.advance(run):
+            if self.tree.advance(run, coming=group.main) and run.num_pending:
                 plan.add_branch(branch, min(run.num_pending, plan.budget))
 
     def _open(self, branch: BranchSequence) -> Run:

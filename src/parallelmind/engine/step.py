@@ -260,7 +260,13 @@ class Step:
     def _shared_stretches(self) -> Iterator[Stretch]:
         """Every page that is seen as a whole, once, with the tokens of all spans that see it."""
         size = self.store.page_tokens
-        waiting = [(0, len(self.spans), 0)]
+        ends = [
+            index
+            for index in range(1, len(self.spans) + 1)
+            if index == len(self.spans)
+            or self.spans[index].run.place.adapter != self.spans[index - 1].run.place.adapter
+        ]
+        waiting = [(first, last, 0) for first, last in zip([0, *ends], ends, strict=False)]
         while waiting:
             first, last, depth = waiting.pop()
             while first < last and len(self._full[first]) <= depth:

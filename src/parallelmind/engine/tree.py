@@ -154,16 +154,23 @@ class PageTree:
         run.num_reused = run.num_cached + (run.source[1] if run.source else 0)
         return run
 
-    def advance(self, run: Run) -> bool:
-        """Take over what others computed of the text; False while another text computes what comes next."""
+    def advance(self, run: Run, coming: Run | None = None) -> bool:
+        """Take over what others computed of the text; False while another text computes what comes next.
+
+        Args:
+            coming: a text that the next forward completes: what it has in common with this one counts as computed.
+        """
         size = self.store.page_tokens
         while run.num_cached < len(run.tokens):
             index, offset = divmod(run.num_cached, size)
             page = run.pages[index] if index < len(run.pages) else None
-            if page is not None and page.computed > offset:
-                run.num_cached = min(index * size + page.computed, len(run.tokens))
+            computed = 0 if page is None else page.computed
+            if coming is not None and page is not None and index < len(coming.pages) and page is coming.pages[index]:
+                computed = max(computed, min(size, len(coming) - index * size))
+            if computed > offset:
+                run.num_cached = min(index * size + computed, len(run.tokens))
             elif run.source is not None:
-                if not self._take_source(run):
+                if not self._take_source(run, coming):
                     return False
             else:
                 if page is not None and page.filler is None:
@@ -204,7 +211,7 @@ class PageTree:
         for index in range(first // size, -(-run.num_cached // size)):
             page = run.pages[index]
             page.computed = max(page.computed, min(size, run.num_cached - index * size))
-            if page.computed == size or (run.complete and not run.grows):
+            if page.filler is run and (page.computed == size or (run.complete and not run.grows)):
                 page.filler = None
 
     def close(self, run: Run, *, wipe: bool = False) -> None:
@@ -270,20 +277,30 @@ class PageTree:
         self._fill(run, page)
         return True
 
-    def _take_source(self, run: Run) -> bool:
-        """Copy the tokens that another text's page has of the run's next one; False while they are being computed."""
+    def _take_source(self, run: Run, coming: Run | None) -> bool:
+        """Have the tokens that another text's page has of the run's next one; False while they are being computed."""
         assert run.source is not None
         source, count = run.source
-        if source.computed < count and source.filler is not None:
+        index = run.num_cached // self.store.page_tokens
+        is_coming = coming is not None and index < len(coming.pages) and source is coming.pages[index]
+        if source.computed < count and source.filler is not None and not is_coming:
             return False
         run.source = None
-        if source.filler is None and count == source.computed == len(source.tokens) and self._take_page(run, source):
+        is_there = source.computed >= count
+        ends_here = count == len(source.tokens) and (source.filler is None or source.filler is coming)
+        if not (is_there or is_coming):  # the text that computed it was given up
+            count = source.computed
+        elif ends_here and self._take_page(run, source):
+            run.num_cached += count
             return True
-        count = min(count, source.computed)
         if count and self.reserve(run, run.num_cached + count):
-            page = run.pages[run.num_cached // self.store.page_tokens]
-            self.store.copy_later(source.number, page.number, count)
-            page.computed = count
+            page = run.pages[index]
+            if is_there or not is_coming:
+                self.store.copy_before(source.number, page.number, count)
+                page.computed = count
+            else:
+                self.store.copy_during(source.number, page.number, count)
+            run.num_cached += count
         self._let_go(source)
         return True
 
