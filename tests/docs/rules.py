@@ -101,12 +101,12 @@ NOT_RUN = [
     NotRun(
         r"make demo$",
         "installs, then runs `parallelmind demo`",
-        "tests/test_entry_points.py::test_the_demo_is_exact_and_identical",
+        "tests/test_wheel.py::test_the_demo_of_the_wheel_is_exact_and_identical",
     ),
     NotRun(
         r"parallelmind demo$",
         "run as a process",
-        "tests/test_entry_points.py::test_the_demo_is_exact_and_identical",
+        "tests/test_wheel.py::test_the_demo_of_the_wheel_is_exact_and_identical",
     ),
     NotRun(
         r"(parallelmind doctor( --json| --base_model .*)?|python scripts/validate_inference_setup\.py)$",
