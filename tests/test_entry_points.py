@@ -13,6 +13,7 @@ import pytest
 
 from scripts import inference_hf_lora
 from tests.exact import ON_CPU
+from tests.programs import command_line
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = [

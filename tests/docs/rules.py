@@ -133,7 +133,7 @@ NOT_RUN = [
     NotRun(
         r"(srun .*)?torchrun .*trainer/train_hf",
         "several processes or machines",
-        "tests/training/test_end_to_end.py::test_two_processes_equal_one",
+        "tests/compatibility/test_train_files.py::test_one_process_and_two",
     ),
     NotRun(
         r"torchrun .*multi_worker_inference\.py",
