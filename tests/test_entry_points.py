@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from scripts import inference_hf_lora
 from tests.exact import ON_CPU
+from tests.programs import command_line
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = [
@@ -49,12 +49,10 @@ print(repr(generate_text(model, tokenizer, main + "How old is Dan?", max_new_tok
     assert answer.strip() == "26"
 
 
-def test_generate_and_chat_on_the_bundled_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_and_chat_on_the_bundled_model(capsys: pytest.CaptureFixture[str]) -> None:
     def shown(*command: str, stdin: str = "") -> str:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        assert inference_hf_lora.main([*command, "--base_model", "tiny", *ON_CPU]) == 0
+        with command_line("inference_hf_lora.py", stdin=stdin):
+            assert inference_hf_lora.main([*command, "--base_model", "tiny", *ON_CPU]) == 0
         return capsys.readouterr().out
 
     exact = ["--temperature", "0", "--repetition_penalty", "1"]

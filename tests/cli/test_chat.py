@@ -21,6 +21,7 @@ from parallelmind.cli.chat import _BUNDLED
 from parallelmind.cli.columns import show_branches
 from parallelmind.cli.main import main
 from parallelmind.cli.terminal import printable
+from tests.programs import command_line
 
 STORY = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue. Tina counted 36 coins.\n"
 COMMAND = [sys.executable, "-m", "parallelmind", "chat", "--base_model", "tiny", "--dtype", "float32"]
@@ -84,10 +85,10 @@ def piped(given: bytes) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(COMMAND, input=given, capture_output=True, timeout=SECONDS, check=False)
 
 
-def talked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, *more: str) -> str:
+def talked(capsys: pytest.CaptureFixture[str], text: str, *more: str) -> str:
     """What the chat shows for the same input in this process."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    assert main([*COMMAND[3:], *more]) == 0
+    with command_line("parallelmind", *COMMAND[3:], *more, stdin=text):
+        assert main([*COMMAND[3:], *more]) == 0
     return capsys.readouterr().out
 
 
@@ -131,12 +132,10 @@ two"""
     assert "Traceback" not in err
 
 
-def test_an_empty_answer_says_so_and_what_the_bundled_model_can(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_answer_says_so_and_what_the_bundled_model_can(capsys: pytest.CaptureFixture[str]) -> None:
     old, cost = "How old is Dan?", "How much does the hat cost?"
     script = ["/main " + STORY.rstrip(), old, old, cost, "/branches", old, cost, "", "/join", ""]
-    out = talked(monkeypatch, capsys, "\n".join(script), "--stop", " 26")
+    out = talked(capsys, "\n".join(script), "--stop", " 26")
     first, second, third = out.split("User: Assistant: ")[1:]
     assert first.splitlines()[0] == second.splitlines()[0] == "(the model answered nothing)"
     assert "/main Story: " in first
@@ -147,11 +146,9 @@ def test_an_empty_answer_says_so_and_what_the_bundled_model_can(
     assert third.endswith("\n再见！\n")
 
 
-def test_the_example_of_the_bundled_model_works(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_of_the_bundled_model_works(capsys: pytest.CaptureFixture[str]) -> None:
     example = [line.strip() for line in _BUNDLED.splitlines()[1:]]
-    out = talked(monkeypatch, capsys, "\n".join([*example, "quit"]))
+    out = talked(capsys, "\n".join([*example, "quit"]))
     assert out.endswith("User: Assistant: 26\nUser: 再见！\n")
 
 

@@ -54,7 +54,7 @@ def run_line(
     return done
 
 
-def run_script(line: str, *more: object, cwd: Path) -> None:
+def run_script(line: str, *more: object, cwd: Path, stdin: str = "") -> None:
     """The words of `python SCRIPT …` and then `more`, in this process, which has imported what takes long already."""
     python, script, *flags = shlex.split(line)
     assert python == "python"
@@ -62,7 +62,7 @@ def run_script(line: str, *more: object, cwd: Path) -> None:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             patch.delenv(name, raising=False)
         patch.chdir(cwd)
-        assert run_program(script, *flags, *more) == 0
+        assert run_program(script, *flags, *more, stdin=stdin) == 0
 
 
 def parsed(*words: str) -> dict[str, Any]:

@@ -319,11 +319,10 @@ def decoded(request: Any) -> str:
 
 
 @proves("single", "python parallel_generate.py")
-def test_parallel_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parallel_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From a checkout, as written: each branch has its answer."""
     line = "python parallel_generate.py --base_model tiny --prompt -"
     branches = [word for question in QUESTIONS for word in ("--branch", question)]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(STORY))
-    run_script(line, *branches, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path))
+    run_script(line, *branches, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path), stdin=STORY)
     expected = [line.strip() for pair in zip(QUESTIONS, ANSWERS, strict=True) for line in pair]
     assert [line.partition("] ")[2] or line for line in capsys.readouterr().out.splitlines()] == expected

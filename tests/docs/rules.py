@@ -101,12 +101,12 @@ NOT_RUN = [
     NotRun(
         r"make demo$",
         "installs, then runs `parallelmind demo`",
-        "tests/test_entry_points.py::test_the_demo_is_exact_and_identical",
+        "tests/test_wheel.py::test_the_demo_of_the_wheel_is_exact_and_identical",
     ),
     NotRun(
         r"parallelmind demo$",
         "run as a process",
-        "tests/test_entry_points.py::test_the_demo_is_exact_and_identical",
+        "tests/test_wheel.py::test_the_demo_of_the_wheel_is_exact_and_identical",
     ),
     NotRun(
         r"(parallelmind doctor( --json| --base_model .*)?|python scripts/validate_inference_setup\.py)$",
@@ -133,7 +133,7 @@ NOT_RUN = [
     NotRun(
         r"(srun .*)?torchrun .*trainer/train_hf",
         "several processes or machines",
-        "tests/training/test_end_to_end.py::test_two_processes_equal_one",
+        "tests/compatibility/test_train_files.py::test_one_process_and_two",
     ),
     NotRun(
         r"torchrun .*multi_worker_inference\.py",
