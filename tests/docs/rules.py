@@ -138,7 +138,7 @@ NOT_RUN = [
     NotRun(
         r"torchrun .*multi_worker_inference\.py",
         "several processes",
-        "tests/cli/test_answer.py::test_under_torchrun_each_rank_is_a_worker",
+        "tests/compatibility/test_workers.py::test_torchrun_and_a_class_of_the_user",
     ),
     NotRun(
         r"ray (start|stop|status)",
@@ -170,7 +170,7 @@ NOT_RUN = [
     NotRun(
         r"uvicorn ",
         "a process of its own",
-        "tests/server/test_process.py::test_uvicorn_serves_the_application_object",
+        "tests/compatibility/test_service.py::test_started",
     ),
 ]
 
