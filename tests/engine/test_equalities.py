@@ -90,9 +90,7 @@ def test_cached_decode_equals_one_full_forward(family: str, visibility: Visibili
 def test_chunked_prefill_equals_one_full_forward(family: str, visibility: Visibility) -> None:
     """The same with mains and prompts cut into chunks of a few tokens."""
     model = model_of(family, "split")
-    engine = Engine(
-        model, TOKENIZER, visibility=visibility, branch_stride=STRIDE, max_batched_tokens=5, page_tokens=3
-    )
+    engine = Engine(model, TOKENIZER, visibility=visibility, branch_stride=STRIDE, max_batched_tokens=5, page_tokens=3)
     assert_equals_full_forward(engine, MAIN, ["abc", "d", "efghijklmnopq"])
     engine.reset_prefix_cache()
     engine.generate([Request(main=MAIN[:7], branches=["x"])], GREEDY)

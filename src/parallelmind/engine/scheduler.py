@@ -355,4 +355,3 @@ def _covers(plan: Schedule, run: Run) -> bool:
 
 def _pages(tokens: int, size: int) -> int:
     return -(-tokens // size)
-

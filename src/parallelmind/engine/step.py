@@ -453,9 +453,7 @@ def _in_reach(query_time: Tensor, key_time: Tensor, window: Window) -> Tensor:
     return seen
 
 
-def _sources(
-    parts: Sequence[PagePart], places: Sequence[int], most: int, nowhere: int
-) -> tuple[list[int], Tensor]:
+def _sources(parts: Sequence[PagePart], places: Sequence[int], most: int, nowhere: int) -> tuple[list[int], Tensor]:
     """The tokens that read, in order, and where in the flat output of a batch the parts of each are, [J, t]."""
     found: dict[int, list[int]] = {}
     for part, place in zip(parts, places, strict=True):

@@ -32,7 +32,18 @@ class Place:
 class Page:
     """Up to P tokens of a text."""
 
-    __slots__ = ("children", "computed", "filler", "is_listed", "key", "last_use", "number", "parent", "tokens", "users")
+    __slots__ = (
+        "children",
+        "computed",
+        "filler",
+        "is_listed",
+        "key",
+        "last_use",
+        "number",
+        "parent",
+        "tokens",
+        "users",
+    )
 
     def __init__(self, number: int, parent: Page | None, place: Place, tokens: list[int]):
         self.number = number
