@@ -1,13 +1,13 @@
 """Attention of the engine: each page of keys is read once for all tokens that see it.
 
-What a token sees lies in several disjoint sets of keys: the pages of the texts that it continues, and its own (columnar:
-all branches of its row). Each set is attended to apart, for all tokens that see it at once, and the parts are merged by
-their logsumexp (Ye et al., 2024, FlashInfer, "cascade inference"). The query heads of one key/value head are folded into
-the query length, so that keys are neither copied nor read twice. The number of calls does not grow with the number of
-requests, see `step`.
+What a token sees lies in several disjoint sets of keys: the pages of the texts that it continues, and its own
+(columnar: all branches of its row). Each set is attended to apart, for all tokens that see it at once, and the parts
+are merged by their logsumexp (Ye et al., 2024, FlashInfer, "cascade inference"). The query heads of one key/value head
+are folded into the query length, so that keys are neither copied nor read twice. The number of calls does not grow with
+the number of requests, see `step`.
 
-Shapes: H key/value heads, G query heads per key/value head, T tokens of the forward, n pages, R tokens that read a page,
-K keys, D head size, E value head size.
+Shapes: H key/value heads, G query heads per key/value head, T tokens of the forward, n pages, R tokens that read a
+page, K keys, D head size, E value head size.
 """
 
 from __future__ import annotations
