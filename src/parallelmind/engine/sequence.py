@@ -135,7 +135,7 @@ class RequestGroup:
 
     @cached_property
     def main_key(self) -> tuple[Place, tuple[int, ...], bool]:
-        """What requests share that use one main at the same time: where it stands, its tokens, and the logits behind."""
+        """What requests share that use one main at a time: where it stands, its tokens, and the logits behind."""
         return Place(self.adapter, self.weights), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
 
     @property

@@ -1,8 +1,8 @@
 """What one forward of the engine computes, and which keys each of its tokens reads.
 
-The tokens of a forward lie flat in one sequence, those of one text (`Span`) together, and texts that share pages side by
-side. What a token sees falls into `Reading`s: stretches of pages that a range of tokens sees as a whole, each read once
-for all of them, and single pages of which every token sees its own part, read together in few calls.
+The tokens of a forward lie flat in one sequence, those of one text (`Span`) together, and texts that share pages side
+by side. What a token sees falls into stretches of pages that a range of tokens sees as a whole, each read once for all
+of them, and single pages of which every token sees its own part, read together in few calls.
 
 Shapes: T tokens of the forward, P tokens of a page, n pages read together, R tokens that read a page, K keys.
 """
@@ -286,8 +286,7 @@ class Step:
             begun = depth
             for index in range(depth, end):
                 number, count = one[index]
-                ends = index + 1 == end or count < size or one[index + 1][0] != number + 1
-                if ends:
+                if index + 1 == end or count < size or one[index + 1][0] != number + 1:
                     keys = (index - begun) * size + count
                     yield Stretch(one[begun][0], keys, time, start_token, end_token)
                     time += keys

@@ -252,7 +252,7 @@ class PageTree:
         return True
 
     def trim(self, max_unused_pages: int | None = None) -> None:
-        """Drop unused texts, the least recently used first, until at most so many of their pages (the limit) are kept."""
+        """Drop unused texts, the least recently used first, until at most so many of their pages are kept."""
         limit = self.max_unused_pages if max_unused_pages is None else min(max_unused_pages, self.max_unused_pages)
         while self.num_unused > limit:
             self._drop_oldest()
