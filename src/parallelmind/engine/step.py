@@ -25,6 +25,9 @@ _SHORT = 128
 """A text with more new tokens than this attends to them in a call of its own."""
 _LONE_CALLS = 8
 """Stretches of pages read by calls of their own; further ones are read page by page, all in a few calls."""
+_FEW_CALLS = 2
+_WORTH_A_CALL = 4096
+"""Keys × readers of a stretch that has a call of its own where there are more than a few."""
 _KEY_STEP = 16
 _CPU = torch.device("cpu")
 
@@ -240,7 +243,10 @@ class Step:
         """What is seen as a whole, divided into stretches for calls of their own, and pages for joint ones."""
         found = list(self._shared_stretches())
         found.sort(key=lambda one: one.count * (one.end - one.start), reverse=True)
-        alone, together = found[:_LONE_CALLS], found[_LONE_CALLS:]
+        count = min(len(found), _LONE_CALLS)
+        if len(found) > _FEW_CALLS:
+            count = min(count, sum(one.count * (one.end - one.start) >= _WORTH_A_CALL for one in found))
+        alone, together = found[:count], found[count:]
         parts: list[PagePart] = []
         size = self.store.page_tokens
         for one in together:
