@@ -89,7 +89,7 @@ def test_memory_is_what_is_in_use(model: Any) -> None:
     engine.step()
     in_use = sum(map(len, prompts))
     assert in_use * TOKEN_BYTES <= engine.kv_cache_bytes_allotted <= (in_use + 64 * PAGE) * TOKEN_BYTES
-    assert engine.kv_cache_bytes <= engine.kv_cache_bytes_allotted * 9 / 8
+    assert engine.kv_cache_bytes <= engine.kv_cache_bytes_allotted * 5 / 4
 
 
 def test_a_branch_that_may_become_long_does_not_keep_the_others_out(model: Any) -> None:

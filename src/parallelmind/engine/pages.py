@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_GROWTH = 8
+_GROWTH = 4
 """The arrays grow by this part more than is needed at the moment."""
 _MOST_UNUSED = 4
 """They shrink when they could hold so many times what is in use."""
@@ -123,7 +123,7 @@ class PageStore:
         del self._taken[len(self._taken.rstrip(b"\0")) :]
         needed = len(self._taken)
         if needed > self._capacity or needed < self._capacity // _MOST_UNUSED:
-            # An eighth on top: a step of decoding must not copy everything each time a page is needed.
+            # A quarter on top: a step of decoding must not copy everything each time a page is needed.
             self._capacity = max(needed, min(needed + needed // _GROWTH, self.max_pages))
             for store in (self._keys, self._values):
                 for layer, array in store.items():
@@ -139,7 +139,7 @@ class PageStore:
         """Store the keys and values of tokens; a place is the page's number × P + the index in the page."""
         if layer not in self._keys:
             for store, new in ((self._keys, keys_HTD), (self._values, values_HTE)):
-                store[layer] = self._resized(new.new_zeros(new.shape[0], 0, self.page_tokens, new.shape[-1]))
+                store[layer] = self._resized(new.new_empty(new.shape[0], 0, self.page_tokens, new.shape[-1]))
         self._keys[layer].flatten(1, 2)[:, places_T] = keys_HTD
         self._values[layer].flatten(1, 2)[:, places_T] = values_HTE
         if self._copies_during:
@@ -168,10 +168,11 @@ class PageStore:
         return sources, targets
 
     def _resized(self, array: Tensor) -> Tensor:
-        # Zeros, not empty: places that were never written are masked, but masked NaN would still spread.
-        resized = array.new_zeros(array.shape[0], self._capacity, *array.shape[2:])
         kept = min(self._capacity, array.shape[1])
+        resized = array.new_empty(array.shape[0], self._capacity, *array.shape[2:])
         resized[:, :kept] = array[:, :kept]
+        # Places that were never written are masked, but masked NaN would still spread.
+        resized[:, kept:].zero_()
         return resized
 
 
