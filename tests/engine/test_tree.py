@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
+from tests.broken_models import failing
 from tests.engine.asking import GREEDY
 from tests.families import char_tokenizer, tiny_model
 
@@ -147,6 +148,20 @@ def test_what_fails_leaves_nothing_that_is_no_number(model: Any) -> None:
     embeddings.weight.data[50] = weight
     again = Request(main=[7, 50, 7, 7, 7], branches=["d"])
     assert answers(engine, [again]) == answers(engine_of(model), [again])
+
+
+@pytest.mark.parametrize("shared", [1, 3, 5])
+def test_a_text_that_fails_leaves_what_others_took_from_it(model: Any, shared: int) -> None:
+    """Also those that have not computed anything of their own yet."""
+    good = Request(main=[*text(shared, 2), 40, 41, 42])
+    bad = Request(main=[*text(shared, 2), 60, 61, 62], branches=[[9, 77, 9], "de"])
+    behind = Request(main=[*text(shared, 2), 60, 61, 62, 63, 64, 65], branches=["de"])
+    expected = answers(engine_of(model), [good, behind])
+    engine = engine_of(model, isolate_failures=True)
+    with failing(model, RuntimeError("illegal memory access"), token=77):
+        found = engine.generate([bad, good, behind], GREEDY)
+    assert [branch.error_kind for branch in found[0].branches] == ["engine", "engine"]
+    assert [[branch.token_ids for branch in result.branches] for result in found[1:]] == expected
 
 
 @pytest.mark.parametrize("page_tokens", [1, 3, 16])

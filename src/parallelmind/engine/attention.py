@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from parallelmind.engine.step import PageBatch, Step
+from parallelmind.engine.readings import PageBatch
+from parallelmind.engine.step import Step
 from parallelmind.models.architecture import attention_switched
 
 ATTENTION_NAME = "parallelmind_engine"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from parallelmind.columnar import additive_mask, visible
-from parallelmind.engine.step import Span, Step
+from parallelmind.engine.readings import Span
+from parallelmind.engine.step import Step
 from parallelmind.engine.tree import Run
 
 

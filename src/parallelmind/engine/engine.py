@@ -372,7 +372,8 @@ class Engine:
             self.stats.forwards += 1
         for span in schedule.spans:
             branch, count = schedule.branches.get(span.run), len(span.token_ids)
-            if span.run in output.failed_mains or branch in output.failed:
+            main = span.run if branch is None else branch.group.main
+            if main in output.failed_mains or branch in output.failed:
                 continue
             self._tree.note_computed(span.run, count)
             if branch is None or not branch.output_ids:
@@ -421,7 +422,7 @@ class Engine:
         error: tuple[ErrorKind, str] | None = None,
     ) -> Event:
         group = branch.group
-        self._scheduler.release(branch, wipe=error is not None and error[0] == "engine")
+        self._scheduler.release(branch, is_spoilt=error is not None and error[0] == "engine")
         if all(other.finished for other in self._groups.get(group.request_id, ())):
             self._groups.pop(group.request_id, None)
         result, rest = branch.result()

@@ -15,9 +15,10 @@ from parallelmind.columnar import find_rope_patch, pos2d_ids
 from parallelmind.engine.attention import engine_attention
 from parallelmind.engine.dense_cache import DenseCache, dense_mask
 from parallelmind.engine.pages import PageStore
+from parallelmind.engine.readings import Span
 from parallelmind.engine.scheduler import Schedule
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
-from parallelmind.engine.step import Span, Step
+from parallelmind.engine.step import Step
 from parallelmind.engine.tree import PageTree, Place, Run
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.adapters import AdapterSet

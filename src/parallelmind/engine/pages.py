@@ -88,13 +88,12 @@ class PageStore:
         Args:
             wipe: what is in them may be no numbers, which would spread even from places that nothing sees.
         """
+        if wipe:
+            self.settle()  # copies of what was there before
+            for array in (*self._keys.values(), *self._values.values()):
+                array[:, list(pages)] = 0
         for page in pages:
             self._taken[page] = 0
-            if wipe:
-                for store in (self._keys, self._values):
-                    for array in store.values():
-                        if page < array.shape[1]:
-                            array[:, page] = 0
         self._num_taken -= len(pages)
         self._copies = [copy for copy in self._copies if copy[1] not in pages]
         self._copies_during = [copy for copy in self._copies_during if copy[1] not in pages]
@@ -103,8 +102,6 @@ class PageStore:
             self._capacity = 0
             self._keys.clear()
             self._values.clear()
-            self._copies.clear()
-            self._copies_during.clear()
 
     def copy_before(self, source: int, target: int, count: int) -> None:
         """Copy the first tokens of a page into another one before the next forward."""
@@ -122,18 +119,17 @@ class PageStore:
         """Make room for all pages that are in use and carry copies out, before anything is read or written."""
         del self._taken[len(self._taken.rstrip(b"\0")) :]
         needed = len(self._taken)
-        if needed > self._capacity or needed < self._capacity // _MOST_UNUSED:
-            # A quarter on top: a step of decoding must not copy everything each time a page is needed.
-            self._capacity = max(needed, min(needed + needed // _GROWTH, self.max_pages))
-            for store in (self._keys, self._values):
-                for layer, array in store.items():
-                    store[layer] = self._resized(array)
+        # A quarter on top: a step of decoding must not copy everything each time a page is needed.
+        wanted = max(needed, min(needed + needed // _GROWTH, self.max_pages))
+        if needed > self._capacity:
+            self._resize(wanted)
         if self._copies:
             sources, targets = self._places(self._copies)
             self._copies.clear()
-            for store in (self._keys, self._values):
-                for array in store.values():
-                    _copy(array, sources, targets)
+            for array in (*self._keys.values(), *self._values.values()):
+                _copy(array, sources, targets)
+        if needed < self._capacity // _MOST_UNUSED:  # now that nothing is copied from what goes
+            self._resize(wanted)
 
     def write(self, layer: int, places_T: Tensor, keys_HTD: Tensor, values_HTE: Tensor) -> None:
         """Store the keys and values of tokens; a place is the page's number × P + the index in the page."""
@@ -166,6 +162,12 @@ class PageStore:
             torch.cat([copy[index] * self.page_tokens + places[: copy[2]] for copy in copies]) for index in (0, 1)
         )
         return sources, targets
+
+    def _resize(self, capacity: int) -> None:
+        self._capacity = capacity
+        for store in (self._keys, self._values):
+            for layer, array in store.items():
+                store[layer] = self._resized(array)
 
     def _resized(self, array: Tensor) -> Tensor:
         kept = min(self._capacity, array.shape[1])

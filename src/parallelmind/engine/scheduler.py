@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from parallelmind.engine.readings import Company, Span
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
-from parallelmind.engine.step import Company, Span, company_of
+from parallelmind.engine.step import company_of
 from parallelmind.engine.tree import PageTree, Place, Run
 
 _SPARE = 16
@@ -125,16 +126,18 @@ class Scheduler:
         plan = Schedule(budget=self.max_batched_tokens)
         self._continue_running(plan)
         self._admit(plan)
-        if not self.running and not plan.spans and not plan.rejected:
-            return None
+        if not plan.spans and not plan.rejected:
+            self._let_unfinished_mains_go()
+            if not self.running:
+                return None
         plan.gather_companies()
         return plan
 
-    def release(self, branch: BranchSequence, *, wipe: bool = False) -> None:
+    def release(self, branch: BranchSequence, *, is_spoilt: bool = False) -> None:
         """Take a finished or cancelled branch out; the others of an in-step group keep seeing it until all are done.
 
         Args:
-            wipe: its keys and values may be no numbers.
+            is_spoilt: its keys and values may be no numbers.
         """
         group = branch.group
         if branch in group.waiting:
@@ -142,21 +145,21 @@ class Scheduler:
             if not group.waiting and group in self.waiting:
                 self.waiting.remove(group)
         if not group.in_step:
-            self._stop(branch, wipe=wipe)
+            self._stop(branch, is_spoilt=is_spoilt)
         elif all(other.finished for other in group.branches):
             for other in group.branches:
-                self._stop(other, wipe=wipe)
+                self._stop(other, is_spoilt=is_spoilt or other.finish_reason == "error")
         if group.finished:
-            self._let_main_go(group, wipe=wipe)
+            self._let_main_go(group, is_spoilt=is_spoilt)
 
-    def _stop(self, branch: BranchSequence, *, wipe: bool = False) -> None:
+    def _stop(self, branch: BranchSequence, *, is_spoilt: bool = False) -> None:
         if branch.run is None:
             return
-        self.tree.close(branch.run, wipe=wipe)
+        self.tree.close(branch.run, is_spoilt=is_spoilt)
         branch.run = None
         self.running.remove(branch)
 
-    def _let_main_go(self, group: RequestGroup, *, wipe: bool = False) -> None:
+    def _let_main_go(self, group: RequestGroup, *, is_spoilt: bool = False) -> None:
         if group.main is None:
             return
         group.main = None
@@ -164,7 +167,13 @@ class Scheduler:
         users.remove(group)
         if not users:
             del self._mains[group.main_key]
-            self.tree.close(run, wipe=wipe)
+            self.tree.close(run, is_spoilt=is_spoilt)
+
+    def _let_unfinished_mains_go(self) -> None:
+        """Nothing can go on: what does may wait for a main whose request waits behind it."""
+        for group in self.waiting:
+            if group.main is not None and not group.main.complete and all(b.run is None for b in group.branches):
+                self._let_main_go(group)
 
     def _continue_running(self, plan: Schedule) -> None:
         for group in dict.fromkeys(branch.group for branch in self.running):
@@ -305,12 +314,11 @@ class Scheduler:
         group = branch.group
         position = self._position_of(group.adapter, branch.branch_id)
         tokens = [*branch.prompt_ids, *branch.output_ids]
-        adapter, weights = group.main_key[0].adapter, group.main_key[0].weights
         if position == 0 and group.reads_main and not group.in_step:
             # It goes on as main does, so that it is one text with it.
-            base, place, tokens = None, Place(adapter, weights), [*group.main_ids, *tokens]
+            base, place, tokens = None, Place(group.adapter), [*group.main_ids, *tokens]
         else:
-            base, place = group.main, Place(adapter, weights, position, group.first_time)
+            base, place = group.main, Place(group.adapter, position, group.first_time)
         # The last token is computed in any case, for the logits behind it.
         at_most = len(tokens) - (not branch.starts_from_main)
         return self.tree.open(base, place, tokens, grows=True, is_private=group.in_step, at_most=at_most)

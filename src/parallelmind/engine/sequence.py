@@ -113,7 +113,6 @@ class RequestGroup:
         reads_main: bool,
         visibility: Visibility,
         adapter: str,
-        weights: int = 0,
     ):
         self.request_id = request_id
         self.main_ids = main_ids
@@ -123,8 +122,6 @@ class RequestGroup:
         self.adapter = adapter
         self.branches: list[BranchSequence] = []
         self.waiting: list[BranchSequence] = []
-        self.weights = weights
-        """Version of the model's weights that it began with."""
         self.main: Run | None = None
         self.cached_main_tokens = 0
 
@@ -136,7 +133,7 @@ class RequestGroup:
     @cached_property
     def main_key(self) -> tuple[Place, tuple[int, ...], bool]:
         """What requests share that use one main at a time: where it stands, its tokens, and the logits behind."""
-        return Place(self.adapter, self.weights), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
+        return Place(self.adapter), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
 
     @property
     def needs_main_logits(self) -> bool:

@@ -22,8 +22,6 @@ class Place:
     """What the keys and values of a text's tokens depend on besides the tokens before them."""
 
     adapter: str = ""
-    weights: int = 0
-    """Version of the model's weights."""
     branch_position: int = 0
     first_time: int = 0
     """Time of the text's first token."""
@@ -33,17 +31,9 @@ class Page:
     """Up to P tokens of a text."""
 
     __slots__ = (
-        "children",
-        "computed",
-        "filler",
-        "is_listed",
-        "key",
-        "last_use",
-        "number",
-        "parent",
-        "tokens",
+        "children", "computed", "filler", "is_listed", "is_spoilt", "key", "last_use", "number", "parent", "tokens",
         "users",
-    )
+    )  # fmt: skip
 
     def __init__(self, number: int, parent: Page | None, place: Place, tokens: list[int]):
         self.number = number
@@ -60,6 +50,8 @@ class Page:
         self.children: dict[tuple[Place, int], list[Page]] = {}
         self.is_listed = False
         """Whether others may find it."""
+        self.is_spoilt = False
+        """What is in it may be no numbers."""
         self.last_use = 0
 
 
@@ -78,6 +70,8 @@ class Run:
         self.pages: list[Page] = []
         self.num_cached = 0
         """Tokens whose keys and values are there."""
+        self.first_own: int | None = None
+        """Index of the first token that was computed for this text."""
         self.num_reused = 0
         """Of these, those that were there when it was opened."""
         self.logits: Tensor | None = None
@@ -219,26 +213,32 @@ class PageTree:
         """The next tokens of the text were computed into its pages."""
         size = self.store.page_tokens
         first, run.num_cached = run.num_cached, run.num_cached + count
+        if run.first_own is None:
+            run.first_own = first
         for index in range(first // size, -(-run.num_cached // size)):
             page = run.pages[index]
             page.computed = max(page.computed, min(size, run.num_cached - index * size))
             if page.filler is run and (page.computed == size or (run.complete and not run.grows)):
                 page.filler = None
 
-    def close(self, run: Run, *, wipe: bool = False) -> None:
+    def close(self, run: Run, *, is_spoilt: bool = False) -> None:
         """The text is not in use any more.
 
         Args:
-            wipe: its keys and values may be no numbers.
+            is_spoilt: the keys and values that were computed for it may be no numbers; nobody finds them any more.
         """
         if run.source is not None:
             self._let_go(run.source[0])
             run.source = None
-        for page in reversed(run.pages):
+        own = len(run.tokens) if run.first_own is None else run.first_own
+        for index, page in reversed(list(enumerate(run.pages))):
             if page.filler is run:
                 page.filler = None
                 del page.tokens[page.computed :]
-            self._let_go(page, drop=wipe or run.is_private, wipe=wipe)
+            if is_spoilt and (index + 1) * self.store.page_tokens > own:
+                page.is_spoilt = True
+                self._unlist(page)
+            self._let_go(page)
         run.pages.clear()
         run.num_cached = 0
         self.trim()
@@ -284,7 +284,7 @@ class PageTree:
                 child.parent = page
                 page.children.setdefault(child.key, []).append(child)
             own.children, own.filler = {}, None
-            self._let_go(own, drop=True)
+            self._let_go(own)
         self._fill(run, page)
         return True
 
@@ -334,37 +334,47 @@ class PageTree:
             self.num_unused -= 1
         page.users += 1
 
-    def _let_go(self, page: Page, *, drop: bool = False, wipe: bool = False) -> None:
+    def _let_go(self, page: Page) -> None:
         page.users -= 1
         if page.users:
             return
         self.num_unused += 1
         page.last_use = next(self._clock)
-        if not page.children:
-            if drop or not page.computed or not page.is_listed:
-                self._drop(page, wipe=wipe)
-            else:
-                heapq.heappush(self._leaves, (page.last_use, page.number, page))
+        self._keep_or_drop(page)
+
+    def _keep_or_drop(self, page: Page) -> None:
+        """A page that nobody uses and that nothing continues is kept if others may find something in it."""
+        if page.users or page.children:
+            return
+        if page.is_listed and page.computed:
+            heapq.heappush(self._leaves, (page.last_use, page.number, page))
+        else:
+            self._drop(page)
 
     def _drop_oldest(self) -> None:
         while True:
             last_use, _, page = heapq.heappop(self._leaves)
-            if not page.users and not page.children and page.is_listed and page.last_use == last_use:
+            if page.is_listed and not page.users and not page.children and page.last_use == last_use:
                 self._drop(page)
                 return
 
-    def _drop(self, page: Page, *, wipe: bool = False) -> None:
+    def _drop(self, page: Page) -> None:
         self.num_unused -= 1
-        self.store.give_back([page.number], wipe=wipe)
+        self.store.give_back([page.number], wipe=page.is_spoilt)
+        parent = page.parent
+        self._unlist(page)
+        if parent is not None:
+            self._keep_or_drop(parent)
+
+    def _unlist(self, page: Page) -> None:
+        """Others do not find the page any more."""
         if page.is_listed:
             siblings = self._children(page.parent)
             siblings[page.key].remove(page)
             if not siblings[page.key]:
                 del siblings[page.key]
             page.is_listed = False
-        parent = page.parent
-        if parent is not None and not parent.users and not parent.children and parent.is_listed:
-            heapq.heappush(self._leaves, (parent.last_use, parent.number, parent))
+            page.parent = None
 
     def _listed(self, pages: dict[tuple[Place, int], list[Page]]) -> Iterator[Page]:
         waiting = [pages]
