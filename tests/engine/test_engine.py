@@ -217,6 +217,19 @@ def test_closing_a_stream_cancels_its_requests(engine: Engine) -> None:
     assert not engine.has_unfinished()
 
 
+def test_a_stream_that_another_one_ended_says_so_also_while_a_third_runs(engine: Engine, model: Any) -> None:
+    first = engine.stream([Request(main=MAIN, branches=["a"])], GREEDY)
+    next(first)
+    with failing(model, RuntimeError("lost the device")), pytest.raises(RuntimeError, match="lost the device"):
+        answer(engine)
+    third = engine.stream([Request(main=MAIN, branches=["c", "d"])], GREEDY)
+    found = [next(third)]
+    with pytest.raises(RequestError, match="another use of the engine"):
+        next(first)
+    found += third
+    assert sum(event.result is not None for event in found) == 2
+
+
 def test_requests_are_taken_only_as_far_as_they_can_run(model: Any) -> None:
     taken = 0
 

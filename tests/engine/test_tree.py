@@ -200,3 +200,25 @@ def counted_calls() -> Iterator[list[Any]]:
     """The calls of attention kernels inside the block."""
     with _Counter() as counter:
         yield counter.found
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("numbers", [(0, 0), (1, 2), (0, 1)])
+def test_what_is_no_number_does_not_spread(patched: bool, numbers: tuple[int, int]) -> None:
+    """Not to the main that it continues, to branches of it, or to requests behind the same main."""
+    model = patched_model() if patched else tiny_model("qwen2")
+    main = text(6, 2)
+    bad, good = Branch(prompt=[11, 90, 12], branch_id=numbers[0]), Branch(prompt=[13, 14], branch_id=numbers[1])
+    [expected] = answers(engine_of(model, branch_stride=16, page_tokens=64), [Request(main=main, branches=[good])])
+    model.get_input_embeddings().weight.data[90] = float("nan")
+    engine = engine_of(model, branch_stride=16, page_tokens=64, isolate_failures=True)
+    requests = [Request(main=main, branches=[bad]), Request(main=main, branches=[good])]
+    if numbers != (0, 1):
+        requests.append(Request(main=main, branches=[good, bad] if numbers == (1, 2) else [bad, good]))
+    found = engine.generate(requests, GREEDY)
+    kinds = [branch.error_kind for result in found for branch in result.branches]
+    assert kinds.count("engine") == len(requests) - 1 if len(requests) == 3 else kinds == ["engine", None]
+    for result in found:
+        for branch in result.branches:
+            assert branch.error_kind == "engine" or branch.token_ids == expected[0]
+    assert answers(engine, requests[1:2]) == [expected]

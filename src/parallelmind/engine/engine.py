@@ -217,7 +217,8 @@ class Engine:
                     request_id = self.add_request(entry[1], sampling)
                     index_of[request_id] = entry[0]
                     unfinished[request_id] = max(1, len(entry[1].branches))
-                if exhausted and unfinished and not self.has_unfinished():
+                alive = self._groups.keys() | {event.request_index for event in self._outbox}
+                if not unfinished.keys() <= alive:
                     raise RequestError("an error in another use of the engine ended these requests; run them again.")
                 events = self.step()
                 mine = [event for event in events if event.request_index in index_of]

@@ -229,7 +229,7 @@ class Scheduler:
     def _admit(self, plan: Schedule) -> None:
         while self.waiting:
             group = self.waiting[0]
-            if not self._admit_main(group, plan):
+            if self._reject_what_never_fits(group, plan) or not self._admit_main(group, plan):
                 return
             self._admit_branches(group, plan)
             if group.waiting:
@@ -246,7 +246,7 @@ class Scheduler:
         if not group.reads_main:
             return True
         if group.main is None and not self._open_main(group):
-            return self._wait_or_reject(group, plan)
+            return self._wait(group, plan)
         run = group.main
         assert run is not None
         if run.complete:
@@ -290,7 +290,7 @@ class Scheduler:
             ):
                 for run in runs:
                     self.tree.close(run)
-                self._wait_or_reject(group, plan)
+                self._wait(group, plan)
                 return
             for run, branch in zip(runs, list(group.waiting), strict=True):
                 self._start(branch, run)
@@ -304,7 +304,7 @@ class Scheduler:
             run = self._open(branch)
             if not self.tree.reserve(run, len(run)) or self.tree.num_available < len(self.running) // _SPARE:
                 self.tree.close(run)
-                self._wait_or_reject(group, plan)
+                self._wait(group, plan)
                 return
             self._start(branch, run)
             if self.tree.advance(run, coming=group.main) and run.num_pending:
@@ -312,16 +312,15 @@ class Scheduler:
 
     def _open(self, branch: BranchSequence) -> Run:
         group = branch.group
-        position = self._position_of(group.adapter, branch.branch_id)
         tokens = [*branch.prompt_ids, *branch.output_ids]
-        if position == 0 and group.reads_main and not group.in_step:
-            # It goes on as main does, so that it is one text with it.
+        if self._goes_on_as_main(branch):
             base, place, tokens = None, Place(group.adapter), [*group.main_ids, *tokens]
         else:
+            position = self._position_of(group.adapter, branch.branch_id)
             base, place = group.main, Place(group.adapter, position, group.first_time)
         # The last token is computed in any case, for the logits behind it.
         at_most = len(tokens) - (not branch.starts_from_main)
-        return self.tree.open(base, place, tokens, grows=True, is_private=group.in_step, at_most=at_most)
+        return self.tree.open(base, place, tokens, is_private=group.in_step, at_most=at_most)
 
     def _has_places(self, count: int) -> bool:
         if self.max_running_branches is None or not self.running:
@@ -333,33 +332,50 @@ class Scheduler:
         branch.run = run
         self.running.append(branch)
 
-    def _wait_or_reject(self, group: RequestGroup, plan: Schedule) -> bool:
-        """Waiting helps while others run; a group that does not fit alone never will."""
-        if self.running or plan.spans:
-            return False
-        holding = [other for other in self.waiting if other is not group and other.main is not None]
-        for other in holding:
-            self._let_main_go(other)  # its branches wait for this group's, which wait for its memory
-        if holding:
-            return False
+    def _goes_on_as_main(self, branch: BranchSequence) -> bool:
+        """Whether it stands where main's next tokens would, so that it is one text with main."""
+        group = branch.group
+        position = self._position_of(group.adapter, branch.branch_id)
+        return position == 0 and group.reads_main and not group.in_step
+
+    def _reject_what_never_fits(self, group: RequestGroup, plan: Schedule) -> bool:
+        """Whether there was something that does not fit even alone, as long as it may become."""
+        together = [list(group.waiting)] if group.in_step else [[branch] for branch in group.waiting]
+        found = False
+        for branches in together:
+            needed = self._pages_of(branches)
+            if needed > self.tree.store.max_pages:
+                self._reject(branches, needed, plan)
+                found = True
+        return found
+
+    def _pages_of(self, branches: list[BranchSequence]) -> int:
+        """Pages of a main and branches of it, as long as they may become."""
+        size, group = self.tree.store.page_tokens, branches[0].group
+        main = len(group.main_ids) if group.reads_main else 0
+        tails = (main % size * self._goes_on_as_main(branch) for branch in branches)  # what a branch copies of main
+        own = sum(-(-(tail + one.max_tokens) // size) for tail, one in zip(tails, branches, strict=True))
+        return -(-main // size) + own
+
+    def _reject(self, branches: list[BranchSequence], needed: int, plan: Schedule) -> None:
         size = self.tree.store.page_tokens
-        branches = group.waiting if group.in_step else group.waiting[:1]
-        needed = _pages(len(group.main_ids) if group.reads_main else 0, size)
-        needed += sum(_pages(branch.max_tokens, size) for branch in branches)
         reason = (
-            f"needs {needed * size} tokens of key/value cache ({len(group.main_ids)} of main, {len(branches)} × "
-            f"{branches[0].max_tokens} of branches, in pages of {size}), the limit is "
+            f"needs {needed * size} tokens of key/value cache ({len(branches[0].group.main_ids)} of main, "
+            f"{len(branches)} × {branches[0].max_tokens} of branches, in pages of {size}), the limit is "
             f"{self.tree.store.max_pages * size}; raise kv_cache_bytes (--kv_cache_gb), or lower max_new_tokens or the "
             "number of branches"
         )
         plan.rejected += [(branch, reason) for branch in branches]
+
+    def _wait(self, group: RequestGroup, plan: Schedule) -> bool:
+        """Until others are done, which may be those whose mains wait for the memory that this group holds; False."""
+        if not self.running and not plan.spans:
+            for other in self.waiting:
+                if other is not group:
+                    self._let_main_go(other)
         return False
 
 
 def _covers(plan: Schedule, run: Run) -> bool:
     """Whether a main is complete after the forward."""
     return any(span.run is run and span.end == len(run) for span in plan.spans)
-
-
-def _pages(tokens: int, size: int) -> int:
-    return -(-tokens // size)

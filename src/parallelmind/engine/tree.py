@@ -58,13 +58,12 @@ class Page:
 class Run:
     """A text in use, in its pages; made by `PageTree.open`."""
 
-    def __init__(self, base: Run | None, place: Place, tokens: list[int], *, grows: bool, is_private: bool):
+    def __init__(self, base: Run | None, place: Place, tokens: list[int], *, is_private: bool):
         self.base = base
         """The text that it continues at another branch position."""
         self.place = place
         self.tokens = tokens
-        self.grows = grows
-        """Whether tokens are appended."""
+        """May grow at the end."""
         self.is_private = is_private
         """Its keys and values depend on more than its tokens, so that nothing of it is shared."""
         self.pages: list[Page] = []
@@ -125,7 +124,6 @@ class PageTree:
         place: Place,
         tokens: list[int],
         *,
-        grows: bool = False,
         is_private: bool = False,
         at_most: int | None = None,
     ) -> Run:
@@ -135,7 +133,7 @@ class PageTree:
             base: the text that it continues at another branch position.
             at_most: so many of its tokens are taken from what is there; None: all.
         """
-        run = Run(base, place, tokens, grows=grows, is_private=is_private)
+        run = Run(base, place, tokens, is_private=is_private)
         limit = len(tokens) if at_most is None else min(at_most, len(tokens))
         if is_private or not limit:
             return run
@@ -145,16 +143,18 @@ class PageTree:
             found, equal = self._find(self._last_page(run), place, wanted, limit - start)
             if found is None:
                 break
+            is_idle = not found.users
             self._hold(found)
-            whole = equal == len(wanted) and (equal == size or not grows)
-            if whole or (equal == len(found.tokens) and found.filler is None and equal == found.computed):
+            if equal == size:
                 run.pages.append(found)
-                if not whole:  # nobody else goes on in this page: it grows
-                    self._fill(run, found)
-                    break
+                continue
+            # A page that is not full has one text alone: what others wrote there, were it no numbers, would spread.
+            if is_idle and equal == len(found.tokens) == found.computed:
+                run.pages.append(found)
+                self._fill(run, found)
             else:
                 run.source = found, equal
-                break
+            break
         self.advance(run)
         run.num_reused = run.num_cached + (run.source[1] if run.source else 0)
         return run
@@ -218,7 +218,7 @@ class PageTree:
         for index in range(first // size, -(-run.num_cached // size)):
             page = run.pages[index]
             page.computed = max(page.computed, min(size, run.num_cached - index * size))
-            if page.filler is run and (page.computed == size or (run.complete and not run.grows)):
+            if page.computed == size:
                 page.filler = None
 
     def close(self, run: Run, *, is_spoilt: bool = False) -> None:
@@ -270,24 +270,6 @@ class PageTree:
                 best, most = page, min(equal, limit)
         return best, most
 
-    def _take_page(self, run: Run, page: Page) -> bool:
-        """Go on in a page in which another text has ended; False if others have begun to share the run's own one."""
-        index = run.num_cached // self.store.page_tokens
-        if index == len(run.pages):
-            run.pages.append(page)
-        else:
-            own = run.pages[index]
-            if own.users > 1 or own.computed:
-                return False
-            run.pages[index] = page
-            for child in itertools.chain.from_iterable(own.children.values()):
-                child.parent = page
-                page.children.setdefault(child.key, []).append(child)
-            own.children, own.filler = {}, None
-            self._let_go(own)
-        self._fill(run, page)
-        return True
-
     def _take_source(self, run: Run, coming: Run | None) -> bool:
         """Have the tokens that another text's page has of the run's next one; False while they are being computed."""
         assert run.source is not None
@@ -298,12 +280,8 @@ class PageTree:
             return False
         run.source = None
         is_there = source.computed >= count
-        ends_here = count == len(source.tokens) and (source.filler is None or source.filler is coming)
         if not (is_there or is_coming):  # the text that computed it was given up
             count = source.computed
-        elif ends_here and self._take_page(run, source):
-            run.num_cached += count
-            return True
         if count and self.reserve(run, run.num_cached + count):
             page = run.pages[index]
             if is_there or not is_coming:
@@ -346,10 +324,20 @@ class PageTree:
         """A page that nobody uses and that nothing continues is kept if others may find something in it."""
         if page.users or page.children:
             return
-        if page.is_listed and page.computed:
+        if page.is_listed and page.computed and not self._repeats_another(page):
             heapq.heappush(self._leaves, (page.last_use, page.number, page))
         else:
             self._drop(page)
+
+    def _repeats_another(self, page: Page) -> bool:
+        """Whether all of an unused page stands in another one; if it is the other way round, that one is dropped."""
+        for other in list(self._children(page.parent)[page.key]):
+            equal = 0 if other is page else _equal(page.tokens, other.tokens[: other.computed])
+            if equal and equal == len(page.tokens):
+                return True
+            if equal and equal == len(other.tokens) and not (other.users or other.children):
+                self._drop(other)
+        return False
 
     def _drop_oldest(self) -> None:
         while True:
