@@ -236,8 +236,7 @@ class PageTree:
                 page.filler = None
                 del page.tokens[page.computed :]
             if is_spoilt and (index + 1) * self.store.page_tokens > own:
-                page.is_spoilt = True
-                self._unlist(page)
+                self._spoil(page)
             self._let_go(page)
         run.pages.clear()
         run.num_cached = 0
@@ -353,6 +352,15 @@ class PageTree:
         self._unlist(page)
         if parent is not None:
             self._keep_or_drop(parent)
+
+    def _spoil(self, page: Page) -> None:
+        """Nobody finds the page any more, nor what follows it."""
+        page.is_spoilt = True
+        for child in [*itertools.chain.from_iterable(page.children.values())]:
+            self._spoil(child)
+            if not child.users:
+                self._drop(child)
+        self._unlist(page)
 
     def _unlist(self, page: Page) -> None:
         """Others do not find the page any more."""
