@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
+from parallelmind.engine.pages import PageStore
 from tests.broken_models import failing
 from tests.engine.asking import GREEDY
 from tests.families import char_tokenizer, tiny_model
@@ -222,3 +224,20 @@ def test_what_is_no_number_does_not_spread(patched: bool, numbers: tuple[int, in
         for branch in result.branches:
             assert branch.error_kind == "engine" or branch.token_ids == expected[0]
     assert answers(engine, requests[1:2]) == [expected]
+
+
+def test_copies_of_copies_in_one_step() -> None:
+    """Also into pages that were freed a moment ago, which are cleared for their next text."""
+    store = PageStore(2, 10)
+    first, second, third = store.take(3)
+    store.settle()
+    ones = torch.arange(1.0, 3.0).view(1, 2, 1)
+    store.write(0, torch.tensor([2 * first, 2 * first + 1]), ones, ones)
+    store.copy_before(first, second, 2)
+    store.give_back([first])
+    assert store.take(1) == [first]
+    store.copy_before(second, first, 1)
+    store.copy_before(first, third, 1)
+    store.settle()
+    for array in store.layer(0):
+        assert array[0, [first, second, third], :, 0].tolist() == [[1, 0], [1, 2], [1, 0]]

@@ -33,6 +33,8 @@ class PageStore:
         self._taken = bytearray()
         """For each page whether it is in use."""
         self._num_taken = 0
+        self._used_before: set[int] = set()
+        """Pages that hold what another text left there."""
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._copies: list[tuple[int, int, int]] = []
@@ -82,30 +84,26 @@ class PageStore:
         self._num_taken += count
         return pages
 
-    def give_back(self, pages: Sequence[int], *, wipe: bool = False) -> None:
-        """Free pages.
-
-        Args:
-            wipe: what is in them may be no numbers, which would spread even from places that nothing sees.
-        """
-        if wipe:
-            self.settle()  # copies of what was there before
-            for array in (*self._keys.values(), *self._values.values()):
-                array[:, list(pages)] = 0
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Free pages."""
         for page in pages:
             self._taken[page] = 0
         self._num_taken -= len(pages)
+        self._used_before.update(pages)
         self._copies = [copy for copy in self._copies if copy[1] not in pages]
         self._copies_during = [copy for copy in self._copies_during if copy[1] not in pages]
         if not self._num_taken:
             self._taken.clear()
+            self._used_before.clear()
             self._capacity = 0
             self._keys.clear()
             self._values.clear()
 
     def copy_before(self, source: int, target: int, count: int) -> None:
         """Copy the first tokens of a page into another one before the next forward."""
-        self._copies.append((source, target, count))
+        # All are read before one is written: what comes into the source first is taken from where it comes from.
+        origin = next((first for first, into, _ in self._copies if into == source), source)
+        self._copies.append((origin, target, count))
 
     def copy_during(self, source: int, target: int, count: int) -> None:
         """The same in each layer of the next forward, which computes them, as soon as they are there."""
@@ -123,11 +121,17 @@ class PageStore:
         wanted = max(needed, min(needed + needed // _GROWTH, self.max_pages))
         if needed > self._capacity:
             self._resize(wanted)
-        if self._copies:
+        # What is left of others in a page is masked, but were it no numbers, it would still spread.
+        left = sorted(page for page in self._used_before if page < needed and self._taken[page])
+        self._used_before.difference_update(left)
+        if self._copies or left:
             sources, targets = self._places(self._copies)
             self._copies.clear()
             for array in (*self._keys.values(), *self._values.values()):
-                _copy(array, sources, targets)
+                flat = array.flatten(1, 2)
+                copied = flat[:, sources.to(array.device)]  # before a source that was freed is cleared for another text
+                array[:, left] = 0
+                flat[:, targets.to(array.device)] = copied
         if needed < self._capacity // _MOST_UNUSED:  # now that nothing is copied from what goes
             self._resize(wanted)
 
@@ -139,9 +143,10 @@ class PageStore:
         self._keys[layer].flatten(1, 2)[:, places_T] = keys_HTD
         self._values[layer].flatten(1, 2)[:, places_T] = values_HTE
         if self._copies_during:
-            sources, targets = self._places(self._copies_during)
-            _copy(self._keys[layer], sources, targets)
-            _copy(self._values[layer], sources, targets)
+            sources, targets = (places.to(places_T.device) for places in self._places(self._copies_during))
+            for array in self.layer(layer):
+                flat = array.flatten(1, 2)
+                flat[:, targets] = flat[:, sources]
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys [H, N, P, D] and values [H, N, P, E] of all pages."""
@@ -159,7 +164,8 @@ class PageStore:
         """Where the tokens of copies are, and where they go."""
         places = torch.arange(self.page_tokens)
         sources, targets = (
-            torch.cat([copy[index] * self.page_tokens + places[: copy[2]] for copy in copies]) for index in (0, 1)
+            torch.cat([places[:0], *(copy[index] * self.page_tokens + places[: copy[2]] for copy in copies)])
+            for index in (0, 1)
         )
         return sources, targets
 
@@ -173,11 +179,5 @@ class PageStore:
         kept = min(self._capacity, array.shape[1])
         resized = array.new_empty(array.shape[0], self._capacity, *array.shape[2:])
         resized[:, :kept] = array[:, :kept]
-        # Places that were never written are masked, but masked NaN would still spread.
         resized[:, kept:].zero_()
         return resized
-
-
-def _copy(array: Tensor, sources: Tensor, targets: Tensor) -> None:
-    flat = array.flatten(1, 2)
-    flat[:, targets.to(array.device)] = flat[:, sources.to(array.device)]

@@ -140,26 +140,30 @@ class Scheduler:
             is_spoilt: its keys and values may be no numbers.
         """
         group = branch.group
+        if is_spoilt and branch.run is not None:
+            branch.run.is_spoilt = True
+        if is_spoilt and group.main is not None and not branch.output_ids:
+            group.main.is_spoilt = True  # it may have come from there
         if branch in group.waiting:
             group.waiting.remove(branch)
             if not group.waiting and group in self.waiting:
                 self.waiting.remove(group)
         if not group.in_step:
-            self._stop(branch, is_spoilt=is_spoilt)
+            self._stop(branch)
         elif all(other.finished for other in group.branches):
             for other in group.branches:
-                self._stop(other, is_spoilt=is_spoilt or other.finish_reason == "error")
+                self._stop(other)
         if group.finished:
-            self._let_main_go(group, is_spoilt=is_spoilt)
+            self._let_main_go(group)
 
-    def _stop(self, branch: BranchSequence, *, is_spoilt: bool = False) -> None:
+    def _stop(self, branch: BranchSequence) -> None:
         if branch.run is None:
             return
-        self.tree.close(branch.run, is_spoilt=is_spoilt)
+        self.tree.close(branch.run)
         branch.run = None
         self.running.remove(branch)
 
-    def _let_main_go(self, group: RequestGroup, *, is_spoilt: bool = False) -> None:
+    def _let_main_go(self, group: RequestGroup) -> None:
         if group.main is None:
             return
         group.main = None
@@ -167,7 +171,7 @@ class Scheduler:
         users.remove(group)
         if not users:
             del self._mains[group.main_key]
-            self.tree.close(run, is_spoilt=is_spoilt)
+            self.tree.close(run)
 
     def _let_unfinished_mains_go(self) -> None:
         """Nothing can go on: what does may wait for a main whose request waits behind it."""

@@ -31,7 +31,7 @@ class Page:
     """Up to P tokens of a text."""
 
     __slots__ = (
-        "children", "computed", "filler", "is_listed", "is_spoilt", "key", "last_use", "number", "parent", "tokens",
+        "children", "computed", "filler", "is_listed", "key", "last_use", "number", "parent", "tokens",
         "users",
     )  # fmt: skip
 
@@ -50,8 +50,6 @@ class Page:
         self.children: dict[tuple[Place, int], list[Page]] = {}
         self.is_listed = False
         """Whether others may find it."""
-        self.is_spoilt = False
-        """What is in it may be no numbers."""
         self.last_use = 0
 
 
@@ -69,6 +67,8 @@ class Run:
         self.pages: list[Page] = []
         self.num_cached = 0
         """Tokens whose keys and values are there."""
+        self.is_spoilt = False
+        """The keys and values that were computed for it may be no numbers: nobody is to find them."""
         self.first_own: int | None = None
         """Index of the first token that was computed for this text."""
         self.num_reused = 0
@@ -221,12 +221,8 @@ class PageTree:
             if page.computed == size:
                 page.filler = None
 
-    def close(self, run: Run, *, is_spoilt: bool = False) -> None:
-        """The text is not in use any more.
-
-        Args:
-            is_spoilt: the keys and values that were computed for it may be no numbers; nobody finds them any more.
-        """
+    def close(self, run: Run) -> None:
+        """The text is not in use any more."""
         if run.source is not None:
             self._let_go(run.source[0])
             run.source = None
@@ -235,8 +231,8 @@ class PageTree:
             if page.filler is run:
                 page.filler = None
                 del page.tokens[page.computed :]
-            if is_spoilt and (index + 1) * self.store.page_tokens > own:
-                self._spoil(page)
+            if run.is_spoilt and (index + 1) * self.store.page_tokens > own:
+                self._forget(page)
             self._let_go(page)
         run.pages.clear()
         run.num_cached = 0
@@ -347,17 +343,16 @@ class PageTree:
 
     def _drop(self, page: Page) -> None:
         self.num_unused -= 1
-        self.store.give_back([page.number], wipe=page.is_spoilt)
+        self.store.give_back([page.number])
         parent = page.parent
         self._unlist(page)
         if parent is not None:
             self._keep_or_drop(parent)
 
-    def _spoil(self, page: Page) -> None:
+    def _forget(self, page: Page) -> None:
         """Nobody finds the page any more, nor what follows it."""
-        page.is_spoilt = True
         for child in [*itertools.chain.from_iterable(page.children.values())]:
-            self._spoil(child)
+            self._forget(child)
             if not child.users:
                 self._drop(child)
         self._unlist(page)
