@@ -326,11 +326,13 @@ class PageTree:
 
     def _repeats_another(self, page: Page) -> bool:
         """Whether all of an unused page stands in another one; if it is the other way round, that one is dropped."""
+        count = len(page.tokens)
         for other in list(self._children(page.parent)[page.key]):
-            equal = 0 if other is page else _equal(page.tokens, other.tokens[: other.computed])
-            if equal and equal == len(page.tokens):
+            if other is page:
+                continue
+            if count <= other.computed and other.tokens[:count] == page.tokens:
                 return True
-            if equal and equal == len(other.tokens) and not (other.users or other.children):
+            if not (other.users or other.children) and page.tokens[: len(other.tokens)] == other.tokens:
                 self._drop(other)
         return False
 
@@ -377,7 +379,10 @@ class PageTree:
 
 def _equal(tokens: Sequence[int], others: Sequence[int]) -> int:
     """How many tokens are equal from the beginning on."""
+    shorter = min(len(tokens), len(others))
+    if tokens[:shorter] == others[:shorter]:
+        return shorter
     for index, (one, other) in enumerate(zip(tokens, others, strict=False)):
         if one != other:
             return index
-    return min(len(tokens), len(others))
+    return shorter
