@@ -58,6 +58,10 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "olmo3": _MIXED,
     "nemotron": {},
     "starcoder2": {"sliding_window": _WINDOW},
+    "phimoe": {"num_local_experts": 4, "sliding_window": _WINDOW},
+    "qwen2_moe": _MOE
+    | {"shared_expert_intermediate_size": 16, "sliding_window": _WINDOW}
+    | {"use_sliding_window": True, "max_window_layers": 1},
     "deepseek_v3": {
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallelmind.columnar import (
+    FULL,
     VISIBILITIES,
     PackedRow,
+    Reach,
     Visibility,
     additive_mask,
     build_columnar_causal_mask,
@@ -18,9 +20,11 @@ from parallelmind.columnar import (
 )
 
 
-def sees(query: tuple[int, int], key: tuple[int, int], visibility: str, window: int | None) -> bool:
+def sees(query: tuple[int, int], key: tuple[int, int], visibility: str, reach: Reach) -> bool:
     (query_branch, query_time), (key_branch, key_time) = query, key
-    if window is not None and query_time - key_time >= window:
+    if reach.window is not None and query_time - key_time >= reach.window:
+        return False
+    if reach.chunk is not None and query_time // reach.chunk != key_time // reach.chunk:
         return False
     if query_branch == key_branch:
         return key_time <= query_time
@@ -38,11 +42,15 @@ rows = st.builds(
 )
 
 
-@given(row=rows, visibility=st.sampled_from(VISIBILITIES), window=st.sampled_from([None, 1, 3]))
-def test_visible_says_what_the_definition_says(row: PackedRow, visibility: Visibility, window: int | None) -> None:
+@given(
+    row=rows,
+    visibility=st.sampled_from(VISIBILITIES),
+    reach=st.sampled_from([FULL, Reach(window=1), Reach(window=3), Reach(chunk=3)]),
+)
+def test_visible_says_what_the_definition_says(row: PackedRow, visibility: Visibility, reach: Reach) -> None:
     tokens = list(zip(row.branch_ids.tolist(), row.time_ids.tolist(), strict=True))
-    expected = [[sees(query, key, visibility, window) for key in tokens] for query in tokens]
-    seen = visible(row.branch_ids, row.time_ids, row.branch_ids, row.time_ids, visibility, window)
+    expected = [[sees(query, key, visibility, reach) for key in tokens] for query in tokens]
+    seen = visible(row.branch_ids, row.time_ids, row.branch_ids, row.time_ids, visibility, reach)
     assert seen.tolist() == expected
 
 

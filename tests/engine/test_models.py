@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from parallelmind import Engine, Request
+from parallelmind.columnar import FULL, Reach
 from parallelmind.errors import UnsupportedModelError
+from parallelmind.models.layer_reach import read_reaches, short_reaches
 from tests.engine.asking import GREEDY, MAIN, answer
 from tests.families import DEVICE, WITHOUT_ROPE, char_tokenizer, tiny_model
 
@@ -37,10 +39,67 @@ def test_two_engines_share_a_model(model: Any, engine: Engine) -> None:
     assert tokens["second"] != expected
 
 
-@pytest.mark.parametrize("family", ["mamba", "jamba", "qwen3_next", "bloom", "mpt", "llama4_text"])
-def test_models_that_cannot_branch_are_refused(family: str) -> None:
+@pytest.mark.parametrize("family", ["mamba", "jamba", "qwen3_next", "bloom", "mpt", "gpt_neo", "doge"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_that_cannot_branch_are_refused(family: str, dtype: torch.dtype) -> None:
+    settings: dict[str, Any] = {"gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2}}
     with pytest.raises(UnsupportedModelError, match=r"full or sliding attention|decoder-only transformer"):
-        Engine(tiny_model(family), char_tokenizer())
+        Engine(tiny_model(family, dtype, **settings.get(family, {})), char_tokenizer())
+
+
+_MIXED_CHUNKS = {
+    "attention_chunk_size": 6,
+    "layer_types": ["chunked_attention", "full_attention"],
+    "num_local_experts": 4,
+    "head_dim": 16,
+    "intermediate_size_mlp": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reaches"),
+    [
+        ("phimoe", {}, {Reach(window=6)}),
+        ("qwen2_moe", {}, {Reach(window=6), FULL}),
+        ("gemma3_text", {"sliding_window": 1000}, {Reach(window=1000), FULL}),
+        ("llama4_text", _MIXED_CHUNKS, {Reach(chunk=6), FULL}),
+        ("qwen2", {"sliding_window": 6, "use_sliding_window": False}, {FULL}),
+        ("mistral", {"sliding_window": 5000}, {FULL}),  # the model takes 4,096 tokens
+    ],
+)
+def test_what_a_layer_sees_is_what_its_mask_says(family: str, settings: dict[str, Any], reaches: set[Reach]) -> None:
+    model = tiny_model(family, **settings)
+    before = model.config.to_dict()
+    with short_reaches(model, read_reaches(model)) as short:
+        assert max(reach.window or reach.chunk or 0 for reach in short) < 6
+        assert len(short) == len(reaches)
+    assert read_reaches(model) == reaches
+    assert model.config.to_dict() == before
+    engine = Engine(model, char_tokenizer(), page_tokens=4)
+    main, prompts = [3 + i * 7 % 90 for i in range(21)], [[5], [6, 7, 8], [9] * 8, [10, 11]]
+    found = engine.generate([Request(main=main, branches=prompts)] * 2, GREEDY)
+    for prompt, branch in zip(prompts, found[0].branches, strict=True):
+        assert branch.token_ids == alone(model, [*main, *prompt], len(branch.token_ids))
+
+
+def test_scales_by_the_place_in_the_row_limit_the_length() -> None:
+    """llama4 without rotary embedding scales queries by their place in the row, which is not their time."""
+    model = tiny_model("llama4_text", **_MIXED_CHUNKS, no_rope_layers=[1, 0], floor_scale=24)
+    engine = Engine(model, char_tokenizer(), page_tokens=4)
+    assert engine.max_model_len == 23
+    requests = [Request(main=[3 + (i + start) * 7 % 90 for i in range(9)], branches=[[start]]) for start in range(5)]
+    found = engine.generate(requests, GREEDY)
+    for start, (request, result) in enumerate(zip(requests, found, strict=True)):
+        assert result.branches[0].token_ids == alone(model, [*request.main, start], 12)
+
+
+@torch.no_grad()
+def alone(model: Any, ids: list[int], count: int) -> list[int]:
+    """The next tokens by whole forwards."""
+    for _ in range(count):
+        row = torch.tensor([ids], device=DEVICE)
+        ids = [*ids, int(model(row, attention_mask=torch.ones_like(row)).logits[0, -1].argmax())]
+    return ids[-count:]
 
 
 def test_a_wrong_model_is_caught_by_the_parity_check() -> None:

@@ -212,8 +212,8 @@ def test_what_is_no_number_does_not_spread(patched: bool, numbers: tuple[int, in
     main = text(6, 2)
     bad, good = Branch(prompt=[11, 90, 12], branch_id=numbers[0]), Branch(prompt=[13, 14], branch_id=numbers[1])
     [expected] = answers(engine_of(model, branch_stride=16, page_tokens=64), [Request(main=main, branches=[good])])
-    model.get_input_embeddings().weight.data[90] = float("nan")
     engine = engine_of(model, branch_stride=16, page_tokens=64, isolate_failures=True)
+    model.get_input_embeddings().weight.data[90] = float("nan")
     requests = [Request(main=main, branches=[bad]), Request(main=main, branches=[good])]
     if numbers != (0, 1):
         requests.append(Request(main=main, branches=[good, bad] if numbers == (1, 2) else [bad, good]))

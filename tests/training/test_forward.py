@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from parallelmind.columnar import (
+    FULL,
     VISIBILITIES,
+    Reach,
     Visibility,
     auto_pair_indices,
     pack_row,
@@ -210,13 +212,13 @@ def test_nothing_supervised_is_a_loss_of_0_with_a_gradient_of_0() -> None:
 
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)
-@pytest.mark.parametrize("window", [None, 3])
-def test_block_masks_for_gpus_equal_the_dense_masks(visibility: Visibility, window: int | None) -> None:
+@pytest.mark.parametrize("reach", [FULL, Reach(window=3), Reach(chunk=4)], ids=str)
+def test_block_masks_for_gpus_equal_the_dense_masks(visibility: Visibility, reach: Reach) -> None:
     batch = ParallelPretrainCollator(0, pad_to_multiple_of=128)([row(MAIN, BRANCHES, PROMPTS), row([], [[3, 4]], [0])])
     ids = batch["attention_mask"]
-    blocks = _block_mask(ids, visibility, window)
+    blocks = _block_mask(ids, visibility, reach)
     seen = create_mask(blocks.mask_mod, len(ids), 1, ids.shape[2], ids.shape[2], device="cpu")
-    assert torch.equal(seen, dense_mask(ids, visibility, window, torch.float32) == 0)
+    assert torch.equal(seen, dense_mask(ids, visibility, reach, torch.float32) == 0)
 
 
 def test_flex_attention_gets_one_number_format() -> None:

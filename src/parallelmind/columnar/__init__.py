@@ -23,6 +23,8 @@ from parallelmind.columnar.rope import (
     set_rope_pos2d,
 )
 from parallelmind.columnar.visibility import (
+    FULL,
+    Reach,
     additive_mask,
     build_columnar_causal_mask,
     visible,
@@ -30,6 +32,7 @@ from parallelmind.columnar.visibility import (
 from parallelmind.settings.visibility import VISIBILITIES, Visibility, sees_branches, sees_main
 
 __all__ = [
+    "FULL",
     "IGNORE_INDEX",
     "PAD_BRANCH",
     "PAIR_CHOICES",
@@ -38,6 +41,7 @@ __all__ = [
     "PackedRow",
     "PairChoice",
     "Interleaved2DRoPE",
+    "Reach",
     "RopeMode",
     "Visibility",
     "additive_mask",

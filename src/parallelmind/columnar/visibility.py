@@ -9,11 +9,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from parallelmind.columnar.layout import MAIN_BRANCH, PAD_BRANCH
 from parallelmind.settings.visibility import RULES, VISIBILITIES, Visibility
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back the tokens of a layer see, in time: everything, a sliding window, or their own chunk."""
+
+    window: int | None = None
+    """A token sees times above its own minus this, as in transformers' `sliding_window_overlay`."""
+    chunk: int | None = None
+    """A token sees times of the same multiple of this, as in transformers' `chunked_overlay`."""
+
+    @property
+    def is_full(self) -> bool:
+        return self.window is None and self.chunk is None
+
+    def __str__(self) -> str:
+        if self.is_full:
+            return "all tokens before"
+        return f"a window of {self.window}" if self.chunk is None else f"chunks of {self.chunk}"
+
+    def earliest(self, time: Tensor) -> Tensor:
+        """The earliest time that a token of each time sees, in the shape of `time`; never falls as time rises."""
+        if self.chunk is not None:
+            return time // self.chunk * self.chunk
+        return torch.zeros_like(time) if self.window is None else time - self.window + 1
+
+    def earliest_at(self, time: int) -> int:
+        """`earliest` of one token."""
+        return int(self.earliest(torch.tensor(time)))
+
+
+FULL = Reach()
 
 
 def visible(
@@ -22,12 +56,11 @@ def visible(
     key_branch: Tensor,
     key_time: Tensor,
     visibility: Visibility,
-    sliding_window: int | None = None,
+    reach: Reach = FULL,
 ) -> Tensor:
     """Whether each query token sees each key token.
 
-    A sliding window of w lets a token see times above its own minus w, as in transformers' `sliding_window_overlay`,
-    counted in time so that a branch far down the row keeps the window it would have alone.
+    Windows and chunks are counted in time, so that a branch far down the row sees what it would see alone.
 
     Shapes: [..., Q], [..., Q], [..., K], [..., K] → bool [..., Q, K]. Branch ids, not branch positions.
     Raises:
@@ -44,8 +77,8 @@ def visible(
     if rule.sees_branches:
         seen = seen | ((k_branch != MAIN_BRANCH) & (k_time < q_time))
     seen = seen & (q_branch != PAD_BRANCH) & (k_branch != PAD_BRANCH)
-    if sliding_window is not None:
-        seen = seen & (k_time > q_time - sliding_window)
+    if not reach.is_full:
+        seen = seen & (k_time >= reach.earliest(q_time))
     return seen
 
 
@@ -82,7 +115,7 @@ def build_columnar_causal_mask(
     branch, time = pos2d.unbind(-1)
     if attention_mask is not None:
         branch = torch.where(attention_mask.bool(), branch, PAD_BRANCH)
-    seen = visible(branch, time, branch, time, visibility, sliding_window)
+    seen = visible(branch, time, branch, time, visibility, Reach(window=sliding_window))
     # A row of the softmax without any key would be NaN and spread through the batch.
     seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
     return additive_mask(seen, dtype)[:, None]

@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from parallelmind.columnar import FULL
 from parallelmind.engine.readings import PageBatch
 from parallelmind.engine.step import Step
 from parallelmind.models.architecture import attention_switched
+from parallelmind.models.layer_reach import reach_of
 
 ATTENTION_NAME = "parallelmind_engine"
 _MAX_SCORES = 2**25
@@ -57,7 +59,6 @@ def engine_attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
@@ -68,6 +69,7 @@ def engine_attention_forward(
         [1, T, H·G, E], and None for the weights.
     """
     step = _step.get()
+    reach = reach_of(module)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     heads = key.shape[1]
     q_HGTD = query[0].unflatten(0, (heads, -1))
@@ -78,20 +80,20 @@ def engine_attention_forward(
     keys_HNPD, values_HNPE = step.store.layer(layer)
 
     parts = _Parts(query.shape[2])
-    for batch in step.page_batches(sliding_window, q_HGTD):
+    for batch in step.page_batches(reach, q_HGTD):
         parts.add(batch.readers, *_attend_pages(batch, q_HGTD, keys_HNPD, values_HNPE, options))
-    for index, fresh in enumerate(step.fresh):
+    for fresh in step.fresh:
         place = slice(fresh.start, fresh.end)
-        mask = step.fresh_mask(index, sliding_window, q_HGTD)
+        mask = step.fresh_mask(fresh, reach, q_HGTD)
         if mask is None and not options.is_fused(q_HGTD, v_HTE):
-            mask = step.causal_mask(fresh.end - fresh.start, None, q_HGTD)
+            mask = step.causal_mask(fresh, FULL, q_HGTD)
         parts.add(place, *_attend_fresh(q_HGTD[:, :, place], k_HTD[:, place], v_HTE[:, place], mask, options))
-    for one in step.stretches(sliding_window):
+    for one in step.stretches(reach):
         k_HKD, v_HKE = (
             array.flatten(1, 2)[:, one.page * step.store.page_tokens :][:, : one.count]
             for array in (keys_HNPD, values_HNPE)
         )
-        mask = step.stretch_mask(one, sliding_window, q_HGTD)
+        mask = step.stretch_mask(one, reach, q_HGTD)
         out, lse = attend_grouped(q_HGTD[:, :, one.start : one.end], k_HKD, v_HKE, mask, options)
         parts.add(slice(one.start, one.end), out.permute(2, 0, 1, 3), lse.permute(2, 0, 1))
     out_THGE = _with_sinks(parts.out, parts.lse, options).to(query.dtype)

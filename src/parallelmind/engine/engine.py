@@ -113,14 +113,16 @@ class Engine:
         self._scheduler = Scheduler(
             self._tree,
             position_of=self._runner.branch_position,
+            is_long=self._runner.rope_lengths.is_long,
             max_running_branches=max_running_branches,
             max_running_requests=max_running_requests,
-            max_batched_tokens=max_batched_tokens,
+            max_batched_tokens=min(max_batched_tokens, self._runner.exact_length or max_batched_tokens),
         )
         self.stats = self._scheduler.stats
         self._input = InputProcessor(
             tokenizer=tokenizer,
             num_embeddings=self._runner.num_embeddings,
+            is_long=self._runner.rope_lengths.is_long,
             visibilities=default_visibilities(visibility, adapters),
         )
         self._eos_token_ids = end_token_ids(model, tokenizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ class InputProcessor:
 
     tokenizer: Any
     num_embeddings: int
+    is_long: Callable[[int], bool]
+    """Whether a text of so many tokens is a long one, see `parallelmind.models.rope_lengths`."""
     visibilities: dict[str, Visibility] = field(default_factory=dict)
     """The visibility of each adapter, BASE_MODEL included, for requests that do not name one."""
 
@@ -80,13 +82,18 @@ class InputProcessor:
                 max_new_tokens=min(params.max_new_tokens, room),
                 detokenizer=Detokenizer(self.tokenizer, params.stop_texts),
             )
+            if not group.in_step and self.is_long(group.length_of(sequence)):
+                group = sequence.group = group.long_sibling()
             group.branches.append(sequence)
             problem = self._problem(sequence, room, max_model_len)
             if problem is None:
                 group.waiting.append(sequence)
             else:
                 problems.append(problem)
-        return list(groups.values()), problems
+        for group in groups.values():
+            if group.in_step:
+                problems += self._lengths_in_step(group)
+        return list(dict.fromkeys(other for group in groups.values() for other in group.siblings)), problems
 
     def main_ids(self, main: Prompt) -> tuple[int, ...]:
         return tuple(encode_main(self.tokenizer, main) if isinstance(main, str) else main)
@@ -124,6 +131,22 @@ class InputProcessor:
             visibility=visibility,
             adapter=adapter,
         )
+
+    def _lengths_in_step(self, group: RequestGroup) -> list[Problem]:
+        """Branches that see each other have the frequencies of long texts all the time, or never."""
+        if not any(self.is_long(group.length_of(branch) + branch.max_new_tokens) for branch in group.waiting):
+            return []
+        if all(self.is_long(group.length_of(branch)) for branch in group.waiting):
+            group.is_long = True
+            return []
+        reason = (
+            f"with visibility {group.visibility!r} a row may not grow past the length at which the model's rotary "
+            "embedding changes (original_max_position_embeddings of its longrope): lower max_new_tokens, shorten main, "
+            "or use 'isolated'"
+        )
+        problems = [Problem(branch, "too_long", reason) for branch in group.waiting]
+        group.waiting.clear()
+        return problems
 
     def _problem(self, branch: BranchSequence, room: int, max_model_len: int) -> Problem | None:
         group, prompt_ids = branch.group, branch.prompt_ids

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parallelmind.columnar import find_rope_patch, pos2d_ids
 from parallelmind.engine.attention import engine_attention
 from parallelmind.engine.dense_cache import DenseCache, dense_mask
 from parallelmind.engine.pages import PageStore
+from parallelmind.engine.parity import check_parity
 from parallelmind.engine.readings import Span
 from parallelmind.engine.scheduler import Schedule
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.step import Step
-from parallelmind.engine.tree import PageTree, Place, Run
-from parallelmind.errors import UnsupportedModelError
+from parallelmind.engine.tree import Run
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.models.architecture import model_configs, refuse_other_layers, rounding_tolerance
+from parallelmind.models.architecture import in_eval_mode, model_configs, refuse_other_layers
+from parallelmind.models.rope_lengths import RopeLengths, exact_length
 
 _LOGGER = logging.getLogger(__name__)
-_PROBE_MAIN, _PROBE_BRANCH, _PROBE_PAGE = 5, 4, 2
 
 
 @dataclass
@@ -58,19 +58,28 @@ class ModelRunner:
         refuse_other_layers(model, "run parallel branches")
         self._configs = model_configs(model)
         self.vocab_size = int(self.config.vocab_size)
+        self.exact_length = exact_length(model)
+        """No forward and no text may be longer; None: any length is right."""
         self.max_model_len = int(getattr(self.config, "max_position_embeddings", None) or 2**31)
+        if self.exact_length is not None:
+            self.max_model_len = min(self.max_model_len, self.exact_length)
+        self.rope_lengths = RopeLengths(model)
         embeddings = model.get_input_embeddings()
         self.num_embeddings = int(embeddings.weight.shape[0])
         self.device = embeddings.weight.device
         self.dense = False
-        self.bytes_per_token = self._check_parity()
+        self.bytes_per_token = 0
+        """Of keys and values."""
+        check_parity(self)
         self.adapters = adapters
 
     def execute(self, store: PageStore, schedule: Schedule) -> ModelOutput:
         """Run all tokens of a schedule."""
         output = ModelOutput()
-        if schedule.spans:
-            self._execute(store, schedule, schedule.spans, output)
+        for is_long in (False, True):
+            spans = [span for span in schedule.spans if span.run.place.is_long == is_long]
+            if spans:
+                self._execute(store, schedule, spans, output)
         return output
 
     def execute_apart(self, store: PageStore, schedule: Schedule) -> ModelOutput:
@@ -118,7 +127,11 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, step: Step, logits_at: Tensor) -> Tensor:
-        """Run the tokens of a step; returns the logits [len(logits_at), V] in float32 of the given flat tokens."""
+        """Run the tokens of a step, all of long texts or none.
+
+        Returns:
+            The logits [len(logits_at), V] of the given flat tokens, in float32.
+        """
         step.store.settle()
         arguments: dict[str, Any] = {
             "input_ids": torch.tensor([step.input_ids()], device=self.device),
@@ -127,7 +140,9 @@ class ModelRunner:
             "return_dict": True,
             "logits_to_keep": logits_at.to(self.device),
         }
-        with _in_eval_mode(self.model), self._adapters_in(step, logits_at):
+        is_long = step.spans[0].run.place.is_long
+        rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
+        with in_eval_mode(self.model), self._adapters_in(step, logits_at), rotated:
             if self.dense:
                 arguments |= {
                     "past_key_values": DenseCache(step),
@@ -172,74 +187,6 @@ class ModelRunner:
             return nullcontext()
         return self.adapters.routed(step.adapter_ranges(), logits_at)
 
-    @torch.inference_mode()
-    def _check_parity(self) -> int:
-        """Compare a cached decode of main and one branch with the model's own forward; returns KV bytes per token."""
-        generator = torch.Generator().manual_seed(0)
-        count = _PROBE_MAIN + _PROBE_BRANCH
-        ids = torch.randint(0, self.vocab_size, (1, count), generator=generator)
-        time = torch.arange(count)
-        branch = (time >= _PROBE_MAIN) * self.branch_stride
-        positions = torch.stack((branch, time), dim=-1) if self.patched else time
-        with _in_eval_mode(self.model):
-            expected = self.model(
-                input_ids=ids.to(self.device),
-                position_ids=positions[None].to(self.device),
-                attention_mask=torch.ones_like(ids).to(self.device),
-                use_cache=False,
-            ).logits[0, _PROBE_MAIN - 1 :]
-        failures = []
-        for dense in (False, True):
-            self.dense = dense
-            try:
-                actual, bytes_per_token = self._probe(ids[0].tolist())
-            except _AttentionNotReachedError:
-                continue
-            except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-                failures.append(f"{type(error).__name__}: {error}")
-                continue
-            scale = max(1e-6, float(expected.float().abs().max()))
-            difference = float((actual - expected.float()).abs().max()) / scale
-            if difference <= rounding_tolerance(self.model):
-                return bytes_per_token
-            failures.append(f"logits differ from the model's own forward by {difference:.2g} of their size")
-        name = type(self.model).__name__
-        raise UnsupportedModelError(
-            f"{name} cannot decode branches over a shared main: {'; '.join(failures) or 'no attention layer found'}. "
-            "Use a decoder-only transformer with ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi), or "
-            "run this model with its own generate()."
-        )
-
-    def _probe(self, ids: list[int]) -> tuple[Tensor, int]:
-        tree = PageTree(PageStore(_PROBE_PAGE, 2**31), 0)
-        main = tree.open(None, Place(), ids[:_PROBE_MAIN])
-        tree.reserve(main, _PROBE_MAIN)
-        span = Span(run=main, past=0, token_ids=main.tokens)
-        rows = [self.forward(Step(tree.store, [span]), torch.tensor([_PROBE_MAIN - 1]))]
-        layers = tree.store.num_layers
-        if layers == 0:
-            raise _AttentionNotReachedError
-        if layers != self.config.num_hidden_layers:
-            raise ValueError(f"{layers} of {self.config.num_hidden_layers} layers keep keys and values")
-        tree.note_computed(main, _PROBE_MAIN)
-        # With a second branch in front, anything that depends on the place in the row or leaks along it shows.
-        tokens = ids[_PROBE_MAIN:]
-        texts = ([*tokens[1::-1], *tokens[2:]], tokens)
-        runs = [
-            tree.open(main, Place(branch_position=number, first_time=_PROBE_MAIN), text, is_private=True)
-            for number, text in zip((2, 1), texts, strict=True)
-        ]
-        for past, end in ((0, 2), *((i, i + 1) for i in range(2, _PROBE_BRANCH))):
-            spans = []
-            for number, run in zip((2, 1), runs, strict=True):
-                tree.reserve(run, end)
-                spans.append(Span(run=run, past=past, token_ids=run.tokens[past:end], branch_id=number))
-            step = Step(tree.store, spans)
-            rows.append(self.forward(step, torch.arange(*step.ranges[step.spans.index(spans[1])])))
-            for run in runs:
-                tree.note_computed(run, end - past)
-        return torch.cat(rows), tree.store.bytes_per_token()
-
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a text, by the model's generation config, its config or its tokenizer."""
@@ -248,20 +195,3 @@ def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
         ids = getattr(source, "eos_token_id", None)
         found.update([ids] if isinstance(ids, int) else ids or ())
     return frozenset(found)
-
-
-class _AttentionNotReachedError(Exception):
-    """The model never called the registered attention function."""
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode, without dropout, and put the model back into the mode it was in."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -89,6 +89,7 @@ class Scheduler:
 
     Args:
         position_of: the branch position of a branch id, with an adapter.
+        is_long: whether a text of so many tokens is a long one.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Scheduler:
         tree: PageTree,
         *,
         position_of: Callable[[str, int], int],
+        is_long: Callable[[int], bool],
         max_running_branches: int | None,
         max_running_requests: int | None,
         max_batched_tokens: int,
@@ -109,6 +111,7 @@ class Scheduler:
         """In the order in which they started."""
         self.waiting: deque[RequestGroup] = deque()
         self._position_of = position_of
+        self._is_long = is_long
         self._mains: dict[tuple[Place, tuple[int, ...], bool], tuple[Run, list[RequestGroup]]] = {}
         """The mains in use, with the requests that use them."""
 
@@ -180,6 +183,10 @@ class Scheduler:
                 self._let_main_go(group)
 
     def _continue_running(self, plan: Schedule) -> None:
+        for branch in list(self.running):
+            group = branch.group
+            if not (group.is_long or group.in_step) and self._is_long(group.length_of(branch)):
+                self._begin_as_long(branch)
         for group in dict.fromkeys(branch.group for branch in self.running):
             if group.in_step:
                 self._feed_columns(group, plan)
@@ -208,9 +215,23 @@ class Scheduler:
                 return False
         return True
 
+    def _begin_as_long(self, branch: BranchSequence) -> None:
+        """Its text has become a long one, all of whose keys are others."""
+        group = branch.group
+        self._stop(branch)
+        group.branches.remove(branch)
+        branch.group = group.long_sibling()
+        branch.group.branches.append(branch)
+        self._wait_again(branch)
+        if group.finished:
+            self._let_main_go(group)
+
     def _put_back(self, branch: BranchSequence) -> None:
         self.stats.preemptions += 1
         self._stop(branch)
+        self._wait_again(branch)
+
+    def _wait_again(self, branch: BranchSequence) -> None:
         group = branch.group
         bisect.insort(group.waiting, branch, key=lambda one: one.index)
         if group not in self.waiting:
@@ -318,10 +339,10 @@ class Scheduler:
         group = branch.group
         tokens = [*branch.prompt_ids, *branch.output_ids]
         if self._goes_on_as_main(branch):
-            base, place, tokens = None, Place(group.adapter), [*group.main_ids, *tokens]
+            base, place, tokens = None, group.main_key[0], [*group.main_ids, *tokens]
         else:
             position = self._position_of(group.adapter, branch.branch_id)
-            base, place = group.main, Place(group.adapter, position, group.first_time)
+            base, place = group.main, Place(group.adapter, position, group.first_time, group.is_long)
         # The last token is computed in any case, for the logits behind it.
         at_most = len(tokens) - (not branch.starts_from_main)
         return self.tree.open(base, place, tokens, is_private=group.in_step, at_most=at_most)

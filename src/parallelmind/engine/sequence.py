@@ -103,7 +103,7 @@ class BranchSequence:
 
 
 class RequestGroup:
-    """The branches of one request that share one main: all of them, unless they use different adapters."""
+    """The branches of one request that share one main: those of one adapter, and long ones apart from others."""
 
     def __init__(
         self,
@@ -113,6 +113,7 @@ class RequestGroup:
         reads_main: bool,
         visibility: Visibility,
         adapter: str,
+        is_long: bool = False,
     ):
         self.request_id = request_id
         self.main_ids = main_ids
@@ -120,6 +121,10 @@ class RequestGroup:
         """False without a main, and where the visibility hides it from the branches."""
         self.visibility: Visibility = visibility
         self.adapter = adapter
+        self.is_long = is_long
+        """Whether its texts are long ones, see `parallelmind.models.rope_lengths`."""
+        self.siblings: list[RequestGroup] = [self]
+        """All groups of the request."""
         self.branches: list[BranchSequence] = []
         self.waiting: list[BranchSequence] = []
         self.main: Run | None = None
@@ -133,7 +138,11 @@ class RequestGroup:
     @cached_property
     def main_key(self) -> tuple[Place, tuple[int, ...], bool]:
         """What requests share that use one main at a time: where it stands, its tokens, and the logits behind."""
-        return Place(self.adapter), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
+        return (
+            Place(self.adapter, is_long=self.is_long),
+            self.main_ids,
+            any(not branch.prompt_ids for branch in self.branches),
+        )
 
     @property
     def needs_main_logits(self) -> bool:
@@ -144,6 +153,28 @@ class RequestGroup:
     def first_time(self) -> int:
         """Time of the first token of its branches."""
         return len(self.main_ids)
+
+    def length_of(self, branch: BranchSequence) -> int:
+        """Tokens of a branch's whole text so far."""
+        own = len(branch.prompt_ids) + len(branch.output_ids)
+        return own + len(self.main_ids) if self.reads_main else own
+
+    def long_sibling(self) -> RequestGroup:
+        """The group of the same branches' long texts."""
+        for group in self.siblings:
+            if group.is_long and group.adapter == self.adapter:
+                return group
+        group = RequestGroup(
+            request_id=self.request_id,
+            main_ids=self.main_ids,
+            reads_main=self.reads_main,
+            visibility=self.visibility,
+            adapter=self.adapter,
+            is_long=True,
+        )
+        group.siblings = self.siblings
+        self.siblings.append(group)
+        return group
 
     @property
     def finished(self) -> bool:

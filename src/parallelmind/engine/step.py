@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import Visibility, additive_mask, sees_branches, visible
+from parallelmind.columnar import Reach, Visibility, additive_mask, sees_branches, visible
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.readings import Company, Fresh, PageBatch, PagePart, Span, Stretch
 
@@ -29,9 +29,6 @@ _WORTH_A_CALL = 4096
 """Keys × readers of a stretch that has a call of its own where there are more than a few."""
 _KEY_STEP = 16
 _CPU = torch.device("cpu")
-
-
-Window = int | None
 
 
 class Step:
@@ -104,47 +101,47 @@ class Step:
             if _is_long(span)
         ]
 
-    def fresh_mask(self, index: int, window: Window, like: Tensor) -> Tensor | None:
-        """Mask of new tokens over themselves, [T, T]; None where causal order says it all."""
-        one = self.fresh[index]
-        if window is None or one.end - one.start <= window:
+    def fresh_mask(self, one: Fresh, reach: Reach, like: Tensor) -> Tensor | None:
+        """Mask of new tokens over themselves, additive [T, T]; None where causal order says it all."""
+        count = one.end - one.start
+        if reach.earliest_at(one.first_time + count - 1) <= one.first_time:
             return None
-        return self.causal_mask(one.end - one.start, window, like)
+        return self.causal_mask(one, reach, like)
 
-    def causal_mask(self, count: int, window: Window, like: Tensor) -> Tensor:
-        """Mask of so many tokens in a row over themselves, additive [T, T]."""
+    def causal_mask(self, one: Fresh, reach: Reach, like: Tensor) -> Tensor:
+        """Mask of tokens that follow one another over themselves, additive [T, T]."""
 
         def build() -> Tensor:
-            time = torch.arange(count)
-            return additive_mask(_in_reach(time, time, window), like.dtype)
+            time = torch.arange(one.first_time, one.first_time + one.end - one.start)
+            return additive_mask(_in_reach(time, time, reach), like.dtype)
 
-        return self._cached(("causal", count, window, like.dtype), like.device, build)
+        return self._cached((one, reach, like.dtype), like.device, build)
 
-    def stretches(self, window: Window) -> list[Stretch]:
-        """The stretches that are read by calls of their own, in layers with this window."""
-        return self._divided[0] if window is None else [one for one in self._divided[0] if self._reaches(one, window)]
+    def stretches(self, reach: Reach) -> list[Stretch]:
+        """The stretches that are read by calls of their own, in layers of this reach."""
+        return self._divided[0] if reach.is_full else [one for one in self._divided[0] if self._is_seen(one, reach)]
 
-    def stretch_mask(self, one: Stretch, window: Window, like: Tensor) -> Tensor | None:
+    def stretch_mask(self, one: Stretch, reach: Reach, like: Tensor) -> Tensor | None:
         """Mask of the tokens that read a stretch over its keys, [T, K]; None: they see all of it."""
         times = self.time_ids[one.start : one.end]
-        if window is None or one.first_time > int(times.max()) - window:
+        if reach.is_full or reach.earliest_at(int(times.max())) <= one.first_time:
             return None
 
         def build() -> Tensor:
             keys = torch.arange(one.first_time, one.first_time + one.count)
-            return additive_mask(_in_reach(times, keys, window), like.dtype)
+            return additive_mask(_in_reach(times, keys, reach), like.dtype)
 
-        return self._cached((one, window, like.dtype), like.device, build)
+        return self._cached((one, reach, like.dtype), like.device, build)
 
-    def page_batches(self, window: Window, like: Tensor) -> list[PageBatch]:
-        """The pages that are read page by page, in layers with this window."""
-        key = ("batches", window, like.dtype, like.device)
+    def page_batches(self, reach: Reach, like: Tensor) -> list[PageBatch]:
+        """The pages that are read page by page, in layers of this reach."""
+        key = ("batches", reach, like.dtype, like.device)
         if key not in self._batches:
             alike: dict[int, list[PagePart]] = {}
             for part in itertools.chain(self._divided[1], self._own_parts):
                 count = part.tokens[1] - part.tokens[0]
                 alike.setdefault((count - 1).bit_length(), []).append(part)
-            batches = (self._page_batch(parts, window, like) for parts in alike.values())
+            batches = (self._page_batch(parts, reach, like) for parts in alike.values())
             self._batches[key] = [batch for batch in batches if batch is not None]
         return self._batches[key]
 
@@ -256,11 +253,11 @@ class Step:
                         )
         return parts
 
-    def _page_batch(self, parts: Sequence[PagePart], window: Window, like: Tensor) -> PageBatch | None:
+    def _page_batch(self, parts: Sequence[PagePart], reach: Reach, like: Tensor) -> PageBatch | None:
         most = max(part.tokens[1] - part.tokens[0] for part in parts)
         keys = min(self.store.page_tokens, -(-max(part.count for part in parts) // _KEY_STEP) * _KEY_STEP)
-        seen = self._seen(parts, most, keys, window)
-        if window is not None:
+        seen = self._seen(parts, most, keys, reach)
+        if not reach.is_full:
             kept = seen.flatten(1).any(1)
             if not kept.all():
                 parts = list(itertools.compress(parts, kept.tolist()))
@@ -303,7 +300,7 @@ class Step:
             readers=None if everything else on(torch.tensor(readers)),
         )
 
-    def _seen(self, parts: Sequence[PagePart], most: int, keys: int, window: Window) -> Tensor:
+    def _seen(self, parts: Sequence[PagePart], most: int, keys: int, reach: Reach) -> Tensor:
         """Which keys of its page each token sees, bool [n, R, K]; padding tokens see what the last token sees."""
         starts = torch.tensor([part.tokens[0] for part in parts])
         lengths = torch.tensor([part.tokens[1] - part.tokens[0] for part in parts])
@@ -312,7 +309,7 @@ class Step:
         key = torch.arange(keys)
         key_time = torch.tensor([part.first_time for part in parts])[:, None] + key
         there = key < torch.tensor([part.count for part in parts])[:, None]
-        seen = there[:, None] & _in_reach(query_time, key_time, window)
+        seen = there[:, None] & _in_reach(query_time, key_time, reach)
         for company in dict.fromkeys(part.company for part in parts):
             if company is None:
                 continue
@@ -323,8 +320,8 @@ class Step:
             )
         return seen
 
-    def _reaches(self, one: Stretch, window: int) -> bool:
-        return one.first_time + one.count > int(self.time_ids[one.start : one.end].min()) - window + 1
+    def _is_seen(self, one: Stretch, reach: Reach) -> bool:
+        return one.first_time + one.count > reach.earliest_at(int(self.time_ids[one.start : one.end].min()))
 
     def _cached(self, key: Hashable, device: torch.device, build: Callable[[], Tensor]) -> Tensor:
         """A tensor of the plan on a layer's device, built once per forward."""
@@ -344,7 +341,7 @@ def _is_long(span: Span) -> bool:
 
 
 def _full_pages(span: Span, size: int) -> list[tuple[int, int]]:
-    """(number, keys) of the pages that all tokens of a span see as a whole, but for windows."""
+    """(number, keys) of the pages that all tokens of a span see as a whole, but for windows and chunks."""
     base = span.run.base
     pages: list[tuple[int, int]] = []
     if base is not None:
@@ -360,11 +357,11 @@ def _full_pages(span: Span, size: int) -> list[tuple[int, int]]:
     return pages
 
 
-def _in_reach(query_time: Tensor, key_time: Tensor, window: Window) -> Tensor:
-    """Whether a token sees a key of its own text: not later, and in the window. [..., Q], [..., K] → [..., Q, K]."""
+def _in_reach(query_time: Tensor, key_time: Tensor, reach: Reach) -> Tensor:
+    """Whether a token sees a key of its own text: not later, and in reach. [..., Q], [..., K] → [..., Q, K]."""
     seen = key_time[..., None, :] <= query_time[..., :, None]
-    if window is not None:
-        seen &= key_time[..., None, :] > query_time[..., :, None] - window
+    if not reach.is_full:
+        seen &= key_time[..., None, :] >= reach.earliest(query_time)[..., :, None]
     return seen
 
 

@@ -25,6 +25,8 @@ class Place:
     branch_position: int = 0
     first_time: int = 0
     """Time of the text's first token."""
+    is_long: bool = False
+    """Whether the text has the rotary frequencies of long ones, see `parallelmind.models.rope_lengths`."""
 
 
 class Page:

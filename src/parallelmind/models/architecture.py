@@ -11,7 +11,7 @@ from torch import nn
 
 from parallelmind.errors import UnsupportedModelError
 
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention", "dense", "sparse", "moe"}
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "dense", "sparse", "moe"}
 """Kinds of layers in a model's config that keep nothing but keys and values, and see what a mask by time says; the last
 three are of feed-forward layers."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -57,3 +57,16 @@ def model_configs(model: nn.Module) -> list[Any]:
     """Every distinct config that the model's modules read their attention implementation from."""
     configs = [module.config for module in model.modules() if hasattr(module, "config")]
     return list({id(config): config for config in configs}.values())
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode, without dropout, and put the model back into the mode it was in."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

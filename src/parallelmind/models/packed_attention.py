@@ -2,7 +2,7 @@
 
 The ids travel as `attention_mask`, int32 [B, 1, S, 2] of (branch id, time). transformers hands a 4-D mask through to
 the layers untouched, so the ids reach every layer also under DDP and when a layer is computed again for its gradient,
-and each layer applies its own sliding window, which a ready mask given to the whole model would override.
+and each layer applies its own reach (`layer_reach`), which a ready mask given to the whole model would override.
 
 Shapes: B rows, S tokens, H key/value heads, G query heads per key/value head, D head size, E value head size.
 """
@@ -22,8 +22,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from parallelmind.columnar import VISIBILITIES, Visibility, additive_mask, visible
+from parallelmind.columnar import VISIBILITIES, Reach, Visibility, additive_mask, visible
 from parallelmind.models.architecture import attention_switched, model_configs
+from parallelmind.models.layer_reach import reach_of
 
 _masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """By ids: the masks built from them, so that the layers of a forward and of its backward share them."""
@@ -48,13 +49,13 @@ def is_packed_ids(mask: Tensor | None) -> bool:
     return mask is not None and mask.dtype == torch.int32 and mask.dim() == 4 and mask.shape[-1] == 2
 
 
-def dense_mask(ids: Tensor, visibility: Visibility, window: int | None, dtype: torch.dtype) -> Tensor:
-    """The additive mask [B, 1, S, S] of packed ids, built once for all layers with the same window."""
+def dense_mask(ids: Tensor, visibility: Visibility, reach: Reach, dtype: torch.dtype) -> Tensor:
+    """The additive mask [B, 1, S, S] of packed ids, built once for all layers of the same reach."""
 
     def build() -> Tensor:
-        return additive_mask(_seen(ids, visibility, window), dtype)
+        return additive_mask(_seen(ids, visibility, reach), dtype)
 
-    mask: Tensor = _of_ids(ids, (visibility, window, dtype), build)
+    mask: Tensor = _of_ids(ids, (visibility, reach, dtype), build)
     return mask
 
 
@@ -66,7 +67,6 @@ def packed_attention_forward(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     *,
@@ -89,13 +89,13 @@ def packed_attention_forward(
     if query.is_cuda and dropout == 0 and query.shape[-1] == value.shape[-1] and _has_triton():
         from transformers.integrations.flex_attention import flex_attention_forward
 
-        blocks = _block_mask(attention_mask, visibility, sliding_window)
+        blocks = _block_mask(attention_mask, visibility, reach_of(module))
         query, key, value = _of_one_dtype(query, key, value)
         out, _ = flex_attention_forward(
             module, query, key, value, blocks, scaling=scaling, softcap=softcap, s_aux=s_aux
         )
         return out, None
-    mask = dense_mask(attention_mask, visibility, sliding_window, query.dtype)
+    mask = dense_mask(attention_mask, visibility, reach_of(module), query.dtype)
     return _attend(query, key, value, mask, False, dropout, scaling, softcap, s_aux), None
 
 
@@ -126,15 +126,15 @@ def _of_ids(ids: Tensor, kind: tuple[Any, ...], build: Callable[[], Any]) -> Any
     return masks[kind]
 
 
-def _seen(ids: Tensor, visibility: Visibility, window: int | None) -> Tensor:
+def _seen(ids: Tensor, visibility: Visibility, reach: Reach) -> Tensor:
     """Bool [B, 1, S, S]."""
     branch, time = ids.unbind(-1)
-    seen = visible(branch, time, branch, time, visibility, window)
+    seen = visible(branch, time, branch, time, visibility, reach)
     # A row of the softmax without any key would be NaN and spread through the batch.
     return seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
 
 
-def _block_mask(ids: Tensor, visibility: Visibility, window: int | None) -> Any:
+def _block_mask(ids: Tensor, visibility: Visibility, reach: Reach) -> Any:
     """FlexAttention's mask of the blocks that have anything to compute."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -145,14 +145,14 @@ def _block_mask(ids: Tensor, visibility: Visibility, window: int | None) -> Any:
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             del h
             seen = visible(
-                branch[b, q][None], time[b, q][None], branch[b, k][None], time[b, k][None], visibility, window
+                branch[b, q][None], time[b, q][None], branch[b, k][None], time[b, k][None], visibility, reach
             )
             return seen[0, 0] | (q == k)
 
         rows, length = branch.shape
         return create_block_mask(mask_mod, rows, None, length, length, device=ids.device)
 
-    return _of_ids(ids, ("blocks", visibility, window), build)
+    return _of_ids(ids, ("blocks", visibility, reach), build)
 
 
 def _attend(

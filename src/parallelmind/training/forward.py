@@ -14,15 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallelmind.columnar import IGNORE_INDEX, PAD_BRANCH, Visibility, find_rope_patch, pack_row, pos2d_ids
+from parallelmind.columnar import (
+    FULL,
+    IGNORE_INDEX,
+    PAD_BRANCH,
+    Reach,
+    Visibility,
+    find_rope_patch,
+    pack_row,
+)
 from parallelmind.data.collator import packed_ids
 from parallelmind.errors import UnsupportedModelError
-from parallelmind.models.architecture import refuse_other_layers, rounding_tolerance
+from parallelmind.models.architecture import in_eval_mode, refuse_other_layers
+from parallelmind.models.layer_reach import AttentionNotReachedError, read_reaches, short_reaches
 from parallelmind.models.lora_layers import unwrap
+from parallelmind.models.own_forward import OwnForward
 from parallelmind.models.packed_attention import dense_mask, packed_attention
 from parallelmind.training.router_balance import RouterBalance
 
-_PROBE_MAIN, _PROBE_BRANCHES = 5, (4, 3)
+_PROBE_MAIN, _PROBE_BRANCHES = 11, (4, 1, 7, 3)
+_PROBE_ROW = 300
 
 
 class PackedForward:
@@ -80,7 +91,7 @@ class PackedForward:
         """[N, V]."""
         mask = inputs["attention_mask"]
         if self.dense:
-            mask = dense_mask(mask, self.visibility, None, unwrap(model).dtype)
+            mask = dense_mask(mask, self.visibility, FULL, unwrap(model).dtype)
         more = {} if self._balance is None else {"output_router_logits": False}
         with _head_only_at(unwrap(model), asked):
             output = model(
@@ -98,65 +109,57 @@ class PackedForward:
     def _check_parity(self, model: Any) -> None:
         """Compare a packed row with each of its branches alone, in the model's own forward."""
         refuse_other_layers(model, "be trained on packed branches")
-        training = model.training
-        model.eval()
-        try:
-            self._find_path(model)
-        finally:
-            model.train(training)
-
-    def _find_path(self, model: Any) -> None:
-        device = model.get_input_embeddings().weight.device
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = int(self._config.vocab_size)
-        main = torch.randint(0, vocabulary, (_PROBE_MAIN,), generator=generator).tolist()
-        branches = [torch.randint(0, vocabulary, (n,), generator=generator).tolist() for n in _PROBE_BRANCHES]
-        expected = [self._alone(model, main, branch, number, device) for number, branch in enumerate(branches, 1)]
-        row = pack_row(main, branches)
-        asked = (row.branch_ids > 0)[None].to(device)
-        positions = row.pos2d(self.stride) if self.patched else row.time_ids
-        inputs = {
-            "input_ids": row.input_ids[None].to(device),
-            "position_ids": positions[None].to(device),
-            "attention_mask": packed_ids(row.branch_ids[None], row.time_ids[None]).to(device),
-        }
-        scale = max(1e-6, max(float(part.abs().max()) for part in expected))
-        tolerance = rounding_tolerance(model)
-        visibility, failures = self.visibility, []
-        self.visibility = "isolated"
-        for self.dense in (False, True):
-            if self.dense and getattr(self._config, "sliding_window", None) is not None:
-                failures.append("its sliding window cannot be applied from outside")
-                continue
-            try:
-                with self.installed(model):
-                    actual = self._logits(model, inputs, asked).float()
-            except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-                failures.append(f"{type(error).__name__}: {error}")
-                continue
-            difference = float((actual - torch.cat(expected)).abs().max()) / scale
-            if difference <= tolerance:
-                self.visibility = visibility
-                return
-            failures.append(f"logits differ from the model's own forward by {difference:.2g} of their size")
+        visibility, self.visibility = self.visibility, "isolated"
+        failures = []
+        with in_eval_mode(model):
+            for self.dense in (False, True):
+                try:
+                    reaches = None if self.dense else read_reaches(model)
+                    with short_reaches(model, reaches) as short:
+                        failure = self._compare(model, short)
+                except AttentionNotReachedError:
+                    continue
+                except UnsupportedModelError as error:
+                    failures.append(str(error).rstrip("."))
+                    continue
+                except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+                    failures.append(f"{type(error).__name__}: {error}")
+                    continue
+                if failure is None:
+                    self.visibility = visibility
+                    return
+                failures.append(failure)
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be trained on packed branches: {'; '.join(failures)}. Use a decoder-only "
             "transformer with ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi)."
         )
 
-    def _alone(self, model: Any, main: list[int], branch: list[int], number: int, device: torch.device) -> Tensor:
-        """Logits [tokens of the branch, V] of main + one branch as an ordinary sequence."""
-        ids = torch.tensor([main + branch])
-        time = torch.arange(ids.shape[1])[None]
-        branch_ids = (time >= len(main)) * number
-        positions = pos2d_ids(branch_ids, time, self.stride) if self.patched else time
-        logits: Tensor = model(
-            input_ids=ids.to(device),
-            position_ids=positions.to(device),
-            attention_mask=torch.ones_like(ids).to(device),
-            use_cache=False,
-        ).logits[0, len(main) :]
-        return logits.float()
+    def _compare(self, model: Any, reaches: set[Reach]) -> str | None:
+        """What is wrong on this path; None if nothing is."""
+        device = model.get_input_embeddings().weight.device
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = int(self._config.vocab_size)
+        # A reach that could not be shortened is passed at its own length; on the dense path any place may be one.
+        reach = max((one.window or one.chunk or 0 for one in reaches), default=_PROBE_ROW if self.dense else 0)
+        lengths = (max(_PROBE_MAIN, reach + 2), *_PROBE_BRANCHES)
+        main, *branches = (torch.randint(0, vocabulary, (count,), generator=generator).tolist() for count in lengths)
+        row = pack_row(main, branches)
+        positions = row.pos2d(self.stride) if self.patched else row.time_ids
+        places = [torch.isin(row.branch_ids, torch.tensor([0, number])) for number in range(1, len(lengths))]
+        own = OwnForward(model, [[*main, *tokens] for tokens in branches], [positions[place] for place in places])
+        asked = (row.branch_ids >= 0)[None].to(device)
+        inputs = {
+            "input_ids": row.input_ids[None].to(device),
+            "position_ids": positions[None].to(device),
+            "attention_mask": packed_ids(row.branch_ids[None], row.time_ids[None]).to(device),
+        }
+        with self.installed(model):
+            logits = self._logits(model, inputs, asked).float()
+        for index, place in enumerate(places):
+            failure = own.refusal(index, len(main) - 1, logits[place.to(logits.device)][len(main) - 1 :])
+            if failure is not None:
+                return failure
+        return None
 
 
 @contextmanager
