@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -113,6 +114,51 @@ def test_a_wrong_model_is_caught_by_the_parity_check() -> None:
     model.model.rotary_emb.forward = forward
     with pytest.raises(UnsupportedModelError, match="logits differ"):
         Engine(model, char_tokenizer())
+
+
+def _replace(model: Any) -> None:
+    layer = model.model.layers[0].mlp.down_proj
+    layer.weight = torch.nn.Parameter(layer.weight * 3)
+
+
+def _load(model: Any) -> None:
+    model.load_state_dict({name: value * 1.5 for name, value in model.state_dict().items()})
+
+
+def _merge(model: Any) -> None:
+    model.model.layers[1].self_attn.v_proj.weight.data += 0.5
+
+
+def _train(model: Any) -> None:
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    ids = torch.tensor([[5, 6, 7, 8]], device=DEVICE)
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [_replace, _load, _merge, _train])
+def test_keys_of_former_weights_are_not_read_again(change: Callable[[Any], None]) -> None:
+    model = tiny_model("qwen2")
+    engine = Engine(model, char_tokenizer())
+    answer(engine)
+    assert answer(engine).cached_main_tokens > 0
+    change(model)
+    training = model.training
+    found = answer(engine)
+    assert model.training is training, "the mode is as it was"
+    assert found.cached_main_tokens == 0
+    assert found.token_ids == answer(Engine(model, char_tokenizer())).token_ids
+    assert answer(engine).cached_main_tokens > 0
+
+
+def test_a_model_in_training_mode_answers_without_dropout() -> None:
+    model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    expected = answer(Engine(model, char_tokenizer())).token_ids
+    model.train()
+    engine = Engine(model, char_tokenizer())
+    assert answer(engine).token_ids == expected
+    assert all(module.training for module in model.modules())
 
 
 def test_gpt2_runs_without_2d_rope() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from parallelmind import Engine, load_model_with_lora
 from parallelmind.errors import AdapterError, ParallelMindError, SettingsError
@@ -65,7 +66,27 @@ def test_2d_rope_is_on_with_an_adapter_and_in_training_unless_something_says_oth
         if adapter in (None, "silent"):
             assert resolve_rope(base, path, training=training, patch_rope=not expected).patched is not expected
     assert "2D RoPE is off" in resolve_rope(base, None).notes[0]
+    assert "2D RoPE is on" in resolve_rope(base, adapters["silent"]).notes[0]
     assert resolve_rope(None, None, training=True).patched, "a new model"
+
+
+def test_a_peft_folder_from_elsewhere_runs_without_2d_rope_unless_asked(base: str, tmp_path: Path) -> None:
+    """PEFT's own `save_pretrained` says nothing of branch positions; the answers are those of PEFT's model."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    theirs.save_pretrained(tmp_path)
+    loaded = load_model_with_lora(base, str(tmp_path), device="cpu", dtype="float32")
+    assert loaded[2] is False
+    [note] = [note for note in loaded.notes if "2D RoPE is off" in note]
+    assert "--patch_rope" in note
+    assert str(tmp_path) in note
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded[0](ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    assert load_model_with_lora(base, str(tmp_path), device="cpu", patch_rope=True)[2] is True
 
 
 def test_flags_of_2d_rope_that_is_off_are_said_to_have_no_effect(base: str, adapters: dict[str, str]) -> None:

@@ -33,6 +33,7 @@ from parallelmind.engine.tree import PageTree
 from parallelmind.errors import RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.identity import AdapterPath
+from parallelmind.models.weights_version import WeightsVersion
 from parallelmind.settings.model import DEFAULT_STRIDE, ModelOptions
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.settings.setting import names
@@ -114,6 +115,7 @@ class Engine:
             self._tree,
             position_of=self._runner.branch_position,
             is_long=self._runner.rope_lengths.is_long,
+            weights=WeightsVersion(model).current,
             max_running_branches=max_running_branches,
             max_running_requests=max_running_requests,
             max_batched_tokens=min(max_batched_tokens, self._runner.exact_length or max_batched_tokens),

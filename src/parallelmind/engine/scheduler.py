@@ -90,6 +90,7 @@ class Scheduler:
     Args:
         position_of: the branch position of a branch id, with an adapter.
         is_long: whether a text of so many tokens is a long one.
+        weights: the number of the model's present weights; it is asked when nothing runs.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Scheduler:
         *,
         position_of: Callable[[str, int], int],
         is_long: Callable[[int], bool],
+        weights: Callable[[], int],
         max_running_branches: int | None,
         max_running_requests: int | None,
         max_batched_tokens: int,
@@ -112,6 +114,8 @@ class Scheduler:
         self.waiting: deque[RequestGroup] = deque()
         self._position_of = position_of
         self._is_long = is_long
+        self._weights_now = weights
+        self._weights = 0
         self._mains: dict[tuple[Place, tuple[int, ...], bool], tuple[Run, list[RequestGroup]]] = {}
         """The mains in use, with the requests that use them."""
 
@@ -126,6 +130,8 @@ class Scheduler:
     def schedule(self) -> Schedule | None:
         """Plan the next forward; None when there is nothing to do."""
         self.tree.store.begin()
+        if self.waiting and not self.running:
+            self._weights = self._weights_now()
         plan = Schedule(budget=self.max_batched_tokens)
         self._continue_running(plan)
         self._admit(plan)
@@ -254,6 +260,8 @@ class Scheduler:
     def _admit(self, plan: Schedule) -> None:
         while self.waiting:
             group = self.waiting[0]
+            if group.weights is None:
+                group.weights = self._weights
             if self._reject_what_never_fits(group, plan) or not self._admit_main(group, plan):
                 return
             self._admit_branches(group, plan)
@@ -294,7 +302,7 @@ class Scheduler:
         else:
             tokens = list(group.main_ids)
             at_most = len(tokens) - 1 if group.needs_main_logits else None
-            run = self.tree.open(None, group.main_key[0], tokens, at_most=at_most)
+            run = self.tree.open(None, group.place(), tokens, at_most=at_most)
             if not self.tree.reserve(run, len(run)):
                 self.tree.close(run)
                 return False
@@ -339,10 +347,10 @@ class Scheduler:
         group = branch.group
         tokens = [*branch.prompt_ids, *branch.output_ids]
         if self._goes_on_as_main(branch):
-            base, place, tokens = None, group.main_key[0], [*group.main_ids, *tokens]
+            base, place, tokens = None, group.place(), [*group.main_ids, *tokens]
         else:
             position = self._position_of(group.adapter, branch.branch_id)
-            base, place = group.main, Place(group.adapter, position, group.first_time, group.is_long)
+            base, place = group.main, group.place(position, group.first_time)
         # The last token is computed in any case, for the logits behind it.
         at_most = len(tokens) - (not branch.starts_from_main)
         return self.tree.open(base, place, tokens, is_private=group.in_step, at_most=at_most)

@@ -123,6 +123,8 @@ class RequestGroup:
         self.adapter = adapter
         self.is_long = is_long
         """Whether its texts are long ones, see `parallelmind.models.rope_lengths`."""
+        self.weights: int | None = None
+        """The number of the weights that it runs with, from its start on."""
         self.siblings: list[RequestGroup] = [self]
         """All groups of the request."""
         self.branches: list[BranchSequence] = []
@@ -138,11 +140,12 @@ class RequestGroup:
     @cached_property
     def main_key(self) -> tuple[Place, tuple[int, ...], bool]:
         """What requests share that use one main at a time: where it stands, its tokens, and the logits behind."""
-        return (
-            Place(self.adapter, is_long=self.is_long),
-            self.main_ids,
-            any(not branch.prompt_ids for branch in self.branches),
-        )
+        return self.place(), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
+
+    def place(self, branch_position: int = 0, first_time: int = 0) -> Place:
+        """Where a text of the group stands."""
+        assert self.weights is not None, "it has started"
+        return Place(self.adapter, branch_position, first_time, self.is_long, self.weights)
 
     @property
     def needs_main_logits(self) -> bool:

@@ -27,6 +27,8 @@ class Place:
     """Time of the text's first token."""
     is_long: bool = False
     """Whether the text has the rotary frequencies of long ones, see `parallelmind.models.rope_lengths`."""
+    weights: int = 0
+    """The number of the weights that they were computed with, see `parallelmind.models.weights_version`."""
 
 
 class Page:

@@ -19,7 +19,15 @@ from parallelmind.columnar import auto_pair_indices, patch_model_with_interleave
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.identity import AdapterPath, model_path
-from parallelmind.models.sidecar import SIDECAR_NAME, RopeSettings, Sidecar, adapters_in, read_sidecar
+from parallelmind.models.sidecar import (
+    SIDECAR_NAME,
+    RopeSettings,
+    Sidecar,
+    adapters_in,
+    is_weights_file,
+    read_sidecar,
+    sidecar_path,
+)
 from parallelmind.settings.model import ROPE_FLAGS
 
 
@@ -67,7 +75,8 @@ def resolve_rope(
 ) -> ResolvedRope:
     """The 2D settings of a base model and an adapter, without loading either. None means "not given".
 
-    Without a word 2D RoPE is as the adapter or the model folder says, else on with an adapter and in training.
+    Without a word 2D RoPE is as the adapter or the model folder says, else on with a `.pth` file and in training, and
+    off without an adapter and with a PEFT folder from elsewhere. A note says what was decided.
 
     Args:
         base_model: None is a new model.
@@ -108,13 +117,22 @@ def resolve_rope(
             )
     elif patch_rope is not None:
         patched = patch_rope
+    elif training:
+        patched = True
+    elif lora_path is None:
+        patched = False
+        notes.append(
+            "2D RoPE is off: no adapter was given, and a model not trained for branch positions answers worse with "
+            "them; --patch_rope turns it on"
+        )
     else:
-        patched = training or lora_path is not None
-        if not patched:
-            notes.append(
-                "2D RoPE is off: no adapter was given, and a model not trained for branch positions answers worse with "
-                "them; --patch_rope turns it on"
-            )
+        # PEFT saves adapters of all kinds, of which few know branch positions; files of ours did so before sidecars.
+        patched = is_weights_file(lora_path)
+        notes.append(
+            f"2D RoPE is {'on' if patched else 'off'}: {name} has no {sidecar_path(lora_path).name} that says how it "
+            f"was trained, and {'a .pth file' if patched else 'a PEFT folder'} without one counts as trained "
+            f"{'with' if patched else 'without'} it; --{'no_' if patched else ''}patch_rope says otherwise"
+        )
     idle = [f"--{name}" for name, value in given.items() if value is not None and name.startswith("rope_2d_")]
     if idle and not patched:
         notes.append(f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: 2D RoPE is off")
@@ -147,7 +165,7 @@ def resolve_ropes(
         settings = replace(settings, ratio=rope.ratio, mode=rope.mode, pairs=rope.pairs)
         for name, other in others:
             _refuse_contradiction(first, rope, name, other)
-    notes = next(iter(resolved.values())).notes
+    notes = list(dict.fromkeys(note for one in resolved.values() for note in one.notes))
     return ResolvedRope(settings=settings, patched=bool(turned), notes=notes), found
 
 

@@ -41,7 +41,7 @@ LoraRank = Annotated[
     Setting("the rank that the adapter must have, as a check", _GROUP, default="the adapter's own", identity=False),
 ]
 PatchRope = Annotated[
-    bool | None, Setting("turn 2D RoPE on", _GROUP, default="on with an adapter", flag=Flag(form="pair"))
+    bool | None, Setting("turn 2D RoPE on", _GROUP, default="as the adapter was trained", flag=Flag(form="pair"))
 ]
 RopeRatio = Annotated[
     float | None,
