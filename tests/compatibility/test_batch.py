@@ -149,10 +149,10 @@ def test_base_model(tmp_path: Path, plain: BatchRun) -> None:
 
 @proves("batch", "--lora_path", "--lora_rank", "--patch_rope")
 def test_adapters(tmp_path: Path, plain: BatchRun, adapters: Adapters) -> None:
-    """A file and a folder with the same weights answer alike, unlike the base model, with 2D RoPE on and rank 8."""
+    """A file, and a folder with the same weights and --patch_rope, answer alike, unlike the base model, at rank 8."""
     short = ["--max_new_tokens", 8]
     by_file = batch(tmp_path, [RECORD], *short, "--lora_path", adapters.pth)
-    by_folder = batch(tmp_path, [RECORD], *short, "--lora_path", adapters.folder)
+    by_folder = batch(tmp_path, [RECORD], *short, "--lora_path", adapters.folder, "--patch_rope")
     assert by_file.code == by_folder.code == 0
     assert by_file.outputs == by_folder.outputs
     assert by_file.outputs != plain.outputs[:3]

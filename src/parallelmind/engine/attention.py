@@ -1,13 +1,13 @@
 """Attention of the engine: each page of keys is read once for all tokens that see it.
 
-What a token sees lies in several disjoint sets of keys: the pages of the texts that it continues, and its own
-(columnar: all branches of its row). Each set is attended to apart, for all tokens that see it at once, and the parts
-are merged by their logsumexp (Ye et al., 2024, FlashInfer, "cascade inference"). The query heads of one key/value head
+What a token sees lies in several runs of pages: those of the texts that it continues, and its own (columnar: those of
+all branches of its row). Each run is attended to apart, for all tokens that see it at once, and the parts are merged by
+their logsumexp (Ye et al., 2024, FlashInfer, "cascade inference"). The query heads of one key/value head
 are folded into the query length, so that keys are neither copied nor read twice. The number of calls does not grow with
 the number of requests, see `step`.
 
-Shapes: H key/value heads, G query heads per key/value head, T tokens of the forward, n pages, R tokens that read a
-page, K keys, D head size, E value head size.
+Shapes: H key/value heads, G query heads per key/value head, T tokens of the forward, n runs of pages in a call, R
+tokens that read a run, K keys, S parts of the output of all calls, J parts of a token, D head size, E value head size.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from parallelmind.columnar import FULL
-from parallelmind.engine.readings import PageBatch
+from parallelmind.engine.readings import Plan
 from parallelmind.engine.step import Step
 from parallelmind.models.architecture import attention_switched
 from parallelmind.models.layer_reach import reach_of
@@ -32,6 +31,8 @@ from parallelmind.models.layer_reach import reach_of
 ATTENTION_NAME = "parallelmind_engine"
 _MAX_SCORES = 2**25
 _MAX_MASK = 2**22
+_ROW_STEP = 8
+"""The CPU's kernel gives a query the same bits whatever it shares a call with, if it never has fewer rows than this."""
 _NOTHING = -1e30
 """Logsumexp of no keys at all; not -inf, whose differences are no numbers."""
 
@@ -74,29 +75,25 @@ def engine_attention_forward(
     heads = key.shape[1]
     q_HGTD = query[0].unflatten(0, (heads, -1))
     k_HTD, v_HTE = key[0], value[0]
-    step.store.write(layer, step.places(key.device), k_HTD, v_HTE)
+    count = step.num_tokens  # rows behind these are idle, and attend to nothing
+    step.store.write(layer, step.places(key.device), k_HTD[:, :count], v_HTE[:, :count])
     sinks_HG = None if s_aux is None else s_aux.view(heads, -1).float()
     options = ScoreOptions(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, sinks_HG)
     keys_HNPD, values_HNPE = step.store.layer(layer)
 
-    parts = _Parts(query.shape[2])
-    for batch in step.page_batches(reach, q_HGTD):
-        parts.add(batch.readers, *_attend_pages(batch, q_HGTD, keys_HNPD, values_HNPE, options))
-    for fresh in step.fresh:
-        place = slice(fresh.start, fresh.end)
-        mask = step.fresh_mask(fresh, reach, q_HGTD)
-        if mask is None and not options.is_fused(q_HGTD, v_HTE):
-            mask = step.causal_mask(fresh, FULL, q_HGTD)
-        parts.add(place, *_attend_fresh(q_HGTD[:, :, place], k_HTD[:, place], v_HTE[:, place], mask, options))
-    for one in step.stretches(reach):
-        k_HKD, v_HKE = (
-            array.flatten(1, 2)[:, one.page * step.store.page_tokens :][:, : one.count]
-            for array in (keys_HNPD, values_HNPE)
-        )
-        mask = step.stretch_mask(one, reach, q_HGTD)
-        out, lse = attend_grouped(q_HGTD[:, :, one.start : one.end], k_HKD, v_HKE, mask, options)
-        parts.add(slice(one.start, one.end), out.permute(2, 0, 1, 3), lse.permute(2, 0, 1))
-    out_THGE = _with_sinks(parts.out, parts.lse, options).to(query.dtype)
+    plan = step.plan(reach, q_HGTD)
+    shape = (plan.num_slots + 1, *q_HGTD.shape[:2])
+    out_SHGE, lse_SHG = query.new_empty(*shape, v_HTE.shape[-1]), query.new_empty(shape, dtype=torch.float32)
+    out_SHGE[-1], lse_SHG[-1] = 0, _NOTHING
+    for call in plan.calls:
+        q_nHGRD = q_HGTD[:, :, call.tokens].permute(2, 0, 1, 3, 4)
+        out, lse = attend_grouped(q_nHGRD, call.read(keys_HNPD), call.read(values_HNPE), call.mask, options)
+        slots = slice(call.first_slot, call.first_slot + call.tokens.numel())
+        out_SHGE[slots].unflatten(0, call.tokens.shape).copy_(out.permute(0, 3, 1, 2, 4))
+        lse_SHG[slots].unflatten(0, call.tokens.shape).copy_(lse.permute(0, 3, 1, 2))
+    out_THGE = F.pad(_merged(plan, out_SHGE, lse_SHG, options), (0, 0) * 3 + (0, query.shape[2] - count)).to(
+        query.dtype
+    )
     return out_THGE.flatten(1, 2)[None], None
 
 
@@ -113,106 +110,31 @@ class ScoreOptions:
         self.softcap = softcap
         self.sinks_HG = sinks_HG
 
-    def is_fused(self, query: Tensor, value: Tensor) -> bool:
-        """Whether one kernel computes scores and output."""
-        if self.softcap is not None:
-            return False
-        if query.device.type == "cpu":
-            return query.shape[-1] == value.shape[-1]
-        return _fused_on_cuda(query, value)
 
+def _merged(plan: Plan, out_SHGE: Tensor, lse_SHG: Tensor, options: ScoreOptions) -> Tensor:
+    """The attention of each token over all it reads, [T, H, G, E], from that over each run of pages.
 
-class _Parts:
-    """The attention of all tokens over the sets of keys added so far: `out` [T, H, G, E] and `lse` [T, H, G]."""
-
-    out: Tensor
-    lse: Tensor
-
-    def __init__(self, count: int):
-        self._count = count
-        self._is_empty = True
-
-    def add(self, readers: Tensor | slice | None, out: Tensor, lse: Tensor) -> None:
-        """Merge in the attention of some tokens (None: of all) over another set of keys."""
-        if isinstance(readers, slice) and readers == slice(0, self._count):
-            readers = None
-        if self._is_empty:
-            self._is_empty = False
-            if readers is None:
-                self.out, self.lse = out, lse
-                return
-            self.out = out.new_zeros(self._count, *out.shape[1:], dtype=torch.float32)
-            self.lse = lse.new_full((self._count, *lse.shape[1:]), _NOTHING)
-            self.out[readers], self.lse[readers] = out.float(), lse
-            return
+    Part after part, product and sum apart: so a token's result has the same bits with any others beside it.
+    """
+    lse_JTHG = lse_SHG[plan.sources]
+    most = lse_JTHG.amax(0)
+    if options.sinks_HG is not None:  # a sink takes its share of the softmax and gives nothing
+        most = torch.maximum(most, options.sinks_HG)
+    weights = torch.exp(lse_JTHG - most)[..., None]
+    if len(plan.readers) == 1 and options.sinks_HG is None:
+        return out_SHGE[plan.sources[0]]
+    total, out = weights[0].clone(), out_SHGE[plan.sources[0]].float() * weights[0]
+    for part, readers in enumerate(plan.readers[1:], start=1):
         if readers is None:
-            self.out, self.lse = merge(self.out, self.lse, out, lse)
-            return
-        if self.out.dtype != torch.float32:
-            self.out = self.out.float()
-        self.out[readers], self.lse[readers] = merge(self.out[readers], self.lse[readers], out, lse)
-
-
-def _attend_pages(
-    batch: PageBatch, q_HGTD: Tensor, keys_HNPD: Tensor, values_HNPE: Tensor, options: ScoreOptions
-) -> tuple[Tensor, Tensor]:
-    """The tokens that read pages over all of these pages: [t, H, G, E] and [t, H, G]."""
-    k_nHKD, v_nHKE = (
-        (
-            array[:, batch.first : batch.first + batch.num_pages, : batch.num_keys]
-            if batch.pages is None
-            else array[:, batch.pages, : batch.num_keys]
-        ).transpose(0, 1)
-        for array in (keys_HNPD, values_HNPE)
-    )
-    q_nHGRD = q_HGTD[:, :, batch.tokens].permute(2, 0, 1, 3, 4)
-    out, lse = attend_grouped(q_nHGRD, k_nHKD, v_nHKE, batch.mask, options)
-    out_sHGE = out.permute(0, 3, 1, 2, 4).flatten(0, 1)
-    lse_sHG = lse.permute(0, 3, 1, 2).flatten(0, 1)
-    if len(batch.sources) == 1:
-        [source] = batch.sources
-        return out_sHGE[source], lse_sHG[source]
-    out_sHGE = torch.cat((out_sHGE, out_sHGE.new_zeros(1, *out_sHGE.shape[1:])))
-    lse_sHG = torch.cat((lse_sHG, lse_sHG.new_full((1, *lse_sHG.shape[1:]), _NOTHING)))
-    lse_JtHG = lse_sHG[batch.sources]
-    most = lse_JtHG.amax(0)
-    weights = (lse_JtHG - most).exp_()
-    total = weights.sum(0)
-    merged = (out_sHGE[batch.sources].float() * weights[..., None]).sum(0) / total[..., None]
-    return merged, most + total.log_()
-
-
-def _attend_fresh(
-    q_HGTD: Tensor, k_HTD: Tensor, v_HTE: Tensor, mask: Tensor | None, options: ScoreOptions
-) -> tuple[Tensor, Tensor]:
-    """Tokens that follow one another over themselves, [T, H, G, E] and [T, H, G]; None: in causal order."""
-    if mask is not None:
-        out, lse = attend_grouped(q_HGTD, k_HTD, v_HTE, mask, options)
-        return out.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
-    group = q_HGTD.shape[1]
-    query, key, value = q_HGTD.transpose(0, 1), k_HTD.expand(group, -1, -1, -1), v_HTE.expand(group, -1, -1, -1)
-    if query.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, True, scale=options.scale
-        )
-    else:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, True, False, scale=options.scale
-        )[:2]
-    return out.permute(2, 1, 0, 3), lse.permute(2, 1, 0)
-
-
-def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two disjoint sets of keys, from the attention over each: [..., E] and [...]."""
-    share = torch.sigmoid(other_lse - lse)[..., None]
-    return torch.lerp(out.float(), other_out.float(), share), torch.logaddexp(lse, other_lse)
-
-
-def _with_sinks(out_THGE: Tensor, lse_THG: Tensor, options: ScoreOptions) -> Tensor:
-    """A sink takes its share of the softmax and gives nothing."""
-    if options.sinks_HG is None:
-        return out_THGE
-    return out_THGE * torch.sigmoid(lse_THG - options.sinks_HG)[..., None].to(out_THGE.dtype)
+            total += weights[part]
+            out += out_SHGE[plan.sources[part]].float() * weights[part]
+        else:
+            mine = weights[part, readers]
+            total[readers] += mine
+            out[readers] += out_SHGE[plan.sources[part, readers]].float() * mine
+    if options.sinks_HG is not None:
+        total += torch.exp(options.sinks_HG - most)[..., None]
+    return out / total
 
 
 def attend_grouped(
@@ -267,11 +189,16 @@ def attend(
     if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
         batched = query.dim() == 4
         q, k, v = (query, key, value) if batched else (query[None], key[None], value[None])
+        rows = q.shape[2]
         if mask is not None:
-            mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
+            mask = mask.expand(q.shape[0], 1, rows, k.shape[2])
+        if rows % _ROW_STEP:
+            q = F.pad(q, (0, 0, 0, -rows % _ROW_STEP))
+            mask = None if mask is None else F.pad(mask, (0, 0, 0, -rows % _ROW_STEP))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, False, attn_mask=mask, scale=scale
         )
+        out, lse = out[:, :, :rows], lse[:, :, :rows]
         return (out, lse) if batched else (out[0], lse[0])
     if softcap is None and _fused_on_cuda(query, value):
         return _attend_on_cuda(query, key, value, mask, scale)

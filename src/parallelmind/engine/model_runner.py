@@ -17,6 +17,7 @@ from parallelmind.engine.dense_cache import DenseCache, dense_mask
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.parity import check_parity
 from parallelmind.engine.readings import Span
+from parallelmind.engine.request import BASE_MODEL
 from parallelmind.engine.scheduler import Schedule
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.step import Step
@@ -25,6 +26,9 @@ from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.architecture import in_eval_mode, model_configs, refuse_other_layers
 from parallelmind.models.rope_lengths import RopeLengths, exact_length
 
+_ROW_STEP = 2
+"""A forward has a multiple of so many rows: vector instructions and the rest of an array round otherwise on a CPU, and
+products of a single row are summed in another order."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -133,16 +137,18 @@ class ModelRunner:
             The logits [len(logits_at), V] of the given flat tokens, in float32.
         """
         step.store.settle()
+        idle = 0 if self.dense else -step.num_tokens % _ROW_STEP
+        ids, positions = step.input_ids(), self._position_ids(step)
         arguments: dict[str, Any] = {
-            "input_ids": torch.tensor([step.input_ids()], device=self.device),
-            "position_ids": self._position_ids(step).to(self.device),
+            "input_ids": torch.tensor([ids + ids[-1:] * idle], device=self.device),
+            "position_ids": torch.cat((positions, positions[:, -1:].repeat_interleave(idle, 1)), 1).to(self.device),
             "use_cache": False,
             "return_dict": True,
             "logits_to_keep": logits_at.to(self.device),
         }
         is_long = step.spans[0].run.place.is_long
         rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
-        with in_eval_mode(self.model), self._adapters_in(step, logits_at), rotated:
+        with in_eval_mode(self.model), self._adapters_in(step, idle, logits_at), rotated:
             if self.dense:
                 arguments |= {
                     "past_key_values": DenseCache(step),
@@ -182,10 +188,11 @@ class ModelRunner:
         settings = None if self.adapters is None else self.adapters.settings(adapter)
         return self.branch_stride if settings is None else settings.branch_stride
 
-    def _adapters_in(self, step: Step, logits_at: Tensor) -> AbstractContextManager[None]:
+    def _adapters_in(self, step: Step, idle: int, logits_at: Tensor) -> AbstractContextManager[None]:
         if self.adapters is None:
             return nullcontext()
-        return self.adapters.routed(step.adapter_ranges(), logits_at)
+        ranges = step.adapter_ranges()
+        return self.adapters.routed([*ranges, (BASE_MODEL, step.num_tokens, step.num_tokens + idle)], logits_at)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

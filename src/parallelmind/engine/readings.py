@@ -1,6 +1,6 @@
-"""What a forward computes and reads: spans of texts, and the sets of keys that their tokens see.
+"""What a forward computes and reads: spans of texts, and the runs of pages that their tokens see.
 
-Shapes: n pages read together, R tokens that read a page, t tokens that read any, J parts of a token, K keys.
+Shapes: T tokens of the forward, n runs read in a call, R tokens that read a run, J parts of a token, K keys, H heads.
 """
 
 from __future__ import annotations
@@ -45,59 +45,82 @@ class Company:
     """(run, branch id, tokens of it that are computed after this forward) of each branch."""
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Pages that follow each other, all of whose first `count` tokens are read by a range of tokens of the forward."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Pages that follow one another in a text, and the range of tokens that read them."""
 
-    page: int
-    """Number of the first."""
+    pages: tuple[int, ...]
+    """Their numbers."""
     count: int
-    """Keys."""
+    """Keys that are there."""
     first_time: int
     """Time of the first key; the others follow."""
     start: int
     end: int
-    """The tokens that read it."""
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """The new tokens of a long span over themselves, in causal order."""
-
-    start: int
-    end: int
-    first_time: int
-
-
-@dataclass(frozen=True)
-class PagePart:
-    """A page that some tokens read, each as far as it may."""
-
-    page: int
-    count: int
-    """Keys that are there."""
-    first_time: int
-    branch_id: int
-    tokens: tuple[int, int]
-    """The range of tokens that read it."""
+    is_whole: bool
+    """Whether all of these tokens see all of the keys, but for windows and chunks."""
+    order: int
+    """The parts of a token's attention are merged in this order."""
+    branch_id: int = -1
     company: Company | None = None
 
+    def of(self, start: int, end: int) -> Reading:
+        """The same pages, read by another range of tokens."""
+        return Reading(
+            pages=self.pages,
+            count=self.count,
+            first_time=self.first_time,
+            start=start,
+            end=end,
+            is_whole=self.is_whole,
+            order=self.order,
+            branch_id=self.branch_id,
+            company=self.company,
+        )
 
-@dataclass(frozen=True, eq=False)
-class PageBatch:
-    """Pages read in one call, by up to R tokens each.
 
-    Shapes: `pages` [n], `tokens` [n, R] (padded by repeating the last), `mask` additive [n, 1, R, K] or None,
-    `sources` [J, t]: where in the flat output [n × R] the parts of each reading token are, n × R where there are fewer,
-    `readers` [t]: the tokens that read, or None if all tokens of the forward do, in order.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReadCall:
+    """Runs of pages that are read in one call, by up to R tokens each.
+
+    Shapes: `pages` [n, width], `tokens` [n, R] (padded by repeating the last), `mask` additive [n, 1, R, K] or None.
     """
 
-    first: int
-    """The pages are those from here on, if `pages` is None."""
     pages: Tensor | None
-    num_pages: int
+    view: tuple[int, int, int] | None
+    """Where they lie evenly, instead of `pages`: (first page, pages from one run to the next, n)."""
+    width: int
     num_keys: int
+    """K."""
     tokens: Tensor
     mask: Tensor | None
+    first_slot: int
+    """Where its output begins among those of all calls, each [n × R]."""
+
+    def read(self, array_HNPD: Tensor) -> Tensor:
+        """The keys, or the values, of the runs, [n, H, K, D]; not copied where they lie evenly."""
+        if self.pages is not None:
+            return array_HNPD[:, self.pages].flatten(2, 3)[:, :, : self.num_keys].transpose(0, 1)
+        assert self.view is not None
+        first, stride, count = self.view
+        of_head, of_page, of_token, of_dim = array_HNPD.stride()
+        return array_HNPD.as_strided(
+            (count, array_HNPD.shape[0], self.num_keys, array_HNPD.shape[-1]),
+            (stride * of_page, of_head, of_token, of_dim),
+            array_HNPD.storage_offset() + first * of_page,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """All calls of a layer, and which parts of their output belong to each token.
+
+    Shapes: `sources` [J, T]: where in the output of all calls the parts of each token are, in the order in which they
+    are merged; `num_slots` where there are fewer.
+    """
+
+    calls: list[ReadCall]
+    num_slots: int
     sources: Tensor
-    readers: Tensor | None
+    readers: list[Tensor | None]
+    """For each of the J parts the tokens that have one; None: all."""

@@ -1,16 +1,19 @@
 """What one forward of the engine computes, and which keys each of its tokens reads.
 
 The tokens of a forward lie flat in one sequence, those of one text (`Span`) together, and texts that share pages side
-by side. What a token sees falls into stretches of pages that a range of tokens sees as a whole, each read once for all
-of them, and single pages of which every token sees its own part, read together in few calls.
+by side. What a token reads is divided by its place in its text alone: blocks of 8 pages, then runs of 4, 2 and 1, then
+its own page. So texts that begin alike read the same runs together, however they go on, and what a token computes is
+the same, to the last bit, whoever reads beside it. The runs are read in few calls, whose number does not grow with the
+number of texts.
 
-Shapes: T tokens of the forward, P tokens of a page, n pages read together, R tokens that read a page, K keys.
+Shapes: T tokens of the forward, P tokens of a page, n runs read in a call, R tokens that read a run, K keys of a run.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -18,17 +21,20 @@ from torch import Tensor
 
 from parallelmind.columnar import Reach, Visibility, additive_mask, sees_branches, visible
 from parallelmind.engine.pages import PageStore
-from parallelmind.engine.readings import Company, Fresh, PageBatch, PagePart, Span, Stretch
+from parallelmind.engine.readings import Company, Plan, ReadCall, Reading, Span
 
-_SHORT = 128
-"""A text with more new tokens than this attends to them in a call of its own."""
-_LONE_CALLS = 8
-"""Stretches of pages read by calls of their own; further ones are read page by page, all in a few calls."""
-_FEW_CALLS = 2
+_BLOCK = 8
+"""Pages that are read as one run at most."""
+_TILE = 128
+"""Tokens that read a run in one row of a call at most."""
+_MAX_CALL = 2**23
+"""Keys × readers of one call."""
 _WORTH_A_CALL = 4096
-"""Keys × readers of a stretch that has a call of its own where there are more than a few."""
+"""Keys × readers that may be wasted by padding runs to have a call less."""
 _KEY_STEP = 16
-_CPU = torch.device("cpu")
+_MAX_PADDED = 256
+"""Up to so many keys a run has the same bits at any padded length (measured: up to 384 in float32)."""
+_COMPANY = 2**40
 
 
 class Step:
@@ -40,18 +46,16 @@ class Step:
 
     def __init__(self, store: PageStore, spans: Sequence[Span]):
         self.store = store
-        ordered = sorted(
-            (span.run.place.adapter, _full_pages(span, store.page_tokens), index) for index, span in enumerate(spans)
-        )
-        self.spans = [spans[index] for _, _, index in ordered]
+        numbers = [_page_numbers(span) for span in spans]
+        ordered = sorted(range(len(spans)), key=lambda index: (spans[index].run.place.adapter, numbers[index], index))
+        self.spans = [spans[index] for index in ordered]
         """In the order of their tokens."""
-        self._full = [pages for _, pages, _ in ordered]
         ends = list(itertools.accumulate(len(span.token_ids) for span in self.spans))
         self.ranges = [(end - len(span.token_ids), end) for span, end in zip(self.spans, ends, strict=True)]
         """The range of flat tokens of each span."""
         self.num_tokens = ends[-1] if ends else 0
         self._tensors: dict[Hashable, Tensor] = {}
-        self._batches: dict[Hashable, list[PageBatch]] = {}
+        self._plans: dict[Hashable, Plan] = {}
 
     def input_ids(self) -> list[int]:
         return [token for span in self.spans for token in span.token_ids]
@@ -93,235 +97,128 @@ class Step:
 
         return self._cached("places", device, build)
 
-    @cached_property
-    def fresh(self) -> list[Fresh]:
-        return [
-            Fresh(start, end, span.first_time)
-            for span, (start, end) in zip(self.spans, self.ranges, strict=True)
-            if _is_long(span)
-        ]
-
-    def fresh_mask(self, one: Fresh, reach: Reach, like: Tensor) -> Tensor | None:
-        """Mask of new tokens over themselves, additive [T, T]; None where causal order says it all."""
-        count = one.end - one.start
-        if reach.earliest_at(one.first_time + count - 1) <= one.first_time:
-            return None
-        return self.causal_mask(one, reach, like)
-
-    def causal_mask(self, one: Fresh, reach: Reach, like: Tensor) -> Tensor:
-        """Mask of tokens that follow one another over themselves, additive [T, T]."""
-
-        def build() -> Tensor:
-            time = torch.arange(one.first_time, one.first_time + one.end - one.start)
-            return additive_mask(_in_reach(time, time, reach), like.dtype)
-
-        return self._cached((one, reach, like.dtype), like.device, build)
-
-    def stretches(self, reach: Reach) -> list[Stretch]:
-        """The stretches that are read by calls of their own, in layers of this reach."""
-        return self._divided[0] if reach.is_full else [one for one in self._divided[0] if self._is_seen(one, reach)]
-
-    def stretch_mask(self, one: Stretch, reach: Reach, like: Tensor) -> Tensor | None:
-        """Mask of the tokens that read a stretch over its keys, [T, K]; None: they see all of it."""
-        times = self.time_ids[one.start : one.end]
-        if reach.is_full or reach.earliest_at(int(times.max())) <= one.first_time:
-            return None
-
-        def build() -> Tensor:
-            keys = torch.arange(one.first_time, one.first_time + one.count)
-            return additive_mask(_in_reach(times, keys, reach), like.dtype)
-
-        return self._cached((one, reach, like.dtype), like.device, build)
-
-    def page_batches(self, reach: Reach, like: Tensor) -> list[PageBatch]:
-        """The pages that are read page by page, in layers of this reach."""
-        key = ("batches", reach, like.dtype, like.device)
-        if key not in self._batches:
-            alike: dict[int, list[PagePart]] = {}
-            for part in itertools.chain(self._divided[1], self._own_parts):
-                count = part.tokens[1] - part.tokens[0]
-                alike.setdefault((count - 1).bit_length(), []).append(part)
-            batches = (self._page_batch(parts, reach, like) for parts in alike.values())
-            self._batches[key] = [batch for batch in batches if batch is not None]
-        return self._batches[key]
+    def plan(self, reach: Reach, like: Tensor) -> Plan:
+        """The calls that read all that the tokens see, in layers of this reach."""
+        key = (reach, like.dtype, like.device)
+        if key not in self._plans:
+            self._plans[key] = self._planned(reach, like)
+        return self._plans[key]
 
     @cached_property
-    def _divided(self) -> tuple[list[Stretch], list[PagePart]]:
-        """What is seen as a whole, divided into stretches for calls of their own, and pages for joint ones."""
-        found = list(self._shared_stretches())
-        found.sort(key=lambda one: one.count * (one.end - one.start), reverse=True)
-        count = min(len(found), _LONE_CALLS)
-        if len(found) > _FEW_CALLS:
-            count = min(count, sum(one.count * (one.end - one.start) >= _WORTH_A_CALL for one in found))
-        alone, together = found[:count], found[count:]
-        parts: list[PagePart] = []
-        size = self.store.page_tokens
-        for one in together:
-            for index in range(0, one.count, size):
-                for start in range(one.start, one.end, _SHORT):
-                    parts.append(
-                        PagePart(
-                            page=one.page + index // size,
-                            count=min(size, one.count - index),
-                            first_time=one.first_time + index,
-                            branch_id=-1,
-                            tokens=(start, min(start + _SHORT, one.end)),
-                        )
-                    )
-        return alone, parts
-
-    def _shared_stretches(self) -> Iterator[Stretch]:
-        """Every page that is seen as a whole, once, with the tokens of all spans that see it."""
-        size = self.store.page_tokens
-        ends = [
-            index
-            for index in range(1, len(self.spans) + 1)
-            if index == len(self.spans)
-            or self.spans[index].run.place.adapter != self.spans[index - 1].run.place.adapter
-        ]
-        waiting = [(first, last, 0) for first, last in zip([0, *ends], ends, strict=False)]
-        while waiting:
-            first, last, depth = waiting.pop()
-            while first < last and len(self._full[first]) <= depth:
-                first += 1
-            if first == last:
-                continue
-            one, other = self._full[first], self._full[last - 1]
-            if one[depth] != other[depth]:
-                split = next(i for i in range(first, last) if self._full[i][depth] != one[depth])
-                waiting += [(split, last, depth), (first, split, depth)]
-                continue
-            end = depth + 1
-            while end < len(one) and end < len(other) and one[end] == other[end]:
-                end += 1
-            start_token, end_token = self.ranges[first][0], self.ranges[last - 1][1]
-            time = self._time_of_page(self.spans[first], depth)
-            begun = depth
-            for index in range(depth, end):
-                number, count = one[index]
-                if index + 1 == end or count < size or one[index + 1][0] != number + 1:
-                    keys = (index - begun) * size + count
-                    yield Stretch(one[begun][0], keys, time, start_token, end_token)
-                    time += keys
-                    begun = index + 1
-            waiting.append((first, last, end))
-
-    def _time_of_page(self, span: Span, index: int) -> int:
-        """Time of the first token of a page on the way to a span."""
-        base = 0 if span.run.base is None else len(span.run.base.pages)
-        if index < base:
-            assert span.run.base is not None
-            return span.run.base.place.first_time + index * self.store.page_tokens
-        return span.run.place.first_time + (index - base) * self.store.page_tokens
-
-    @cached_property
-    def _own_parts(self) -> list[PagePart]:
-        """The pages with new tokens, and those of branches that see each other."""
-        size = self.store.page_tokens
-        parts: list[PagePart] = []
-        of_company: dict[Company, list[int]] = {}
+    def _readings(self) -> list[Reading]:
+        """Who reads what, but for windows and chunks."""
+        found = _Readings(self.store.page_tokens)
+        companies: dict[Company, list[tuple[int, int]]] = {}
         for span, (start, end) in zip(self.spans, self.ranges, strict=True):
-            if span.company is not None:
-                of_company.setdefault(span.company, []).extend(range(start, end))
-            elif not _is_long(span):
-                for index in range(span.past // size, -(-span.end // size)):
-                    first = max(0, index * size - span.past)
-                    parts.append(
-                        PagePart(
-                            page=span.run.pages[index].number,
-                            count=min(size, span.end - index * size),
-                            first_time=span.run.place.first_time + index * size,
-                            branch_id=span.branch_id,
-                            tokens=(start + first, end),
-                        )
-                    )
-        for company, tokens in of_company.items():
-            low, high = min(tokens), max(tokens) + 1
-            assert high - low == len(tokens), "the branches of a request lie side by side"
-            for run, branch_id, length in company.members:
-                for index in range(-(-length // size)):
-                    for start in range(low, high, _SHORT):
-                        parts.append(
-                            PagePart(
-                                page=run.pages[index].number,
-                                count=min(size, length - index * size),
-                                first_time=run.place.first_time + index * size,
-                                branch_id=branch_id,
-                                tokens=(start, min(start + _SHORT, high)),
-                                company=company,
-                            )
-                        )
-        return parts
+            if span.run.base is not None:
+                found.add_base(span, start, end)
+            if span.company is None:
+                found.add_own(span, start)
+            else:
+                companies.setdefault(span.company, []).append((start, end))
+        for company, ranges in companies.items():
+            start, end = ranges[0][0], ranges[-1][1]
+            assert end - start == sum(b - a for a, b in ranges), "the branches of a request lie side by side"
+            found.add_company(company, start, end)
+        return list(found.tiles())
 
-    def _page_batch(self, parts: Sequence[PagePart], reach: Reach, like: Tensor) -> PageBatch | None:
-        most = max(part.tokens[1] - part.tokens[0] for part in parts)
-        keys = min(self.store.page_tokens, -(-max(part.count for part in parts) // _KEY_STEP) * _KEY_STEP)
-        seen = self._seen(parts, most, keys, reach)
-        if not reach.is_full:
-            kept = seen.flatten(1).any(1)
-            if not kept.all():
-                parts = list(itertools.compress(parts, kept.tolist()))
-                if not parts:
-                    return None
-                seen = seen[kept]
-        numbers = [part.page for part in parts]
-        low, high = min(numbers), max(numbers) + 1
-        pages: Tensor | None = torch.tensor(numbers)
-        if high - low <= 2 * len(parts) and len(set(numbers)) == len(numbers):
-            # Read as they lie, with what lies between; nobody takes what comes of that.
-            place = torch.tensor(numbers) - low
-            starts = torch.zeros(high - low, dtype=torch.long)
-            lengths = torch.ones(high - low, dtype=torch.long)
-            starts[place] = torch.tensor([part.tokens[0] for part in parts])
-            lengths[place] = torch.tensor([part.tokens[1] - part.tokens[0] for part in parts])
-            spread = torch.ones(high - low, most, keys, dtype=torch.bool)
-            spread[place] = seen
-            seen, pages = spread, None
-        else:
-            place = torch.arange(len(parts))
-            starts = torch.tensor([part.tokens[0] for part in parts])
-            lengths = torch.tensor([part.tokens[1] - part.tokens[0] for part in parts])
-        count = len(starts)
-        tokens = starts[:, None] + torch.minimum(torch.arange(most), lengths[:, None] - 1)
-        readers, sources = _sources(parts, place.tolist(), most, count * most)
-        everything = len(readers) == self.num_tokens
-
-        def on(tensor: Tensor) -> Tensor:
-            return tensor.to(like.device)
-
-        return PageBatch(
-            first=low,
-            pages=None if pages is None else on(pages),
-            num_pages=count,
-            num_keys=keys,
-            tokens=on(tokens),
-            mask=None if bool(seen.all()) else on(additive_mask(seen, like.dtype)[:, None]),
-            sources=on(sources),
-            readers=None if everything else on(torch.tensor(readers)),
+    def _planned(self, reach: Reach, like: Tensor) -> Plan:
+        calls: list[ReadCall] = []
+        slots: list[tuple[Reading, int]] = []
+        num_slots = 0
+        for readings in self._calls(reach):
+            call, places = self._read_call(readings, reach, like, num_slots)
+            slots += zip(readings, places, strict=True)
+            num_slots += call.tokens.numel()
+            calls.append(call)
+        sources, readers = _sources(slots, self.num_tokens, num_slots)
+        return Plan(
+            calls=calls,
+            num_slots=num_slots,
+            sources=sources.to(like.device),
+            readers=[None if one is None else one.to(like.device) for one in readers],
         )
 
-    def _seen(self, parts: Sequence[PagePart], most: int, keys: int, reach: Reach) -> Tensor:
-        """Which keys of its page each token sees, bool [n, R, K]; padding tokens see what the last token sees."""
-        starts = torch.tensor([part.tokens[0] for part in parts])
-        lengths = torch.tensor([part.tokens[1] - part.tokens[0] for part in parts])
+    def _calls(self, reach: Reach) -> Iterator[list[Reading]]:
+        """The readings of each call: alike in the number of readers and of pages, and whether they need a mask."""
+        alike: dict[int, dict[tuple[int, bool], list[Reading]]] = {}
+        for one in self._readings:
+            first, last = self._times(one)
+            if one.first_time + one.count <= reach.earliest_at(first):
+                continue
+            is_masked = not one.is_whole or reach.earliest_at(last) > one.first_time
+            of_count = alike.setdefault((one.end - one.start - 1).bit_length(), {})
+            of_count.setdefault((len(one.pages), is_masked), []).append(one)
+        for bits, kinds in alike.items():
+            for readings in _merged(kinds, self.store.page_tokens, 2**bits):
+                step = max(1, _MAX_CALL // (max(len(one.pages) for one in readings) * self.store.page_tokens << bits))
+                for index in range(0, len(readings), step):
+                    yield readings[index : index + step]
+
+    def _times(self, one: Reading) -> tuple[int, int]:
+        """The earliest and the latest time of a reading's tokens."""
+        times = self._time_list[one.start : one.end]
+        return min(times), max(times)
+
+    @cached_property
+    def _time_list(self) -> list[int]:
+        return self.time_ids.tolist()
+
+    def _read_call(
+        self, readings: Sequence[Reading], reach: Reach, like: Tensor, first_slot: int
+    ) -> tuple[ReadCall, list[int]]:
+        """A call, and for each reading where in the call's output the part of its first token is."""
+        size, width = self.store.page_tokens, max(len(one.pages) for one in readings)
+        most = max(one.end - one.start for one in readings)
+        keys = min(width * size, -(-max(one.count for one in readings) // _KEY_STEP) * _KEY_STEP)
+        view = _view(readings, width)
+        if view is None:
+            pages = torch.tensor([[*one.pages, *one.pages[-1:] * (width - len(one.pages))] for one in readings])
+            entries, count = list(range(len(readings))), len(readings)
+        else:
+            pages, (first, stride, count) = None, view
+            entries = [(one.pages[0] - first) // stride for one in readings]
+        starts = torch.zeros(count, dtype=torch.long)
+        lengths = torch.ones(count, dtype=torch.long)
+        place = torch.tensor(entries)
+        starts[place] = torch.tensor([one.start for one in readings])
+        lengths[place] = torch.tensor([one.end - one.start for one in readings])
         tokens = starts[:, None] + torch.minimum(torch.arange(most), lengths[:, None] - 1)
+        mask = None
+        if any(not one.is_whole or one.count < keys for one in readings) or not reach.is_full:
+            seen = torch.ones(count, most, keys, dtype=torch.bool)
+            seen[place] = self._seen(readings, tokens[place], keys, reach)
+            if not bool(seen.all()):
+                mask = additive_mask(seen, like.dtype)[:, None].to(like.device)
+        call = ReadCall(
+            pages=None if pages is None else pages.to(like.device),
+            view=view,
+            width=width,
+            num_keys=keys,
+            tokens=tokens.to(like.device),
+            mask=mask,
+            first_slot=first_slot,
+        )
+        return call, [first_slot + entry * most for entry in entries]
+
+    def _seen(self, readings: Sequence[Reading], tokens: Tensor, keys: int, reach: Reach) -> Tensor:
+        """Which keys of its run each token sees, bool [n, R, K]; padding tokens see what the last token sees."""
         query_time = self.time_ids[tokens]
         key = torch.arange(keys)
-        key_time = torch.tensor([part.first_time for part in parts])[:, None] + key
-        there = key < torch.tensor([part.count for part in parts])[:, None]
-        seen = there[:, None] & _in_reach(query_time, key_time, reach)
-        for company in dict.fromkeys(part.company for part in parts):
+        key_time = torch.tensor([one.first_time for one in readings])[:, None] + key
+        there = key < torch.tensor([one.count for one in readings])[:, None]
+        seen = there[:, None] & (key_time[:, None] <= query_time[..., None])
+        if not reach.is_full:
+            seen &= key_time[:, None] >= reach.earliest(query_time)[..., None]
+        for company in dict.fromkeys(one.company for one in readings):
             if company is None:
                 continue
-            mine = torch.tensor([part.company is company for part in parts])
-            key_branch = torch.tensor([part.branch_id for part in parts])[mine, None].expand(-1, keys)
+            mine = torch.tensor([one.company is company for one in readings])
+            key_branch = torch.tensor([one.branch_id for one in readings])[mine, None].expand(-1, keys)
             seen[mine] &= visible(
                 self.branch_ids[tokens[mine]], query_time[mine], key_branch, key_time[mine], company.visibility
             )
         return seen
-
-    def _is_seen(self, one: Stretch, reach: Reach) -> bool:
-        return one.first_time + one.count > reach.earliest_at(int(self.time_ids[one.start : one.end].min()))
 
     def _cached(self, key: Hashable, device: torch.device, build: Callable[[], Tensor]) -> Tensor:
         """A tensor of the plan on a layer's device, built once per forward."""
@@ -331,48 +228,158 @@ class Step:
         return self._tensors[place]
 
 
+class _Readings:
+    """Collects the runs of pages that texts read; a run that neighbours read, too, is read with them."""
+
+    def __init__(self, page_tokens: int):
+        self._size = page_tokens
+        self._found: list[Reading] = []
+        self._last: dict[tuple[int, int, bool], int] = {}
+        """By last page, number of pages and wholeness: the index of the run's last reading."""
+
+    def add_base(self, span: Span, start: int, end: int) -> None:
+        """The text that a span's run continues, all of which it sees."""
+        base = span.run.base
+        assert base is not None
+        whole = len(base) // (_BLOCK * self._size) * _BLOCK
+        begins = [*range(0, whole, _BLOCK), *range(whole, len(base.pages), _BLOCK // 2)]
+        for begin, end_page in itertools.pairwise([*begins, len(base.pages)]):
+            pages = [page.number for page in base.pages[begin:end_page]]
+            count = min(len(base), end_page * self._size) - begin * self._size
+            self._add(pages, count, base.place.first_time + begin * self._size, start, end)
+
+    def add_own(self, span: Span, start: int) -> None:
+        """What a span sees of its own run: by the page of each token, the runs before it, and the page itself."""
+        run, size = span.run, self._size
+        for index in range(span.past // size, -(-span.end // size)):
+            first = start + max(0, index * size - span.past)
+            last = start + min(span.end, (index + 1) * size) - span.past
+            for begin, count in _before(index):
+                pages = [page.number for page in run.pages[begin : begin + count]]
+                self._add(pages, count * size, run.place.first_time + begin * size, first, last)
+            keys = min(size, span.end - index * size)
+            time = run.place.first_time + index * size
+            self._add([run.pages[index].number], keys, time, first, last, is_whole=False)
+
+    def add_company(self, company: Company, start: int, end: int) -> None:
+        """The pages of branches that see each other, for all of them."""
+        for number, (run, branch_id, length) in enumerate(company.members):
+            for index in range(-(-length // self._size)):
+                self._found.append(
+                    Reading(
+                        pages=(run.pages[index].number,),
+                        count=min(self._size, length - index * self._size),
+                        first_time=run.place.first_time + index * self._size,
+                        start=start,
+                        end=end,
+                        is_whole=False,
+                        order=_COMPANY + number * _COMPANY + index,
+                        branch_id=branch_id,
+                        company=company,
+                    )
+                )
+
+    def tiles(self) -> Iterator[Reading]:
+        """All readings, none of more tokens than a row of a call takes."""
+        for one in self._found:
+            for start in range(one.start, one.end, _TILE):
+                yield one if one.end - one.start <= _TILE else one.of(start, min(start + _TILE, one.end))
+
+    def _add(
+        self, pages: Sequence[int], count: int, first_time: int, start: int, end: int, *, is_whole: bool = True
+    ) -> None:
+        key = (pages[-1], len(pages), is_whole)
+        known = self._last.get(key)
+        if known is not None and self._found[known].end == start:
+            self._found[known] = self._found[known].of(self._found[known].start, end)
+            return
+        self._last[key] = len(self._found)
+        self._found.append(
+            Reading(
+                pages=tuple(pages),
+                count=count,
+                first_time=first_time,
+                start=start,
+                end=end,
+                is_whole=is_whole,
+                order=first_time,
+            )
+        )
+
+
 def company_of(visibility: Visibility) -> Company | None:
     """A company to be filled with members, where branches see each other."""
     return Company(visibility=visibility) if sees_branches(visibility) else None
 
 
-def _is_long(span: Span) -> bool:
-    return len(span.token_ids) > _SHORT and span.company is None
+def _page_numbers(span: Span) -> list[int]:
+    """The pages on the way to a span's tokens."""
+    pages = [] if span.run.base is None else [page.number for page in span.run.base.pages]
+    return pages if span.company is not None else [*pages, *(page.number for page in span.run.pages)]
 
 
-def _full_pages(span: Span, size: int) -> list[tuple[int, int]]:
-    """(number, keys) of the pages that all tokens of a span see as a whole, but for windows and chunks."""
-    base = span.run.base
-    pages: list[tuple[int, int]] = []
-    if base is not None:
-        pages = [(page.number, size) for page in base.pages]
-        if len(base) % size:
-            pages[-1] = (pages[-1][0], len(base) % size)
-    if span.company is not None:
-        return pages
-    whole, part = divmod(span.past, size)
-    pages += [(page.number, size) for page in span.run.pages[:whole]]
-    if part and _is_long(span):
-        pages.append((span.run.pages[whole].number, part))
-    return pages
+def _before(index: int) -> Iterator[tuple[int, int]]:
+    """The runs that the pages before a page are read in: (first page, pages) of each, the longest first."""
+    begin = index // _BLOCK * _BLOCK
+    for block in range(0, begin, _BLOCK):
+        yield block, _BLOCK
+    count = _BLOCK // 2
+    while count:
+        if (index - begin) & count:
+            yield begin, count
+            begin += count
+        count //= 2
 
 
-def _in_reach(query_time: Tensor, key_time: Tensor, reach: Reach) -> Tensor:
-    """Whether a token sees a key of its own text: not later, and in reach. [..., Q], [..., K] → [..., Q, K]."""
-    seen = key_time[..., None, :] <= query_time[..., :, None]
-    if not reach.is_full:
-        seen &= key_time[..., None, :] >= reach.earliest(query_time)[..., :, None]
-    return seen
+def _merged(kinds: dict[tuple[int, bool], list[Reading]], size: int, most: int) -> Iterable[list[Reading]]:
+    """Readings of the same call: small lots go with those of more pages of `size`; each has `most` readers."""
+    cost = size * most
+    lots = sorted(kinds.items())
+    merged: list[list[Reading]] = []
+    waiting: list[Reading] = []
+    for index, (_, readings) in enumerate(lots):
+        waiting = [*waiting, *readings]
+        if index + 1 < len(lots):
+            wider = lots[index + 1][0][0]
+            if wider * size <= _MAX_PADDED and sum(wider - len(one.pages) for one in waiting) * cost <= _WORTH_A_CALL:
+                continue
+        merged.append(waiting)
+        waiting = []
+    return merged
 
 
-def _sources(parts: Sequence[PagePart], places: Sequence[int], most: int, nowhere: int) -> tuple[list[int], Tensor]:
-    """The tokens that read, in order, and where in the flat output of a batch the parts of each are, [J, t]."""
-    found: dict[int, list[int]] = {}
-    for part, place in zip(parts, places, strict=True):
-        first, last = part.tokens
-        for token in range(first, last):
-            found.setdefault(token, []).append(place * most + token - first)
-    readers = sorted(found)
-    longest = max(map(len, found.values()))
-    rows = [found[token] + [nowhere] * (longest - len(found[token])) for token in readers]
-    return readers, torch.tensor(rows).T
+def _view(readings: Sequence[Reading], width: int) -> tuple[int, int, int] | None:
+    """(first page, pages from one run to the next, runs) if the runs lie evenly, with few others between them."""
+    firsts = [one.pages[0] for one in readings]
+    for one in readings:
+        if len(one.pages) != width or one.pages[-1] - one.pages[0] != width - 1:
+            return None
+        if width > 2 and any(b - a != 1 for a, b in itertools.pairwise(one.pages)):
+            return None
+    if len(set(firsts)) != len(firsts):
+        return None
+    low, high = min(firsts), max(firsts)
+    stride = width if low == high else math.gcd(*(first - low for first in firsts))
+    count = (high - low) // stride + 1
+    return (low, stride, count) if stride >= width and count <= 2 * len(firsts) else None
+
+
+def _sources(slots: Sequence[tuple[Reading, int]], num_tokens: int, nowhere: int) -> tuple[Tensor, list[Tensor | None]]:
+    """Where the parts of each token are, [J, T], in the order of the keys; and who has a first, a second … part."""
+    starts = torch.tensor([one.start for one, _ in slots])
+    lengths = torch.tensor([one.end - one.start for one, _ in slots])
+    index = torch.repeat_interleave(torch.arange(len(slots)), lengths)
+    within = torch.arange(len(index)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    token = starts[index] + within
+    slot = torch.tensor([place for _, place in slots])[index] + within
+    order = torch.tensor([one.order for one, _ in slots])[index]
+    by_order = torch.argsort(order, stable=True)
+    by_token = by_order[torch.argsort(token[by_order], stable=True)]
+    token, slot = token[by_token], slot[by_token]
+    counts = torch.bincount(token, minlength=num_tokens)
+    number = torch.arange(len(token)) - (counts.cumsum(0) - counts)[token]
+    most = int(counts.max())
+    sources = torch.full((most, num_tokens), nowhere)
+    sources[number, token] = slot
+    readers = [None if bool((counts > part).all()) else (counts > part).nonzero()[:, 0] for part in range(most)]
+    return sources, readers
