@@ -93,4 +93,4 @@ def test_a_branch_is_the_same_alone_and_in_any_company(family: str, patched: boo
     page = 64 * 2 * 2 * 2 * 16 * 4  # tokens × layers × (keys, values) × heads × head size × bytes
     tight = engine_of(model, kv_cache_bytes=14 * page)
     assert answers(tight, asked) == expected
-    assert tight.stats.preemptions > 0
+    assert patched or tight.stats.preemptions > 0, "branches without a position of their own go on in the page of main"
