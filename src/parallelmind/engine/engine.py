@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from parallelmind.columnar import VISIBILITIES, Visibility
+from parallelmind.engine.forking import find_parent, make_forks
 from parallelmind.engine.input_processor import InputProcessor, default_visibilities
 from parallelmind.engine.memory import default_kv_cache_bytes
 from parallelmind.engine.model_runner import ModelOutput, ModelRunner, end_token_ids
@@ -131,6 +132,8 @@ class Engine:
         self._groups: dict[int, list[RequestGroup]] = {}
         self._next_request_id = 0
         self._outbox: list[Event] = []
+        self._streams: list[dict[int, int]] = []
+        """The requests of each stream, by id, and how many of their branches have not ended yet."""
 
     @classmethod
     def from_pretrained(
@@ -211,6 +214,7 @@ class Engine:
         exhausted = False
         index_of: dict[int, int] = {}
         unfinished: dict[int, int] = {}
+        self._streams.append(unfinished)
         try:
             while not exhausted or unfinished:
                 while not exhausted and self._wants_more():
@@ -237,6 +241,7 @@ class Engine:
                             del unfinished[request_id], index_of[request_id]
                     yield dataclasses.replace(event, request_index=index)
         finally:
+            self._streams = [other for other in self._streams if other is not unfinished]
             for request_id in unfinished:
                 self.cancel(request_id)
             self._outbox = [event for event in self._outbox if event.request_index not in unfinished]
@@ -253,6 +258,52 @@ class Engine:
             for group in groups:
                 self._scheduler.add(group)
         return request_id
+
+    @torch.inference_mode()
+    def fork(
+        self,
+        request_id: int,
+        branch_index: int,
+        n: int | None = None,
+        *,
+        prompts: Sequence[Prompt] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[int]:
+        """Let n forks of a branch go on from where it stands, while it decodes; returns their branch indices.
+
+        They share what the branch has computed, and are branches of the same request: their events carry these indices
+        and their results come behind those of the others. A fork may be forked again. The branch itself goes on.
+
+        Args:
+            request_id: `Event.request_id`, or what `add_request` returned.
+            n: None: as many as there are prompts or parameters, else one.
+            prompts: a text or token ids for each fork, with which it continues; none: right behind the last token.
+            sampling: parameters for each fork, taken as they are; or for all of them, or None for the branch's own
+                with the new tokens that are left to it. A seed that several share becomes another one for each fork,
+                the same in every run.
+        Raises:
+            RequestError: the branch is not running, its request has a visibility in which branches see one another, or
+                the numbers contradict each other.
+        """
+        groups = self._groups.get(request_id, ())
+        parent = find_parent(groups, request_id, branch_index)
+        forks, problems = make_forks(
+            parent,
+            first_index=sum(len(group.branches) for group in groups),
+            n=n,
+            prompts=prompts,
+            sampling=sampling,
+            inputs=self._input,
+            max_model_len=self.max_model_len,
+        )
+        parent.group.branches += forks
+        for unfinished in self._streams:
+            if request_id in unfinished:
+                unfinished[request_id] += len(forks)
+        wrong = [problem.branch for problem in problems]
+        self._scheduler.add_forks(parent, [fork for fork in forks if fork not in wrong])
+        self._outbox += [self._fail(*problem) for problem in problems]
+        return [fork.index for fork in forks]
 
     def visibility_of(self, request: Request, adapter: str | None = None) -> Visibility:
         """What the branches of a request that use an adapter (the request's own) see.
@@ -364,10 +415,18 @@ class Engine:
             if branch.starts_from_main:
                 sampled.append(branch)
                 rows.append(main_run.logits)
+        parents = [branch for branch in output.branches if branch.forks]
+        for parent in parents:
+            for fork in parent.forks:
+                if not fork.has_own_prompt and not fork.finished:
+                    sampled.insert(0, fork)  # before its parent, which may end and give up the pages that it takes over
+                    rows.insert(0, output.branches[parent])
         tokens = next_tokens(torch.stack(rows), [branch.sampler_row() for branch in sampled]) if sampled else []
         self._commit(schedule, output)
         events = self._fail_culprits(output)
         for branch, token in zip(sampled, tokens, strict=True):
+            if branch in parents:
+                self._scheduler.start_forks(branch)
             if not branch.finished:
                 events.append(self._advance(branch, token) if token.sound else self._fail(branch, "engine", _OVERFLOW))
         return events
@@ -416,6 +475,7 @@ class Engine:
             text=text,
             token_ids=(token.token_id,),
             logprobs=found,
+            request_id=branch.group.request_id,
         )
 
     def _finish(
@@ -441,6 +501,7 @@ class Engine:
             logprobs=logprobs,
             finish_reason=result.finish_reason,
             result=result,
+            request_id=group.request_id,
         )
 
     def _fail(self, branch: BranchSequence, kind: ErrorKind, reason: str) -> Event:

@@ -60,8 +60,11 @@ class InputProcessor:
         main_ids = self.main_ids(request.main)
         groups: dict[str, RequestGroup] = {}
         problems: list[Problem] = []
+        together: list[RequestGroup] = []  # which grows when a branch gets a group of its own later
         for adapter in dict.fromkeys(adapters):
             groups[adapter] = self._group(request_id, request, adapter, main_ids, numbers)
+            groups[adapter].siblings = together
+            together.append(groups[adapter])
         if len(groups) > 1 and any(group.in_step for group in groups.values()):
             raise RequestError(
                 f"the branches use the adapters {', '.join(name or 'none' for name in groups)}, but with visibility "
@@ -85,7 +88,7 @@ class InputProcessor:
             if not group.in_step and self.is_long(group.length_of(sequence)):
                 group = sequence.group = group.long_sibling()
             group.branches.append(sequence)
-            problem = self._problem(sequence, room, max_model_len)
+            problem = self.problem_of(sequence, room, max_model_len)
             if problem is None:
                 group.waiting.append(sequence)
             else:
@@ -93,7 +96,7 @@ class InputProcessor:
         for group in groups.values():
             if group.in_step:
                 problems += self._lengths_in_step(group)
-        return list(dict.fromkeys(other for group in groups.values() for other in group.siblings)), problems
+        return together, problems
 
     def main_ids(self, main: Prompt) -> tuple[int, ...]:
         return tuple(encode_main(self.tokenizer, main) if isinstance(main, str) else main)
@@ -148,7 +151,8 @@ class InputProcessor:
         group.waiting.clear()
         return problems
 
-    def _problem(self, branch: BranchSequence, room: int, max_model_len: int) -> Problem | None:
+    def problem_of(self, branch: BranchSequence, room: int, max_model_len: int) -> Problem | None:
+        """Why a branch cannot run, which the model leaves so much room for new tokens; None: it can."""
         group, prompt_ids = branch.group, branch.prompt_ids
         if not prompt_ids and not group.reads_main:
             return Problem(branch, "empty", "nothing to continue: main and the branch's prompt are both empty")

@@ -89,11 +89,16 @@ class BranchResult:
     """Tokens of main whose keys and values were already in the prefix cache when the request started."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """One per generated token, where asked for."""
+    parent: int | None = None
+    """Of a fork: the index of the branch that it was forked from."""
+    prefix_token_ids: list[int] = field(default_factory=list)
+    """Of a fork: what stands between the prompt of the request's branch and the fork's own tokens, which are what the
+    parent had generated, and the fork's own prompt; of a fork of a fork, of both."""
 
 
 @dataclass(kw_only=True)
 class RequestResult:
-    """The answers of one request, in the order of its branches."""
+    """The answers of one request, in the order of its branches, then of its forks."""
 
     branches: list[BranchResult] = field(default_factory=list)
 
@@ -103,7 +108,9 @@ class Event:
     """New text of one branch; the last event of a branch carries its result."""
 
     request_index: int
+    """Its place among the requests of `stream`; the id that `add_request` returned, from `step`."""
     branch_index: int
+    """Its place among the request's branches; forks come behind them in the order in which they were made."""
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -111,3 +118,5 @@ class Event:
     finish_reason: FinishReason | None = None
     result: BranchResult | None = None
     """Set on the last event of the branch."""
+    request_id: int = -1
+    """What `fork` and `cancel` know the request by."""

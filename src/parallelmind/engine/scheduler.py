@@ -142,6 +142,27 @@ class Scheduler:
         plan.gather_companies()
         return plan
 
+    def add_forks(self, parent: BranchSequence, forks: list[BranchSequence]) -> None:
+        """Queue forks of a branch. Where it is going to run its last token, they start when it has."""
+        if parent.run is None or parent.starts_from_main:
+            self._queue(forks)
+        else:
+            parent.forks += forks
+
+    def start_forks(self, parent: BranchSequence) -> None:
+        """A branch has run its last token: its forks start, before its pages are given up."""
+        forks = self._queue_forks(parent)
+        for fork in forks:
+            if not self._has_places(1):
+                return
+            run = self._open(fork)
+            if not self.tree.reserve(run, len(run)):
+                self.tree.close(run)
+                return
+            self._start(fork, run)
+            if not fork.group.waiting:
+                self.waiting.remove(fork.group)
+
     def release(self, branch: BranchSequence, *, is_spoilt: bool = False) -> None:
         """Take a finished or cancelled branch out; the others of an in-step group keep seeing it until all are done.
 
@@ -165,7 +186,29 @@ class Scheduler:
         if group.finished:
             self._let_main_go(group)
 
+    def _queue(self, branches: list[BranchSequence]) -> None:
+        """Let branches of a request that has begun wait, before requests that have not."""
+        for branch in branches:
+            group = branch.group
+            if not (group.is_long or group.in_step) and self._is_long(group.length_of(branch)):
+                # Its text has become a long one, all of whose keys are others.
+                group.branches.remove(branch)
+                if group.finished:
+                    self._let_main_go(group)
+                group = branch.group = group.long_sibling()
+                group.branches.append(branch)
+            bisect.insort(group.waiting, branch, key=lambda one: one.index)
+            if group not in self.waiting:
+                self.waiting.appendleft(group)
+
+    def _queue_forks(self, parent: BranchSequence) -> list[BranchSequence]:
+        forks = [fork for fork in parent.forks if not fork.finished]
+        parent.forks.clear()
+        self._queue(forks)
+        return forks
+
     def _stop(self, branch: BranchSequence) -> None:
+        self._queue_forks(branch)
         if branch.run is None:
             return
         self.tree.close(branch.run)
@@ -192,7 +235,8 @@ class Scheduler:
         for branch in list(self.running):
             group = branch.group
             if not (group.is_long or group.in_step) and self._is_long(group.length_of(branch)):
-                self._begin_as_long(branch)
+                self._stop(branch)
+                self._queue([branch])
         for group in dict.fromkeys(branch.group for branch in self.running):
             if group.in_step:
                 self._feed_columns(group, plan)
@@ -221,27 +265,10 @@ class Scheduler:
                 return False
         return True
 
-    def _begin_as_long(self, branch: BranchSequence) -> None:
-        """Its text has become a long one, all of whose keys are others."""
-        group = branch.group
-        self._stop(branch)
-        group.branches.remove(branch)
-        branch.group = group.long_sibling()
-        branch.group.branches.append(branch)
-        self._wait_again(branch)
-        if group.finished:
-            self._let_main_go(group)
-
     def _put_back(self, branch: BranchSequence) -> None:
         self.stats.preemptions += 1
         self._stop(branch)
-        self._wait_again(branch)
-
-    def _wait_again(self, branch: BranchSequence) -> None:
-        group = branch.group
-        bisect.insort(group.waiting, branch, key=lambda one: one.index)
-        if group not in self.waiting:
-            self.waiting.appendleft(group)
+        self._queue([branch])
 
     def _feed_columns(self, group: RequestGroup, plan: Schedule) -> None:
         """Feed whole columns: as many as every unfinished branch has tokens for."""

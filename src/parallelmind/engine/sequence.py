@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -27,6 +28,8 @@ class BranchSequence:
         params: SamplingParams,
         max_new_tokens: int,
         detokenizer: Detokenizer,
+        parent: BranchSequence | None = None,
+        own_prompt_ids: Sequence[int] = (),
     ):
         self.group = group
         self.index = index
@@ -40,6 +43,18 @@ class BranchSequence:
         self.run: Run | None = None
         """Its tokens and their keys and values, while it runs."""
         self.finish_reason: FinishReason | None = None
+        self.parent = parent
+        """The branch that it was forked from."""
+        self.has_own_prompt = bool(own_prompt_ids)
+        """Whether it goes on with a prompt of its own, not with what follows its parent's last token."""
+        self.prefix_ids: list[int] = [] if parent is None else [*parent.prefix_ids, *parent.output_ids, *own_prompt_ids]
+        """Of a fork: the end of its prompt that is not of the prompt that the request gives."""
+        self.text_ids: list[int] = [] if parent is None or own_prompt_ids else list(parent.text_ids)
+        """Generated tokens whose text belongs together: those of the parent that it goes on from, and its own."""
+        self.forks: list[BranchSequence] = []
+        """Forks that start when its last token has been run."""
+        self.num_forks = 0
+        """All that it has had."""
         self._detokenizer = detokenizer
         self._generator: torch.Generator | None = None
         if params.temperature > 0:
@@ -80,6 +95,7 @@ class BranchSequence:
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:
         """Take the sampled token; returns the text that became certain and sets the finish reason."""
         self.output_ids.append(token_id)
+        self.text_ids.append(token_id)
         text = self._detokenizer.push(token_id)
         if self._detokenizer.stopped or (token_id in eos_token_ids and not self.params.ignore_eos):
             self.finish_reason = "stop"
@@ -98,6 +114,8 @@ class BranchSequence:
             main_tokens=len(self.group.main_ids),
             cached_main_tokens=self.group.cached_main_tokens,
             logprobs=list(self.logprobs),
+            parent=None if self.parent is None else self.parent.index,
+            prefix_token_ids=list(self.prefix_ids),
         )
         return result, rest
 
