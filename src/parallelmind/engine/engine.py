@@ -13,6 +13,8 @@ import torch
 from parallelmind.columnar import VISIBILITIES, Visibility
 from parallelmind.engine.forking import find_parent, make_forks
 from parallelmind.engine.input_processor import InputProcessor, default_visibilities
+from parallelmind.engine.joining import JoinWay, check_joined, joined_request
+from parallelmind.engine.key_mover import KeyMover
 from parallelmind.engine.memory import default_kv_cache_bytes
 from parallelmind.engine.model_runner import ModelOutput, ModelRunner, end_token_ids
 from parallelmind.engine.pages import PageStore
@@ -112,11 +114,13 @@ class Engine:
         prefix_bytes = kv_bytes // 2 if prefix_cache_bytes is None else min(prefix_cache_bytes, kv_bytes)
         page_bytes = page_tokens * self._runner.bytes_per_token
         self._tree = PageTree(PageStore(page_tokens, kv_bytes // page_bytes), prefix_bytes // page_bytes)
+        self._mover = KeyMover(self._runner, self._tree.store)
         self._scheduler = Scheduler(
             self._tree,
             position_of=self._runner.branch_position,
             is_long=self._runner.rope_lengths.is_long,
             weights=WeightsVersion(model).current,
+            move=self._mover,
             max_running_branches=max_running_branches,
             max_running_requests=max_running_requests,
             max_batched_tokens=min(max_batched_tokens, self._runner.exact_length or max_batched_tokens),
@@ -248,6 +252,9 @@ class Engine:
 
     def add_request(self, request: Request, sampling: SamplingParams | None = None) -> int:
         """Queue a request; returns its id, which the events of `step` carry as request_index."""
+        check_joined(request)
+        if request.joined:
+            self._mover.turner()
         request_id = self._next_request_id
         self._next_request_id += 1
         groups, problems = self._input.process(request_id, request, sampling or SamplingParams(), self.max_model_len)
@@ -351,20 +358,40 @@ class Engine:
             self._abort()
             raise
 
-    def join(self, request: Request, result: RequestResult, branches: Sequence[Prompt | Branch] = ()) -> Request:
+    def join(
+        self,
+        request: Request,
+        result: RequestResult,
+        branches: Sequence[Prompt | Branch] = (),
+        *,
+        take: Sequence[int] | None = None,
+        join: JoinWay = "recompute",
+    ) -> Request:
         """A request whose main is the former one followed by its branches and their answers, in order.
 
-        The keys and values of the former main are reused, if it is still in the prefix cache.
+        The keys and values of the former main are reused, if they are still held. With "recompute", the request is what
+        it would be if the joined text were given as main. With "turned", the keys of the branches are turned to their
+        new place instead of being computed again, so that each branch is to main what it was without the others.
+
+        Args:
+            take: indices of the results that are joined, in order; None: all. A fork is joined with what it continues.
+            join: "recompute" or "turned".
+        Raises:
+            RequestError: there is no such result, or, with "turned", the branches saw more or less than main.
+            UnsupportedModelError: keys of the model cannot be turned.
         """
-        main = list(self._input.main_ids(request.main))
-        for branch, answer in zip(request.branches or [""], result.branches, strict=True):
-            prompt = branch.prompt if isinstance(branch, Branch) else branch
-            main += self._input.prompt_ids(prompt, has_main=bool(main))
-            tokens = [token for token in answer.token_ids if token not in self._eos_token_ids]
-            if answer.finish_reason == "stop" and tokens == answer.token_ids:  # a stop text is among the tokens
-                tokens = self._input.prompt_ids(answer.text, has_main=True)
-            main += tokens
-        return dataclasses.replace(request, main=main, branches=branches)
+        if join == "turned":
+            self._mover.turner()
+        return joined_request(
+            request,
+            result,
+            branches,
+            take=take,
+            way=join,
+            inputs=self._input,
+            position_of=self._runner.branch_position,
+            end_tokens=self._eos_token_ids,
+        )
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -447,11 +474,11 @@ class Engine:
         if not output.failed and not output.failed_mains:
             return []
         culprits = dict(output.failed)
+        failed_mains = self._scheduler.joins.failed(output.failed_mains)
         for groups in self._groups.values():
             for group in groups:
-                if group.main is not None and group.main in output.failed_mains:
-                    error = output.failed_mains[group.main]
-                    culprits |= dict.fromkeys(group.branches, error)
+                if group.main is not None and group.main in failed_mains:
+                    culprits |= dict.fromkeys(group.branches, failed_mains[group.main])
         return [self._fail(b, "engine", _broken(error)) for b, error in culprits.items() if not b.finished]
 
     def _advance(self, branch: BranchSequence, token: NextToken) -> Event:

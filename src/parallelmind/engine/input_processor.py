@@ -133,6 +133,7 @@ class InputProcessor:
             reads_main=bool(main_ids) and not hidden,
             visibility=visibility,
             adapter=adapter,
+            joined=request.joined,
         )
 
     def _lengths_in_step(self, group: RequestGroup) -> list[Problem]:

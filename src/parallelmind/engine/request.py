@@ -41,6 +41,19 @@ class Branch:
     """Name of a loaded adapter, BASE_MODEL for none; None: the request's."""
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedBranch:
+    """Tokens of a main that a branch computed in its own place, and whose keys are turned to their place in main."""
+
+    start: int
+    end: int
+    """They are those from `start` up to `end` of main; its last token is none of them."""
+    behind: int
+    """The branch continued so many tokens of main, so that its first token had this time."""
+    branch_id: int
+    """Its number under that main."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A main and its branches; without branches, one continuation of main itself (branch id 0).
@@ -55,6 +68,8 @@ class Request:
     """None: what the adapter was trained with, else the engine's."""
     adapter: str = BASE_MODEL
     """Name of a loaded adapter."""
+    joined: tuple[JoinedBranch, ...] = ()
+    """What `Engine.join` made part of main by turning keys; with it main may grow at its end, and be joined again."""
 
     def __post_init__(self) -> None:
         if isinstance(self.branches, str | Branch):

@@ -9,7 +9,7 @@ import torch
 
 from parallelmind.columnar import Visibility, sees_branches
 from parallelmind.engine.detokenizer import Detokenizer
-from parallelmind.engine.request import BranchResult, FinishReason, TokenLogprob
+from parallelmind.engine.request import BranchResult, FinishReason, JoinedBranch, TokenLogprob
 from parallelmind.engine.sampler import SamplerRow
 from parallelmind.engine.tree import Place, Run
 from parallelmind.settings.sampling import SamplingParams
@@ -132,6 +132,7 @@ class RequestGroup:
         visibility: Visibility,
         adapter: str,
         is_long: bool = False,
+        joined: tuple[JoinedBranch, ...] = (),
     ):
         self.request_id = request_id
         self.main_ids = main_ids
@@ -143,6 +144,8 @@ class RequestGroup:
         """Whether its texts are long ones, see `parallelmind.models.rope_lengths`."""
         self.weights: int | None = None
         """The number of the weights that it runs with, from its start on."""
+        self.joined = joined
+        """Parts of main whose keys are turned ones."""
         self.siblings: list[RequestGroup] = [self]
         """All groups of the request."""
         self.branches: list[BranchSequence] = []
@@ -161,9 +164,10 @@ class RequestGroup:
         return self.place(), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
 
     def place(self, branch_position: int = 0, first_time: int = 0) -> Place:
-        """Where a text of the group stands."""
+        """Where a text of the group stands: one that begins as main does, or a branch behind it."""
         assert self.weights is not None, "it has started"
-        return Place(self.adapter, branch_position, first_time, self.is_long, self.weights)
+        joined = self.joined if (branch_position, first_time) == (0, 0) else ()
+        return Place(self.adapter, branch_position, first_time, self.is_long, self.weights, joined)
 
     @property
     def needs_main_logits(self) -> bool:
@@ -192,6 +196,7 @@ class RequestGroup:
             visibility=self.visibility,
             adapter=self.adapter,
             is_long=True,
+            joined=self.joined,
         )
         group.siblings = self.siblings
         self.siblings.append(group)
