@@ -184,6 +184,36 @@ def test_forks_have_seeds_of_their_own_and_the_same_in_every_run() -> None:
     assert [len(tokens) for tokens in first] == [20, 20, 16, 16, 16, 16, 20, 20]
 
 
+@pytest.mark.parametrize("steps", [5, 12, 13, 14, 15])
+@pytest.mark.parametrize("patched", [False, True])
+def test_forks_around_the_length_at_which_the_frequencies_change(steps: int, patched: bool) -> None:
+    """A branch and its forks go over to those of long texts, each when it is one, while another branch has ended."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+        "original_max_position_embeddings": len(MAIN) + 16,
+    }
+    model = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=len(MAIN) + 16)
+    if patched:
+        patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.5))
+    engine = engine_of(model)
+    own = [SamplingParams(max_new_tokens=6, temperature=1.0, seed=seed, ignore_eos=True, logprobs=1) for seed in (5, 6)]
+
+    def forks(request_id: int) -> None:
+        engine.fork(request_id, 0, sampling=own)
+        engine.fork(request_id, 0, prompts=["xyz", "x" * 20], sampling=own)
+
+    brief = SamplingParams(max_new_tokens=steps + 1, temperature=0, ignore_eos=True)
+    request = Request(main=MAIN, branches=[PROMPTS[0], Branch(prompt=PROMPTS[1], sampling=brief)])
+    results = run(engine, {steps: forks}, request=request)
+    assert sorted(results) == list(range(6))
+    for index in range(2, 6):
+        assert_same(results[index], alone(model, results, index, own[index % 2]))
+    assert engine._tree.num_used == 0
+
+
 def test_forks_in_a_stream() -> None:
     """By the ids of the events; the stream ends with the last result, and other uses are not disturbed."""
     engine = engine_of(model_of())

@@ -159,6 +159,8 @@ class Scheduler:
         """A branch has run its last token: its forks start, before its pages are given up."""
         forks = self._queue_forks(parent)
         for fork in forks:
+            if fork.group is not parent.group:
+                continue  # it is a long text, whose main is another one
             if not self._has_places(1):
                 return
             run = self._open(fork)

@@ -170,7 +170,9 @@ class PageTree:
                 run.pages.append(found)
                 continue
             # A page that is not full has one text alone: what others wrote there, were it no numbers, would spread.
-            if is_idle and equal == len(found.tokens) == found.computed:
+            # Nor does a text go on in one behind which branches begin, which would not be found any more.
+            goes_on = start + equal < len(tokens)
+            if is_idle and equal == len(found.tokens) == found.computed and not (goes_on and found.children):
                 run.pages.append(found)
                 self._fill(run, found)
             else:
