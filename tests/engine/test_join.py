@@ -121,7 +121,12 @@ def assert_equals_full_forward(model: Any, request: Request, result: RequestResu
         torch.tensor([ids], device=DEVICE), position_ids=positions, attention_mask=mask, use_cache=False
     ).logits[0]
     count = len(answer.token_ids)
-    expected = output[-count - 1 : -1].float().log_softmax(-1).gather(1, torch.tensor(answer.token_ids)[:, None])
+    expected = (
+        output[-count - 1 : -1]
+        .float()
+        .log_softmax(-1)
+        .gather(1, torch.tensor(answer.token_ids, device=DEVICE)[:, None])
+    )
     assert [p.logprob for p in answer.logprobs] == pytest.approx(expected[:, 0].tolist(), abs=1e-3)
 
 
