@@ -102,17 +102,22 @@ def test_a_fork_is_a_branch_with_the_same_prefix(family: str, patched: bool) -> 
 @pytest.mark.parametrize("patched", [False, True])
 @pytest.mark.parametrize("page_tokens", [1, 4, 64])
 @pytest.mark.parametrize("steps", range(1, 9))
-def test_a_fork_computes_nothing_again(patched: bool, page_tokens: int, steps: int) -> None:
+def test_a_fork_computes_nothing_again(
+    patched: bool, page_tokens: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not even the last token, and not where the parent ends at once and no unused page is kept."""
     engine = engine_of(model_of(patched=patched), page_tokens=page_tokens, prefix_cache_bytes=0)
     params = SamplingParams(max_new_tokens=steps + 1, temperature=0, ignore_eos=True)
     longer = SamplingParams(max_new_tokens=5, temperature=1.0, seed=1, ignore_eos=True)
     fed: list[int] = []
-    handle = engine._runner.model.register_forward_pre_hook(
-        lambda _, args, given: fed.append(given["input_ids"].numel()), with_kwargs=True
-    )
+    forward = engine._runner.forward
+
+    def counted(step: Any, logits_at: Any) -> Any:
+        fed.append(step.num_tokens)
+        return forward(step, logits_at)
+
+    monkeypatch.setattr(engine._runner, "forward", counted)
     run(engine, {steps: lambda request_id: engine.fork(request_id, 0, 3, sampling=longer)}, params)
-    handle.remove()
     assert engine.stats.prompt_tokens == len(MAIN) + sum(map(len, PROMPTS))
     # Each answer's last token is never run, all others once.
     assert sum(fed) == engine.stats.prompt_tokens + 2 * steps + 3 * 4
