@@ -128,14 +128,17 @@ def _compare(model: Any, engine: Engine, variant: Variant, stride: int) -> Verdi
             main = [int(token) for token in request.main]
             prefix = main + [int(token) for token in prompt]
             at = number * stride if request.branches else 0
+            labels: dict[tuple[int, ...], _Label] = {}
             for answer in (branch, second):
                 if answer.error_kind == "too_long":
                     judged.too_long += 1
-                elif answer.error is not None:
+                    continue
+                if answer.error is not None:
                     return Verdict(CRASHED, answer.error)
-                else:
-                    label = _label(model, better, prefix, answer.token_ids, len(main), at, variant)
-                    judged.add(answer, label)
+                tokens = tuple(answer.token_ids)
+                if tokens not in labels:
+                    labels[tokens] = _label(model, better, prefix, answer.token_ids, len(main), at, variant)
+                judged.add(answer, labels[tokens])
     return judged.verdict()
 
 
@@ -151,7 +154,9 @@ def _label(model: Any, better: Any, prefix: list[int], new: list[int], main: int
     except (RuntimeError, TypeError, ValueError):
         exact = None  # parts of the model want their own number format
     alone = _logprobs(model, ids, positions, first, variant)
-    cached, generated = (None, new) if variant.with_2d_rope else _generated(model, prefix, len(new), first)
+    cached, generated = None, new
+    if variant.is_generated and not variant.with_2d_rope:
+        cached, generated = _generated(model, prefix, len(new), first)
     return _Label(alone, exact, cached, generated)
 
 

@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from tests.models.judge import CRASHED, NOT_BUILT, Verdict, judge
-from tests.models.registry import TYPES, Variant, variants
+from tests.models.registry import TYPES, variants
 
 _MEMORY = 8 << 30
 _SECONDS = 300
@@ -42,67 +42,65 @@ class Row(NamedTuple):
 
 def walk(types: Sequence[str], *, only: str | None = None, processes: int = 1) -> Iterator[Row]:
     """The rows of all variants, of those whose name contains a text if one is given, in order of the types."""
-    context = multiprocessing.get_context("fork")
 
     def of_type(model_type: str) -> list[Row]:
-        names = _apart(context, _names, model_type)
-        if isinstance(names, Verdict):
-            return [Row(model_type, "plain", *_fields(names))]
-        rows = []
-        for index, name in enumerate(names):
-            if only is None or only in name:
-                rows.append(Row(model_type, name, *_fields(_apart(context, _verdict, model_type, index))))
-        return rows
+        return list(_rows(model_type, only))
 
     with ThreadPoolExecutor(processes) as pool:
         for rows in pool.map(of_type, types):
             yield from rows
 
 
-def _fields(verdict: Verdict) -> tuple[str, str]:
-    return verdict.outcome, verdict.detail
+def _rows(model_type: str, only: str | None) -> Iterator[Row]:
+    """The rows of a type, in one process, and where that ends or stands still in another one for the variants left."""
+    context = multiprocessing.get_context("fork")
+    done = 0
+    while True:
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(there, model_type, only, done), daemon=True)
+        process.start()
+        there.close()
+        name = ""
+        try:
+            while True:
+                if not here.poll(_SECONDS):
+                    raise TimeoutError
+                message = here.recv()
+                if message is None:
+                    return
+                if isinstance(message, Row):
+                    done += 1
+                    yield message
+                else:
+                    name = message
+        except EOFError:
+            process.join()
+            yield Row(model_type, name, CRASHED, f"the process ended with {process.exitcode}")
+        except TimeoutError:
+            yield Row(model_type, name, CRASHED, f"no answer within {_SECONDS} seconds")
+        finally:
+            process.kill()
+            process.join()
+        done += 1
 
 
-def _names(model_type: str) -> list[str]:
-    return [variant.name for variant in variants(model_type)]
-
-
-def _verdict(model_type: str, index: int) -> Verdict:
-    variant: Variant = variants(model_type)[index]
-    return judge(model_type, variant)
-
-
-def _apart(context: multiprocessing.context.BaseContext, function, *arguments):  # type: ignore[no-untyped-def]
-    """What a function returns in a process with a limit of memory and time, or the verdict that it did not."""
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(there, function, arguments), daemon=True)  # type: ignore[attr-defined]
-    process.start()
-    there.close()
-    try:
-        if not here.poll(_SECONDS):
-            return Verdict(CRASHED, f"no answer within {_SECONDS} seconds")
-        return here.recv()
-    except EOFError:
-        process.join()
-        return Verdict(CRASHED, f"the process ended with {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
-
-
-def _run(connection: Connection, function, arguments) -> None:  # type: ignore[no-untyped-def]
+def _run(connection: Connection, model_type: str, only: str | None, done: int) -> None:
+    """Send the name of each variant that is left, then its row; None at the end."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
-    try:
-        connection.send(function(*arguments))
-    except MemoryError:
-        connection.send(Verdict(NOT_BUILT, "more than 8 GiB of memory"))
-    except Exception as error:
-        connection.send(Verdict(CRASHED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+    asked = [one for one in variants(model_type) if only is None or only in one.name]
+    for variant in asked[done:]:
+        connection.send(variant.name)
+        try:
+            verdict = judge(model_type, variant)
+        except MemoryError:
+            verdict = Verdict(NOT_BUILT, "more than 8 GiB of memory")
+        connection.send(Row(model_type, variant.name, verdict.outcome, verdict.detail))
+    connection.send(None)
 
 
 def main() -> None:
