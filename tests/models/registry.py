@@ -295,8 +295,9 @@ class Variant:
     with_2d_rope: bool = False
     scales_by_length: bool = False
     """The rotary embedding depends on how long a text is by now."""
-    is_generated: bool = True
-    """Whether it is compared with transformers' `generate`, too, which takes half of the time."""
+    is_thorough: bool = True
+    """Whether it gets all texts, in large and in small steps, and is compared with transformers' `generate`, too: what
+    differs from another variant in constants alone gets a part of them."""
 
 
 def variants(model_type: str) -> list[Variant]:
@@ -334,7 +335,7 @@ def _variants(model_type: str, config: Any) -> Iterator[Variant]:
     if "is_decoder" in fields and not fields["is_decoder"] and "encoder_layers" not in fields:
         yield Variant("not a decoder", {"is_decoder": False})
     yield from _scaled(model_type, config)
-    yield Variant("bfloat16", dtype=torch.bfloat16, is_generated=False)
+    yield Variant("bfloat16", dtype=torch.bfloat16, is_thorough=False)
     yield Variant("2D RoPE", with_2d_rope=True)
     yield from (Variant(f"{one.name}, 2D RoPE", one.settings, with_2d_rope=True) for one in windows[:1])
 
@@ -391,4 +392,4 @@ def _scaled(model_type: str, config: Any) -> Iterator[Variant]:
         if name in ("yarn", "llama3", "longrope") and hasattr(config, "original_max_position_embeddings"):
             settings |= original
         by_length = name in ("dynamic", "longrope") or model_type == "phimoe"
-        yield Variant(f"rope {name}", settings, scales_by_length=by_length, is_generated=by_length)
+        yield Variant(f"rope {name}", settings, scales_by_length=by_length, is_thorough=by_length)

@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import warnings
@@ -41,7 +42,7 @@ class Row(NamedTuple):
 
 
 def walk(types: Sequence[str], *, only: str | None = None, processes: int = 1) -> Iterator[Row]:
-    """The rows of all variants, of those whose name contains a text if one is given, in order of the types."""
+    """The rows of all variants, of those whose name a pattern is found in if there is one, in order of the types."""
 
     def of_type(model_type: str) -> list[Row]:
         return list(_rows(model_type, only))
@@ -92,7 +93,7 @@ def _run(connection: Connection, model_type: str, only: str | None, done: int) -
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
-    asked = [one for one in variants(model_type) if only is None or only in one.name]
+    asked = [one for one in variants(model_type) if only is None or re.search(only, one.name)]
     for variant in asked[done:]:
         connection.send(variant.name)
         try:
@@ -106,7 +107,7 @@ def _run(connection: Connection, model_type: str, only: str | None, done: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="model types; none: all")
-    parser.add_argument("--only", help="variants whose name contains this")
+    parser.add_argument("--only", help="variants in whose name this regular expression is found")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON list a line")
     options = parser.parse_args()
