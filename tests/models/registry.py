@@ -106,6 +106,7 @@ _PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "axk1": _LATENT,
     "axk2": _LATENT,
+    "bailing_hybrid": _LATENT,
     "cohere_compass_text": {
         "layer_types": _TWO_KINDS,
         "rope_parameters": {"full_attention": _PLAIN_ROPE, "sliding_attention": _PLAIN_ROPE},
@@ -120,6 +121,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": _LATENT,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
+    "kimi_linear": _LATENT,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": _LATENT,
     "mamba2": {"num_heads": 8, "n_groups": 1},
@@ -133,7 +135,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""By type: what the config of the text model says besides."""
+"""By type: what the config of the text model says besides; a name with a dot is one of another part."""
 RECIPES["qwen4_exp"] = RECIPES["qwen4_exp_text"] = {
     "indexer_n_heads": 2,
     "indexer_kv_heads": 1,
@@ -153,11 +155,12 @@ RECIPES["dots3_note"] = RECIPES["dots3_note_text"] = _LATENT | {
     "swa_qk_rope_head_dim": 8,
     "swa_v_head_dim": 12,
 }
-RECIPES["gemma4_assistant"] = RECIPES["gemma4_unified_assistant"] = {
-    "hidden_size_per_layer_input": 0,
-    "vocab_size_per_layer_input": 0,
-    "num_kv_shared_layers": 4,
-    "layer_types": _TWO_KINDS,
+RECIPES["dots3_note"] = RECIPES["dots3_note_text"] | {
+    "vision_config.num_hidden_layers": 42,
+    "vision_config.adapter_out_dim": 64,
+    "vision_config.adapter_in_dim": 64,
+    "audio_config.adapter_out_dim": 64,
+    "audio_config.adapter_input_size": 64,
 }
 RECIPES["dbrx"] = {
     "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
@@ -166,12 +169,20 @@ RECIPES["dbrx"] = {
 _PARTS: dict[str, dict[str, str]] = {
     "fuyu": {"text_config": "persimmon"},
     "gemma3": {"vision_config": "siglip_vision_model"},
-    "gemma4_assistant": {"text_config": "gemma4_text"},
-    "gemma4_unified_assistant": {"text_config": "gemma4_unified_text"},
     "got_ocr2": {"text_config": "qwen2"},
     "moss_transcribe_diarize": {"text_config": "qwen3"},
 }
 """By type: the model types of parts of its config that may be of any."""
+
+
+_DRAFTER = "it drafts tokens for another model, from whose keys and values alone it works"
+_CANNOT_STAND_ALONE = {
+    "gemma4_assistant": _DRAFTER,
+    "gemma4_unified_assistant": _DRAFTER,
+    "musicgen": "its class takes the config of the decoder alone, which AutoModelForCausalLM does not give it",
+    "musicgen_melody": "its class takes the config of the decoder alone, which AutoModelForCausalLM does not give it",
+}
+"""Types whose models cannot be made, or run on tokens, and why."""
 
 
 class NotBuiltError(Exception):
@@ -190,7 +201,11 @@ def small_config(model_type: str, **settings: Any) -> Any:
             text = values[part]
             break
     for name, value in (RECIPES.get(model_type, {}) | settings).items():
-        text[name] = value
+        part, dot, name_in_part = name.partition(".")
+        if dot:
+            values[part][name_in_part] = value
+        else:
+            text[name] = value
     return config_class(**values)
 
 
@@ -243,6 +258,8 @@ def build(model_type: str, dtype: torch.dtype = torch.float32, **settings: Any) 
     Raises:
         NotBuiltError: transformers cannot make it.
     """
+    if model_type in _CANNOT_STAND_ALONE:
+        raise NotBuiltError(_CANNOT_STAND_ALONE[model_type])
     torch.manual_seed(0)
     try:
         config = small_config(model_type, **settings)
@@ -271,7 +288,7 @@ def _randomize(model: torch.nn.Module) -> None:
             parameter.copy_(1.5 * noise * parameter.shape[-1] ** -0.5)
 
 
-ATTENTION_ONLY = "attention only"
+PLAIN, ATTENTION_ONLY = "plain", "attention only"
 _WINDOWS = ("sliding_window", "window_size", "local_attention", "sliding_window_size", "keep_window_size")
 _MORE_WINDOWS = ("attention_window_size", "local_attention_window_len")
 _OWN_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -305,7 +322,7 @@ def variants(model_type: str) -> list[Variant]:
 
     Those that its config does not take are left out.
     """
-    plain = Variant("plain")
+    plain = Variant(PLAIN)
     try:
         config = small_config(model_type).get_text_config(decoder=True)
     except Exception:

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from tests.models.judge import CRASHED, NOT_BUILT, Verdict, judge
-from tests.models.registry import TYPES, variants
+from tests.models.registry import PLAIN, TYPES, variants
 
 _MEMORY = 8 << 30
 _SECONDS = 300
@@ -101,6 +101,8 @@ def _run(connection: Connection, model_type: str, only: str | None, done: int) -
         except MemoryError:
             verdict = Verdict(NOT_BUILT, "more than 8 GiB of memory")
         connection.send(Row(model_type, variant.name, verdict.outcome, verdict.detail))
+        if variant.name == PLAIN and verdict.outcome == NOT_BUILT:
+            break  # nor can another variant
     connection.send(None)
 
 

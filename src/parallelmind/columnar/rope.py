@@ -32,6 +32,8 @@ _NO_ROPE = (
     "for example, have none). Run it with --no_patch_rope (patch_rope=False): its branches then differ by visibility "
     "only."
 )
+_ROPE_SETTINGS = ("rotary_dim", "rotary_pct", "rotary_value", "rope_parameters", "rope_scaling", "rope_theta")
+"""Settings of a config that say that the model has a rotary embedding, whether in a module of its own or not."""
 
 _LENGTH_DEPENDENT = {"dynamic", "longrope"}
 _USE_RECOMPUTE = 'Join with join="recompute", which runs the joined text through the model.'
@@ -348,12 +350,16 @@ def set_rope_pos2d(model: nn.Module, pos2d: Tensor | None) -> None:
 
 def _rotary_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """(parent, attribute, rotary module) of each rotary embedding of the text decoder, unwrapped if patched."""
-    config = getattr(model, "config", None)
-    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if "mrope_section" in scaling:
+    config = _text_config(model)
+    if _has_three_axes(config):
         raise UnsupportedModelError(
             "The model's rotary embedding already takes three position axes (mrope, as in Qwen-VL); 2D RoPE cannot be "
             "applied to it. Use --no_patch_rope (patch_rope=False), or the text-only model of the family."
+        )
+    if getattr(config, "alibi", None) is True:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} places tokens by ALiBi (alibi is true in its config), not by a rotary embedding, "
+            "so that 2D RoPE would change nothing. Run it with --no_patch_rope (patch_rope=False)."
         )
     found = False
     for path, parent in model.named_modules():
@@ -364,8 +370,28 @@ def _rotary_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modul
             if "Rotary" in type(rotary).__name__ and "vision" not in type(rotary).__name__.lower():
                 found = True
                 yield parent, attribute, rotary
-    if not found:
-        raise UnsupportedModelError(_NO_ROPE)
+    if found:
+        return
+    if any(getattr(config, name, None) not in (None, {}) for name in _ROPE_SETTINGS):  # False is a setting, too
+        raise UnsupportedModelError(
+            f"{type(model).__name__} turns queries and keys inside its attention layers, without a rotary module that "
+            "2D RoPE could be applied to: 未找到 rotary_emb. Run it with --no_patch_rope (patch_rope=False): its "
+            "branches then differ by visibility only."
+        )
+    raise UnsupportedModelError(_NO_ROPE)
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The config of the part of a model that reads and writes text."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def _has_three_axes(config: Any) -> bool:
+    """Whether rotary settings, which may be given by kind of layer, divide the pairs among three axes."""
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    by_kind = [part for part in settings.values() if isinstance(part, dict)]
+    return any("mrope_section" in part for part in (settings, *by_kind))
 
 
 def _layer_types(model: nn.Module, rotary: nn.Module) -> list[str | None]:

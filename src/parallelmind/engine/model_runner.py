@@ -160,6 +160,8 @@ class ModelRunner:
                 with engine_attention(self._configs, step):
                     output = self.model(**arguments)
         logits: Tensor = output.logits[0]
+        if len(logits) != len(logits_at):  # some models do not know logits_to_keep
+            logits = logits[logits_at.to(logits.device)]
         return logits.float()
 
     def _position_ids(self, step: Step) -> Tensor:

@@ -17,10 +17,10 @@ from parallelmind.engine.pages import PageStore
 from parallelmind.engine.readings import Span
 from parallelmind.engine.step import Step
 from parallelmind.engine.tree import PageTree, Place, Run
-from parallelmind.errors import UnsupportedModelError
-from parallelmind.models.architecture import in_eval_mode
+from parallelmind.errors import UnsupportedModelError, first_line
+from parallelmind.models.architecture import in_eval_mode, num_layers, takes_positions
 from parallelmind.models.layer_reach import AttentionNotReachedError, read_reaches, short_reaches
-from parallelmind.models.own_forward import OwnForward
+from parallelmind.models.own_forward import FORWARD_ERRORS, OwnForward
 
 if TYPE_CHECKING:
     from parallelmind.engine.model_runner import ModelRunner
@@ -57,16 +57,18 @@ def check_parity(runner: ModelRunner) -> None:
         except UnsupportedModelError as error:
             failures.append(str(error).rstrip("."))
             continue
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-            failures.append(f"{type(error).__name__}: {error}")
+        except FORWARD_ERRORS as error:
+            failures.append(f"{type(error).__name__}: {first_line(error)}")
             continue
         if failure is None:
             return
         failures.append(failure)
+    if not takes_positions(runner.model):
+        failures = ["its forward takes no position_ids, and where a branch stands cannot be counted in a packed row"]
     raise UnsupportedModelError(
         f"{type(runner.model).__name__} cannot decode branches over a shared main: "
-        f"{'; '.join(failures) or 'no attention layer found'}. Use a decoder-only transformer with ordinary attention "
-        "(for example Qwen, Llama, Mistral, Gemma, Phi), or run this model with its own generate()."
+        f"{'; '.join(dict.fromkeys(failures)) or 'no attention layer found'}. Use a decoder-only transformer with "
+        "ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi), or run this model with its own generate()."
     )
 
 
@@ -107,8 +109,8 @@ def _compare(runner: ModelRunner, reaches: set[Reach], *, is_long: bool = False)
     pages = _GAP + sum(-(-len(tokens) // _PAGE) for tokens in (*mains, *branches))
     tree = PageTree(PageStore(_PAGE, pages), 0)
     texts, behind_mains = _run(runner, tree, mains, branches, is_long)
-    if tree.store.num_layers != runner.config.num_hidden_layers:
-        return f"{tree.store.num_layers} of {runner.config.num_hidden_layers} layers keep keys and values"
+    if tree.store.num_layers != num_layers(runner.config):
+        return f"{tree.store.num_layers} of {num_layers(runner.config)} layers keep keys and values"
     runner.bytes_per_token = tree.store.bytes_per_token()
     for index, text in enumerate(texts):
         logits = torch.cat((behind_mains[text.main][None], *text.logits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,25 +12,68 @@ from torch import nn
 
 from parallelmind.errors import UnsupportedModelError
 
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "dense", "sparse", "moe"}
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"} | {
+    "dense",
+    "mlp",
+    "moe",
+    "sparse",
+}
 """Kinds of layers in a model's config that keep nothing but keys and values, and see what a mask by time says; the last
-three are of feed-forward layers."""
+four are of feed-forward layers."""
+_OTHER_LAYERS = {
+    "keep a state that the tokens of one branch would change for the others": {
+        "conv",
+        "hybrid",
+        "hybrid_sliding",
+        "linear_attention",
+        "mamba",
+        "recurrent",
+        "recurrent state",
+    },
+    "choose by themselves which tokens they see, or see a summary of several, in which branches would be mixed": {
+        "compressed_sparse_attention",
+        "heavily_compressed_attention",
+        "indexed_attention",
+        "minimax_m3_sparse",
+    },
+}
+"""Why layers of other kinds cannot be used, by what they do."""
+_UNKNOWN_LAYERS = "are not known, so that tokens of different branches might see each other in them"
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
 
 
 def refuse_other_layers(model: nn.Module, use: str) -> None:
-    """Raises UnsupportedModelError, naming the use, if a model has layers besides full and sliding attention."""
+    """Raises UnsupportedModelError if a model has layers besides full and sliding attention, saying what for."""
     config: Any = model.config
-    kinds = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ()) - _ATTENTION_LAYERS
-    if getattr(model, "_is_stateful", False):
+    named = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
+    kinds = named - _ATTENTION_LAYERS
+    # Of a class whose models may have a state, the config says whether this one has, where it names kinds of layers.
+    if getattr(model, "_is_stateful", False) and not named:
         kinds.add("recurrent state")
-    if kinds:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}, so it cannot {use}: the state of "
-            "such layers would leak from branch to branch, or they would see other tokens than they should. Use a "
-            "model whose layers are all full or sliding attention."
-        )
+    if not kinds:
+        return
+    reasons = [
+        f"its layers of kind {', '.join(sorted(kinds & these))} {what}"
+        for what, these in _OTHER_LAYERS.items()
+        if kinds & these
+    ]
+    if unknown := kinds - set().union(*_OTHER_LAYERS.values()):
+        reasons.append(f"its layers of kind {', '.join(sorted(unknown))} {_UNKNOWN_LAYERS}")
+    raise UnsupportedModelError(
+        f"{type(model).__name__} cannot {use}: {'; '.join(reasons)}. Use a model whose layers are all full or sliding "
+        "attention."
+    )
+
+
+def num_layers(config: Any) -> int:
+    """The layers of a text model; of the decoder, where the config describes an encoder beside it."""
+    return int(getattr(config, "decoder_layers", None) or config.num_hidden_layers)
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the model can be told the position of each token, rather than counting them by their place in a row."""
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def rounding_tolerance(model: Any) -> float:

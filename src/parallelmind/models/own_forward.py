@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallelmind.errors import UnsupportedModelError, first_line, is_out_of_memory
 from parallelmind.models.architecture import attention_switched, model_configs
+
+FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
+"""What a forward raises where a model does not know what it is given."""
 
 _FLOOR = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_FLOOR = 0.02
@@ -26,11 +30,18 @@ class OwnForward:
     Args:
         texts: token ids of each.
         positions: LongTensor [L] of each, or [L, 2] with 2D RoPE.
+    Raises:
+        UnsupportedModelError: its forward fails over them.
     """
 
     def __init__(self, model: Any, texts: Sequence[Sequence[int]], positions: Sequence[Tensor]):
-        self.logits = _logits(model, texts, positions)
-        """[L, V] of each text."""
+        try:
+            self.logits = _logits(model, texts, positions)
+            """[L, V] of each text."""
+        except FORWARD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            raise UnsupportedModelError(_failing(error, with_2d_rope=positions[0].dim() == 2)) from error
         self._scale = max(1e-6, *(float(one.abs().max()) for one in self.logits))
         self.limit = self._limit(model, texts, positions)
         """By how much, as a share of the largest logit, another way may differ."""
@@ -59,12 +70,22 @@ class OwnForward:
             with attention_switched(model_configs(model), "eager"):
                 others = _logits(model, texts, positions)
             noise = max(self._difference(one, other) for one, other in zip(self.logits, others, strict=True))
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        except FORWARD_ERRORS:
             pass  # it has one way only
         # 8-bit layers round what goes into them, too.
         dtype = torch.bfloat16 if getattr(model, "is_quantized", False) else model.dtype
         most = _MOST.get(dtype, _HALF_MOST)
         return max(_FLOOR.get(dtype, _HALF_FLOOR), min(_TIMES_NOISE * noise, most))
+
+
+def _failing(error: Exception, *, with_2d_rope: bool) -> str:
+    found = f"its own forward fails over the positions of a branch ({type(error).__name__}: {first_line(error)})"
+    if not with_2d_rope:
+        return found
+    return (
+        f"{found}; with 2D RoPE these have two axes, and it uses them elsewhere than in its rotary embedding: run it "
+        "with --no_patch_rope (patch_rope=False)"
+    )
 
 
 @torch.no_grad()

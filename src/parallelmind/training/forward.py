@@ -24,11 +24,11 @@ from parallelmind.columnar import (
     pack_row,
 )
 from parallelmind.data.collator import packed_ids
-from parallelmind.errors import UnsupportedModelError
+from parallelmind.errors import UnsupportedModelError, first_line
 from parallelmind.models.architecture import in_eval_mode, refuse_other_layers
 from parallelmind.models.layer_reach import AttentionNotReachedError, read_reaches, short_reaches
 from parallelmind.models.lora_layers import unwrap
-from parallelmind.models.own_forward import OwnForward
+from parallelmind.models.own_forward import FORWARD_ERRORS, OwnForward
 from parallelmind.models.packed_attention import dense_mask, packed_attention
 from parallelmind.training.router_balance import RouterBalance
 
@@ -122,16 +122,16 @@ class PackedForward:
                 except UnsupportedModelError as error:
                     failures.append(str(error).rstrip("."))
                     continue
-                except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-                    failures.append(f"{type(error).__name__}: {error}")
+                except FORWARD_ERRORS as error:
+                    failures.append(f"{type(error).__name__}: {first_line(error)}")
                     continue
                 if failure is None:
                     self.visibility = visibility
                     return
                 failures.append(failure)
         raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be trained on packed branches: {'; '.join(failures)}. Use a decoder-only "
-            "transformer with ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi)."
+            f"{type(model).__name__} cannot be trained on packed branches: {'; '.join(dict.fromkeys(failures))}. Use "
+            "a decoder-only transformer with ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi)."
         )
 
     def _compare(self, model: Any, reaches: set[Reach]) -> str | None:
