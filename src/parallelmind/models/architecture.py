@@ -73,7 +73,8 @@ def num_layers(config: Any) -> int:
 
 def takes_positions(model: nn.Module) -> bool:
     """Whether the model can be told the position of each token, rather than counting them by their place in a row."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+    own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a PeftModel
+    return "position_ids" in inspect.signature(own.forward).parameters
 
 
 def rounding_tolerance(model: Any) -> float:
