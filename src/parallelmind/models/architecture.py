@@ -73,7 +73,9 @@ def num_layers(config: Any) -> int:
 
 def takes_positions(model: nn.Module) -> bool:
     """Whether the model can be told the position of each token, rather than counting them by their place in a row."""
-    own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a PeftModel
+    own: Any = model
+    if hasattr(own, "get_base_model"):  # a PeftModel
+        own = own.get_base_model()
     return "position_ids" in inspect.signature(own.forward).parameters
 
 
