@@ -32,6 +32,10 @@ _NO_ROPE = (
     "for example, have none). Run it with --no_patch_rope (patch_rope=False): its branches then differ by visibility "
     "only."
 )
+_THREE_AXES = (
+    "The model's rotary embedding already takes three position axes (mrope, as in Qwen-VL); 2D RoPE cannot be "
+    "applied to it. Use --no_patch_rope (patch_rope=False), or the text-only model of the family."
+)
 _ROPE_SETTINGS = ("rotary_dim", "rotary_pct", "rotary_value", "rope_parameters", "rope_scaling", "rope_theta")
 """Settings of a config that say that the model has a rotary embedding, whether in a module of its own or not."""
 
@@ -352,10 +356,7 @@ def _rotary_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modul
     """(parent, attribute, rotary module) of each rotary embedding of the text decoder, unwrapped if patched."""
     config = _text_config(model)
     if _has_three_axes(config):
-        raise UnsupportedModelError(
-            "The model's rotary embedding already takes three position axes (mrope, as in Qwen-VL); 2D RoPE cannot be "
-            "applied to it. Use --no_patch_rope (patch_rope=False), or the text-only model of the family."
-        )
+        raise UnsupportedModelError(_THREE_AXES)
     if getattr(config, "alibi", None) is True:
         raise UnsupportedModelError(
             f"{type(model).__name__} places tokens by ALiBi (alibi is true in its config), not by a rotary embedding, "
@@ -369,6 +370,8 @@ def _rotary_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modul
             rotary = child.rotary if isinstance(child, Interleaved2DRoPE) else child
             if "Rotary" in type(rotary).__name__ and "vision" not in type(rotary).__name__.lower():
                 found = True
+                if hasattr(rotary, "mrope_section"):
+                    raise UnsupportedModelError(_THREE_AXES)
                 yield parent, attribute, rotary
     if found:
         return
@@ -398,5 +401,8 @@ def _layer_types(model: nn.Module, rotary: nn.Module) -> list[str | None]:
     """The values of the rotary module's `layer_type` argument, or [None] if it has none."""
     if "layer_type" not in inspect.signature(inspect.unwrap(type(rotary).forward)).parameters:
         return [None]
+    rope_types = getattr(rotary, "rope_type", None)
+    if isinstance(rope_types, dict):  # of the kinds of layers that it turns, which need not be all
+        return sorted(rope_types)
     layer_types = getattr(getattr(rotary, "config", None) or model.config, "layer_types", None)
     return sorted(set(layer_types)) if layer_types else [None]

@@ -121,7 +121,8 @@ def _mask_forward(*arguments: Any, **settings: Any) -> Any:
     """The mask that the model would be given, noted with its function; called by transformers."""
     settings["allow_is_causal_skip"] = False
     mask = _reading.get().make_mask(*arguments, **settings)
-    _functions[mask] = settings["mask_function"]
+    if isinstance(mask, Tensor):  # there is none where every token sees every other
+        _functions[mask] = settings["mask_function"]
     return mask
 
 
