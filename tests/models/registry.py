@@ -119,12 +119,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": _TWO_KINDS},
     "glm4_moe_lite": _LATENT,
     "glm_moe_dsa": _LATENT,
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "max_position_embeddings": 2048},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
     "kimi_linear": _LATENT,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": _LATENT,
     "mamba2": {"num_heads": 8, "n_groups": 1},
+    "mpt": {"max_seq_len": 2048},
     "moshi": {"audio_vocab_size": 32},
     "qwen4_exp": {},
     "qwen4_exp_text": {},
@@ -293,9 +294,13 @@ _WINDOWS = ("sliding_window", "window_size", "local_attention", "sliding_window_
 _MORE_WINDOWS = ("attention_window_size", "local_attention_window_len")
 _OWN_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "falcon": {"alibi": {"alibi": True}, "new decoder": {"new_decoder_architecture": True, "num_kv_heads": 2}},
+    "dots3_note": {ATTENTION_ONLY: {"use_dsa": False}},
     "dots3_note_text": {ATTENTION_ONLY: {"use_dsa": False}},
     "gemma4_text": {"shared keys": {"num_kv_shared_layers": 2, "layer_types": _TWO_KINDS}},
-    "granitemoehybrid": {ATTENTION_ONLY: {"layer_types": ["attention"] * 4}},
+    "granitemoehybrid": {
+        ATTENTION_ONLY: {"layer_types": ["attention"] * 4},
+        "attention only with rope": {"layer_types": ["attention"] * 4, "position_embedding_type": "rope"},
+    },
     "bamba": {ATTENTION_ONLY: {"attn_layer_indices": [0, 1, 2, 3]}},
     "jamba": {ATTENTION_ONLY: {"attn_layer_period": 1, "attn_layer_offset": 0}},
 }

@@ -36,8 +36,8 @@ _THREE_AXES = (
     "The model's rotary embedding already takes three position axes (mrope, as in Qwen-VL); 2D RoPE cannot be "
     "applied to it. Use --no_patch_rope (patch_rope=False), or the text-only model of the family."
 )
-_ROPE_SETTINGS = ("rotary_dim", "rotary_pct", "rotary_value", "rope_parameters", "rope_scaling", "rope_theta")
-"""Settings of a config that say that the model has a rotary embedding, whether in a module of its own or not."""
+_ROTARY_SETTINGS = ("rotary_dim", "rotary_value")
+"""Settings in the configs of models whose attention layers turn queries and keys themselves."""
 
 _LENGTH_DEPENDENT = {"dynamic", "longrope"}
 _USE_RECOMPUTE = 'Join with join="recompute", which runs the joined text through the model.'
@@ -375,7 +375,7 @@ def _rotary_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modul
                 yield parent, attribute, rotary
     if found:
         return
-    if any(getattr(config, name, None) not in (None, {}) for name in _ROPE_SETTINGS):  # False is a setting, too
+    if any(getattr(config, name, None) is not None for name in _ROTARY_SETTINGS):
         raise UnsupportedModelError(
             f"{type(model).__name__} turns queries and keys inside its attention layers, without a rotary module that "
             "2D RoPE could be applied to: 未找到 rotary_emb. Run it with --no_patch_rope (patch_rope=False): its "

@@ -42,7 +42,8 @@ def check_parity(runner: ModelRunner) -> None:
     Raises:
         UnsupportedModelError: there is none, with the reason.
     """
-    failures = []
+    failures: list[str] = []
+    errors: list[str] = []
     for dense in (False, True):
         runner.dense = dense
         try:
@@ -58,13 +59,15 @@ def check_parity(runner: ModelRunner) -> None:
             failures.append(str(error).rstrip("."))
             continue
         except FORWARD_ERRORS as error:
-            failures.append(f"{type(error).__name__}: {first_line(error)}")
+            errors.append(f"{type(error).__name__}: {first_line(error)}")
             continue
         if failure is None:
             return
         failures.append(failure)
     if not takes_positions(runner.model):
         failures = ["its forward takes no position_ids, and where a branch stands cannot be counted in a packed row"]
+    if not failures and errors:
+        failures = [f"its forward fails over the keys and values of several branches ({'; '.join(errors)})"]
     raise UnsupportedModelError(
         f"{type(runner.model).__name__} cannot decode branches over a shared main: "
         f"{'; '.join(dict.fromkeys(failures)) or 'no attention layer found'}. Use a decoder-only transformer with "
