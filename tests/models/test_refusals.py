@@ -21,7 +21,7 @@ from tests.models.registry import build
         ("axk2", "indexed_attention", "choose by themselves which tokens they see"),
         ("lfm2_moe", "conv", "keep a state"),
         ("qwen3_next", "linear_attention", "keep a state"),
-        ("rwkv", "recurrent state", "keep a state"),
+        ("rwkv", "recurrent", "keep a state"),
     ],
 )
 def test_a_refusal_names_the_kind_of_layer_and_what_it_does(model_type: str, kind: str, reason: str) -> None:

@@ -53,7 +53,10 @@ def walk(types: Sequence[str], *, only: str | None = None, processes: int = 1) -
 
 
 def _rows(model_type: str, only: str | None) -> Iterator[Row]:
-    """The rows of a type, in one process, and where that ends or stands still in another one for the variants left."""
+    """The rows of a type, in one process, and where that ends or stands still in another one for the variants left.
+
+    Variants that its config takes and its model does not are left out.
+    """
     context = multiprocessing.get_context("fork")
     done = 0
     while True:
@@ -71,7 +74,8 @@ def _rows(model_type: str, only: str | None) -> Iterator[Row]:
                     return
                 if isinstance(message, Row):
                     done += 1
-                    yield message
+                    if message.outcome != NOT_BUILT or message.variant == PLAIN:
+                        yield message
                 else:
                     name = message
         except EOFError:

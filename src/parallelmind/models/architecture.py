@@ -28,7 +28,6 @@ _OTHER_LAYERS = {
         "linear_attention",
         "mamba",
         "recurrent",
-        "recurrent state",
     },
     "choose by themselves which tokens they see, or see a summary of several, in which branches would be mixed": {
         "compressed_sparse_attention",
@@ -50,7 +49,7 @@ def refuse_other_layers(model: nn.Module, use: str) -> None:
     kinds = named - _ATTENTION_LAYERS
     # Of a class whose models may have a state, the config says whether this one has, where it names kinds of layers.
     if getattr(model, "_is_stateful", False) and not named:
-        kinds.add("recurrent state")
+        kinds.add("recurrent")
     if not kinds:
         return
     reasons = [
