@@ -158,7 +158,7 @@ def _label(model: Any, better: Any, prefix: list[int], new: list[int], main: int
         exact = None  # parts of the model want their own number format
     alone = _logprobs(model, ids, positions, first, variant)
     cached, generated = None, new
-    if variant.is_thorough and not variant.with_2d_rope:
+    if (variant.is_thorough or variant.dtype != torch.float32) and not variant.with_2d_rope:
         cached, generated = _generated(model, prefix, len(new), first)
     return _Label(alone, exact, cached, generated)
 
