@@ -80,7 +80,8 @@ def update(new: Iterable[Row]) -> None:
     for row in [*(rows() if VERDICTS.exists() else []), *new]:
         if row.variant == PLAIN and row.outcome == NOT_BUILT:
             of_type[row.model_type].clear()
-        of_type[row.model_type][row.variant] = row
+        if row.outcome != NOT_BUILT or row.variant == PLAIN:
+            of_type[row.model_type][row.variant] = row
     with VERDICTS.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"transformers": transformers.__version__}) + "\n")
         for name in TYPES:
