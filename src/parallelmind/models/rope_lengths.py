@@ -22,7 +22,7 @@ class RopeLengths:
     """Up to which length the texts of a model have the frequencies of short ones."""
 
     def __init__(self, model: Any):
-        self._rotaries = [module for module in model.modules() if "longrope" in _rope_types(module)]
+        self._rotaries = [module for module in model.modules() if _goes_by_length(module)]
         found = [settings[_ORIGINAL] for rotary in self._rotaries for settings in _settings(rotary)]
         self.longest_short: int | None = min(found, default=None)
         """Texts of more tokens are long; None: no text is."""
@@ -65,6 +65,15 @@ def exact_length(model: nn.Module) -> int | None:
         if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True)
     ]
     return min(scales, default=None)
+
+
+def _goes_by_length(module: nn.Module) -> bool:
+    """Whether a rotary module turns the keys of long texts otherwise; phimoe does so with every kind of scaling."""
+    kinds = _rope_types(module)
+    if "longrope" in kinds:
+        return True
+    settings = getattr(vars(module).get("config"), "rope_parameters", None) or {}
+    return kinds.isdisjoint({"None", "default"}) and "long_mscale" in settings and _ORIGINAL in settings
 
 
 def _rope_types(module: nn.Module) -> set[str]:
