@@ -8,12 +8,22 @@ from typing import Any, NamedTuple
 
 from parallelmind.columnar import VISIBILITIES, Visibility, sees_branches, sees_main
 from parallelmind.engine.detokenizer import Detokenizer
-from parallelmind.engine.request import BASE_MODEL, Branch, ErrorKind, Prompt, Request
+from parallelmind.engine.forms import request_of
+from parallelmind.engine.request import (
+    BASE_MODEL,
+    Branch,
+    BranchResult,
+    ErrorKind,
+    Event,
+    Request,
+    num_answers,
+)
+from parallelmind.engine.request_encoder import NamedPrompt, RequestEncoder
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.errors import RequestError
+from parallelmind.io.records import show_value
 from parallelmind.models.adapters import AdapterSet
-from parallelmind.prompts.encode import encode_branch, encode_main
-from parallelmind.settings.sampling import SamplingParams
+from parallelmind.settings.sampling import SamplingParams, seed_of_branch
 
 
 def default_visibilities(visibility: Visibility, adapters: AdapterSet | None) -> dict[str, Visibility]:
@@ -25,83 +35,143 @@ def default_visibilities(visibility: Visibility, adapters: AdapterSet | None) ->
     return found
 
 
-class Problem(NamedTuple):
+@dataclass
+class Prepared:
+    """A request as the engine runs it."""
+
+    groups: list[RequestGroup] = field(default_factory=list)
+    """One for each adapter among the branches."""
+    errors: list[Event] = field(default_factory=list)
+    """The ends of the answers that cannot be given."""
+    num_answers: int = 0
+    """Those of both kinds."""
+
+    def next_index(self) -> int:
+        """The place of one more answer."""
+        self.num_answers += 1
+        return self.num_answers - 1
+
+    def refuse(self, request_id: int, index: int, problem: _Problem) -> None:
+        """Add an answer that cannot be given."""
+        result = BranchResult(
+            finish_reason="error",
+            error=problem.reason,
+            error_kind=problem.kind,
+            prompt_tokens=problem.prompt_tokens,
+            main_tokens=problem.main_tokens,
+        )
+        self.errors.append(Event(request_index=request_id, branch_index=index, finish_reason="error", result=result))
+
+
+class _Problem(NamedTuple):
     """Why a branch cannot run."""
 
-    branch: BranchSequence
     kind: ErrorKind
     reason: str
+    prompt_tokens: int = 0
+    main_tokens: int = 0
+
+
+class _Asked(NamedTuple):
+    """A branch of a request, with what holds for it."""
+
+    name: str
+    """What messages call it."""
+    branch: Branch
+    number: int
+    adapter: str
+    params: SamplingParams
+    place: int
+    """Among branches that have no number, since all of them continue main itself."""
+    seed: int | None
+    """That of the request, for a branch without one of its own."""
+
+    def sampling(self, choice: int) -> SamplingParams:
+        """The parameters of one of its answers."""
+        if self.params.seed is not None and self.seed is None:
+            return self.params.with_seed(seed_of_branch(self.params.seed, 1, choice))
+        if self.seed is None:
+            return self.params
+        return self.params.with_seed(seed_of_branch(self.seed, self.number or self.place, choice, self.params.n))
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputProcessor:
     """Turns requests into groups of branch sequences."""
 
-    tokenizer: Any
+    encoder: RequestEncoder
     num_embeddings: int
     is_long: Callable[[int], bool]
     """Whether a text of so many tokens is a long one, see `parallelmind.models.rope_lengths`."""
     visibilities: dict[str, Visibility] = field(default_factory=dict)
     """The visibility of each adapter, BASE_MODEL included, for requests that do not name one."""
 
-    def process(
-        self, request_id: int, request: Request, sampling: SamplingParams, max_model_len: int
-    ) -> tuple[list[RequestGroup], list[Problem]]:
-        """One group for each adapter among the branches; branches with a problem are in no group's `waiting`.
+    def process(self, request_id: int, given: Any, sampling: SamplingParams, max_model_len: int) -> Prepared:
+        """The sequences of a request of any form (`engine/forms.py`), and the errors of branches that cannot run.
 
         Raises:
             RequestError: the request as a whole makes no sense.
         """
-        branches = [b if isinstance(b, Branch) else Branch(prompt=b) for b in request.branches]
-        if not branches:
-            branches = [Branch(branch_id=0)]
-        numbers = [i if b.branch_id is None else b.branch_id for i, b in enumerate(branches, start=1)]
-        adapters = [request.adapter if b.adapter is None else b.adapter for b in branches]
-        main_ids = self.main_ids(request.main)
-        groups: dict[str, RequestGroup] = {}
-        problems: list[Problem] = []
-        for adapter in dict.fromkeys(adapters):
-            groups[adapter] = self._group(request_id, request, adapter, main_ids, numbers)
-        if len(groups) > 1 and any(group.in_step for group in groups.values()):
+        request = request_of(given)
+        asked = self._asked(request, sampling)
+        seen = self._visibilities(request, asked)
+        numbers = [one.number for one in asked]
+        for visibility in seen.values():
+            _check_numbers(numbers, visibility)
+        if len(seen) > 1 and any(map(sees_branches, seen.values())):
             raise RequestError(
-                f"the branches use the adapters {', '.join(name or 'none' for name in groups)}, but with visibility "
-                f"{next(iter(groups.values())).visibility!r} they read one another, so they need the same one; use one "
-                "adapter, or 'isolated'."
+                f"the branches use the adapters {', '.join(name or 'none' for name in seen)}, but with visibility "
+                f"{next(iter(seen.values()))!r} they read one another, so they need the same one; use one adapter, or "
+                "'isolated'."
             )
-        for index, (number, adapter, branch) in enumerate(zip(numbers, adapters, branches, strict=True)):
-            group = groups[adapter]
-            params = branch.sampling or sampling
-            prompt_ids = self.prompt_ids(branch.prompt, has_main=group.reads_main)
-            room = max_model_len - len(main_ids) - len(prompt_ids)
-            sequence = BranchSequence(
-                group=group,
-                index=index,
-                branch_id=number,
-                prompt_ids=prompt_ids,
-                params=params,
-                max_new_tokens=min(params.max_new_tokens, room),
-                detokenizer=Detokenizer(self.tokenizer, params.stop_texts),
+        hidden = {name: not sees_main(visibility) and any(numbers) for name, visibility in seen.items()}
+        named = [
+            NamedPrompt(f"the prompt of {one.name}", one.branch.prompt, hidden.get(one.adapter, False)) for one in asked
+        ]
+        main_ids, prompts = self.encoder.encode(request.main, named)
+        groups = {
+            name: RequestGroup(
+                request_id=request_id,
+                main_ids=tuple(main_ids),
+                reads_main=bool(main_ids) and not hidden[name],
+                visibility=visibility,
+                adapter=name,
             )
-            if not group.in_step and self.is_long(group.length_of(sequence)):
-                group = sequence.group = group.long_sibling()
-            group.branches.append(sequence)
-            problem = self._problem(sequence, room, max_model_len)
-            if problem is None:
+            for name, visibility in seen.items()
+        }
+        prepared = Prepared()
+        for one, prompt in zip(asked, prompts, strict=True):
+            problem = self._problem(one, groups.get(one.adapter), main_ids, prompt, max_model_len)
+            for choice in range(one.params.n):
+                if problem is not None or isinstance(prompt, RequestError):
+                    prepared.refuse(request_id, prepared.next_index(), problem or _Problem("invalid", str(prompt)))
+                    continue
+                group, params = groups[one.adapter], one.sampling(choice)
+                sequence = BranchSequence(
+                    group=group,
+                    index=prepared.next_index(),
+                    branch_id=one.number,
+                    prompt_ids=prompt,
+                    params=params,
+                    max_new_tokens=min(params.max_new_tokens, max_model_len - len(main_ids) - len(prompt)),
+                    detokenizer=Detokenizer(self.encoder.tokenizer, params.stop_texts),
+                )
+                if not group.in_step and self.is_long(group.length_of(sequence)):
+                    group = sequence.group = group.long_sibling()
+                group.branches.append(sequence)
                 group.waiting.append(sequence)
-            else:
-                problems.append(problem)
         for group in groups.values():
             if group.in_step:
-                problems += self._lengths_in_step(group)
-        return list(dict.fromkeys(other for group in groups.values() for other in group.siblings)), problems
+                self._check_lengths_in_step(group, prepared)
+        prepared.groups = list(dict.fromkeys(other for group in groups.values() for other in group.siblings))
+        return prepared
 
-    def main_ids(self, main: Prompt) -> tuple[int, ...]:
-        return tuple(encode_main(self.tokenizer, main) if isinstance(main, str) else main)
-
-    def prompt_ids(self, prompt: Prompt, *, has_main: bool) -> list[int]:
-        if isinstance(prompt, str):
-            return encode_branch(self.tokenizer, prompt, has_main=has_main)
-        return list(prompt)
+    def refused(self, request_id: int, given: Any, sampling: SamplingParams, error: RequestError) -> Prepared:
+        """The same for a request that makes no sense as a whole: an error for each of its answers."""
+        prepared = Prepared()
+        for _ in range(num_answers(given, sampling) if isinstance(given, Request) else 1):
+            prepared.refuse(request_id, prepared.next_index(), _Problem("invalid", str(error)))
+        return prepared
 
     def visibility_of(self, request: Request, adapter: str) -> Visibility:
         """What the branches of a request that use this adapter see.
@@ -110,60 +180,123 @@ class InputProcessor:
             RequestError: no such adapter or visibility.
         """
         if adapter not in self.visibilities:
-            known = ", ".join(repr(name) for name in self.visibilities if name != BASE_MODEL) or "none"
-            raise RequestError(f"adapter {adapter!r} is not loaded; the loaded ones: {known}.")
+            raise self._unknown(adapter)
         if request.visibility is None:
             return self.visibilities[adapter]
         if request.visibility not in VISIBILITIES:
             raise RequestError(f"visibility is {request.visibility!r}; it must be one of {', '.join(VISIBILITIES)}.")
         return request.visibility
 
-    def _group(
-        self, request_id: int, request: Request, adapter: str, main_ids: tuple[int, ...], numbers: Sequence[int]
-    ) -> RequestGroup:
-        visibility = self.visibility_of(request, adapter)
-        _check_numbers(numbers, visibility)
-        hidden = not sees_main(visibility) and any(numbers)
-        return RequestGroup(
-            request_id=request_id,
-            main_ids=main_ids,
-            reads_main=bool(main_ids) and not hidden,
-            visibility=visibility,
-            adapter=adapter,
-        )
+    def _unknown(self, adapter: str) -> RequestError:
+        known = ", ".join(repr(name) for name in self.visibilities if name != BASE_MODEL) or "none"
+        return RequestError(f"adapter {adapter!r} is not loaded; the loaded ones: {known}.")
 
-    def _lengths_in_step(self, group: RequestGroup) -> list[Problem]:
+    def _asked(self, request: Request, sampling: SamplingParams) -> list[_Asked]:
+        shared = checked_sampling(request.sampling, "the request's sampling") or sampling
+        seed = sampling.seed if shared.seed is None else shared.seed
+        branches = [b if isinstance(b, Branch) else Branch(prompt=b) for b in request.branches]
+        asked = []
+        for place, branch in enumerate(branches or [Branch(branch_id=0)], 1):
+            name = f"branch {place - 1}" if branches else "main"
+            own = checked_sampling(branch.sampling, f"the sampling of {name}")
+            number = place if branch.branch_id is None else branch.branch_id
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise RequestError(f"the branch_id of {name} is {number!r}; it must be a whole number.")
+            asked.append(
+                _Asked(
+                    name=name,
+                    branch=branch,
+                    number=number,
+                    adapter=request.adapter if branch.adapter is None else branch.adapter,
+                    params=own or shared,
+                    place=place,
+                    seed=seed if own is None or own.seed is None else None,
+                )
+            )
+        return asked
+
+    def _visibilities(self, request: Request, asked: Sequence[_Asked]) -> dict[str, Visibility]:
+        """Of each adapter among the branches that is loaded.
+
+        Raises:
+            RequestError: none is, or the request's own is not, or there is no such visibility.
+        """
+        names = dict.fromkeys(one.adapter for one in asked)
+        loaded = [name for name in names if name in self.visibilities or name == request.adapter]
+        return {name: self.visibility_of(request, name) for name in loaded or names}
+
+    def _check_lengths_in_step(self, group: RequestGroup, prepared: Prepared) -> None:
         """Branches that see each other have the frequencies of long texts all the time, or never."""
         if not any(self.is_long(group.length_of(branch) + branch.max_new_tokens) for branch in group.waiting):
-            return []
+            return
         if all(self.is_long(group.length_of(branch)) for branch in group.waiting):
             group.is_long = True
-            return []
+            return
         reason = (
             f"with visibility {group.visibility!r} a row may not grow past the length at which the model's rotary "
             "embedding changes (original_max_position_embeddings of its longrope): lower max_new_tokens, shorten main, "
             "or use 'isolated'"
         )
-        problems = [Problem(branch, "too_long", reason) for branch in group.waiting]
+        for branch in group.waiting:
+            problem = _Problem("too_long", reason, len(branch.prompt_ids), len(group.main_ids))
+            prepared.refuse(group.request_id, branch.index, problem)
+        group.branches.clear()
         group.waiting.clear()
-        return problems
 
-    def _problem(self, branch: BranchSequence, room: int, max_model_len: int) -> Problem | None:
-        group, prompt_ids = branch.group, branch.prompt_ids
-        if not prompt_ids and not group.reads_main:
-            return Problem(branch, "empty", "nothing to continue: main and the branch's prompt are both empty")
-        if room < 1:
-            reason = (
-                f"too long for the model: main has {len(group.main_ids)} tokens and the branch {len(prompt_ids)}, the "
-                f"model takes {max_model_len} with at least one new token; shorten main or the branch"
+    def _problem(
+        self,
+        one: _Asked,
+        group: RequestGroup | None,
+        main_ids: Sequence[int],
+        prompt: list[int] | RequestError,
+        max_model_len: int,
+    ) -> _Problem | None:
+        if isinstance(prompt, RequestError):
+            return _Problem("invalid", str(prompt), 0, len(main_ids))
+
+        def problem(kind: ErrorKind, reason: str) -> _Problem:
+            return _Problem(kind, reason, len(prompt), len(main_ids))
+
+        if group is None:
+            return problem("invalid", str(self._unknown(one.adapter)))
+        if one.params.n > 1 and group.in_step:
+            return problem(
+                "invalid",
+                f"n is {one.params.n}, and with visibility {group.visibility!r} the answers would read one another; "
+                "use 'isolated', or a request for each",
             )
-            return Problem(branch, "too_long", reason)
+        if not prompt and not group.reads_main:
+            return problem("empty", "nothing to continue: main and the branch's prompt are both empty")
+        if max_model_len - len(main_ids) - len(prompt) < 1:
+            return problem(
+                "too_long",
+                f"too long for the model: main has {len(main_ids)} tokens and the branch {len(prompt)}, the "
+                f"model takes {max_model_len} with at least one new token; shorten main or the branch",
+            )
         size = self.num_embeddings
-        wrong = [i for ids in (group.main_ids, prompt_ids) for i in ids if not 0 <= i < size]
-        if wrong:
-            reason = f"token id {wrong[0]} is outside the model's vocabulary of {size}; use the model's own tokenizer"
-            return Problem(branch, "vocabulary", reason)
+        wrong = next((i for ids in (main_ids, prompt) for i in ids if not 0 <= i < size), None)
+        if wrong is not None:
+            return problem(
+                "vocabulary",
+                f"token id {wrong} is outside the model's vocabulary of {size}; use the model's own tokenizer",
+            )
+        if (biased := max(one.params.logit_bias, default=0)) >= size:
+            return problem(
+                "vocabulary",
+                f"logit_bias names token id {biased}, outside the model's vocabulary of {size}; leave it out",
+            )
         return None
+
+
+def checked_sampling(given: Any, name: str) -> SamplingParams | None:
+    """Sampling parameters, if there are any.
+
+    Raises:
+        RequestError: they are none.
+    """
+    if given is not None and not isinstance(given, SamplingParams):
+        raise RequestError(f"{name} is {show_value(given)}; it must be SamplingParams(...).")
+    return given
 
 
 def _check_numbers(numbers: Sequence[int], visibility: Visibility) -> None:
