@@ -74,9 +74,8 @@ class FakeEngine:
         prompt = list(branch.prompt)
         if self.fails(prompt):
             return BranchResult(finish_reason="error", error="it broke; mend it", error_kind=self.error_kind)
-        sampling = branch.sampling or request.sampling
-        assert sampling is not None
-        said = (tuple(request.main), prompt, branch.branch_id, sampling.seed)
+        assert branch.sampling is not None
+        said = (tuple(request.main), prompt, branch.branch_id, branch.sampling.seed)
         text = hashlib.sha256(repr(said).encode()).hexdigest()[:12]
         self.stats.generated_tokens += len(text)
         return BranchResult(text=text, token_ids=list(text.encode()), finish_reason="stop")

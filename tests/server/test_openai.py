@@ -186,8 +186,12 @@ def test_our_sampling_settings_pass_through_the_client(client: openai.OpenAI, of
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("frequency_penalty", 0.5),
-        ("logit_bias", {"50": 1}),
+        ("frequency_penalty", 2.5),
+        ("presence_penalty", "much"),
+        ("logit_bias", {"50": 101}),
+        ("logit_bias", {"fifty": 1}),
+        ("logit_bias", {"50": True}),
+        ("stop_token_ids", ["x"]),
         ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function"}]),
         ("user", "somebody"),

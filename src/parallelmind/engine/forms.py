@@ -15,7 +15,7 @@ from typing import Any
 
 from parallelmind.engine.request import Branch, Request
 from parallelmind.errors import DataError, RequestError
-from parallelmind.io.records import show_value
+from parallelmind.io.records import shorten
 from parallelmind.prompts.conversation import Message, parse_messages
 
 Conversation = tuple[Message, ...]
@@ -55,9 +55,9 @@ def prompt_of(given: Any, name: str) -> str | list[int] | Conversation:
     if _holds_numbers(given):
         return _ids_of_array(given, name)
     if isinstance(given, Mapping):
-        raise RequestError(f"{name} is an object with {show_value(list(given))}; give a Request, or its input_ids.")
+        raise RequestError(f"{name} is an object with {shorten(repr(list(given)))}; give a Request, or its input_ids.")
     if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
-        raise RequestError(f"{name} is {show_value(given)}; it must be {_FORMS}.")
+        raise RequestError(f"{name} is {shorten(repr(given))}; it must be {_FORMS}.")
     if given and isinstance(given[0], Mapping):
         try:
             return parse_messages(given, name)
@@ -99,4 +99,4 @@ def _id_of(given: Any, place: int, name: str) -> int:
             return operator.index(given)
     except TypeError:  # a number with a fraction
         pass
-    raise RequestError(f"{name}[{place}] is {show_value(given)}; token ids are whole numbers.")
+    raise RequestError(f"{name}[{place}] is {shorten(repr(given))}; token ids are whole numbers.")

@@ -21,7 +21,7 @@ from parallelmind.engine.request import (
 from parallelmind.engine.request_encoder import NamedPrompt, RequestEncoder
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.errors import RequestError
-from parallelmind.io.records import show_value
+from parallelmind.io.records import shorten
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.settings.sampling import SamplingParams, seed_of_branch
 
@@ -295,7 +295,7 @@ def checked_sampling(given: Any, name: str) -> SamplingParams | None:
         RequestError: they are none.
     """
     if given is not None and not isinstance(given, SamplingParams):
-        raise RequestError(f"{name} is {show_value(given)}; it must be SamplingParams(...).")
+        raise RequestError(f"{name} is {shorten(repr(given))}; it must be SamplingParams(...).")
     return given
 
 

@@ -77,7 +77,7 @@ class Uses:
         finally:
             self._is_stepping = False
             while self._left:
-                cancel(self._left.pop())
+                self._end(self._left.pop(), cancel)
 
     def expect(self, mailbox: Mailbox, request_id: int, index: int, answers: int) -> None:
         """Have the events of a request go to a mailbox."""
@@ -110,8 +110,11 @@ class Uses:
                 if self._is_stepping:  # the stream was forgotten, and the garbage collector came by
                     self._left.append(request_id)
                 else:
-                    cancel(request_id)
-                self._mailboxes.pop(request_id, None)
+                    self._end(request_id, cancel)
+
+    def _end(self, request_id: int, cancel: Callable[[int], None]) -> None:
+        cancel(request_id)  # whose last events nobody takes out of the mailbox
+        self._mailboxes.pop(request_id, None)
 
     def clear(self) -> None:
         """Everything that was queued has ended; streams find that their requests are gone."""

@@ -19,7 +19,7 @@ from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.answer_options import AnswerOptions
-from parallelmind.tasks.batch_worker import EngineLike, branch_counts, record_seed
+from parallelmind.tasks.batch_worker import EngineLike, branch_counts, branch_seed
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class EngineAnswers:
         from parallelmind.answering.openai_body import engine_sampling
 
         changed = engine_sampling(row.body) if row.body is not None else {}
-        seed = record_seed(self._options.engine_seed, line.index)
+        seed = branch_seed(self._options.engine_seed, line.index, 1)
         return self._options.sampling(**({"seed": seed} | changed))
 
     def _fail(self, line: JsonLine, row: ContextRow, error: Exception, write: Write) -> None:

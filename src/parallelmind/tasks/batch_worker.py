@@ -265,14 +265,13 @@ class BatchWorker:
         answers.packed = [[fitting[place] for place in row] for row in rows]
 
     def _request(self, answers: _Answers, branches: list[int]) -> Request:
-        return Request(
-            main=answers.main_ids,
-            branches=[
-                Branch(prompt=answers.prompt_ids[branch], branch_id=branch + answers.first_branch_id)
-                for branch in branches
-            ],
-            sampling=self._sampling.with_seed(record_seed(self._seed, answers.line.index)),
-        )
+        return Request(main=answers.main_ids, branches=[self._branch(answers, branch) for branch in branches])
+
+    def _branch(self, answers: _Answers, branch: int) -> Branch:
+        branch_id = branch + answers.first_branch_id
+        seed = branch_seed(self._seed, answers.line.index, branch_id)
+        sampling = self._sampling.with_seed(seed)
+        return Branch(prompt=answers.prompt_ids[branch], branch_id=branch_id, sampling=sampling)
 
 
 def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Backend:
@@ -348,11 +347,7 @@ def lost_record(line: JsonLine, reason: str, error_class: str) -> RecordResult:
     return RecordResult.of([row], error_class=error_class)
 
 
-def record_seed(seed: int, record: int) -> int:
-    """The seed of one record, from 0 to 2^63 - 1: the same however records are batched or resumed.
-
-    Its branches draw with seeds of their own, by the engine's rule, so that rows may be split in any way.
-    """
-    # The 1 was a branch's number: jobs that earlier versions began go on with the seeds that they have.
-    digest = hashlib.blake2b(f"{seed} {record} 1".encode(), digest_size=8).digest()
+def branch_seed(seed: int, record: int, branch_id: int) -> int:
+    """The seed of one branch, from 0 to 2^63 - 1: the same however records are batched, split or resumed."""
+    digest = hashlib.blake2b(f"{seed} {record} {branch_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
