@@ -10,8 +10,9 @@ Shapes: n branches, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
@@ -23,35 +24,36 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class GrowingTensor:
-    """Numbers to which more come: the tensor of all of them costs nothing to have."""
+    """Numbers to which more come: the tensor of all of them costs nothing to have.
 
-    def __init__(self, numbers: Sequence[int] = (), dtype: torch.dtype = torch.long):
-        self._held = torch.tensor([*numbers, *([0] * 16)], dtype=dtype)
+    They are held by NumPy, which takes a single number in a tenth of the time that torch does.
+    """
+
+    def __init__(self, numbers: Sequence[int] = (), dtype: type = np.int64):
+        self._held = np.array([*numbers, *([0] * 16)], dtype=dtype)
         self._length = len(numbers)
 
     def append(self, number: int) -> None:
         if self._length == len(self._held):
-            self._held = torch.cat([self._held, torch.zeros_like(self._held)])
+            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
         self._held[self._length] = number
         self._length += 1
 
+    def increase(self, place: int) -> None:
+        self._held[place] += 1
+
     @property
     def all(self) -> Tensor:
-        return self._held[: self._length]
+        return torch.from_numpy(self._held[: self._length])
 
 
 class TokenCounts:
     """The distinct tokens of a text, in the order in which they first came, and how often each came."""
 
-    def __init__(self, token_ids: Iterable[int] = ()):
+    def __init__(self) -> None:
         self._slots: dict[int, int] = {}
         self._ids = GrowingTensor()
-        self._counts = GrowingTensor(dtype=torch.float32)
-        for token_id in token_ids:
-            self.add(token_id)
-
-    def __contains__(self, token_id: int) -> bool:
-        return token_id in self._slots
+        self._counts = GrowingTensor(dtype=np.float32)
 
     def add(self, token_id: int) -> None:
         slot = self._slots.get(token_id)
@@ -59,7 +61,7 @@ class TokenCounts:
             slot = self._slots[token_id] = len(self._slots)
             self._ids.append(token_id)
             self._counts.append(0)
-        self._counts.all[slot] += 1
+        self._counts.increase(slot)
 
     @property
     def ids(self) -> Tensor:
@@ -145,12 +147,9 @@ def adjusts(params: SamplingParams) -> bool:
     )
 
 
-def adjusted(logits: Tensor, adjustments: Sequence[Adjustment | None]) -> tuple[Tensor, dict[int, str]]:
-    """The scores [n, V] that take the place of logits [n, V] in float32, and why those of some rows cannot be used."""
+def adjust(scores: Tensor, adjustments: Sequence[Adjustment | None]) -> dict[int, str]:
+    """Change scores [n, V] in float32, in place; returns why those of some rows cannot be used."""
     rows = {index: one for index, one in enumerate(adjustments) if one is not None}
-    if not rows:
-        return logits, {}
-    scores = logits.clone()
     _add(scores, {index: one.bias for index, one in rows.items() if one.params.logit_bias})
     _discourage_repetition(scores, rows)
     _add(
@@ -161,7 +160,7 @@ def adjusted(logits: Tensor, adjustments: Sequence[Adjustment | None]) -> tuple[
             if one.params.presence_penalty or one.params.frequency_penalty
         },
     )
-    return scores, _process(scores, rows)
+    return _process(scores, rows)
 
 
 def _penalties(one: Adjustment) -> Tensor:
@@ -186,20 +185,35 @@ def _discourage_repetition(scores: Tensor, rows: Mapping[int, Adjustment]) -> No
         if one.main is not None:
             alike.setdefault(one.params.repetition_penalty, []).append(index)
             under.setdefault((one.main, one.params.repetition_penalty), []).append(index)
-    seen = [
-        (penalty, (torch.tensor(indices, device=scores.device)[:, None], main.on(scores.device)[None]))
-        for (main, penalty), indices in under.items()
-    ]
-    seen += [
-        (penalty, _places(indices, [rows[index].own.ids for index in indices], scores.device))
-        for penalty, indices in alike.items()
-    ]
-    for penalty, places in seen:
-        found = scores[places]
-        if found.numel():
-            flat = found.reshape(1, -1)
-            every = torch.arange(flat.shape[1], device=scores.device)[None]
-            scores[places] = RepetitionPenaltyLogitsProcessor(penalty)(every, flat).view_as(found)
+    for (main, penalty), indices in under.items():
+        ids = main.on(scores.device)
+        for start, end in _runs(indices):
+            some, places = scores[start:end], ids.expand(end - start, -1)
+            some.scatter_(1, places, _penalised(some.gather(1, places), penalty))
+    for penalty, indices in alike.items():
+        places_of_own = _places(indices, [rows[index].own.ids for index in indices], scores.device)
+        scores[places_of_own] = _penalised(scores[places_of_own], penalty)
+
+
+def _penalised(found: Tensor, penalty: float) -> Tensor:
+    """Scores all of which belong to tokens that were seen."""
+    if not found.numel():
+        return found
+    flat = found.reshape(1, -1)
+    every = torch.arange(flat.shape[1], device=found.device)[None]
+    penalised: Tensor = RepetitionPenaltyLogitsProcessor(penalty)(every, flat)
+    return penalised.view_as(found)
+
+
+def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Rows that lie side by side, as (first, behind the last); the branches of a main mostly do."""
+    start = end = indices[0]
+    for index in indices:
+        if index != end:
+            yield start, end
+            start = index
+        end = index + 1
+    yield start, end
 
 
 def _places(rows: Sequence[int], ids: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

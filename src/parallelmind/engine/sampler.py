@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from parallelmind.engine.adjustment import Adjustment, adjusted
+from parallelmind.engine.adjustment import Adjustment, adjust
 from parallelmind.engine.request import ErrorKind, TokenLogprob
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.settings.setting import names
@@ -35,7 +35,7 @@ _COLD = 1e-3
 
 _ANY_DISTRIBUTION = {
     *("max_new_tokens", "stop", "stop_token_ids", "ignore_eos", "seed", "logprobs", "n"),
-    *("logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty"),  # see `adjusted`
+    *("logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty"),  # see `adjust`
 }
 """The parameters that do not change how a token is drawn from scores. What is not named here counts as changing it."""
 _distribution_of = attrgetter(*(name for name in names(SamplingParams) if name not in _ANY_DISTRIBUTION))
@@ -71,14 +71,21 @@ class NextToken:
 
 
 def next_tokens(logits: Tensor, rows: Sequence[SamplerRow]) -> list[NextToken]:
-    """Draw one token per branch from logits [n, V] in float32 (see `sample`) and say how likely it was."""
-    scores, failed = adjusted(logits, [row.adjustment for row in rows])
+    """Draw one token per branch from logits [n, V] in float32 (see `sample`) and say how likely it was.
+
+    What the parameters do to the logits may be done in place.
+    """
+    sound = logits.amax(-1).isfinite().tolist()
+    alternatives = [row.params.logprobs for row in rows]
+    adjustments = [row.adjustment for row in rows]
+    # Log-probabilities are those of the model.
+    keeps = any(count is not None for count in alternatives) and any(one is not None for one in adjustments)
+    scores = logits.clone() if keeps else logits
+    failed = adjust(scores, adjustments)
     tokens = sample(scores, rows)
-    logprobs = token_logprobs(logits, tokens, [row.params.logprobs for row in rows])
+    logprobs = token_logprobs(logits, tokens, alternatives)
     problems: dict[int, tuple[ErrorKind, str]] = {row: ("invalid", reason) for row, reason in failed.items()}
-    for row, sound in enumerate(logits.amax(-1).isfinite().tolist()):
-        if not sound:
-            problems[row] = ("engine", _OVERFLOW)
+    problems |= {row: ("engine", _OVERFLOW) for row, is_sound in enumerate(sound) if not is_sound}
     return [NextToken(token, logprobs.get(row), problems.get(row)) for row, token in enumerate(tokens)]
 
 
