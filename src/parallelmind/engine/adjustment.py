@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class GrowingTensor:
     """
 
     def __init__(self, numbers: Sequence[int] = (), dtype: type = np.int64):
-        self._held = np.array([*numbers, *([0] * 16)], dtype=dtype)
+        self._held: np.ndarray[Any, Any] = np.array([*numbers, *([0] * 16)], dtype=dtype)
         self._length = len(numbers)
 
     def append(self, number: int) -> None:
