@@ -32,7 +32,7 @@ CARRIERS: dict[str, tuple[int, str, str]] = {
     "incompatible": (1, "message", "HTTP 400"),
     "AttemptError": (1, "message", "row"),
     "replace": (9, "message", "row"),
-    "Problem": (2, "reason", "row"),
+    "Problem": (1, "reason", "row"),
     "RawRow": (2, "error", "row"),
     "Death": (0, "reason", "row"),
     "BranchResult": (9, "error", "row"),
@@ -49,6 +49,7 @@ MORE_CARRIERS = {
 """Such calls in one module only; elsewhere the name means something else."""
 
 VARIABLES = {
+    ("engine/adjustment.py", "reason", "row"),
     ("engine/scheduler.py", "reason", "row"),
     ("jobs/coordinator.py", "given_up", "`JobError`"),
     ("retrieval/store.py", "missing", "row"),

@@ -229,21 +229,22 @@ def _process(scores: Tensor, rows: Mapping[int, Adjustment]) -> dict[int, str]:
     for index, one in rows.items():
         if one.context is None:
             continue
-        context, row = one.context.all[None].to(scores.device), scores[index : index + 1]
+        reason, context, row = "", one.context.all[None].to(scores.device), scores[index : index + 1]
         try:
             for processor in one.params.logits_processors:
                 row = processor(context, row.clone())
             scores[index] = row[0]
             if row.shape != (1, scores.shape[1]) or not bool(row.amax().isfinite()):
-                failed[index] = f"the logits_processor of this branch returned no scores to draw from: {_shape(row)}"
+                reason = (
+                    f"the logits_processor of this branch returned no scores to draw from: their shape is "
+                    f"{list(row.shape)} and the highest is {float(row.amax())}, where a finite number is needed"
+                )
         except Exception as error:
             _LOGGER.warning("a logits processor failed", exc_info=True)
-            failed[index] = (
+            reason = (
                 f"the logits_processor of this branch failed ({type(error).__name__}: {first_line(error)}); it takes "
                 "token ids [1, S] and scores [1, V], and returns scores [1, V]"
             )
+        if reason:
+            failed[index] = reason
     return failed
-
-
-def _shape(row: Tensor) -> str:
-    return f"shape {list(row.shape)}, the highest of them {float(row.amax())}; at least one must be a finite number"

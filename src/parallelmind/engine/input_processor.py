@@ -51,25 +51,25 @@ class Prepared:
         self.num_answers += 1
         return self.num_answers - 1
 
-    def refuse(self, request_id: int, index: int, problem: _Problem) -> None:
+    def refuse(
+        self, request_id: int, index: int, problem: Problem, *, prompt_tokens: int = 0, main_tokens: int = 0
+    ) -> None:
         """Add an answer that cannot be given."""
         result = BranchResult(
             finish_reason="error",
             error=problem.reason,
             error_kind=problem.kind,
-            prompt_tokens=problem.prompt_tokens,
-            main_tokens=problem.main_tokens,
+            prompt_tokens=prompt_tokens,
+            main_tokens=main_tokens,
         )
         self.errors.append(Event(request_index=request_id, branch_index=index, finish_reason="error", result=result))
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """Why a branch cannot run."""
 
     kind: ErrorKind
     reason: str
-    prompt_tokens: int = 0
-    main_tokens: int = 0
 
 
 class _Asked(NamedTuple):
@@ -143,13 +143,20 @@ class InputProcessor:
         for one, prompt in zip(asked, prompts, strict=True):
             problem = self._problem(one, groups.get(one.adapter), main_ids, prompt, max_model_len)
             for choice in range(one.params.n):
+                index = prepared.next_index()
                 if problem is not None or isinstance(prompt, RequestError):
-                    prepared.refuse(request_id, prepared.next_index(), problem or _Problem("invalid", str(prompt)))
+                    prepared.refuse(
+                        request_id,
+                        index,
+                        problem or Problem("invalid", str(prompt)),
+                        prompt_tokens=0 if isinstance(prompt, RequestError) else len(prompt),
+                        main_tokens=len(main_ids),
+                    )
                     continue
                 group, params = groups[one.adapter], one.sampling(choice)
                 sequence = BranchSequence(
                     group=group,
-                    index=prepared.next_index(),
+                    index=index,
                     branch_id=one.number,
                     prompt_ids=prompt,
                     params=params,
@@ -170,7 +177,7 @@ class InputProcessor:
         """The same for a request that makes no sense as a whole: an error for each of its answers."""
         prepared = Prepared()
         for _ in range(num_answers(given, sampling) if isinstance(given, Request) else 1):
-            prepared.refuse(request_id, prepared.next_index(), _Problem("invalid", str(error)))
+            prepared.refuse(request_id, prepared.next_index(), Problem("invalid", str(error)))
         return prepared
 
     def visibility_of(self, request: Request, adapter: str) -> Visibility:
@@ -238,8 +245,13 @@ class InputProcessor:
             "or use 'isolated'"
         )
         for branch in group.waiting:
-            problem = _Problem("too_long", reason, len(branch.prompt_ids), len(group.main_ids))
-            prepared.refuse(group.request_id, branch.index, problem)
+            prepared.refuse(
+                group.request_id,
+                branch.index,
+                Problem("too_long", reason),
+                prompt_tokens=len(branch.prompt_ids),
+                main_tokens=len(group.main_ids),
+            )
         group.branches.clear()
         group.waiting.clear()
 
@@ -250,25 +262,22 @@ class InputProcessor:
         main_ids: Sequence[int],
         prompt: list[int] | RequestError,
         max_model_len: int,
-    ) -> _Problem | None:
+    ) -> Problem | None:
         if isinstance(prompt, RequestError):
-            return _Problem("invalid", str(prompt), 0, len(main_ids))
-
-        def problem(kind: ErrorKind, reason: str) -> _Problem:
-            return _Problem(kind, reason, len(prompt), len(main_ids))
+            return Problem("invalid", str(prompt))
 
         if group is None:
-            return problem("invalid", str(self._unknown(one.adapter)))
+            return Problem("invalid", str(self._unknown(one.adapter)))
         if one.params.n > 1 and group.in_step:
-            return problem(
+            return Problem(
                 "invalid",
                 f"n is {one.params.n}, and with visibility {group.visibility!r} the answers would read one another; "
                 "use 'isolated', or a request for each",
             )
         if not prompt and not group.reads_main:
-            return problem("empty", "nothing to continue: main and the branch's prompt are both empty")
+            return Problem("empty", "nothing to continue: main and the branch's prompt are both empty")
         if max_model_len - len(main_ids) - len(prompt) < 1:
-            return problem(
+            return Problem(
                 "too_long",
                 f"too long for the model: main has {len(main_ids)} tokens and the branch {len(prompt)}, the "
                 f"model takes {max_model_len} with at least one new token; shorten main or the branch",
@@ -276,12 +285,12 @@ class InputProcessor:
         size = self.num_embeddings
         wrong = next((i for ids in (main_ids, prompt) for i in ids if not 0 <= i < size), None)
         if wrong is not None:
-            return problem(
+            return Problem(
                 "vocabulary",
                 f"token id {wrong} is outside the model's vocabulary of {size}; use the model's own tokenizer",
             )
         if (biased := max(one.params.logit_bias, default=0)) >= size:
-            return problem(
+            return Problem(
                 "vocabulary",
                 f"logit_bias names token id {biased}, outside the model's vocabulary of {size}; leave it out",
             )
