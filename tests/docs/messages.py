@@ -32,7 +32,7 @@ CARRIERS: dict[str, tuple[int, str, str]] = {
     "incompatible": (1, "message", "HTTP 400"),
     "AttemptError": (1, "message", "row"),
     "replace": (9, "message", "row"),
-    "Problem": (1, "reason", "row"),
+    "Problem": (2, "reason", "row"),
     "RawRow": (2, "error", "row"),
     "Death": (0, "reason", "row"),
     "BranchResult": (9, "error", "row"),

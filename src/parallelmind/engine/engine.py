@@ -28,7 +28,6 @@ from parallelmind.engine.request import (
     RequestResult,
     TokenLogprob,
 )
-from parallelmind.engine.request_encoder import RequestEncoder
 from parallelmind.engine.sampler import NextToken, next_tokens
 from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
@@ -125,7 +124,7 @@ class Engine:
         )
         self.stats = self._scheduler.stats
         self._input = InputProcessor(
-            encoder=RequestEncoder(tokenizer),
+            tokenizer=tokenizer,
             num_embeddings=self._runner.num_embeddings,
             is_long=self._runner.rope_lengths.is_long,
             visibilities=default_visibilities(visibility, adapters),
@@ -269,13 +268,13 @@ class Engine:
 
         The keys and values of the former main are reused, if it is still in the prefix cache.
         """
-        main = list(self._input.encoder.main_ids(request.main))
+        main = list(self._input.main_ids(request.main))
         for branch, answer in zip(request.branches or [""], result.branches, strict=True):
             prompt = branch.prompt if isinstance(branch, Branch) else branch
-            main += self._input.encoder.prompt_ids(prompt, has_main=bool(main))
+            main += self._input.prompt_ids(prompt, has_main=bool(main))
             tokens = [token for token in answer.token_ids if token not in self._eos_token_ids]
             if answer.finish_reason == "stop" and tokens == answer.token_ids:  # a stop text is among the tokens
-                tokens = self._input.encoder.prompt_ids(answer.text, has_main=True)
+                tokens = self._input.prompt_ids(answer.text, has_main=True)
             main += tokens
         return dataclasses.replace(request, main=main, branches=branches)
 
@@ -315,22 +314,25 @@ class Engine:
         return self._next_request_id - 1
 
     def _queue(self, request_id: int, prepared: Prepared) -> None:
+        self._uses.deliver([self._fail(*problem) for problem in prepared.problems])
         if any(group.waiting for group in prepared.groups):
             self._groups[request_id] = prepared.groups
             for group in prepared.groups:
                 self._scheduler.add(group)
-        self._uses.deliver(prepared.errors)
 
     def _take(self, mailbox: Mailbox, index: int, request: Any, sampling: SamplingParams) -> None:
-        """Queue a stream's request, or have an error stand for it."""
+        """Queue a stream's request, or have errors stand for it."""
         with self._uses.alone():
             request_id = self._new_id()
             try:
                 prepared = self._input.process(request_id, request, sampling, self.max_model_len)
             except RequestError as error:
-                prepared = self._input.refused(request_id, request, sampling, error)
-            self._uses.expect(mailbox, request_id, index, prepared.num_answers)
-            self._queue(request_id, prepared)
+                errors = self._input.refusals(request_id, request, sampling, error)
+                self._uses.expect(mailbox, request_id, index, len(errors))
+                self._uses.deliver(errors)
+            else:
+                self._uses.expect(mailbox, request_id, index, prepared.num_answers)
+                self._queue(request_id, prepared)
 
     def _events_for(self, mailbox: Mailbox) -> list[Event]:
         """What there is for a stream; runs a step if that is nothing yet."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from parallelmind.columnar import VISIBILITIES, Visibility, sees_branches, sees_main
@@ -35,41 +37,25 @@ def default_visibilities(visibility: Visibility, adapters: AdapterSet | None) ->
     return found
 
 
-@dataclass
-class Prepared:
-    """A request as the engine runs it."""
-
-    groups: list[RequestGroup] = field(default_factory=list)
-    """One for each adapter among the branches."""
-    errors: list[Event] = field(default_factory=list)
-    """The ends of the answers that cannot be given."""
-    num_answers: int = 0
-    """Those of both kinds."""
-
-    def next_index(self) -> int:
-        """The place of one more answer."""
-        self.num_answers += 1
-        return self.num_answers - 1
-
-    def refuse(
-        self, request_id: int, index: int, problem: Problem, *, prompt_tokens: int = 0, main_tokens: int = 0
-    ) -> None:
-        """Add an answer that cannot be given."""
-        result = BranchResult(
-            finish_reason="error",
-            error=problem.reason,
-            error_kind=problem.kind,
-            prompt_tokens=prompt_tokens,
-            main_tokens=main_tokens,
-        )
-        self.errors.append(Event(request_index=request_id, branch_index=index, finish_reason="error", result=result))
-
-
 class Problem(NamedTuple):
     """Why a branch cannot run."""
 
+    branch: BranchSequence
     kind: ErrorKind
     reason: str
+
+
+class Prepared(NamedTuple):
+    """A request as the engine runs it."""
+
+    groups: list[RequestGroup]
+    """One for each adapter among the branches, and apart from them those of long texts; it may grow."""
+    problems: list[Problem]
+    """Branches with one are not in any group's `waiting`."""
+
+    @property
+    def num_answers(self) -> int:
+        return sum(len(group.branches) for group in self.groups)
 
 
 class _Asked(NamedTuple):
@@ -99,7 +85,7 @@ class _Asked(NamedTuple):
 class InputProcessor:
     """Turns requests into groups of branch sequences."""
 
-    encoder: RequestEncoder
+    tokenizer: Any
     num_embeddings: int
     is_long: Callable[[int], bool]
     """Whether a text of so many tokens is a long one, see `parallelmind.models.rope_lengths`."""
@@ -128,57 +114,77 @@ class InputProcessor:
         named = [
             NamedPrompt(f"the prompt of {one.name}", one.branch.prompt, hidden.get(one.adapter, False)) for one in asked
         ]
-        main_ids, prompts = self.encoder.encode(request.main, named)
-        groups = {
-            name: RequestGroup(
+        main_ids, prompts = self._encoder.encode(request.main, named)
+        groups: dict[str, RequestGroup] = {}
+        together: list[RequestGroup] = []  # which grows when a branch gets a group of its own later
+        for name in dict.fromkeys(one.adapter for one in asked):
+            group = RequestGroup(
                 request_id=request_id,
                 main_ids=tuple(main_ids),
-                reads_main=bool(main_ids) and not hidden[name],
-                visibility=visibility,
+                reads_main=bool(main_ids) and not hidden.get(name, False),
+                visibility=seen.get(name, "isolated"),
                 adapter=name,
             )
-            for name, visibility in seen.items()
-        }
-        prepared = Prepared()
+            groups[name] = group
+            group.siblings = together
+            together.append(group)
+        problems: list[Problem] = []
+        index = 0
         for one, prompt in zip(asked, prompts, strict=True):
-            problem = self._problem(one, groups.get(one.adapter), main_ids, prompt, max_model_len)
+            prompt_ids = [] if isinstance(prompt, RequestError) else prompt
+            room = max_model_len - len(main_ids) - len(prompt_ids)
             for choice in range(one.params.n):
-                index = prepared.next_index()
-                if problem is not None or isinstance(prompt, RequestError):
-                    prepared.refuse(
-                        request_id,
-                        index,
-                        problem or Problem("invalid", str(prompt)),
-                        prompt_tokens=0 if isinstance(prompt, RequestError) else len(prompt),
-                        main_tokens=len(main_ids),
-                    )
-                    continue
                 group, params = groups[one.adapter], one.sampling(choice)
                 sequence = BranchSequence(
                     group=group,
                     index=index,
                     branch_id=one.number,
-                    prompt_ids=prompt,
+                    prompt_ids=prompt_ids,
                     params=params,
-                    max_new_tokens=min(params.max_new_tokens, max_model_len - len(main_ids) - len(prompt)),
-                    detokenizer=Detokenizer(self.encoder.tokenizer, params.stop_texts),
+                    max_new_tokens=min(params.max_new_tokens, room),
+                    detokenizer=Detokenizer(self.tokenizer, params.stop_texts),
                 )
+                index += 1
                 if not group.in_step and self.is_long(group.length_of(sequence)):
                     group = sequence.group = group.long_sibling()
                 group.branches.append(sequence)
-                group.waiting.append(sequence)
+                if isinstance(prompt, RequestError):
+                    problem: Problem | None = Problem(sequence, "invalid", str(prompt))
+                elif one.adapter not in seen:
+                    problem = Problem(sequence, "invalid", str(self._unknown(one.adapter)))
+                else:
+                    problem = self.problem_of(sequence, room, max_model_len)
+                if problem is None:
+                    group.waiting.append(sequence)
+                else:
+                    problems.append(problem)
         for group in groups.values():
             if group.in_step:
-                self._check_lengths_in_step(group, prepared)
-        prepared.groups = list(dict.fromkeys(other for group in groups.values() for other in group.siblings))
-        return prepared
+                problems += self._lengths_in_step(group)
+        return Prepared(together, problems)
 
-    def refused(self, request_id: int, given: Any, sampling: SamplingParams, error: RequestError) -> Prepared:
-        """The same for a request that makes no sense as a whole: an error for each of its answers."""
-        prepared = Prepared()
-        for _ in range(num_answers(given, sampling) if isinstance(given, Request) else 1):
-            prepared.refuse(request_id, prepared.next_index(), Problem("invalid", str(error)))
-        return prepared
+    def refusals(self, request_id: int, given: Any, sampling: SamplingParams, error: RequestError) -> list[Event]:
+        """The ends of the answers of a request that makes no sense as a whole."""
+        count = num_answers(given, sampling) if isinstance(given, Request) else 1
+        result = BranchResult(finish_reason="error", error=str(error), error_kind="invalid")
+        return [
+            Event(
+                request_index=request_id, branch_index=index, finish_reason="error", result=dataclasses.replace(result)
+            )
+            for index in range(count)
+        ]
+
+    def main_ids(self, main: Any) -> list[int]:
+        """Token ids of a main of any form."""
+        return self._encoder.main_ids(main)
+
+    def prompt_ids(self, prompt: Any, *, has_main: bool) -> list[int]:
+        """Token ids of a branch's prompt of any form."""
+        return self._encoder.prompt_ids(prompt, has_main=has_main)
+
+    @cached_property
+    def _encoder(self) -> RequestEncoder:
+        return RequestEncoder(self.tokenizer)
 
     def visibility_of(self, request: Request, adapter: str) -> Visibility:
         """What the branches of a request that use this adapter see.
@@ -232,68 +238,47 @@ class InputProcessor:
         loaded = [name for name in names if name in self.visibilities or name == request.adapter]
         return {name: self.visibility_of(request, name) for name in loaded or names}
 
-    def _check_lengths_in_step(self, group: RequestGroup, prepared: Prepared) -> None:
+    def _lengths_in_step(self, group: RequestGroup) -> list[Problem]:
         """Branches that see each other have the frequencies of long texts all the time, or never."""
         if not any(self.is_long(group.length_of(branch) + branch.max_new_tokens) for branch in group.waiting):
-            return
+            return []
         if all(self.is_long(group.length_of(branch)) for branch in group.waiting):
             group.is_long = True
-            return
+            return []
         reason = (
             f"with visibility {group.visibility!r} a row may not grow past the length at which the model's rotary "
             "embedding changes (original_max_position_embeddings of its longrope): lower max_new_tokens, shorten main, "
             "or use 'isolated'"
         )
-        for branch in group.waiting:
-            prepared.refuse(
-                group.request_id,
-                branch.index,
-                Problem("too_long", reason),
-                prompt_tokens=len(branch.prompt_ids),
-                main_tokens=len(group.main_ids),
-            )
-        group.branches.clear()
+        problems = [Problem(branch, "too_long", reason) for branch in group.waiting]
         group.waiting.clear()
+        return problems
 
-    def _problem(
-        self,
-        one: _Asked,
-        group: RequestGroup | None,
-        main_ids: Sequence[int],
-        prompt: list[int] | RequestError,
-        max_model_len: int,
-    ) -> Problem | None:
-        if isinstance(prompt, RequestError):
-            return Problem("invalid", str(prompt))
-
-        if group is None:
-            return Problem("invalid", str(self._unknown(one.adapter)))
-        if one.params.n > 1 and group.in_step:
-            return Problem(
-                "invalid",
-                f"n is {one.params.n}, and with visibility {group.visibility!r} the answers would read one another; "
-                "use 'isolated', or a request for each",
+    def problem_of(self, branch: BranchSequence, room: int, max_model_len: int) -> Problem | None:
+        """Why a branch cannot run, which the model leaves so much room for new tokens; None: it can."""
+        group, prompt_ids, params = branch.group, branch.prompt_ids, branch.params
+        if params.n > 1 and group.in_step:
+            reason = (
+                f"n is {params.n}, and with visibility {group.visibility!r} the answers would read one another; "
+                "use 'isolated', or a request for each"
             )
-        if not prompt and not group.reads_main:
-            return Problem("empty", "nothing to continue: main and the branch's prompt are both empty")
-        if max_model_len - len(main_ids) - len(prompt) < 1:
-            return Problem(
-                "too_long",
-                f"too long for the model: main has {len(main_ids)} tokens and the branch {len(prompt)}, the "
-                f"model takes {max_model_len} with at least one new token; shorten main or the branch",
+            return Problem(branch, "invalid", reason)
+        if not prompt_ids and not group.reads_main:
+            return Problem(branch, "empty", "nothing to continue: main and the branch's prompt are both empty")
+        if room < 1:
+            reason = (
+                f"too long for the model: main has {len(group.main_ids)} tokens and the branch {len(prompt_ids)}, the "
+                f"model takes {max_model_len} with at least one new token; shorten main or the branch"
             )
+            return Problem(branch, "too_long", reason)
         size = self.num_embeddings
-        wrong = next((i for ids in (main_ids, prompt) for i in ids if not 0 <= i < size), None)
+        wrong = next((i for ids in (group.main_ids, prompt_ids) for i in ids if not 0 <= i < size), None)
         if wrong is not None:
-            return Problem(
-                "vocabulary",
-                f"token id {wrong} is outside the model's vocabulary of {size}; use the model's own tokenizer",
-            )
-        if (biased := max(one.params.logit_bias, default=0)) >= size:
-            return Problem(
-                "vocabulary",
-                f"logit_bias names token id {biased}, outside the model's vocabulary of {size}; leave it out",
-            )
+            reason = f"token id {wrong} is outside the model's vocabulary of {size}; use the model's own tokenizer"
+            return Problem(branch, "vocabulary", reason)
+        if (biased := max(params.logit_bias, default=0)) >= size:
+            reason = f"logit_bias names token id {biased}, outside the model's vocabulary of {size}; leave it out"
+            return Problem(branch, "vocabulary", reason)
         return None
 
 
