@@ -35,6 +35,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/jobs.py --save
 	$(BIN)/python benchmarks/answering.py --save
 	$(BIN)/python benchmarks/serving.py --save
+	$(BIN)/python benchmarks/joining.py --save
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

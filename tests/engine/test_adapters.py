@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from parallelmind import Branch, Engine, Request, SamplingParams, load_model_with_lora
+from parallelmind import Branch, Engine, Request, RequestResult, SamplingParams, load_model_with_lora
 from parallelmind.columnar import Visibility, auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.errors import AdapterError, RequestError, SettingsError
 from parallelmind.models.adapters import AdapterSet, attach_adapters
@@ -245,3 +246,34 @@ def test_a_request_with_two_adapters_is_one_request(tmp_path: Path) -> None:
     for _ in range(3):
         engine.step()
     assert (engine.num_running_branches, engine.num_waiting_branches) == (2, 1)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "cohere", "deepseek_v3"])
+def test_forks_and_joins_with_turned_keys_are_those_of_the_adapter_alone(family: str, tmp_path: Path) -> None:
+    """Also without an adapter, whose positions are the unpatched model's, and for an adapter of another stride."""
+    paths = {name: save_adapter(tmp_path / name, family, seed) for seed, name in enumerate(SETTINGS)}
+    engine = together(family, paths)
+    requests = [Request(main=MAIN, branches=PROMPTS[:3], adapter=name) for name in ["", *SETTINGS]]
+    engine.generate(requests, GREEDY)
+    forks: dict[int, int] = {}
+    results: dict[tuple[int, int], Any] = {}
+    for event in engine.stream(requests, GREEDY):
+        if event.result is not None:
+            results[event.request_index, event.branch_index] = event.result
+        elif event.branch_index == 1 and event.request_index not in forks:
+            [forks[event.request_index]] = engine.fork(event.request_id, 1, prompts=["xyz"], sampling=[GREEDY])
+    for index, request in enumerate(requests):
+        name = request.adapter
+        expected = alone(family, paths.get(name), SETTINGS.get(name), "isolated")
+        fork = results[index, forks[index]]
+        prompt = [*char_tokenizer()(PROMPTS[1])["input_ids"], *fork.prefix_token_ids]
+        again = Request(main=MAIN, branches=[Branch(prompt=prompt, branch_id=2)])
+        assert fork.token_ids == expected.generate([again], GREEDY)[0].branches[0].token_ids
+        answers = RequestResult(branches=[results[index, place] for place in range(3)])
+        joined = engine.join(request, answers, branches=["next"], join="turned")
+        same = expected.join(replace(request, adapter=""), answers, branches=["next"], join="turned")
+        found, reference = engine.generate([joined], GREEDY)[0], expected.generate([same], GREEDY)[0]
+        assert found.branches[0].token_ids == reference.branches[0].token_ids
+        logprobs = [p.logprob for p in reference.branches[0].logprobs]
+        assert [p.logprob for p in found.branches[0].logprobs] == pytest.approx(logprobs, abs=1e-3)
+    assert engine.stats.turned_tokens > 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,125 @@ _NO_ROPE = (
     "for example, have none). Run it with --no_patch_rope (patch_rope=False): its branches then differ by visibility "
     "only."
 )
+
+_LENGTH_DEPENDENT = {"dynamic", "longrope"}
+_USE_RECOMPUTE = 'Join with join="recompute", which runs the joined text through the model.'
+
+
+class KeyLayout(NamedTuple):
+    """Which two features of a head a frequency pair turns, and which entry of cos and sin says how far; each [F]."""
+
+    first: Tensor
+    second: Tensor
+    entry: Tensor
+
+
+class KeyTurner:
+    """Turns keys that a model has computed to other positions, by the model's own rotary embedding.
+
+    A key is the rotation of what a layer made of a token. So a key of one position, rotated by the difference to
+    another one, is the key of that position, as far as the layer saw the same. Which rotary embedding a layer uses, and
+    which features of its keys form pairs, is found by `fit`: families differ in both, and some layers turn nothing.
+
+    Raises:
+        UnsupportedModelError: the model has no rotary embedding, or one whose frequencies depend on the length.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._rotaries: list[tuple[nn.Module, str | None]] = []
+        """As they are installed, with 2D RoPE around them if the model is patched."""
+        try:
+            modules = list(_rotary_modules(model))
+            for _, _, rotary in modules:
+                for layer_type in _layer_types(model, rotary):
+                    probe_pairs(rotary, layer_type)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(
+                f"Keys of {type(model).__name__} cannot be turned to another place: it has no rotary embedding of one "
+                f"position axis that gives cos and sin. {_USE_RECOMPUTE}"
+            ) from error
+        for parent, attribute, rotary in modules:
+            kinds: Any = getattr(rotary, "rope_type", "default")
+            kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+            if changing := sorted(kinds & _LENGTH_DEPENDENT):
+                raise UnsupportedModelError(
+                    f"The frequencies of {type(rotary).__name__} depend on the length of the text ({changing[0]}), so "
+                    f"that keys cannot be turned to another place. {_USE_RECOMPUTE}"
+                )
+            self._rotaries += [(getattr(parent, attribute), kind) for kind in _layer_types(model, rotary)]
+        self._layers: dict[int, tuple[int, KeyLayout] | None] = {}
+
+    def angles(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """cos and sin [T, E] of each rotary embedding, for positions [T] or [T, 2]."""
+        found = []
+        for rotary, layer_type in self._rotaries:
+            device = next((buffer.device for buffer in rotary.buffers()), torch.device("cpu"))
+            arguments = () if layer_type is None else (layer_type,)
+            cos, sin = rotary(torch.zeros(1, 1, device=device), positions[None].to(device), *arguments)
+            found.append((cos[0].float(), sin[0].float()))
+        return found
+
+    def fit(self, layer: int, keys_HTD: Tensor, angles: Sequence[tuple[Tensor, Tensor]], tolerance: float) -> None:
+        """Find out how a layer's keys turn, from those of one token at several positions.
+
+        Raises:
+            UnsupportedModelError: they are not one another turned.
+        """
+        size = float(keys_HTD.abs().max().float().clamp_min(1e-9))
+        first_HTD = keys_HTD[:, :1].expand_as(keys_HTD)
+        best = float((first_HTD.float() - keys_HTD.float()).abs().max()) / size
+        self._layers[layer] = None
+        for number, (cos, sin) in enumerate(angles):
+            old = (cos[:1].expand_as(cos), sin[:1].expand_as(sin))
+            for layout in _key_layouts(cos.shape[-1], keys_HTD.shape[-1]):
+                turned = _turned(first_HTD, layout, old, (cos, sin))
+                if (difference := float((turned.float() - keys_HTD.float()).abs().max()) / size) < best:
+                    best, self._layers[layer] = difference, (number, layout)
+        if best > tolerance:
+            raise UnsupportedModelError(
+                f"The keys of layer {layer} at another position are not those of the first one turned (they differ by "
+                f"{best:.2g} of their size), as with positions that are added to what the layers see. {_USE_RECOMPUTE}"
+            )
+
+    def turn(
+        self,
+        layer: int,
+        keys_HTD: Tensor,
+        old: Sequence[tuple[Tensor, Tensor]],
+        new: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """A layer's keys from where they stand (`angles` of their positions) to another place."""
+        found = self._layers[layer]
+        if found is None:
+            return keys_HTD
+        number, layout = found
+        return _turned(keys_HTD, layout, old[number], new[number])
+
+
+def _key_layouts(width: int, head_size: int) -> Iterator[KeyLayout]:
+    """All ways in which families lay out E entries of cos and sin, and the features of a head."""
+    half = width // 2
+    for entry in (torch.arange(half), torch.arange(0, 2 * half, 2), torch.arange(width)):
+        pairs = len(entry)
+        if not 0 < 2 * pairs <= head_size:
+            continue
+        place = torch.arange(pairs)
+        for start in sorted({0, head_size - 2 * pairs}):
+            yield KeyLayout(start + place, start + place + pairs, entry)
+            yield KeyLayout(start + 2 * place, start + 2 * place + 1, entry)
+
+
+def _turned(keys: Tensor, layout: KeyLayout, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
+    """Keys [H, T, D] by the difference of two angles, given as cos and sin [T, E], scaled or not."""
+    layout = KeyLayout(*(part.to(keys.device) for part in layout))
+    cos_0, sin_0, cos_1, sin_1 = (part.to(keys.device)[:, layout.entry] for part in (*old, *new))
+    scale = cos_0 * cos_0 + sin_0 * sin_0
+    cos, sin = (cos_0 * cos_1 + sin_0 * sin_1) / scale, (cos_0 * sin_1 - sin_0 * cos_1) / scale
+    first, second = keys[..., layout.first].float(), keys[..., layout.second].float()
+    turned = keys.clone()
+    turned[..., layout.first] = (first * cos - second * sin).to(keys.dtype)
+    turned[..., layout.second] = (second * cos + first * sin).to(keys.dtype)
+    return turned
 
 
 class Interleaved2DRoPE(nn.Module):

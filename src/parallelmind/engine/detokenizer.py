@@ -15,17 +15,24 @@ class Detokenizer:
 
     `push` returns the text that is certain by now: whole characters only, and nothing that may still turn out to be
     the beginning of a stop text. After `stopped`, `text` ends before the stop text.
+
+    Args:
+        before: tokens that stand before those to come; their text is not returned, nor is a stop text looked for in it.
     """
 
-    def __init__(self, tokenizer: Any, stop_texts: Sequence[str] = ()):
+    def __init__(self, tokenizer: Any, stop_texts: Sequence[str] = (), *, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._stop_texts = tuple(stop_texts)
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._stream = DecodeStream(skip_special_tokens=True) if self._backend is not None else None
         self._token_ids: list[int] = []
         self._decoded = ""
-        self._emitted = 0
+        self._start = self._emitted = 0
         self.stopped = False
+        for token_id in before:
+            self._token_ids.append(token_id)
+            self._decoded += self._decode_next()
+        self._start = self._emitted = len(self._decoded)
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the new certain text, possibly empty.
@@ -40,7 +47,7 @@ class Detokenizer:
             self._token_ids.pop()  # `finish` would fail on it again
             raise
         longest = max(map(len, self._stop_texts), default=0)
-        start = max(0, before - longest + 1)
+        start = max(self._start, before - longest + 1)
         found = [at for text in self._stop_texts if (at := self._decoded.find(text, start)) >= 0]
         if found:
             self.stopped = True
@@ -57,7 +64,7 @@ class Detokenizer:
                 self._decoded = whole
         rest = self._decoded[self._emitted :]
         self._emitted = len(self._decoded)
-        return self._decoded, rest
+        return self._decoded[self._start :], rest
 
     def _decode_next(self) -> str:
         if self._stream is not None:
@@ -73,7 +80,7 @@ class Detokenizer:
     def _possible_stop(self) -> int:
         """Length of the longest end of the text that is the beginning of a stop text."""
         for length in range(max(map(len, self._stop_texts), default=1) - 1, 0, -1):
-            end = self._decoded[-length:]
+            end = self._decoded[self._start :][-length:]
             if len(end) == length and any(text.startswith(end) for text in self._stop_texts):
                 return length
         return 0

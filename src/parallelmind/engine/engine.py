@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,8 +10,11 @@ from typing import Any, TypeAlias
 import torch
 
 from parallelmind.columnar import VISIBILITIES, Visibility
+from parallelmind.engine.forking import find_parent, make_forks
 from parallelmind.engine.forms import requests_of
 from parallelmind.engine.input_processor import InputProcessor, Prepared, checked_sampling, default_visibilities
+from parallelmind.engine.joining import JoinWay, check_joined, joined_request
+from parallelmind.engine.key_mover import KeyMover
 from parallelmind.engine.loading import load_for_engine
 from parallelmind.engine.memory import default_kv_cache_bytes
 from parallelmind.engine.model_runner import ModelOutput, ModelRunner, end_token_ids
@@ -33,7 +35,7 @@ from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.tree import PageTree
 from parallelmind.engine.uses import Mailbox, Uses
-from parallelmind.errors import RequestError, SettingsError
+from parallelmind.errors import RequestError, SettingsError, UnsupportedModelError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.identity import AdapterPath
 from parallelmind.models.weights_version import WeightsVersion
@@ -113,11 +115,13 @@ class Engine:
         prefix_bytes = kv_bytes // 2 if prefix_cache_bytes is None else min(prefix_cache_bytes, kv_bytes)
         page_bytes = page_tokens * self._runner.bytes_per_token
         self._tree = PageTree(PageStore(page_tokens, kv_bytes // page_bytes), prefix_bytes // page_bytes)
+        self._mover = KeyMover(self._runner, self._tree.store)
         self._scheduler = Scheduler(
             self._tree,
             position_of=self._runner.branch_position,
             is_long=self._runner.rope_lengths.is_long,
             weights=WeightsVersion(model).current,
+            move=self._mover,
             max_running_branches=max_running_branches,
             max_running_requests=max_running_requests,
             max_batched_tokens=min(max_batched_tokens, self._runner.exact_length or max_batched_tokens),
@@ -219,8 +223,53 @@ class Engine:
         shared = checked_sampling(sampling, "sampling") or SamplingParams()
         with self._uses.alone():
             request_id = self._new_id()
-            self._queue(request_id, self._input.process(request_id, request, shared, self.max_model_len))
+            self._queue(request_id, self._prepared(request_id, request, shared))
         return request_id
+
+    @torch.inference_mode()
+    def fork(
+        self,
+        request_id: int,
+        branch_index: int,
+        n: int | None = None,
+        *,
+        prompts: Sequence[Prompt] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[int]:
+        """Let n forks of a branch go on from where it stands, while it decodes; returns their branch indices.
+
+        They share what the branch has computed, and are branches of the same request: their events carry these indices
+        and their results come behind those of the others. A fork may be forked again. The branch itself goes on.
+
+        Args:
+            request_id: `Event.request_id`, or what `add_request` returned.
+            n: None: as many as there are prompts or parameters, else one.
+            prompts: a text or token ids for each fork, with which it continues; none: right behind the last token.
+            sampling: parameters for each fork, taken as they are; or for all of them, or None for the branch's own
+                with the new tokens that are left to it. A seed that several share becomes another one for each fork,
+                the same in every run.
+        Raises:
+            RequestError: the branch is not running, its request has a visibility in which branches see one another, or
+                the numbers contradict each other.
+        """
+        with self._uses.alone():
+            groups = self._groups.get(request_id, ())
+            parent = find_parent(groups, request_id, branch_index)
+            forks, problems = make_forks(
+                parent,
+                first_index=sum(len(group.branches) for group in groups),
+                n=n,
+                prompts=prompts,
+                sampling=sampling,
+                inputs=self._input,
+                max_model_len=self.max_model_len,
+            )
+            parent.group.branches += forks
+            self._uses.expect_more(request_id, len(forks))
+            wrong = [problem.branch for problem in problems]
+            self._scheduler.add_forks(parent, [fork for fork in forks if fork not in wrong])
+            self._uses.deliver([self._fail(*problem) for problem in problems])
+            return [fork.index for fork in forks]
 
     def visibility_of(self, request: Request, adapter: str | None = None) -> Visibility:
         """What the branches of a request that use an adapter (the request's own) see.
@@ -263,20 +312,40 @@ class Engine:
             self._run_step()
             return self._uses.take_others()
 
-    def join(self, request: Request, result: RequestResult, branches: Sequence[Prompt | Branch] = ()) -> Request:
+    def join(
+        self,
+        request: Request,
+        result: RequestResult,
+        branches: Sequence[Prompt | Branch] = (),
+        *,
+        take: Sequence[int] | None = None,
+        join: JoinWay = "recompute",
+    ) -> Request:
         """A request whose main is the former one followed by its branches and their answers, in order.
 
-        The keys and values of the former main are reused, if it is still in the prefix cache.
+        The keys and values of the former main are reused, if they are still held. With "recompute", the request is what
+        it would be if the joined text were given as main. With "turned", the keys of the branches are turned to their
+        new place instead of being computed again, so that each branch is to main what it was without the others.
+
+        Args:
+            take: indices of the results that are joined, in order; None: all. A fork is joined with what it continues.
+            join: "recompute" or "turned".
+        Raises:
+            RequestError: there is no such result, or, with "turned", the branches saw more or less than main.
+            UnsupportedModelError: keys of the model cannot be turned.
         """
-        main = list(self._input.main_ids(request.main))
-        for branch, answer in zip(request.branches or [""], result.branches, strict=True):
-            prompt = branch.prompt if isinstance(branch, Branch) else branch
-            main += self._input.prompt_ids(prompt, has_main=bool(main))
-            tokens = [token for token in answer.token_ids if token not in self._eos_token_ids]
-            if answer.finish_reason == "stop" and tokens == answer.token_ids:  # a stop text is among the tokens
-                tokens = self._input.prompt_ids(answer.text, has_main=True)
-            main += tokens
-        return dataclasses.replace(request, main=main, branches=branches)
+        if join == "turned":
+            self._mover.turner()
+        return joined_request(
+            request,
+            result,
+            branches,
+            take=take,
+            way=join,
+            inputs=self._input,
+            position_of=self._runner.branch_position,
+            end_tokens=self._eos_token_ids,
+        )
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -313,6 +382,15 @@ class Engine:
         self._next_request_id += 1
         return self._next_request_id - 1
 
+    def _prepared(self, request_id: int, request: Any, sampling: SamplingParams) -> Prepared:
+        if isinstance(request, Request) and request.joined:
+            check_joined(request)
+            try:
+                self._mover.turner()
+            except UnsupportedModelError as error:
+                raise RequestError(f"the request's joined branches come from another model: {error}") from error
+        return self._input.process(request_id, request, sampling, self.max_model_len)
+
     def _queue(self, request_id: int, prepared: Prepared) -> None:
         self._uses.deliver([self._fail(*problem) for problem in prepared.problems])
         if any(group.waiting for group in prepared.groups):
@@ -325,7 +403,7 @@ class Engine:
         with self._uses.alone():
             request_id = self._new_id()
             try:
-                prepared = self._input.process(request_id, request, sampling, self.max_model_len)
+                prepared = self._prepared(request_id, request, sampling)
             except RequestError as error:
                 errors = self._input.refusals(request_id, request, sampling, error)
                 self._uses.expect(mailbox, request_id, index, len(errors))
@@ -375,10 +453,18 @@ class Engine:
             if branch.starts_from_main:
                 sampled.append(branch)
                 rows.append(main_run.logits)
+        parents = [branch for branch in output.branches if branch.forks]
+        for parent in parents:
+            for fork in parent.forks:
+                if not fork.has_own_prompt and not fork.finished:
+                    sampled.insert(0, fork)  # before its parent, which may end and give up the pages that it takes over
+                    rows.insert(0, output.branches[parent])
         tokens = next_tokens(torch.stack(rows), [branch.sampler_row() for branch in sampled]) if sampled else []
         self._commit(schedule, output)
         events = self._fail_culprits(output)
         for branch, token in zip(sampled, tokens, strict=True):
+            if branch in parents:
+                self._scheduler.start_forks(branch)
             if not branch.finished:
                 events.append(self._fail(branch, *token.problem) if token.problem else self._advance(branch, token))
         return events
@@ -399,11 +485,11 @@ class Engine:
         if not output.failed and not output.failed_mains:
             return []
         culprits = dict(output.failed)
+        failed_mains = self._scheduler.joins.failed(output.failed_mains)
         for groups in self._groups.values():
             for group in groups:
-                if group.main is not None and group.main in output.failed_mains:
-                    error = output.failed_mains[group.main]
-                    culprits |= dict.fromkeys(group.branches, error)
+                if group.main is not None and group.main in failed_mains:
+                    culprits |= dict.fromkeys(group.branches, failed_mains[group.main])
         return [self._fail(b, "engine", _broken(error)) for b, error in culprits.items() if not b.finished]
 
     def _advance(self, branch: BranchSequence, token: NextToken) -> Event:

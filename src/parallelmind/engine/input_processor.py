@@ -124,6 +124,7 @@ class InputProcessor:
                 reads_main=bool(main_ids) and not hidden.get(name, False),
                 visibility=seen.get(name, "isolated"),
                 adapter=name,
+                joined=request.joined,
             )
             groups[name] = group
             group.siblings = together

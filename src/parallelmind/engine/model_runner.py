@@ -163,19 +163,21 @@ class ModelRunner:
         return logits.float()
 
     def _position_ids(self, step: Step) -> Tensor:
-        time = step.time_ids
+        return self.positions(step.branch_ids, step.time_ids, step.adapter_ranges())[None]
+
+    def positions(self, branch: Tensor, time: Tensor, adapter_ranges: Sequence[tuple[str, int, int]]) -> Tensor:
+        """What the rotary embedding takes for tokens of branch ids and times [T]: [T], or [T, 2] with 2D RoPE."""
         if not self.patched:
-            return time[None]
-        positions = pos2d_ids(step.branch_ids, time, self.branch_stride)
+            return time
+        positions = pos2d_ids(branch, time, self.branch_stride)
         if self.adapters is not None:
-            branch = step.branch_ids
-            for adapter, start, end in step.adapter_ranges():
+            for adapter, start, end in adapter_ranges:
                 if self.adapters.settings(adapter) is None:
                     # The branch position at which a token's 2D rotation is the model's own (columnar/rope.py).
                     positions[start:end, 0] = time[start:end] if self._plain_branch_is_time else 0
                 else:
                     positions[start:end, 0] = branch[start:end] * self.stride_of(adapter)
-        return positions[None]
+        return positions
 
     def branch_position(self, adapter: str, branch_id: int) -> int:
         """Branch position of a branch; 0 where its tokens stand as those of main do."""

@@ -44,6 +44,19 @@ class Branch:
     """Name of a loaded adapter, BASE_MODEL for none; None: the request's."""
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedBranch:
+    """Tokens of a main that a branch computed in its own place, and whose keys are turned to their place in main."""
+
+    start: int
+    end: int
+    """They are those from `start` up to `end` of main; its last token is none of them."""
+    behind: int
+    """The branch continued so many tokens of main, so that its first token had this time."""
+    branch_id: int
+    """Its number under that main."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A main and its branches; without branches, one continuation of main itself (branch id 0).
@@ -61,6 +74,8 @@ class Request:
     """Name of a loaded adapter."""
     sampling: SamplingParams | None = None
     """Of branches without parameters of their own; None: those given to `generate` or `stream`."""
+    joined: tuple[JoinedBranch, ...] = ()
+    """What `Engine.join` made part of main by turning keys; with it main may grow at its end, and be joined again."""
 
     def __post_init__(self) -> None:
         given: Any = self.branches
@@ -98,11 +113,16 @@ class BranchResult:
     """Tokens of main whose keys and values were already in the prefix cache when the request started."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """One per generated token, where asked for."""
+    parent: int | None = None
+    """Of a fork: the index of the branch that it was forked from."""
+    prefix_token_ids: list[int] = field(default_factory=list)
+    """Of a fork: what stands between the prompt of the request's branch and the fork's own tokens, which are what the
+    parent had generated, and the fork's own prompt; of a fork of a fork, of both."""
 
 
 @dataclass(kw_only=True)
 class RequestResult:
-    """The answers of one request, in the order of its branches; with `n`, so many side by side for each."""
+    """The answers of one request, in the order of its branches (with `n` so many for each), then of its forks."""
 
     branches: list[BranchResult] = field(default_factory=list)
 
@@ -112,7 +132,9 @@ class Event:
     """New text of one branch; the last event of a branch carries its result."""
 
     request_index: int
+    """Its place among the requests of `stream`; the id that `add_request` returned, from `step`."""
     branch_index: int
+    """Its place among the request's branches; forks come behind them in the order in which they were made."""
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -120,6 +142,8 @@ class Event:
     finish_reason: FinishReason | None = None
     result: BranchResult | None = None
     """Set on the last event of the branch."""
+    request_id: int = -1
+    """What `fork` and `cancel` know the request by."""
 
 
 def num_answers(request: Request, sampling: SamplingParams | None = None) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from parallelmind.engine.joining import Joins, Move
 from parallelmind.engine.readings import Company, Span
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.step import company_of
@@ -26,6 +27,8 @@ class EngineStats:
     """Tokens of mains that were in the prefix cache instead."""
     generated_tokens: int = 0
     forwards: int = 0
+    turned_tokens: int = 0
+    """Tokens of joined branches whose keys were turned to their place in main instead."""
     preemptions: int = 0
     """Branches that were put back for want of memory, and computed again later."""
 
@@ -43,9 +46,9 @@ class Schedule:
     """Tokens that may still be added."""
     _companies: dict[RequestGroup, Company | None] = field(default_factory=dict)
 
-    def add_main(self, run: Run, count: int) -> None:
+    def add_main(self, run: Run, count: int, branch_id: int = 0) -> None:
         past = run.num_cached
-        self.spans.append(Span(run=run, past=past, token_ids=run.tokens[past : past + count]))
+        self.spans.append(Span(run=run, past=past, token_ids=run.tokens[past : past + count], branch_id=branch_id))
         self.budget -= count
 
     def add_branch(self, branch: BranchSequence, count: int) -> None:
@@ -91,6 +94,7 @@ class Scheduler:
         position_of: the branch position of a branch id, with an adapter.
         is_long: whether a text of so many tokens is a long one.
         weights: the number of the model's present weights; it is asked when nothing runs.
+        move: copies keys and values of joined branches, turning the keys, for an adapter.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Scheduler:
         position_of: Callable[[str, int], int],
         is_long: Callable[[int], bool],
         weights: Callable[[], int],
+        move: Callable[[str, Sequence[Move]], None],
         max_running_branches: int | None,
         max_running_requests: int | None,
         max_batched_tokens: int,
@@ -116,6 +121,7 @@ class Scheduler:
         self._is_long = is_long
         self._weights_now = weights
         self._weights = 0
+        self.joins = Joins(tree, position_of=position_of, move=move)
         self._mains: dict[tuple[Place, tuple[int, ...], bool], tuple[Run, list[RequestGroup]]] = {}
         """The mains in use, with the requests that use them."""
 
@@ -142,6 +148,29 @@ class Scheduler:
         plan.gather_companies()
         return plan
 
+    def add_forks(self, parent: BranchSequence, forks: list[BranchSequence]) -> None:
+        """Queue forks of a branch. Where it is going to run its last token, they start when it has."""
+        if parent.run is None or parent.starts_from_main:
+            self._queue(forks)
+        else:
+            parent.forks += forks
+
+    def start_forks(self, parent: BranchSequence) -> None:
+        """A branch has run its last token: its forks start, before its pages are given up."""
+        forks = self._queue_forks(parent)
+        for fork in forks:
+            if fork.group is not parent.group:
+                continue  # it is a long text, whose main is another one
+            if not self._has_places(1):
+                return
+            run = self._open(fork)
+            if not self.tree.reserve(run, len(run)):
+                self.tree.close(run)
+                return
+            self._start(fork, run)
+            if not fork.group.waiting:
+                self.waiting.remove(fork.group)
+
     def release(self, branch: BranchSequence, *, is_spoilt: bool = False) -> None:
         """Take a finished or cancelled branch out; the others of an in-step group keep seeing it until all are done.
 
@@ -165,7 +194,29 @@ class Scheduler:
         if group.finished:
             self._let_main_go(group)
 
+    def _queue(self, branches: list[BranchSequence]) -> None:
+        """Let branches of a request that has begun wait, before requests that have not."""
+        for branch in branches:
+            group = branch.group
+            if not (group.is_long or group.in_step) and self._is_long(group.length_of(branch)):
+                # Its text has become a long one, all of whose keys are others.
+                group.branches.remove(branch)
+                if group.finished:
+                    self._let_main_go(group)
+                group = branch.group = group.long_sibling()
+                group.branches.append(branch)
+            bisect.insort(group.waiting, branch, key=lambda one: one.index)
+            if group not in self.waiting:
+                self.waiting.appendleft(group)
+
+    def _queue_forks(self, parent: BranchSequence) -> list[BranchSequence]:
+        forks = [fork for fork in parent.forks if not fork.finished]
+        parent.forks.clear()
+        self._queue(forks)
+        return forks
+
     def _stop(self, branch: BranchSequence) -> None:
+        self._queue_forks(branch)
         if branch.run is None:
             return
         self.tree.close(branch.run)
@@ -180,7 +231,11 @@ class Scheduler:
         users.remove(group)
         if not users:
             del self._mains[group.main_key]
-            self.tree.close(run)
+            self._close_main(run)
+
+    def _close_main(self, run: Run) -> None:
+        self.joins.close(run)
+        self.tree.close(run)
 
     def _let_unfinished_mains_go(self) -> None:
         """Nothing can go on: what does may wait for a main whose request waits behind it."""
@@ -192,7 +247,8 @@ class Scheduler:
         for branch in list(self.running):
             group = branch.group
             if not (group.is_long or group.in_step) and self._is_long(group.length_of(branch)):
-                self._begin_as_long(branch)
+                self._stop(branch)
+                self._queue([branch])
         for group in dict.fromkeys(branch.group for branch in self.running):
             if group.in_step:
                 self._feed_columns(group, plan)
@@ -221,27 +277,10 @@ class Scheduler:
                 return False
         return True
 
-    def _begin_as_long(self, branch: BranchSequence) -> None:
-        """Its text has become a long one, all of whose keys are others."""
-        group = branch.group
-        self._stop(branch)
-        group.branches.remove(branch)
-        branch.group = group.long_sibling()
-        branch.group.branches.append(branch)
-        self._wait_again(branch)
-        if group.finished:
-            self._let_main_go(group)
-
     def _put_back(self, branch: BranchSequence) -> None:
         self.stats.preemptions += 1
         self._stop(branch)
-        self._wait_again(branch)
-
-    def _wait_again(self, branch: BranchSequence) -> None:
-        group = branch.group
-        bisect.insort(group.waiting, branch, key=lambda one: one.index)
-        if group not in self.waiting:
-            self.waiting.appendleft(group)
+        self._queue([branch])
 
     def _feed_columns(self, group: RequestGroup, plan: Schedule) -> None:
         """Feed whole columns: as many as every unfinished branch has tokens for."""
@@ -288,9 +327,9 @@ class Scheduler:
             return _covers(plan, run)
         if not self.tree.advance(run):
             return False
-        count = min(run.num_pending, plan.budget)
+        count = min(self._joins_allow(run, plan), plan.budget)
         if run.num_pending and count <= 0:
-            return False
+            return self._wait(group, plan)
         if count:
             plan.add_main(run, count)
         return count == run.num_pending
@@ -302,9 +341,9 @@ class Scheduler:
         else:
             tokens = list(group.main_ids)
             at_most = len(tokens) - 1 if group.needs_main_logits else None
-            run = self.tree.open(None, group.place(), tokens, at_most=at_most)
-            if not self.tree.reserve(run, len(run)):
-                self.tree.close(run)
+            run = self.joins.open(group.place(), tokens, at_most)
+            if not self._reserve_main(run):
+                self._close_main(run)
                 return False
             group.cached_main_tokens = run.num_reused
             run, users = self._mains.setdefault(group.main_key, (run, []))
@@ -312,6 +351,21 @@ class Scheduler:
         group.main = run
         self.stats.cached_main_tokens += group.cached_main_tokens
         return True
+
+    def _joins_allow(self, run: Run, plan: Schedule) -> int:
+        """How many of a main's next tokens the model may run now."""
+        count = self.joins.allowed(run, plan)
+        self.stats.turned_tokens = self.joins.num_turned
+        if not count and not plan.spans and self.joins.holds(run):
+            self.joins.close(run)  # for want of memory, so that what comes first gets it
+            count = self.joins.allowed(run, plan)
+        return count
+
+    def _reserve_main(self, run: Run) -> bool:
+        if self.tree.reserve(run, len(run)):
+            return True
+        self.joins.close(run)
+        return self.tree.reserve(run, len(run))
 
     def _admit_branches(self, group: RequestGroup, plan: Schedule) -> None:
         if group.in_step:
@@ -388,7 +442,9 @@ class Scheduler:
         main = len(group.main_ids) if group.reads_main else 0
         tails = (main % size * self._goes_on_as_main(branch) for branch in branches)  # what a branch copies of main
         own = sum(-(-(tail + one.max_tokens) // size) for tail, one in zip(tails, branches, strict=True))
-        return -(-main // size) + own
+        # While main comes together, each joined branch is computed in a text of its own, behind a copy of main's end.
+        joined = max((2 + -(-(one.end - one.start) // size) for one in group.joined), default=0)
+        return -(-main // size) + max(own, joined)
 
     def _reject(self, branches: list[BranchSequence], needed: int, plan: Schedule) -> None:
         size = self.tree.store.page_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from parallelmind.columnar import Visibility, sees_branches
 from parallelmind.engine.adjustment import Adjustment, MainTokens, adjusts
 from parallelmind.engine.detokenizer import Detokenizer
-from parallelmind.engine.request import BranchResult, ErrorKind, Event, FinishReason, TokenLogprob
+from parallelmind.engine.request import BranchResult, ErrorKind, Event, FinishReason, JoinedBranch, TokenLogprob
 from parallelmind.engine.sampler import SamplerRow
 from parallelmind.engine.tree import Place, Run
 from parallelmind.settings.sampling import SamplingParams
@@ -29,6 +30,8 @@ class BranchSequence:
         params: SamplingParams,
         max_new_tokens: int,
         detokenizer: Detokenizer,
+        parent: BranchSequence | None = None,
+        own_prompt_ids: Sequence[int] = (),
     ):
         self.group = group
         self.index = index
@@ -42,6 +45,18 @@ class BranchSequence:
         self.run: Run | None = None
         """Its tokens and their keys and values, while it runs."""
         self.finish_reason: FinishReason | None = None
+        self.parent = parent
+        """The branch that it was forked from."""
+        self.has_own_prompt = bool(own_prompt_ids)
+        """Whether it goes on with a prompt of its own, not with what follows its parent's last token."""
+        self.prefix_ids: list[int] = [] if parent is None else [*parent.prefix_ids, *parent.output_ids, *own_prompt_ids]
+        """Of a fork: the end of its prompt that is not of the prompt that the request gives."""
+        self.text_ids: list[int] = [] if parent is None or own_prompt_ids else list(parent.text_ids)
+        """Generated tokens whose text belongs together: those of the parent that it goes on from, and its own."""
+        self.forks: list[BranchSequence] = []
+        """Forks that start when its last token has been run."""
+        self.num_forks = 0
+        """All that it has had."""
         self._detokenizer = detokenizer
         self._generator: torch.Generator | None = None
         if not params.is_greedy:
@@ -52,12 +67,16 @@ class BranchSequence:
                 self._generator.manual_seed(params.seed)
         self._adjustment: Adjustment | None = None
         if adjusts(params):
+            # A fork goes on with its parent's text: what that has generated counts as generated here, too.
+            own_prompt = prompt_ids[: len(prompt_ids) - len(self.text_ids)]
             self._adjustment = Adjustment(
                 params,
                 main=lambda: group.main_tokens,
-                context=lambda: [*group.seen_main_ids, *prompt_ids],
-                prompt_ids=prompt_ids,
+                context=lambda: [*group.seen_main_ids, *own_prompt],
+                prompt_ids=own_prompt,
             )
+            for token_id in self.text_ids:
+                self._adjustment.append(token_id)
 
     @property
     def finished(self) -> bool:
@@ -84,6 +103,7 @@ class BranchSequence:
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:
         """Take the sampled token; returns the text that became certain and sets the finish reason."""
         self.output_ids.append(token_id)
+        self.text_ids.append(token_id)
         if self._adjustment is not None:
             self._adjustment.append(token_id)
         text = self._detokenizer.push(token_id)
@@ -102,6 +122,7 @@ class BranchSequence:
             text=text,
             token_ids=token_ids,
             logprobs=logprobs,
+            request_id=self.group.request_id,
         )
 
     def last_event(
@@ -123,6 +144,8 @@ class BranchSequence:
             main_tokens=len(self.group.main_ids),
             cached_main_tokens=self.group.cached_main_tokens,
             logprobs=list(self.logprobs),
+            parent=None if self.parent is None else self.parent.index,
+            prefix_token_ids=list(self.prefix_ids),
         )
         last = self.event(text + rest, token_ids, logprobs)
         return dataclasses.replace(last, finish_reason=result.finish_reason, result=result)
@@ -140,6 +163,7 @@ class RequestGroup:
         visibility: Visibility,
         adapter: str,
         is_long: bool = False,
+        joined: tuple[JoinedBranch, ...] = (),
     ):
         self.request_id = request_id
         self.main_ids = main_ids
@@ -151,6 +175,8 @@ class RequestGroup:
         """Whether its texts are long ones, see `parallelmind.models.rope_lengths`."""
         self.weights: int | None = None
         """The number of the weights that it runs with, from its start on."""
+        self.joined = joined
+        """Parts of main whose keys are turned ones."""
         self.siblings: list[RequestGroup] = [self]
         """All groups of the request."""
         self.branches: list[BranchSequence] = []
@@ -169,9 +195,10 @@ class RequestGroup:
         return self.place(), self.main_ids, any(not branch.prompt_ids for branch in self.branches)
 
     def place(self, branch_position: int = 0, first_time: int = 0) -> Place:
-        """Where a text of the group stands."""
+        """Where a text of the group stands: one that begins as main does, or a branch behind it."""
         assert self.weights is not None, "it has started"
-        return Place(self.adapter, branch_position, first_time, self.is_long, self.weights)
+        joined = self.joined if (branch_position, first_time) == (0, 0) else ()
+        return Place(self.adapter, branch_position, first_time, self.is_long, self.weights, joined)
 
     @property
     def seen_main_ids(self) -> tuple[int, ...]:
@@ -210,6 +237,7 @@ class RequestGroup:
             visibility=self.visibility,
             adapter=self.adapter,
             is_long=True,
+            joined=self.joined,
         )
         group.siblings = self.siblings
         self.siblings.append(group)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from parallelmind.engine.pages import PageStore
+from parallelmind.engine.request import JoinedBranch
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +31,36 @@ class Place:
     """Whether the text has the rotary frequencies of long ones, see `parallelmind.models.rope_lengths`."""
     weights: int = 0
     """The number of the weights that they were computed with, see `parallelmind.models.weights_version`."""
+    joined: tuple[JoinedBranch, ...] = ()
+    """Tokens of the text that have turned keys, in order."""
+
+    def before(self, end: int) -> Place:
+        """The same for a text that ends before this token."""
+        return replace(self, joined=joined_before(self.joined, end)) if self.joined else self
+
+
+def joined_before(joined: tuple[JoinedBranch, ...], end: int) -> tuple[JoinedBranch, ...]:
+    """Those that begin before a token."""
+    return tuple(one for one in joined if one.start < end)
 
 
 class Page:
     """Up to P tokens of a text."""
 
     __slots__ = (
-        "children", "computed", "filler", "is_listed", "key", "last_use", "number", "parent", "tokens",
+        "children", "computed", "filler", "is_listed", "joined", "key", "last_use", "number", "parent", "tokens",
         "users",
     )  # fmt: skip
 
-    def __init__(self, number: int, parent: Page | None, place: Place, tokens: list[int]):
+    def __init__(
+        self, number: int, parent: Page | None, place: Place, tokens: list[int], joined: tuple[JoinedBranch, ...]
+    ):
         self.number = number
         self.parent = parent
         self.key = (place, tokens[0] if tokens else -1)
         """Under which the parent has it among its children."""
+        self.joined = joined
+        """What of the text up to the page's end has turned keys, or follows from such."""
         self.tokens = tokens
         self.computed = 0
         """Tokens whose keys and values are there."""
@@ -64,6 +81,7 @@ class Run:
         self.base = base
         """The text that it continues at another branch position."""
         self.place = place
+        self.plain_place = replace(place, joined=()) if place.joined else place
         self.tokens = tokens
         """May grow at the end."""
         self.is_private = is_private
@@ -143,8 +161,7 @@ class PageTree:
             return run
         size = self.store.page_tokens
         for start in range(0, limit, size):
-            wanted = tokens[start : start + size]
-            found, equal = self._find(self._last_page(run), place, wanted, limit - start)
+            found, equal = self._find(run, start, limit - start)
             if found is None:
                 break
             is_idle = not found.users
@@ -153,7 +170,9 @@ class PageTree:
                 run.pages.append(found)
                 continue
             # A page that is not full has one text alone: what others wrote there, were it no numbers, would spread.
-            if is_idle and equal == len(found.tokens) == found.computed:
+            # Nor does a text go on in one behind which branches begin, which would not be found any more.
+            goes_on = start + equal < len(tokens)
+            if is_idle and equal == len(found.tokens) == found.computed and not (goes_on and found.children):
                 run.pages.append(found)
                 self._fill(run, found)
             else:
@@ -198,7 +217,8 @@ class PageTree:
         for number in self.store.take(missing):
             start = len(run.pages) * size
             parent = self._last_page(run)
-            page = Page(number, parent, run.place, run.tokens[start : start + size])
+            joined = joined_before(run.place.joined, start + size)
+            page = Page(number, parent, run.plain_place, run.tokens[start : start + size], joined)
             page.users, page.filler = 1, run
             if not run.is_private:
                 self._children(parent).setdefault(page.key, []).append(page)
@@ -260,11 +280,14 @@ class PageTree:
         """Tokens whose keys and values are held in pages that others may find."""
         return sum(page.computed for page in self._listed(self._roots))
 
-    def _find(self, parent: Page | None, place: Place, wanted: list[int], limit: int) -> tuple[Page | None, int]:
-        """The page that begins most like `wanted`, and how many tokens are equal, `limit` at most."""
+    def _find(self, run: Run, start: int, limit: int) -> tuple[Page | None, int]:
+        """The page that begins most like a text's next one, and how many tokens are equal, `limit` at most."""
+        wanted = run.tokens[start : start + self.store.page_tokens]
         best, most = None, 0
-        for page in self._children(parent).get((place, wanted[0]), ()):
+        for page in self._children(self._last_page(run)).get((run.plain_place, wanted[0]), ()):
             equal = len(wanted) if page.tokens == wanted else _equal(page.tokens, wanted)
+            if page.joined or run.place.joined:
+                equal = min(equal, _joined_alike(page.joined, run.place.joined) - start)
             if min(equal, limit) > most:
                 best, most = page, min(equal, limit)
         return best, most
@@ -297,6 +320,7 @@ class PageTree:
         page.filler = run
         start = run.pages.index(page) * self.store.page_tokens
         page.tokens[:] = run.tokens[start : start + self.store.page_tokens]
+        page.joined = joined_before(run.place.joined, start + self.store.page_tokens)
 
     def _children(self, parent: Page | None) -> dict[tuple[Place, int], list[Page]]:
         return self._roots if parent is None else parent.children
@@ -332,7 +356,7 @@ class PageTree:
         """Whether all of an unused page stands in another one; if it is the other way round, that one is dropped."""
         count = len(page.tokens)
         for other in list(self._children(page.parent)[page.key]):
-            if other is page:
+            if other is page or other.joined != page.joined:
                 continue
             if count <= other.computed and other.tokens[:count] == page.tokens:
                 return True
@@ -379,6 +403,14 @@ class PageTree:
             for page in itertools.chain.from_iterable(waiting.pop().values()):
                 yield page
                 waiting.append(page.children)
+
+
+def _joined_alike(joined: tuple[JoinedBranch, ...], others: tuple[JoinedBranch, ...]) -> int:
+    """Up to which token two texts have the same joined branches."""
+    for one, other in itertools.zip_longest(joined, others):
+        if one != other:
+            return min(found.start for found in (one, other) if found is not None)
+    return sys.maxsize
 
 
 def _equal(tokens: Sequence[int], others: Sequence[int]) -> int:

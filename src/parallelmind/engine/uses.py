@@ -84,6 +84,11 @@ class Uses:
         mailbox.expect(request_id, index, answers)
         self._mailboxes[request_id] = mailbox
 
+    def expect_more(self, request_id: int, answers: int) -> None:
+        """A request gets so many further answers; the stream that waits for it, if one does, waits for these, too."""
+        if request_id in self._mailboxes:
+            self._mailboxes[request_id].unfinished[request_id] += answers
+
     def deliver(self, events: Iterable[Event]) -> None:
         """Give each event to the stream that waits for it; the others are for `take_others`."""
         for event in events:

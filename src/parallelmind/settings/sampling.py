@@ -7,6 +7,7 @@ every command that samples, the chat, the HTTP API and the imported OpenAI batch
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, TypedDict
@@ -199,6 +200,11 @@ def seed_of_branch(seed: int, number: int, choice: int = 0, choices: int = 1) ->
     """
     spread = seed + max(0, number - 1) * choices + choice
     return spread if spread < 2**64 else spread - 2**64
+
+
+def seed_of_fork(seed: int, number: int) -> int:
+    """The seed of a branch's fork of this number, counted from 1: another one for each, the same in every run."""
+    return int.from_bytes(hashlib.sha256(f"fork {number} of {seed}".encode()).digest()[:8])
 
 
 class Preset(TypedDict):

@@ -1,0 +1,372 @@
+"""Joins: by recomputing they are a fresh request, by turning keys they are what the branches alone had computed.
+
+Without a main in front, a branch alone is the same at any place, so that a text with turned keys is one full forward in
+which the tokens of each joined branch see that branch, and what comes after it everything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallelmind import Branch, Engine, Request, RequestResult, SamplingParams
+from parallelmind.columnar import (
+    additive_mask,
+    auto_pair_indices,
+    find_rope_patch,
+    patch_model_with_interleaved_2d_rope,
+)
+from parallelmind.engine.request import JoinedBranch
+from parallelmind.engine.tree import Place
+from parallelmind.errors import RequestError, UnsupportedModelError
+from tests.broken_models import failing
+from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
+
+GREEDY = SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True, logprobs=0)
+STRIDE = 16
+TOKEN_BYTES = 512
+WINDOWS_IN_KINDS = ("qwen2", "qwen3", "qwen3_moe", "smollm3")
+"""Families whose window holds for the layers that the config lists alone."""
+
+
+def text(length: int, start: int = 0) -> list[int]:
+    """Token ids that differ from one start to the other."""
+    return [3 + (start + i * (1 + start % 7)) % 90 for i in range(length)]
+
+
+MAIN, BRANCHES, NEXT = text(10, 3), [text(3, 5), text(4, 6), text(5, 9)], text(3, 30)
+
+
+def model_of(family: str = "qwen2", patch: str | None = "split") -> Any:
+    model = tiny_model(family)
+    if patch is not None:
+        patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.5), patch)  # type: ignore[arg-type]
+    return model
+
+
+def engine_of(model: Any, **settings: Any) -> Engine:
+    return Engine(model, char_tokenizer(), **({"branch_stride": STRIDE, "page_tokens": 4} | settings))
+
+
+def answered(engine: Engine, main: Sequence[int] = MAIN, branches: Sequence[Any] = BRANCHES) -> Any:
+    """A request, and its result."""
+    request = Request(main=main, branches=branches)
+    return request, engine.generate([request], GREEDY)[0]
+
+
+def assert_same(results: Sequence[RequestResult], others: Sequence[RequestResult]) -> None:
+    for result, other in zip(results, others, strict=True):
+        for one, two in zip(result.branches, other.branches, strict=True):
+            assert one.error is None
+            assert one.token_ids == two.token_ids
+            assert [p.logprob for p in one.logprobs] == pytest.approx([p.logprob for p in two.logprobs], abs=1e-4)
+
+
+def keys_of(engine: Engine, request: Request) -> list[Tensor]:
+    """The keys [H, T, D] of each layer for the main of a request that was just answered."""
+    place = Place(weights=engine._scheduler._weights, joined=request.joined)
+    run = engine._tree.open(None, place, list(request.main))  # type: ignore[arg-type]
+    size = engine._tree.store.page_tokens
+    with torch.inference_mode():
+        engine._tree.store.settle()
+    assert run.complete
+    places = [run.pages[i // size].number * size + i % size for i in range(len(run))]
+    store = engine._tree.store
+    found = [store.layer(layer)[0].flatten(1, 2)[:, places] for layer in range(store.num_layers)]
+    engine._tree.close(run)
+    return found
+
+
+@pytest.mark.parametrize("patch", [None, "split", "additive"])
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+def test_turned_keys_are_those_of_the_branches_alone(family: str, patch: str | None) -> None:
+    """Log-probabilities of an answer to a joined text, and of a join of that, are those of one full forward."""
+    model = model_of(family, patch)
+    engine = engine_of(model)
+    request, result = answered(engine, main=[])
+    joined = engine.join(request, result, branches=[NEXT], join="turned")
+    again = replace(joined, branches=[Branch(prompt=NEXT, branch_id=0)])
+    assert_equals_full_forward(model, again, engine.generate([again], GREEDY)[0])
+    assert engine.stats.turned_tokens == sum(one.end - one.start for one in joined.joined)
+
+
+@torch.no_grad()
+def assert_equals_full_forward(model: Any, request: Request, result: RequestResult) -> None:
+    answer = result.branches[0]
+    ids = [*request.main, *NEXT, *answer.token_ids]
+    time = torch.arange(len(ids), device=DEVICE)
+    seen = time[None] <= time[:, None]
+    for one in request.joined:
+        seen[one.start : one.end, : one.start] = False
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [])
+    mask: Any = additive_mask(seen, torch.float32)[None, None]
+    if window is not None:
+        sliding = additive_mask(seen & (time[None] > time[:, None] - window), torch.float32)[None, None]
+        if "sliding_attention" in kinds:
+            mask = {"full_attention": mask, "sliding_attention": sliding}
+        elif config.model_type not in WINDOWS_IN_KINDS:
+            mask = sliding
+    positions = time[None]
+    if find_rope_patch(model) is not None:
+        positions = torch.stack((torch.zeros_like(positions), positions), -1)
+    output = model(
+        torch.tensor([ids], device=DEVICE), position_ids=positions, attention_mask=mask, use_cache=False
+    ).logits[0]
+    count = len(answer.token_ids)
+    expected = (
+        output[-count - 1 : -1]
+        .float()
+        .log_softmax(-1)
+        .gather(1, torch.tensor(answer.token_ids, device=DEVICE)[:, None])
+    )
+    assert [p.logprob for p in answer.logprobs] == pytest.approx(expected[:, 0].tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("patch", [None, "split", "additive"])
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+def test_keys_of_the_first_layer_are_the_recomputed_ones(family: str, patch: str | None) -> None:
+    """They depend on a token and its place alone, whatever the token saw."""
+    model = model_of(family, patch)
+    engine = engine_of(model)
+    request, result = answered(engine)
+    turned = engine.join(request, result, branches=[NEXT], join="turned")
+    recomputed = engine.join(request, result, branches=[NEXT])
+    engine.generate([turned, recomputed], GREEDY)
+    found, expected = keys_of(engine, turned), keys_of(engine, recomputed)
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-4)
+    places = slice(turned.joined[-1].start, turned.joined[-1].end)
+    assert (found[1] - expected[1])[:, places].abs().max() > 1e-2, "the branches did not see one another"
+
+
+@pytest.mark.parametrize("patch", [None, "split"])
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "falcon", "deepseek_v3"])
+def test_a_join_with_recompute_is_a_fresh_request(family: str, patch: str | None) -> None:
+    model = model_of(family, patch)
+    engine = engine_of(model)
+    request, result = answered(engine)
+    joined = engine.join(request, result, branches=[NEXT, NEXT[:1]], join="recompute")
+    tokens = [*MAIN]
+    for prompt, answer in zip(BRANCHES, result.branches, strict=True):
+        tokens += [*prompt, *answer.token_ids]
+    assert joined == Request(main=tokens, branches=[NEXT, NEXT[:1]])
+    fresh = engine_of(model).generate([joined], GREEDY)
+    assert_same(engine.generate([joined], GREEDY), fresh)
+    engine.generate([engine.join(request, result, branches=[NEXT], join="turned")], GREEDY)
+    assert_same(engine.generate([joined], GREEDY), fresh)
+    assert joined == engine.join(request, result, branches=[NEXT, NEXT[:1]]), "it is the default"
+
+
+@pytest.mark.parametrize("patch", [None, "split"])
+def test_a_branch_that_stood_where_it_stands_now_keeps_its_bits(patch: str | None) -> None:
+    """One branch directly behind main, at branch position 0."""
+    engine = engine_of(model_of(patch=patch))
+    request, result = answered(engine, branches=[Branch(prompt=BRANCHES[0], branch_id=0)])
+    before = keys_of(engine, Request(main=[*MAIN, *BRANCHES[0], *result.branches[0].token_ids[:-1]]))
+    read = engine.stats.prompt_tokens
+    joined = engine.join(request, result, branches=[NEXT], join="turned")
+    engine.generate([joined], GREEDY)
+    assert engine.stats.prompt_tokens == read + 1 + len(NEXT)
+    for keys, former in zip(keys_of(engine, joined), before, strict=True):
+        assert torch.equal(keys[:, : former.shape[1]], former)
+
+
+@pytest.mark.parametrize("patch", [None, "split"])
+@pytest.mark.parametrize("page_tokens", [1, 4, 64])
+def test_a_turned_join_runs_nothing_again(patch: str | None, page_tokens: int) -> None:
+    """But for the last token of each answer, which had not been run at all; and a later turn finds what there is."""
+    engine = engine_of(model_of(patch=patch), page_tokens=page_tokens)
+    request, result = answered(engine)
+    joined = engine.join(request, result, branches=[NEXT], join="turned")
+    read = engine.stats.prompt_tokens
+    again = engine.generate([joined], GREEDY)[0]
+    assert engine.stats.prompt_tokens == read + len(BRANCHES) + len(NEXT)
+    read, turned = engine.stats.prompt_tokens, engine.stats.turned_tokens
+    assert_same(engine.generate([joined], GREEDY), [again])
+    longer = replace(joined, main=[*joined.main, *text(7, 8)])
+    engine.generate([longer], GREEDY)
+    assert engine.stats.prompt_tokens - read <= 1 + (7 + len(NEXT)), "the last token of a prompt is always run"
+    further = engine.join(joined, again, branches=[text(2, 40), text(4, 50)], join="turned")
+    assert further.joined[: len(joined.joined)] == joined.joined
+    read = engine.stats.prompt_tokens
+    engine.generate([further], GREEDY)
+    assert engine.stats.prompt_tokens == read + 1 + (2 + 4)
+    assert engine.stats.turned_tokens - turned == (0 if patch is None else len(NEXT) + GREEDY.max_new_tokens - 1)
+
+
+@pytest.mark.parametrize("patch", [None, "split"])
+def test_turned_keys_are_not_found_by_others(patch: str | None) -> None:
+    model = model_of(patch=patch)
+    engine = engine_of(model)
+    request, result = answered(engine)
+    turned = engine.join(request, result, branches=[NEXT], join="turned")
+    first = engine.generate([turned], GREEDY)
+    plain = engine.join(request, result, branches=[NEXT])
+    # Another number or order of the branches, and other ends of them, are other keys.
+    others = [
+        plain,
+        Request(main=[*plain.main, *NEXT], branches=["a"]),
+        replace(turned, joined=tuple(replace(one, branch_id=one.branch_id + 1) for one in turned.joined)),
+        replace(turned, joined=turned.joined[1:]),
+        replace(turned, joined=turned.joined[:-1]),
+        replace(turned, joined=(*turned.joined[:-1], replace(turned.joined[-1], end=turned.joined[-1].end - 3))),
+    ]
+    for other in [*others, turned]:
+        assert_same(engine.generate([other], GREEDY), engine_of(model).generate([other], GREEDY))
+    assert_same(engine.generate([turned], GREEDY), first)
+    assert first[0].branches[0].logprobs != engine.generate([plain], GREEDY)[0].branches[0].logprobs
+
+
+@pytest.mark.parametrize("patch", [None, "split"])
+@pytest.mark.parametrize("page_tokens", [1, 4, 64])
+def test_what_was_dropped_is_computed_again_to_the_same(patch: str | None, page_tokens: int) -> None:
+    """Every token once, also for joins of joins, and in tight memory."""
+    model = model_of(patch=patch)
+    engine = engine_of(model, page_tokens=page_tokens)
+    request, result = answered(engine)
+    joined = engine.join(request, result, branches=[NEXT, text(2, 77)], join="turned")
+    further = engine.join(joined, engine.generate([joined], GREEDY)[0], branches=[text(2, 40), "b"], join="turned")
+    expected = engine.generate([further], GREEDY)
+    engine.reset_prefix_cache()
+    read = engine.stats.prompt_tokens
+    assert_same(engine.generate([further], GREEDY), expected)
+    assert engine.stats.prompt_tokens - read == len(further.main) + 2 + 1
+    size = TOKEN_BYTES * page_tokens
+    needed = -(-len(further.main) // page_tokens) + 2 + -(-20 // page_tokens)
+    tight = engine_of(model, page_tokens=page_tokens, kv_cache_bytes=needed * size, prefix_cache_bytes=0)
+    assert_same(tight.generate([further] * 3, GREEDY), expected * 3)
+    assert tight._tree.num_used == 0
+    assert tight.kv_cache_bytes == 0
+
+
+def test_joins_take_forks_with_what_they_continue() -> None:
+    engine = engine_of(model_of())
+    request = Request(main=MAIN, branches=BRANCHES[:2])
+    result = RequestResult()
+    answers = {}
+    fork = None
+    for event in engine.stream([request], GREEDY):
+        if event.branch_index == 1 and len(event.token_ids) and fork is None:
+            [fork] = engine.fork(event.request_id, 1, prompts=[text(2, 70)])
+        if event.result is not None:
+            answers[event.branch_index] = event.result
+    result.branches = [answers[index] for index in sorted(answers)]
+    tokens = [*MAIN, *BRANCHES[1], *answers[2].prefix_token_ids, *answers[2].token_ids]
+    assert answers[2].prefix_token_ids == [*answers[1].token_ids[:1], *text(2, 70)]
+    joined = engine.join(request, result, branches=[NEXT], take=[2], join="turned")
+    assert list(joined.main) == tokens
+    assert joined.joined == (JoinedBranch(len(MAIN), len(tokens) - 1, len(MAIN), 2),)
+    read = engine.stats.prompt_tokens
+    turned = engine.generate([joined], GREEDY)
+    assert engine.stats.prompt_tokens == read + 1 + len(NEXT)
+    assert_same(turned, engine_of(engine._runner.model).generate([joined], GREEDY))
+    everything = engine.join(request, result)
+    assert len(everything.main) == len(tokens) + sum(len(BRANCHES[i]) + len(answers[i].token_ids) for i in range(2))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_joins(seed: int) -> None:
+    """Joins of joins, tight limits, cancellations and failures: answers are those of an engine of their own."""
+    rng = random.Random(seed)
+    model = model_of(patch=rng.choice([None, "split", "additive"]))
+    engine = engine_of(
+        model,
+        page_tokens=rng.choice([1, 3, 64]),
+        kv_cache_bytes=rng.choice([400 * TOKEN_BYTES, None]),
+        prefix_cache_bytes=rng.choice([0, 100 * TOKEN_BYTES, None]),
+        max_batched_tokens=rng.choice([5, 40, 2048]),
+        max_running_branches=rng.choice([2, None]),
+        isolate_failures=True,
+    )
+    requests = [Request(main=text(rng.randrange(0, 12), i % 2), branches=BRANCHES[: 1 + i % 3]) for i in range(4)]
+    for _ in range(3):
+        results = engine.generate(requests, GREEDY)
+        assert_same(results, [engine_of(model).generate([request], GREEDY)[0] for request in requests])
+        cancelled = engine.add_request(rng.choice(requests), GREEDY)
+        for _ in range(rng.randrange(4)):
+            engine.step()
+        engine.cancel(cancelled)
+        while engine.has_unfinished():
+            engine.step()
+        requests = [
+            engine.join(
+                request,
+                result,
+                branches=[text(rng.randrange(1, 4), rng.randrange(9)) for _ in range(rng.randrange(1, 3))],
+                take=rng.choice([None, [0]]),
+                join=rng.choice(["turned", "turned", "recompute"]),
+            )
+            for request, result in zip(requests, results, strict=True)
+        ]
+    with failing(model, RuntimeError("illegal memory access"), token=requests[0].main[-1]):
+        engine.generate(requests, GREEDY)
+    assert_same(engine.generate(requests, GREEDY), [engine_of(model).generate([r], GREEDY)[0] for r in requests])
+    assert engine._tree.num_used == 0
+    engine.reset_prefix_cache()
+    assert engine.kv_cache_bytes == 0
+
+
+def test_a_branch_that_fails_takes_down_the_join_alone() -> None:
+    model = model_of()
+    engine = engine_of(model, isolate_failures=True)
+    request, result = answered(engine, branches=[text(3, 5), [7, 77, 8]])
+    joined = engine.join(request, result, branches=[NEXT], join="turned")
+    expected = engine.generate([joined], GREEDY)
+    engine.reset_prefix_cache()
+    other = Request(main=MAIN, branches=["no"])
+    with failing(model, RuntimeError("illegal memory access"), token=77):
+        found = engine.generate([joined, other, joined], GREEDY)
+    assert [one.branches[0].error_kind for one in found] == ["engine", None, "engine"]
+    assert engine._tree.num_used == 0
+    assert_same(engine.generate([joined], GREEDY), expected)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_models_without_rotary_embedding_join_by_recomputing(family: str) -> None:
+    engine = Engine(tiny_model(family), char_tokenizer())
+    request, result = answered(engine)
+    with pytest.raises(UnsupportedModelError, match=r'no rotary embedding.*join="recompute"'):
+        engine.join(request, result, join="turned")
+    joined = engine.join(request, result, branches=[NEXT])
+    assert engine.generate([joined], GREEDY)[0].branches[0].error is None
+
+
+def test_what_cannot_be_turned_says_why() -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": 32,
+    }
+    longrope = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=32)
+    engine = Engine(longrope, char_tokenizer())
+    request, result = answered(engine)
+    with pytest.raises(UnsupportedModelError, match=r'longrope.*join="recompute"'):
+        engine.join(request, result, join="turned")
+    with pytest.raises(UnsupportedModelError, match="longrope"):
+        engine.add_request(Request(main=MAIN, joined=(JoinedBranch(3, 5, 2, 1),)))
+    engine = engine_of(model_of())
+    for visibility in ("columnar", "strict"):
+        request, result = answered(engine_of(model_of(), visibility=visibility))
+        with pytest.raises(RequestError, match=f'{visibility}.*join="recompute"'):
+            engine.join(replace(request, visibility=visibility), result, join="turned")
+    request, result = answered(engine)
+    with pytest.raises(RequestError, match="'turn'"):
+        engine.join(request, result, join="turn")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="take has 3"):
+        engine.join(request, result, take=[0, 3])
+    with pytest.raises(RequestError, match="3 branches, and the result 1"):
+        engine.join(request, RequestResult(branches=result.branches[:1]))
+    joined = engine.join(request, result, branches=[NEXT], join="turned")
+    for wrong in (replace(joined, main="text"), replace(joined, main=joined.main[:-1])):
+        with pytest.raises(RequestError, match="joined does not fit main"):
+            engine.generate([wrong])
+    assert not engine.has_unfinished()
