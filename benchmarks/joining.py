@@ -103,6 +103,7 @@ def measure(engine: Engine, records: int, branches: int, *, cut: bool = False) -
         answers: dict[JoinWay, list[BranchResult]] = {}
         for way in JOIN_WAYS:
             joined = engine.join(request, result, branches=questions, join=way)
+            assert isinstance(joined.main, list)
             joined = replace(joined, main=[*joined.main, *ids(engine, "\n")])
             answers[way] = engine.generate([joined], greedy)[0].branches
         for place, branch in enumerate(record["branches"]):

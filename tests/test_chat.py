@@ -32,9 +32,8 @@ class Recording(Engine):
     def stream(self, requests: Iterable[Request], sampling: SamplingParams | None = None) -> Iterator[Event]:
         requests = list(requests)
         for request in requests:
-            for branch in request.branches or [Branch(prompt=())]:
-                assert isinstance(branch, Branch)
-                ids = [*request.main, *branch.prompt]
+            for branch in request.branches or [()]:
+                ids = [*request.main, *(branch.prompt if isinstance(branch, Branch) else branch)]
                 self.texts.append(self.tokenizer.decode(ids).replace("<pad>", ""))
         self.sampling.append(sampling)
         return super().stream(requests, sampling)

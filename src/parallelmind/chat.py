@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import Branch, BranchResult, Event, Request
+from parallelmind.engine.request import BranchResult, Event, Request
 from parallelmind.errors import RequestError
 from parallelmind.prompts.conversation import Message, user
 from parallelmind.prompts.encode import PromptIds
@@ -77,15 +77,6 @@ def stream_text(engine: Engine, main: str | list[int], sampling: SamplingParams)
             yield event.text
         if event.result is not None and event.result.finish_reason == "error":
             raise RequestError(str(event.result.error))
-
-
-def seeded(sampling: SamplingParams, prompts: Iterable[str | Sequence[int]]) -> list[Branch]:
-    """Branches with seeds of their own, so that equal prompts may get different answers; none without a seed."""
-    seed = sampling.seed
-    return [
-        Branch(prompt=prompt, sampling=sampling if seed is None else replace(sampling, seed=seed + index))
-        for index, prompt in enumerate(prompts)
-    ]
 
 
 class ChatSession:
@@ -150,7 +141,7 @@ class ChatSession:
         if not questions:
             raise RequestError("no question was given; type one a line.")
         prompts = self._fitting(questions)
-        request = Request(main=prompts.main, branches=seeded(self._sampling(), prompts.branches))
+        request = Request(main=prompts.main, branches=prompts.branches)
         answers: dict[int, BranchResult] = {}
         self._group = []
         texts = [""] * len(questions)

@@ -96,8 +96,8 @@ REFUSED_BY_THE_ENGINE = {
     "tools": [{"type": "function"}],
     "response_format": {"type": "json_object"},
     "logprobs": True,
-    "logit_bias": {"3": 1},
-    "frequency_penalty": 0.5,
+    "logit_bias": {"3": 101},
+    "frequency_penalty": 2.5,
     "presence_penalty": False,
     "reasoning_effort": "low",
     "web_search_options": {},
@@ -146,11 +146,21 @@ def test_what_the_engine_reads_of_a_body() -> None:
         "metadata": {"k": "v"},
         "logprobs": None,
         "response_format": {"type": "text"},
-        "frequency_penalty": 0.0,
-        "presence_penalty": 0,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -1,
+        "logit_bias": {"3": 1, "17": -100},
     }
     sampling = engine_sampling({**asked, "model": "m", "messages": []})
-    assert sampling == {"max_new_tokens": 5, "temperature": 0, "top_p": 0.5, "stop": ("END",), "seed": 3}
+    assert sampling == {
+        "max_new_tokens": 5,
+        "temperature": 0,
+        "top_p": 0.5,
+        "stop": ("END",),
+        "seed": 3,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -1,
+        "logit_bias": {3: 1, 17: -100},
+    }
     SamplingParams(**sampling)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "s", "name": "n"}, {"role": "user", "content": parts}]

@@ -49,6 +49,7 @@ MORE_CARRIERS = {
 """Such calls in one module only; elsewhere the name means something else."""
 
 VARIABLES = {
+    ("engine/adjustment.py", "reason", "row"),
     ("engine/scheduler.py", "reason", "row"),
     ("jobs/coordinator.py", "given_up", "`JobError`"),
     ("retrieval/store.py", "missing", "row"),

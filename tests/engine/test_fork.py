@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from parallelmind import Branch, BranchResult, Engine, Request, SamplingParams
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
-from parallelmind.engine.forking import fork_seed
 from parallelmind.errors import RequestError
+from parallelmind.settings.sampling import seed_of_branch, seed_of_fork
 from tests.broken_models import failing
 from tests.engine.asking import GREEDY, MAIN
 from tests.families import FAMILIES, char_tokenizer, tiny_model
 
 TOKEN_BYTES = 512
-DRAWN = SamplingParams(max_new_tokens=20, temperature=1.0, seed=3, ignore_eos=True, logprobs=1)
+DRAWN = SamplingParams(max_new_tokens=20, temperature=1.0, seed=4, ignore_eos=True, logprobs=1)
 PROMPTS = ["abc", "defgh"]
 
 
@@ -158,12 +159,12 @@ def _params_of(results: dict[int, BranchResult], index: int) -> SamplingParams:
     siblings = [other for other in sorted(results) if results[other].parent == results[index].parent]
     parent = results[index].parent
     if parent is None:
-        return DRAWN
+        return DRAWN.with_seed(seed_of_branch(DRAWN.seed or 0, index + 1))
     params = _params_of(results, parent)
     own = {0: 0, 1: 3}.get(parent, 0) if results[index].prefix_token_ids[-3:] == ids("xyz") else 0
     before = len(results[parent].prefix_token_ids)
     written = len(results[index].prefix_token_ids) - before - own
-    seed = fork_seed(params.seed, siblings.index(index) + 1)
+    seed = seed_of_fork(params.seed, siblings.index(index) + 1)
     return SamplingParams(
         max_new_tokens=params.max_new_tokens - written, temperature=1.0, seed=seed, ignore_eos=True, logprobs=1
     )
@@ -361,3 +362,21 @@ def _events(engine: Engine) -> Sequence[Any]:
     while engine.has_unfinished():
         found += engine.step()
     return found
+
+
+@pytest.mark.parametrize("with_prompt", [False, True])
+def test_penalties_of_a_fork_know_what_its_parent_generated(with_prompt: bool) -> None:
+    """Without a prompt of its own a fork is its parent going on: with the same seed of drawing, token for token."""
+    params = replace(DRAWN, temperature=0, presence_penalty=1.5, frequency_penalty=0.8, repetition_penalty=1.3)
+    forked: list[int] = []
+
+    def fork(request_id: int) -> None:
+        own = replace(params, max_new_tokens=15)
+        forked.extend(engine_used.fork(request_id, 0, prompts=["x"] if with_prompt else None, sampling=own))
+
+    engine_used = engine_of(model_of())
+    results = run(engine_used, {5: fork}, params)
+    whole = results[0].token_ids
+    assert len(set(whole)) > 10, "penalties at work"
+    going_on = results[forked[0]].token_ids
+    assert (going_on == whole[5:]) is not with_prompt

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from parallelmind import SamplingParams
 from parallelmind.engine.sampler import SamplerRow, _candidates, processors, sample
@@ -22,8 +21,8 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def row(params: SamplingParams, seed: int = 0, context: tuple[int, ...] = ()) -> SamplerRow:
-    return SamplerRow(params=params, generator=torch.Generator().manual_seed(seed), prompt_ids=context)
+def row(params: SamplingParams, seed: int = 0) -> SamplerRow:
+    return SamplerRow(params=params, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -59,17 +58,20 @@ def test_greedy_takes_the_likeliest_token() -> None:
     assert sample(logits, [SamplerRow(greedy, None), SamplerRow(greedy, None)]) == [1, 0]
 
 
-def test_the_repetition_penalty_is_transformers_own() -> None:
-    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(3))
-    params = SamplingParams(temperature=0, repetition_penalty=1.7)
-    likeliest = logits.argmax(-1).tolist()
-    contexts = [(3, 5, 3, likeliest[0]), (likeliest[1],)]
-    expected = [
-        int(RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([context]), logits[i : i + 1].clone()).argmax())
-        for i, context in enumerate(contexts)
-    ]
-    assert sample(logits, [SamplerRow(params, None, context) for context in contexts]) == expected
-    assert expected != likeliest, "the penalty must matter for this to test anything"
+@pytest.mark.parametrize("temperature", [1e-5 / 2, 1e-20, 1e-38, 5e-324])
+def test_a_very_small_temperature_is_its_limit(temperature: float) -> None:
+    """Also between tokens that are equally likely, and however far the logits are apart."""
+    logits = torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 1e-30, 2e-30, 0.0], [-1e30, 0.0, 1e30, -torch.inf]])
+    rows = [row(SamplingParams(temperature=temperature, top_p=1)) for _ in range(3)]
+    assert sample(logits, rows) == [1, 2, 2] == sample(logits, [row(SamplingParams(temperature=0))] * 3)
+
+
+def test_a_small_temperature_draws_by_it() -> None:
+    """Just above: tokens as near as the temperature says are drawn both."""
+    near = torch.tensor([[0.0, 1e-4, -1.0]]).expand(200, -1)
+    drawn = sample(near, [row(SamplingParams(temperature=1e-4, top_p=1), seed) for seed in range(200)])
+    assert 25 < drawn.count(0) < 85, "e / (1 + e) of the draws are of the likelier token"
+    assert drawn.count(0) + drawn.count(1) == 200
 
 
 def test_whole_numbers_are_numbers() -> None:
@@ -78,9 +80,10 @@ def test_whole_numbers_are_numbers() -> None:
     for whole, real in (
         (SamplingParams(temperature=2, top_p=1), SamplingParams(temperature=2.0, top_p=1.0)),
         (SamplingParams(repetition_penalty=2), SamplingParams(repetition_penalty=2.0)),
+        (SamplingParams(presence_penalty=2), SamplingParams(presence_penalty=2.0)),
     ):
         assert whole == real
-        assert sample(logits, [row(whole, 1, (3,))]) == sample(logits, [row(real, 1, (3,))])
+        assert sample(logits, [row(whole, 1)]) == sample(logits, [row(real, 1)])
 
 
 def test_a_draw_does_not_depend_on_its_company() -> None:

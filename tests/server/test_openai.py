@@ -183,11 +183,45 @@ def test_our_sampling_settings_pass_through_the_client(client: openai.OpenAI, of
     assert answer.choices[0].text == offline.generate([Request(main=STORY)], params)[0].branches[0].text
 
 
+def test_openais_penalties_and_biases(client: openai.OpenAI, offline: Engine) -> None:
+    """As OpenAI writes them, for completions and in chat; choice i of n is the engine's answer i of n."""
+    given: dict[str, Any] = {"presence_penalty": 0.6, "frequency_penalty": 1.2, "seed": 3, "n": 3, "temperature": 1.1}
+    space = offline.tokenizer(" ", add_special_tokens=False)["input_ids"][-1]
+    bias = {str(space): -100, "5": 2}
+    answer = client.completions.create(model="tiny", prompt=STORY, max_tokens=20, logit_bias=bias, **given)
+    params = SamplingParams(max_new_tokens=20, top_p=1.0, logit_bias=bias, **given)
+    expected = [one.text for one in offline.generate(STORY, params)[0].branches]
+    assert [choice.text for choice in answer.choices] == expected
+    assert len(set(expected)) == 3
+    plain = client.completions.create(model="tiny", prompt=STORY, max_tokens=20, seed=3, n=3, temperature=1.1)
+    assert [choice.text for choice in plain.choices] != expected
+    chat = client.chat.completions.create(
+        model="tiny", messages=CHAT, max_completion_tokens=9, logit_bias={"5": 100}, **given
+    )
+    ids = offline.tokenizer(chat.choices[2].message.content, add_special_tokens=False)["input_ids"]
+    assert len(chat.choices) == 3
+    assert set(ids) <= {5}
+
+
+def test_stop_token_ids_over_http(client: openai.OpenAI, offline: Engine) -> None:
+    params = SamplingParams(max_new_tokens=12, temperature=0)
+    whole = offline.generate(STORY, params)[0].branches[0]
+    extra = {"stop_token_ids": [whole.token_ids[3]]}
+    answer = client.completions.create(model="tiny", prompt=STORY, temperature=0, max_tokens=12, extra_body=extra)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == whole.token_ids.index(whole.token_ids[3]) + 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("frequency_penalty", 0.5),
-        ("logit_bias", {"50": 1}),
+        ("frequency_penalty", 2.5),
+        ("presence_penalty", "much"),
+        ("logit_bias", {"50": 101}),
+        ("logit_bias", {"fifty": 1}),
+        ("logit_bias", {"50": True}),
+        ("stop_token_ids", ["x"]),
         ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function"}]),
         ("user", "somebody"),

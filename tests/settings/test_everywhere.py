@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import pytest
@@ -129,7 +129,8 @@ def test_every_command_that_samples_has_all_sampling_settings(command: str) -> N
 @pytest.mark.parametrize("one", described(SamplingSettings), ids=lambda one: one.name)
 def test_http_refuses_with_the_words_of_python(one: Described, server: Running) -> None:
     name = one.setting.http or one.name
-    for value in [*wrong_values(one), True, "x", {}]:
+    of_mappings = [{"x": 1}, {"5": 100.5}, {"-1": 1}, [5]]
+    for value in [*wrong_values(one), True, "x", *(of_mappings if one.kind is Mapping else [{}])]:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if (is_number and not math.isfinite(value)) or (one.kind in (bool, tuple) and isinstance(value, bool | str)):
             continue  # not JSON, or a right value

@@ -127,6 +127,7 @@ def test_sampling_reaches_every_branch(tmp_path: Path) -> None:
     given = {
         "max_new_tokens": 3, "temperature": 0.1, "top_p": 0.2, "top_k": 4, "min_p": 0.5,
         "repetition_penalty": 1.6, "stop": ("x", "y"), "ignore_eos": True,
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {4: -100}, "stop_token_ids": (3, 5),
     }  # fmt: skip
     run(**given)
     branch = run.engine.requests[0].branches[2]

@@ -11,7 +11,7 @@ from typing import Any
 from parallelmind.errors import DataError
 from parallelmind.io.records import quoted, shorten, show_value, text_field
 from parallelmind.prompts.conversation import content_text, role_of
-from parallelmind.settings.sampling import OPENAI_ONLY, SamplingSettings
+from parallelmind.settings.sampling import SamplingSettings
 from parallelmind.settings.setting import described
 
 CHAT = "/v1/chat/completions"
@@ -28,7 +28,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "stream": (False,),
-    **{name: (value,) for name, value in OPENAI_ONLY.items()},
     "logprobs": (False,),
     "echo": (False,),
     "suffix": ("",),

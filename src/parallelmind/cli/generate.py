@@ -86,20 +86,18 @@ def _print_text(engine: Engine, prompt: str, sampling: SamplingParams) -> int:
 
 
 def _show_branches(engine: Engine, prompt: str, branches: Sequence[str], sampling: SamplingParams) -> int:
-    from parallelmind.chat import seeded
     from parallelmind.engine.request import Request
 
-    request = Request(main=prompt, branches=seeded(sampling, branches))
-    shown = show_branches(Console(highlight=False), branches, engine.stream([request]))
+    request = Request(main=prompt, branches=branches)
+    shown = show_branches(Console(highlight=False), branches, engine.stream(request, sampling))
     return int(any(result is None or result.error is not None for result in shown.results))
 
 
 def _print_json(engine: Engine, prompt: str, branches: Sequence[str], sampling: SamplingParams) -> int:
-    from parallelmind.chat import seeded
     from parallelmind.engine.request import Request
 
-    request = Request(main=prompt, branches=seeded(sampling, branches))
-    [result] = engine.generate([request], sampling)
+    request = Request(main=prompt, branches=branches)
+    [result] = engine.generate(request, sampling)
     for index, (text, answer) in enumerate(zip(branches or [prompt], result.branches, strict=True)):
         print(json.dumps(_row(text, index if branches else None, answer), ensure_ascii=False), flush=True)
     if empty := sum(answer.error is None and not answer.text.strip() for answer in result.branches):

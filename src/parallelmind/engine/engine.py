@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from parallelmind.columnar import VISIBILITIES, Visibility
 from parallelmind.engine.forking import find_parent, make_forks
-from parallelmind.engine.input_processor import InputProcessor, default_visibilities
+from parallelmind.engine.forms import requests_of
+from parallelmind.engine.input_processor import InputProcessor, Prepared, checked_sampling, default_visibilities
 from parallelmind.engine.joining import JoinWay, check_joined, joined_request
 from parallelmind.engine.key_mover import KeyMover
+from parallelmind.engine.loading import load_for_engine
 from parallelmind.engine.memory import default_kv_cache_bytes
 from parallelmind.engine.model_runner import ModelOutput, ModelRunner, end_token_ids
 from parallelmind.engine.pages import PageStore
@@ -33,7 +34,8 @@ from parallelmind.engine.sampler import NextToken, next_tokens
 from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.tree import PageTree
-from parallelmind.errors import RequestError, SettingsError
+from parallelmind.engine.uses import Mailbox, Uses
+from parallelmind.errors import RequestError, SettingsError, UnsupportedModelError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.identity import AdapterPath
 from parallelmind.models.weights_version import WeightsVersion
@@ -42,17 +44,16 @@ from parallelmind.settings.sampling import SamplingParams
 from parallelmind.settings.setting import names
 
 _LOGGER = logging.getLogger(__name__)
-_OVERFLOW = (
-    "the model's logits are not finite, which float16 often causes; load it with --dtype bfloat16 or float32, "
-    "or look for damaged weights"
-)
+Requests: TypeAlias = "Prompt | Request | Iterable[Prompt | Request]"
+"""What `generate` and `stream` take."""
 
 
 class Engine:
     """Decodes all branches of many requests at once over one copy of each main's keys and values.
 
     `Engine.from_pretrained` loads a model for an engine alone. `Engine(model, tokenizer)` shares a model: between two
-    calls `generate`, training and other engines see it as it was. One thread at a time may use an engine.
+    calls `generate`, training and other engines see it as it was. Threads may share an engine: what they ask for runs
+    in the same forwards, whichever of them drives these.
 
     Args:
         model: a Hugging Face causal language model, patched with 2D RoPE or not.
@@ -135,9 +136,7 @@ class Engine:
         self._eos_token_ids = end_token_ids(model, tokenizer)
         self._groups: dict[int, list[RequestGroup]] = {}
         self._next_request_id = 0
-        self._outbox: list[Event] = []
-        self._streams: list[dict[int, int]] = []
-        """The requests of each stream, by id, and how many of their branches have not ended yet."""
+        self._uses = Uses()
 
     @classmethod
     def from_pretrained(
@@ -157,25 +156,10 @@ class Engine:
             ParallelMindError: as `load_model_with_lora` and `Engine`.
             TypeError: a setting has a name that neither has.
         """
-        # Imported here, as transformers takes seconds to import.
-        from parallelmind.models.cpu import optimize_for_cpu
-        from parallelmind.models.loader import load_model, resolve_device
-
         loading = {name: value for name, value in settings.items() if name in names(ModelOptions)}
         limits = {name: value for name, value in settings.items() if name not in loading}
         inspect.signature(cls).bind(None, None, **limits)  # so that a misspelled name is an error before the long wait
-        options = ModelOptions(base_model=base_model, **loading)
-        paths = lora_path.values() if isinstance(lora_path, Mapping) else [lora_path] if lora_path else []
-        adapter = f" with {', '.join(map(str, paths))}" if paths else ""
-        _LOGGER.info("loading %s%s", base_model, adapter)
-        if options.device_map is None:  # so that the note comes before the long wait
-            device, note = resolve_device(options.device)
-            options = dataclasses.replace(options, device=device)
-            if note:
-                _LOGGER.info("%s", note)
-        loaded = load_model(options, lora_path)
-        for note in (*loaded.notes, *optimize_for_cpu(loaded.model)):
-            _LOGGER.info("%s", note)
+        loaded = load_for_engine(base_model, lora_path, loading)
         return cls(
             loaded.model,
             loaded.tokenizer,
@@ -185,85 +169,61 @@ class Engine:
             **limits,
         )
 
-    def generate(self, requests: Iterable[Request], sampling: SamplingParams | None = None) -> list[RequestResult]:
+    def generate(self, requests: Requests, sampling: SamplingParams | None = None) -> list[RequestResult]:
         """Run all requests; results in their order, branches in the order of each request.
 
-        A branch that cannot run (too long, nothing to continue) has finish_reason "error" and says why; the others run.
+        A request is a `Request`, a text, token ids (a list, tuple, NumPy array or tensor of shape [S] or [1, S]) or a
+        conversation (`{"role", "content"}` turns); one of these, or an iterable of them. The result is a list always.
+
+        A request or branch that cannot run (too long, nothing to continue, of a wrong type) has finish_reason "error"
+        and says why; the others run.
+
+        Raises:
+            RequestError: `sampling` is none, or an error in another use of the engine ended the requests.
         """
-        results: list[RequestResult] = []
-        answers: dict[tuple[int, int], BranchResult] = {}
-
-        def counted() -> Iterator[Request]:
-            for request in requests:
-                results.append(RequestResult())
-                yield request
-
-        for event in self.stream(counted(), sampling):
+        answers: dict[int, dict[int, BranchResult]] = {}
+        for event in self.stream(requests, sampling):
             if event.result is not None:
-                answers[event.request_index, event.branch_index] = event.result
-        for (request_index, _), answer in sorted(answers.items()):
-            results[request_index].branches.append(answer)
-        return results
+                answers.setdefault(event.request_index, {})[event.branch_index] = event.result
+        return [
+            RequestResult(branches=[found[place] for place in sorted(found)]) for _, found in sorted(answers.items())
+        ]
 
-    def stream(self, requests: Iterable[Request], sampling: SamplingParams | None = None) -> Iterator[Event]:
+    def stream(self, requests: Requests, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """Yield the text of all branches as it is generated; the last event of a branch carries its result.
 
         Requests are taken from the iterable only as far as they can run, so it may be endless. Closing the iterator
-        cancels what is still running. Another stream of the engine may run in between, also one inside the other.
+        cancels what is still running. Another stream of the engine may run in between, also one inside the other, or
+        in another thread.
 
         Raises:
-            RequestError: a request makes no sense as a whole, or an error in another stream ended this one's.
+            RequestError: as `generate`.
         """
-        source = enumerate(requests)
-        exhausted = False
-        index_of: dict[int, int] = {}
-        unfinished: dict[int, int] = {}
-        self._streams.append(unfinished)
+        shared = checked_sampling(sampling, "sampling") or SamplingParams()
+        source = enumerate(requests_of(requests))
+        mailbox, exhausted = Mailbox(), False
         try:
-            while not exhausted or unfinished:
+            while not exhausted or mailbox:
                 while not exhausted and self._wants_more():
                     entry = next(source, None)
                     if entry is None:
                         exhausted = True
                         break
-                    request_id = self.add_request(entry[1], sampling)
-                    index_of[request_id] = entry[0]
-                    unfinished[request_id] = max(1, len(entry[1].branches))
-                alive = self._groups.keys() | {event.request_index for event in self._outbox}
-                if not unfinished.keys() <= alive:
-                    raise RequestError("an error in another use of the engine ended these requests; run them again.")
-                events = self.step()
-                mine = [event for event in events if event.request_index in index_of]
-                # Another stream waits for these; it gets them with its next step.
-                self._outbox += [event for event in events if event.request_index not in index_of]
-                for event in mine:
-                    request_id = event.request_index
-                    index = index_of[request_id]
-                    if event.finish_reason is not None:
-                        unfinished[request_id] -= 1
-                        if not unfinished[request_id]:
-                            del unfinished[request_id], index_of[request_id]
-                    yield dataclasses.replace(event, request_index=index)
+                    self._take(mailbox, *entry, shared)
+                yield from self._events_for(mailbox)
         finally:
-            self._streams = [other for other in self._streams if other is not unfinished]
-            for request_id in unfinished:
-                self.cancel(request_id)
-            self._outbox = [event for event in self._outbox if event.request_index not in unfinished]
+            self._uses.leave(mailbox, self._cancel)
 
-    def add_request(self, request: Request, sampling: SamplingParams | None = None) -> int:
-        """Queue a request; returns its id, which the events of `step` carry as request_index."""
-        check_joined(request)
-        if request.joined:
-            self._mover.turner()
-        request_id = self._next_request_id
-        self._next_request_id += 1
-        groups, problems = self._input.process(request_id, request, sampling or SamplingParams(), self.max_model_len)
-        for problem in problems:
-            self._outbox.append(self._fail(*problem))
-        if any(group.waiting for group in groups):
-            self._groups[request_id] = groups
-            for group in groups:
-                self._scheduler.add(group)
+    def add_request(self, request: Any, sampling: SamplingParams | None = None) -> int:
+        """Queue a request of any form; returns its id, which the events of `step` carry as request_index.
+
+        Raises:
+            RequestError: the request makes no sense as a whole.
+        """
+        shared = checked_sampling(sampling, "sampling") or SamplingParams()
+        with self._uses.alone():
+            request_id = self._new_id()
+            self._queue(request_id, self._prepared(request_id, request, shared))
         return request_id
 
     @torch.inference_mode()
@@ -292,25 +252,24 @@ class Engine:
             RequestError: the branch is not running, its request has a visibility in which branches see one another, or
                 the numbers contradict each other.
         """
-        groups = self._groups.get(request_id, ())
-        parent = find_parent(groups, request_id, branch_index)
-        forks, problems = make_forks(
-            parent,
-            first_index=sum(len(group.branches) for group in groups),
-            n=n,
-            prompts=prompts,
-            sampling=sampling,
-            inputs=self._input,
-            max_model_len=self.max_model_len,
-        )
-        parent.group.branches += forks
-        for unfinished in self._streams:
-            if request_id in unfinished:
-                unfinished[request_id] += len(forks)
-        wrong = [problem.branch for problem in problems]
-        self._scheduler.add_forks(parent, [fork for fork in forks if fork not in wrong])
-        self._outbox += [self._fail(*problem) for problem in problems]
-        return [fork.index for fork in forks]
+        with self._uses.alone():
+            groups = self._groups.get(request_id, ())
+            parent = find_parent(groups, request_id, branch_index)
+            forks, problems = make_forks(
+                parent,
+                first_index=sum(len(group.branches) for group in groups),
+                n=n,
+                prompts=prompts,
+                sampling=sampling,
+                inputs=self._input,
+                max_model_len=self.max_model_len,
+            )
+            parent.group.branches += forks
+            self._uses.expect_more(request_id, len(forks))
+            wrong = [problem.branch for problem in problems]
+            self._scheduler.add_forks(parent, [fork for fork in forks if fork not in wrong])
+            self._uses.deliver([self._fail(*problem) for problem in problems])
+            return [fork.index for fork in forks]
 
     def visibility_of(self, request: Request, adapter: str | None = None) -> Visibility:
         """What the branches of a request that use an adapter (the request's own) see.
@@ -330,33 +289,28 @@ class Engine:
         return self._runner.patched
 
     def has_unfinished(self) -> bool:
-        return bool(self._groups or self._outbox)
+        return bool(self._groups) or self._uses.has_others()
 
-    @torch.inference_mode()
     def cancel(self, request_id: int, branch_index: int | None = None) -> None:
         """End a request, or one of its branches; what was generated so far is its result. Unknown ids are ignored."""
+        with self._uses.alone():
+            self._cancel(request_id, branch_index)
+
+    @torch.inference_mode()
+    def _cancel(self, request_id: int, branch_index: int | None = None) -> None:
         for branch in [b for group in self._groups.get(request_id, ()) for b in group.branches]:
             if not branch.finished and branch_index in (None, branch.index):
                 branch.finish_reason = "cancelled"
-                self._outbox.append(self._finish(branch, ""))
+                self._uses.deliver([self._finish(branch, "")])
 
-    @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Run one forward and sample; returns what the branches gained.
+        """Run one forward and sample; returns what the branches gained, but for those that a stream waits for.
 
         An exception ends everything that was queued, leaving the engine empty and usable.
         """
-        try:
-            schedule = self._scheduler.schedule()
-            events, self._outbox = self._outbox, []
-            if schedule is not None:
-                for branch, reason in schedule.rejected:
-                    events.append(self._fail(branch, "memory", reason))
-                events += self._execute(schedule)
-            return events
-        except BaseException:
-            self._abort()
-            raise
+        with self._uses.alone():
+            self._run_step()
+            return self._uses.take_others()
 
     def join(
         self,
@@ -410,7 +364,8 @@ class Engine:
 
     def reset_prefix_cache(self) -> None:
         """Drop all texts that no request uses."""
-        self._tree.trim(0)
+        with self._uses.alone():
+            self._tree.trim(0)
 
     @property
     def num_running_branches(self) -> int:
@@ -422,6 +377,62 @@ class Engine:
 
     def _wants_more(self) -> bool:
         return self._scheduler.num_waiting_branches < (self._scheduler.max_running_branches or 64)
+
+    def _new_id(self) -> int:
+        self._next_request_id += 1
+        return self._next_request_id - 1
+
+    def _prepared(self, request_id: int, request: Any, sampling: SamplingParams) -> Prepared:
+        if isinstance(request, Request) and request.joined:
+            check_joined(request)
+            try:
+                self._mover.turner()
+            except UnsupportedModelError as error:
+                raise RequestError(f"the request's joined branches come from another model: {error}") from error
+        return self._input.process(request_id, request, sampling, self.max_model_len)
+
+    def _queue(self, request_id: int, prepared: Prepared) -> None:
+        self._uses.deliver([self._fail(*problem) for problem in prepared.problems])
+        if any(group.waiting for group in prepared.groups):
+            self._groups[request_id] = prepared.groups
+            for group in prepared.groups:
+                self._scheduler.add(group)
+
+    def _take(self, mailbox: Mailbox, index: int, request: Any, sampling: SamplingParams) -> None:
+        """Queue a stream's request, or have errors stand for it."""
+        with self._uses.alone():
+            request_id = self._new_id()
+            try:
+                prepared = self._prepared(request_id, request, sampling)
+            except RequestError as error:
+                errors = self._input.refusals(request_id, request, sampling, error)
+                self._uses.expect(mailbox, request_id, index, len(errors))
+                self._uses.deliver(errors)
+            else:
+                self._uses.expect(mailbox, request_id, index, prepared.num_answers)
+                self._queue(request_id, prepared)
+
+    def _events_for(self, mailbox: Mailbox) -> list[Event]:
+        """What there is for a stream; runs a step if that is nothing yet."""
+        with self._uses.alone():
+            if not (events := mailbox.take()):
+                if not mailbox.unfinished.keys() <= self._groups.keys():
+                    raise RequestError("an error in another use of the engine ended these requests; run them again.")
+                self._run_step()
+                events = mailbox.take()
+        return events
+
+    @torch.inference_mode()
+    def _run_step(self) -> None:
+        with self._uses.stepping(self._cancel):
+            try:
+                schedule = self._scheduler.schedule()
+                if schedule is not None:
+                    events = [self._fail(branch, "memory", reason) for branch, reason in schedule.rejected]
+                    self._uses.deliver(events + self._execute(schedule))
+            except BaseException:
+                self._abort()
+                raise
 
     def _execute(self, schedule: Schedule) -> list[Event]:
         store = self._tree.store
@@ -455,7 +466,7 @@ class Engine:
             if branch in parents:
                 self._scheduler.start_forks(branch)
             if not branch.finished:
-                events.append(self._advance(branch, token) if token.sound else self._fail(branch, "engine", _OVERFLOW))
+                events.append(self._fail(branch, *token.problem) if token.problem else self._advance(branch, token))
         return events
 
     def _commit(self, schedule: Schedule, output: ModelOutput) -> None:
@@ -496,14 +507,7 @@ class Engine:
         branch.logprobs += found
         if branch.finished:
             return self._finish(branch, text, (token.token_id,), found)
-        return Event(
-            request_index=branch.group.request_id,
-            branch_index=branch.index,
-            text=text,
-            token_ids=(token.token_id,),
-            logprobs=found,
-            request_id=branch.group.request_id,
-        )
+        return branch.event(text, (token.token_id,), found)
 
     def _finish(
         self,
@@ -517,19 +521,7 @@ class Engine:
         self._scheduler.release(branch, is_spoilt=error is not None and error[0] == "engine")
         if all(other.finished for other in self._groups.get(group.request_id, ())):
             self._groups.pop(group.request_id, None)
-        result, rest = branch.result()
-        if error is not None:
-            result.error_kind, result.error = error
-        return Event(
-            request_index=group.request_id,
-            branch_index=branch.index,
-            text=text + rest,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=result.finish_reason,
-            result=result,
-            request_id=group.request_id,
-        )
+        return branch.last_event(text, token_ids, logprobs, error)
 
     def _fail(self, branch: BranchSequence, kind: ErrorKind, reason: str) -> Event:
         branch.finish_reason = "error"
@@ -541,7 +533,7 @@ class Engine:
                 branch.finish_reason = "cancelled"
                 self._scheduler.release(branch)
         self._groups.clear()
-        self._outbox.clear()
+        self._uses.clear()
 
 
 def _broken(error: Exception) -> str:

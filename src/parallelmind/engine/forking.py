@@ -7,7 +7,6 @@ continuation of its own draws its first token from the logits that its parent dr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from parallelmind.engine.input_processor import InputProcessor, Problem
 from parallelmind.engine.request import Prompt
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.errors import RequestError
-from parallelmind.settings.sampling import SamplingParams
+from parallelmind.settings.sampling import SamplingParams, seed_of_fork
 
 
 def find_parent(groups: Sequence[RequestGroup], request_id: int, branch_index: int) -> BranchSequence:
@@ -97,17 +96,10 @@ def make_forks(
     return forks, problems
 
 
-def fork_seed(seed: int | None, number: int) -> int | None:
-    """The seed of a branch's fork of this number, counted from 1: another one for each, the same in every run."""
-    if seed is None:
-        return None
-    return int.from_bytes(hashlib.sha256(f"fork {number} of {seed}".encode()).digest()[:8])
-
-
 def _continued(parent: BranchSequence) -> SamplingParams:
     """The parameters of a branch for what it may still write."""
     return replace(parent.params, max_new_tokens=max(1, parent.max_new_tokens - len(parent.output_ids)))
 
 
 def _own_seed(params: SamplingParams, number: int) -> SamplingParams:
-    return replace(params, seed=fork_seed(params.seed, number))
+    return params if params.seed is None else params.with_seed(seed_of_fork(params.seed, number))

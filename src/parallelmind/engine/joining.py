@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from parallelmind.engine.input_processor import InputProcessor
 from parallelmind.engine.request import Branch, BranchResult, JoinedBranch, Prompt, Request, RequestResult
@@ -243,8 +243,15 @@ def joined_request(
             f"branches of visibility {visibility!r} cannot be joined by turning their keys, which come from more or "
             'less than main and the branch alone; use join="recompute".'
         )
-    if len(result.branches) < len(asked):
-        raise RequestError(f"the request has {len(asked)} branches, and the result {len(result.branches)}.")
+    numbers = [place if b.branch_id is None else b.branch_id for place, b in enumerate(asked, start=1)]
+    num_roots = sum(answer.parent is None for answer in result.branches)
+    if num_roots < len(asked) or num_roots % len(asked):
+        raise RequestError(
+            f"the request has {len(asked)} branches, and the result {num_roots}; with n, give all branches the same."
+        )
+    choices = num_roots // len(asked)
+    asked = [branch for branch in asked for _ in range(choices)]
+    numbers = [number for number in numbers for _ in range(choices)]
     chosen = range(len(result.branches)) if take is None else take
     if wrong := [index for index in chosen if not 0 <= index < len(result.branches)]:
         raise RequestError(f"take has {wrong[0]}, and the result has branches 0 to {len(result.branches) - 1}.")
@@ -257,8 +264,7 @@ def joined_request(
         start = len(main)
         main += inputs.prompt_ids(asked[root].prompt, has_main=bool(main))
         main += [*answer.prefix_token_ids, *_answer_ids(answer, inputs, end_tokens)]
-        number = asked[root].branch_id
-        branch_id = root + 1 if number is None else number
+        branch_id = numbers[root]
         # A branch that stands behind main as it did before is there without turning.
         if (start > behind or position_of(request.adapter, branch_id)) and len(main) > start:
             joined.append(JoinedBranch(start, len(main), behind, branch_id))
@@ -273,10 +279,11 @@ def check_joined(request: Request) -> None:
     """Raises RequestError unless what a request says of joined branches fits its main."""
     if not request.joined:
         return
-    end, is_right = 0, not isinstance(request.main, str)
+    main: Any = request.main
+    end, is_right = 0, isinstance(main, Sequence) and not isinstance(main, str)
     for one in request.joined:
         is_right &= one.branch_id >= 0 <= one.behind <= one.start
-        is_right &= end <= one.start < one.end < len(request.main)
+        is_right &= end <= one.start < one.end < len(main)
         end = one.end
     if not is_right:
         raise RequestError(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from parallelmind.errors import RequestError
 from parallelmind.settings.sampling import SamplingParams
 
 if TYPE_CHECKING:  # it imports torch, which workers that ask a server can do without
+    import numpy
+    import torch
+
     from parallelmind.columnar import Visibility
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 
-Prompt = str | Sequence[int]
-"""A text, or token ids."""
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Mapping[str, Any]] | torch.Tensor | numpy.ndarray[Any, Any]"
+"""A text, token ids, or a conversation as `{"role", "content"}` turns."""
 
-ErrorKind = Literal["empty", "too_long", "vocabulary", "memory", "engine"]
+ErrorKind = Literal["invalid", "empty", "too_long", "vocabulary", "memory", "engine"]
 """Why a branch has finish_reason "error"; all but the last lie in the request."""
-LASTING_ERRORS: tuple[ErrorKind, ...] = ("empty", "too_long", "vocabulary")
+LASTING_ERRORS: tuple[ErrorKind, ...] = ("invalid", "empty", "too_long", "vocabulary")
 """The errors that the same request would meet again; an "engine" or "memory" error may not recur."""
 
 BASE_MODEL = ""
@@ -31,9 +34,9 @@ class Branch:
     """One text that continues main on its own."""
 
     prompt: Prompt = ""
-    """Text or token ids; empty: continue main directly."""
+    """Empty: continue main directly. Where main is a conversation, a text is the user's next message."""
     sampling: SamplingParams | None = None
-    """None: the parameters given to `generate` or `stream`."""
+    """None: the request's. A seed among them is the branch's own; without one it draws with that of its request."""
     branch_id: int | None = None
     """Number of the branch under its main, from 1; its branch position is this × stride. None: its place + 1.
     With 0 it continues main itself; then all branches must, and not see one another (columnar)."""
@@ -59,21 +62,27 @@ class Request:
     """A main and its branches; without branches, one continuation of main itself (branch id 0).
 
     Raises:
-        RequestError: `branches` is one text, whose characters would each become a branch, or one Branch.
+        RequestError: `branches` is one text, whose characters would each become a branch, or one Branch, or no list.
     """
 
-    main: Prompt = ""
+    main: Prompt | None = ""
+    """The text that all branches share; None: there is none."""
     branches: Sequence[Prompt | Branch] = ()
     visibility: Visibility | None = None
     """None: what the adapter was trained with, else the engine's."""
     adapter: str = BASE_MODEL
     """Name of a loaded adapter."""
+    sampling: SamplingParams | None = None
+    """Of branches without parameters of their own; None: those given to `generate` or `stream`."""
     joined: tuple[JoinedBranch, ...] = ()
     """What `Engine.join` made part of main by turning keys; with it main may grow at its end, and be joined again."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.branches, str | Branch):
-            raise RequestError(f"branches is {self.branches!r}; it must be a list of texts or of Branch.")
+        given: Any = self.branches
+        if isinstance(given, str | bytes | Branch | Mapping) or not isinstance(given, Iterable):
+            raise RequestError(f"branches is {given!r}; it must be a list of texts or of Branch.")
+        if not isinstance(given, Sequence):
+            object.__setattr__(self, "branches", tuple(given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ class BranchResult:
 
 @dataclass(kw_only=True)
 class RequestResult:
-    """The answers of one request, in the order of its branches, then of its forks."""
+    """The answers of one request, in the order of its branches (with `n` so many for each), then of its forks."""
 
     branches: list[BranchResult] = field(default_factory=list)
 
@@ -135,3 +144,14 @@ class Event:
     """Set on the last event of the branch."""
     request_id: int = -1
     """What `fork` and `cancel` know the request by."""
+
+
+def num_answers(request: Request, sampling: SamplingParams | None = None) -> int:
+    """How many answers a request has: `n` to each of its branches.
+
+    Args:
+        sampling: of branches that neither have parameters of their own nor of their request.
+    """
+    shared = request.sampling or sampling or SamplingParams()
+    own = [branch.sampling if isinstance(branch, Branch) else None for branch in request.branches] or [None]
+    return sum(params.n if isinstance(params, SamplingParams) else 1 for params in (one or shared for one in own))

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from parallelmind.engine.request import TokenLogprob
+from parallelmind.engine.adjustment import Adjustment, adjust
+from parallelmind.engine.request import ErrorKind, TokenLogprob
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.settings.setting import names
 
@@ -33,12 +33,19 @@ _COLD = 1e-3
 """Below this temperature, logits divided by it may be larger than float32 can hold."""
 
 
-_ANY_DISTRIBUTION = {"max_new_tokens", "stop", "ignore_eos", "seed", "logprobs"}
-"""The parameters that do not change how likely a token is. Whatever is not named here counts as changing it."""
+_ANY_DISTRIBUTION = {
+    *("max_new_tokens", "stop", "stop_token_ids", "ignore_eos", "seed", "logprobs", "n"),
+    *("logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty"),  # see `adjust`
+}
+"""The parameters that do not change how a token is drawn from scores. What is not named here counts as changing it."""
 _distribution_of = attrgetter(*(name for name in names(SamplingParams) if name not in _ANY_DISTRIBUTION))
-"""The parameters that change how likely a token is; branches that share all of them are drawn together."""
+"""The parameters that change how a token is drawn from scores; branches that share all of them are drawn together."""
 _SMALLEST = 1e-30
-"""Below this temperature or top_p only the most likely token is left; float32 has no much smaller numbers."""
+"""Below this top_p only the most likely token is left; float32 has no much smaller numbers."""
+_OVERFLOW = (
+    "the model's logits are not finite, which float16 often causes; load it with --dtype bfloat16 or float32, "
+    "or look for damaged weights"
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,9 @@ class SamplerRow:
 
     params: SamplingParams
     generator: torch.Generator | None
-    """None with temperature 0."""
-    main_ids: Sequence[int] = ()
-    """The tokens that the branch sees; empty where no penalty needs them."""
-    prompt_ids: Sequence[int] = ()
-    output_ids: Sequence[int] = ()
-    """The answer so far."""
+    """None where nothing is drawn."""
+    adjustment: Adjustment | None = None
+    """What its parameters do to its logits; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +66,33 @@ class NextToken:
     token_id: int
     logprob: TokenLogprob | None
     """Where asked for."""
-    sound: bool
-    """False: the logits hold NaN or infinity, so that the token means nothing."""
+    problem: tuple[ErrorKind, str] | None
+    """Why the token means nothing."""
 
 
 def next_tokens(logits: Tensor, rows: Sequence[SamplerRow]) -> list[NextToken]:
-    """Draw one token per branch from logits [n, V] in float32 (see `sample`) and say how likely it was."""
-    tokens = sample(logits, rows)
-    logprobs = token_logprobs(logits, tokens, [row.params.logprobs for row in rows])
+    """Draw one token per branch from logits [n, V] in float32 (see `sample`) and say how likely it was.
+
+    What the parameters do to the logits may be done in place.
+    """
     sound = logits.amax(-1).isfinite().tolist()
-    return [NextToken(token, logprobs.get(row), sound[row]) for row, token in enumerate(tokens)]
+    alternatives = [row.params.logprobs for row in rows]
+    adjustments = [row.adjustment for row in rows]
+    # Log-probabilities are those of the model.
+    keeps = any(count is not None for count in alternatives) and any(one is not None for one in adjustments)
+    scores = logits.clone() if keeps else logits
+    failed = adjust(scores, adjustments)
+    tokens = sample(scores, rows)
+    logprobs = token_logprobs(logits, tokens, alternatives)
+    problems: dict[int, tuple[ErrorKind, str]] = {row: ("invalid", reason) for row, reason in failed.items()}
+    problems |= {row: ("engine", _OVERFLOW) for row, is_sound in enumerate(sound) if not is_sound}
+    return [NextToken(token, logprobs.get(row), problems.get(row)) for row, token in enumerate(tokens)]
 
 
-def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
-    """Draw one token per branch from logits [n, V] in float32.
+def sample(scores: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
+    """Draw one token per branch from scores [n, V] in float32.
 
-    A branch's draw depends on its own logits, parameters and generator alone, never on who shares the batch.
+    A branch's draw depends on its own scores, parameters and generator alone, never on who shares the batch.
     """
     tokens = [0] * len(rows)
     alike: dict[tuple[Any, ...], list[int]] = {}
@@ -85,17 +100,13 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
         alike.setdefault(_distribution_of(row.params), []).append(index)
     for indices in alike.values():
         kind = rows[indices[0]].params
-        scores = logits if len(indices) == len(rows) else logits[indices]
-        if kind.repetition_penalty != 1.0:
-            contexts = [[*rows[i].main_ids, *rows[i].prompt_ids, *rows[i].output_ids] for i in indices]
-            context = _padded(contexts, scores.device)
-            scores = RepetitionPenaltyLogitsProcessor(kind.repetition_penalty)(context, scores)
-        if kind.temperature == 0:
-            drawn = scores.argmax(-1).tolist()
+        some = scores if len(indices) == len(rows) else scores[indices]
+        if kind.is_greedy:
+            drawn = some.argmax(-1).tolist()
         else:
             generators = [generator for i in indices if (generator := rows[i].generator) is not None]
             uniform = torch.stack([torch.rand((), generator=generator) for generator in generators])
-            drawn = _draw(scores, kind, uniform.to(scores.device))
+            drawn = _draw(some, kind, uniform.to(some.device))
         for index, token in zip(indices, drawn, strict=True):
             tokens[index] = token
     return tokens
@@ -123,10 +134,9 @@ def token_logprobs(
 
 
 def _draw(scores: Tensor, kind: SamplingParams, uniform: Tensor) -> list[int]:
-    temperature = kind.temperature
-    if temperature < _COLD:  # so that the division does not overflow, nor end in 0 / 0
-        scores, temperature = scores - scores.amax(-1, keepdim=True), max(temperature, _SMALLEST)
-    scores = TemperatureLogitsWarper(temperature)(None, scores)
+    if kind.temperature < _COLD:  # so that the division does not overflow, nor end in 0 / 0
+        scores = scores - scores.amax(-1, keepdim=True)
+    scores = TemperatureLogitsWarper(kind.temperature)(None, scores)
     ids, weights, settled = _candidates(scores, kind)
     drawn = ids.gather(1, _invert(weights, uniform)).squeeze(1)
     if not bool(settled.all()):
@@ -183,9 +193,3 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     running = weights.double().cumsum(-1)
     target = uniform.double()[:, None] * running[:, -1:]
     return torch.searchsorted(running, target, right=True).clamp_(max=weights.shape[-1] - 1)
-
-
-def _padded(contexts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Contexts as one tensor, shorter ones filled with their own first token, which changes no penalty."""
-    longest = max(map(len, contexts))
-    return torch.tensor([[*ids, *[ids[0]] * (longest - len(ids))] for ids in contexts], device=device)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 
 from parallelmind.columnar import Visibility, sees_branches
+from parallelmind.engine.adjustment import Adjustment, MainTokens, adjusts
 from parallelmind.engine.detokenizer import Detokenizer
-from parallelmind.engine.request import BranchResult, FinishReason, JoinedBranch, TokenLogprob
+from parallelmind.engine.request import BranchResult, ErrorKind, Event, FinishReason, JoinedBranch, TokenLogprob
 from parallelmind.engine.sampler import SamplerRow
 from parallelmind.engine.tree import Place, Run
 from parallelmind.settings.sampling import SamplingParams
@@ -57,12 +59,24 @@ class BranchSequence:
         """All that it has had."""
         self._detokenizer = detokenizer
         self._generator: torch.Generator | None = None
-        if params.temperature > 0:
+        if not params.is_greedy:
             self._generator = torch.Generator()
             if params.seed is None:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(params.seed)
+        self._adjustment: Adjustment | None = None
+        if adjusts(params):
+            # A fork goes on with its parent's text: what that has generated counts as generated here, too.
+            own_prompt = prompt_ids[: len(prompt_ids) - len(self.text_ids)]
+            self._adjustment = Adjustment(
+                params,
+                main=lambda: group.main_tokens,
+                context=lambda: [*group.seen_main_ids, *own_prompt],
+                prompt_ids=own_prompt,
+            )
+            for token_id in self.text_ids:
+                self._adjustment.append(token_id)
 
     @property
     def finished(self) -> bool:
@@ -84,32 +98,48 @@ class BranchSequence:
         return len(self.prompt_ids) + self.max_new_tokens
 
     def sampler_row(self) -> SamplerRow:
-        return SamplerRow(
-            params=self.params,
-            generator=self._generator,
-            main_ids=self.group.main_ids if self.group.reads_main else (),
-            prompt_ids=self.prompt_ids,
-            output_ids=self.output_ids,
-        )
+        return SamplerRow(params=self.params, generator=self._generator, adjustment=self._adjustment)
 
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> str:
         """Take the sampled token; returns the text that became certain and sets the finish reason."""
         self.output_ids.append(token_id)
         self.text_ids.append(token_id)
+        if self._adjustment is not None:
+            self._adjustment.append(token_id)
         text = self._detokenizer.push(token_id)
-        if self._detokenizer.stopped or (token_id in eos_token_ids and not self.params.ignore_eos):
+        ends = token_id in eos_token_ids and not self.params.ignore_eos
+        if self._detokenizer.stopped or ends or token_id in self.params.stop_tokens:
             self.finish_reason = "stop"
         elif len(self.output_ids) >= self.max_new_tokens:
             self.finish_reason = "length"
         return text
 
-    def result(self) -> tuple[BranchResult, str]:
-        """The finished branch's result, and the part of its text not yet returned by `append`."""
-        text, rest = self._detokenizer.finish()
-        result = BranchResult(
+    def event(self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> Event:
+        """What it gained."""
+        return Event(
+            request_index=self.group.request_id,
+            branch_index=self.index,
             text=text,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            request_id=self.group.request_id,
+        )
+
+    def last_event(
+        self,
+        text: str,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...],
+        error: tuple[ErrorKind, str] | None,
+    ) -> Event:
+        """What it gained last, with the result of the finished branch and the text not yet returned by `append`."""
+        whole, rest = self._detokenizer.finish()
+        result = BranchResult(
+            text=whole,
             token_ids=list(self.output_ids),
             finish_reason=self.finish_reason,
+            error=None if error is None else error[1],
+            error_kind=None if error is None else error[0],
             prompt_tokens=len(self.prompt_ids),
             main_tokens=len(self.group.main_ids),
             cached_main_tokens=self.group.cached_main_tokens,
@@ -117,7 +147,8 @@ class BranchSequence:
             parent=None if self.parent is None else self.parent.index,
             prefix_token_ids=list(self.prefix_ids),
         )
-        return result, rest
+        last = self.event(text + rest, token_ids, logprobs)
+        return dataclasses.replace(last, finish_reason=result.finish_reason, result=result)
 
 
 class RequestGroup:
@@ -168,6 +199,16 @@ class RequestGroup:
         assert self.weights is not None, "it has started"
         joined = self.joined if (branch_position, first_time) == (0, 0) else ()
         return Place(self.adapter, branch_position, first_time, self.is_long, self.weights, joined)
+
+    @property
+    def seen_main_ids(self) -> tuple[int, ...]:
+        """Main as far as the branches know of it."""
+        return self.main_ids if self.reads_main else ()
+
+    @cached_property
+    def main_tokens(self) -> MainTokens:
+        """For the penalties of all branches."""
+        return MainTokens(self.seen_main_ids)
 
     @property
     def needs_main_logits(self) -> bool:

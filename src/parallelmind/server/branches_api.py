@@ -100,7 +100,7 @@ async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -
     _, adapter = service.choose(None, body.adapter)
     ids, prompt = await service.in_encoder(lambda prompts: _encoded(prompts, body))
     given = {} if body.max_new_tokens is None else {"max_new_tokens": body.max_new_tokens}
-    sampling = sampling_params(body, Sampling(), 0, **given)
+    sampling = sampling_params(body, Sampling(), **given)
     check_new_tokens(service, sampling, "max_tokens" if body.max_new_tokens is None else "max_new_tokens")
     branch = Branch(branch_id=0, sampling=sampling)
     request = Request(main=ids.main, branches=[branch], adapter=adapter, visibility="isolated")
@@ -161,6 +161,7 @@ async def encode_branches(
             branches=branch_requests(service, body.branches, body, ids, **documented),
             visibility=visibility,
             adapter=adapter,
+            sampling=SamplingParams(seed=body.seed),
         ),
         ids,
     )
@@ -191,7 +192,7 @@ def branch_requests(
         raise ApiError(400, f"the branches have the branch_id {numbers}; give each its own", param="branches")
     made = []
     for index, (branch, prompt) in enumerate(zip(branches, ids.branches, strict=True)):
-        sampling = sampling_params(branch, defaults, index, **documented)
+        sampling = sampling_params(branch, defaults, **documented)
         check_new_tokens(service, sampling, f"branches.{index}.max_tokens" if branch.max_tokens else "max_tokens")
         made.append(Branch(prompt=prompt, sampling=sampling, adapter=branch.adapter, branch_id=branch.branch_id))
     return made

@@ -116,7 +116,7 @@ class EngineThread:
         try:
             request_id = self._engine.add_request(request)
         except RequestError as error:
-            self._fail(collector, BranchResult(finish_reason="error", error=str(error), error_kind="empty"))
+            self._fail(collector, BranchResult(finish_reason="error", error=str(error), error_kind="invalid"))
         except Exception as error:
             _LOGGER.exception("a request could not be queued")
             self._fail(collector, _broken(error))

@@ -14,10 +14,9 @@ from parallelmind.server.branches_api import ServiceOf, check_new_tokens, encode
 from parallelmind.server.openai_format import Chat, Completion
 from parallelmind.server.openai_schemas import ChatInput, CompletionInput, OpenAiInput
 from parallelmind.server.problems import ApiError
-from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params, shifted_seed
+from parallelmind.server.schemas import BranchesInput, Sampling, sampling_params
 from parallelmind.server.service import RunningRequest, Service
 from parallelmind.server.streaming import EventStream, results_of
-from parallelmind.settings.sampling import SamplingParams
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -114,19 +113,11 @@ def _alone(
     **documented: Any,
 ) -> Request:
     """`each` choices for each prompt, every one as if it were alone: all are branch 0, which sees no other branch."""
-    params = [_sampling(service, body, index, alternatives, **documented) for index in range(each)]
-    branches = [Branch(prompt=prompt, branch_id=0, sampling=sampling) for prompt in ids.branches for sampling in params]
-    return Request(main=ids.main, branches=branches, adapter=adapter, visibility="isolated")
-
-
-def _sampling(
-    service: Service, body: OpenAiInput, index: int, alternatives: int | None, **documented: Any
-) -> SamplingParams:
-    settings = _LIKE_OPENAI | {"logprobs": alternatives} | documented
-    shifted = body if body.seed is None else body.model_copy(update={"seed": shifted_seed(body.seed, index)})
-    sampling = sampling_params(shifted, Sampling(), index, **settings)
+    settings = _LIKE_OPENAI | {"logprobs": alternatives, "n": each} | documented
+    sampling = sampling_params(body, Sampling(), **settings)
     check_new_tokens(service, sampling, "max_tokens")
-    return sampling
+    branches = [Branch(prompt=prompt, branch_id=0, sampling=sampling) for prompt in ids.branches]
+    return Request(main=ids.main, branches=branches, adapter=adapter, visibility="isolated")
 
 
 async def _under_messages(service: Service, body: ChatInput, adapter: str, alternatives: int | None) -> Request:

@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from parallelmind.columnar import Visibility
-from parallelmind.server.schemas import BranchInput, ChatMessage, Sampling, Strict, Text, incompatible
-from parallelmind.settings.sampling import OPENAI_ONLY, MaxNewTokens
+from parallelmind.server.schemas import BranchInput, ChatMessage, Sampling, Strict, Text, TokenId, incompatible
+from parallelmind.settings.sampling import MaxNewTokens
 
 _WITHOUT_EFFECT: dict[str, list[Any]] = {
-    **{name: [value] for name, value in OPENAI_ONLY.items()},
     "response_format": [{"type": "text"}],
     "tools": [[]],
     "functions": [[]],
@@ -35,7 +34,6 @@ _WITHOUT_EFFECT: dict[str, list[Any]] = {
     "audio": [],
     "web_search_options": [],
 }
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class StreamOptions(Strict):

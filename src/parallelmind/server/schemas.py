@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
 from parallelmind.prompts.conversation import Message, role_of
 from parallelmind.settings.model import ModelOptions
 from parallelmind.settings.sampling import MOST_STOPS, MaxNewTokens, SamplingParams, SamplingSettings
-from parallelmind.settings.setting import described
+from parallelmind.settings.setting import Described, described
 
 
 def _whole(text: str) -> str:
@@ -26,6 +27,7 @@ def _whole(text: str) -> str:
 Text = Annotated[str, AfterValidator(_whole)]
 _StopText = Annotated[Text, Field(min_length=1)]
 Stop = _StopText | Annotated[list[_StopText], Field(max_length=MOST_STOPS)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def incompatible(param: str, message: str) -> PydanticCustomError:
@@ -73,13 +75,29 @@ SETTING_OF = (
 """The settings by all names that fields of requests give them: what is said of a wrong value is theirs to say."""
 
 
+def _json_type(one: Described) -> Any:
+    """The type of a setting in JSON, which has neither tuples nor keys that are numbers."""
+
+    def checked(value: Any) -> Any:
+        try:
+            found = one.check(value)
+        except ValueError as error:
+            raise PydanticCustomError("setting", "{message}", {"message": str(error)}) from None
+        return list(found) if isinstance(found, tuple) else found
+
+    if one.kind is Mapping:
+        return Annotated[dict[int, float], BeforeValidator(checked)]
+    if one.kind is tuple and one.item is int:
+        return Annotated[list[TokenId], BeforeValidator(checked)]
+    return Stop if one.kind is tuple else one.type
+
+
 def _sampling_fields() -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, one in HTTP_SETTINGS.items():
-        default = "" if one.default is None or one.default == () else f" ({one.default})"
+        default = "" if one.default in (None, (), {}) else f" ({one.default})"
         text = f"{one.setting.help[0].upper()}{one.setting.help[1:]}{default}."
-        kind = Stop if one.kind is tuple else one.type
-        fields[name] = (kind | None, Field(default=None, description=text))
+        fields[name] = (_json_type(one) | None, Field(default=None, description=text))
     return fields
 
 
@@ -89,7 +107,7 @@ _SamplingFields: Any = create_model("SamplingFields", __base__=Strict, **_sampli
 class Sampling(_SamplingFields):  # type: ignore[misc]
     """How tokens are chosen, and when a branch ends; in parentheses the defaults.
 
-    With a seed at the request, branch i draws with seed + i.
+    With a seed at the request, the branch with the number b (from 1) draws with seed + b - 1.
     """
 
     adapter: Text | None = Field(
@@ -247,23 +265,12 @@ class Health(BaseModel):
     status: Literal["loading", "ready", "draining", "failed"]
 
 
-def sampling_params(fields: Sampling, defaults: Sampling, index: int, **documented: Any) -> SamplingParams:
-    """A branch's own value, else the request's, else the documented default.
-
-    Args:
-        index: of the branch; a seed of the request is shifted by it, so that branches differ.
-    """
+def sampling_params(fields: Sampling, defaults: Sampling, **documented: Any) -> SamplingParams:
+    """A branch's own value, else the request's, else the documented default; its seed is its own or none."""
     settings: dict[str, Any] = dict(documented)
     for name, one in HTTP_SETTINGS.items():
         for source in (fields, defaults):
             if (value := getattr(source, name)) is not None:
                 settings[one.name] = value
                 break
-    if fields.seed is None and defaults.seed is not None:
-        settings["seed"] = shifted_seed(defaults.seed, index)
-    return SamplingParams(**settings)
-
-
-def shifted_seed(seed: int, index: int) -> int:
-    """The seed of the choice or branch with this number, from 0."""
-    return seed + index if seed + index < 2**64 else seed + index - 2**64
+    return SamplingParams(**(settings | {"seed": fields.seed}))

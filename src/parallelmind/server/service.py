@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from parallelmind.columnar import Visibility
 from parallelmind.engine.engine import Engine
-from parallelmind.engine.request import BASE_MODEL, Event, Request
+from parallelmind.engine.request import BASE_MODEL, Event, Request, num_answers
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.engine_thread import EngineLoad, EngineThread
 from parallelmind.server.loading import Served, load_served
@@ -192,13 +192,14 @@ class Service:
         Raises:
             ApiError: it is refused, see `check_room`, or too large.
         """
-        branches = max(1, len(request.branches))
+        branches = num_answers(request)
         self.check_room(branches)
         most = self.options.max_main_tokens
-        if most is not None and len(request.main) > most:
+        main_tokens = len(request.main or ())
+        if most is not None and main_tokens > most:
             raise ApiError(
                 400,
-                f"the shared text has {len(request.main)} tokens, this server takes {most}; shorten it",
+                f"the shared text has {main_tokens} tokens, this server takes {most}; shorten it",
                 param="main",
                 code="context_length_exceeded",
             )

@@ -94,7 +94,7 @@ class Described:
 
     @property
     def item(self) -> Any:
-        """The type of each of several values, without its range."""
+        """The type of each of several values, or of the keys of a mapping, without its range."""
         return _plain(get_args(_plain(self.type))[0])
 
     @property
@@ -287,7 +287,10 @@ def _taken_apart(hint: Any) -> tuple[Any, bool, Setting | None]:
         optional = optional or type(None) in parts
         # One value may stand for a list of one: `tuple[str, ...] | str`.
         several = [part for part in parts if get_origin(part) is tuple]
-        [hint] = several or [part for part in parts if part is not type(None)]
+        rest = several or [part for part in parts if part is not type(None)]
+        if setting is None and len(rest) > 1:  # a field that is no setting
+            break
+        [hint] = rest
     for one in kept:
         hint = Annotated[hint, one]
     return hint, optional, setting
@@ -299,18 +302,40 @@ def _plain(hint: Any) -> Any:
 
 def _converted(value: Any, one: Described) -> Any:
     if one.kind is tuple:
-        several = (value,) if isinstance(value, str | Path) else value
+        several = (value,) if isinstance(value, str | Path) or (one.item is int and _is_whole(value)) else value
         if several is None:
             several = ()
         if not isinstance(several, tuple | list):
             return several
+        if one.item is int:
+            return tuple(map(_as_int, several))
         return tuple(Path(item) if one.item is Path and isinstance(item, str) else item for item in several)
+    if one.kind is Mapping and isinstance(value, Mapping) and one.item is int:
+        return {_key(key): item for key, item in value.items()}
     if one.kind is Path and isinstance(value, str | os.PathLike):
         return Path(value)
     if one.kind in (int, float) and not isinstance(value, bool | int | float):
-        with_index = getattr(value, "__index__", None)  # NumPy's whole numbers, and those of torch
-        return value if with_index is None else operator.index(value)
+        return _as_int(value)
     return value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(_as_int(value), int) and not isinstance(value, bool)
+
+
+def _as_int(value: Any) -> Any:
+    """NumPy's whole numbers, and those of torch, as Python's; anything else as it is."""
+    if isinstance(value, int | str) or getattr(value, "__index__", None) is None:
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # an array or a tensor of several
+        return value
+
+
+def _key(key: Any) -> Any:
+    """JSON has no keys but texts."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else _as_int(key)
 
 
 _BOOLEANS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)

@@ -95,6 +95,10 @@ def test_settings_presets_and_those_of_one_branch(page: Page, scripted: FakeServ
     settings.get_by_label("Max tokens").fill("20")
     settings.get_by_label("Seed").fill("5")
     settings.get_by_label("Stop texts").fill("END\n\n")
+    settings.get_by_label("Presence penalty").fill("0.5")
+    settings.get_by_label("Frequency penalty").fill("-1")
+    settings.get_by_label("Stop token ids").fill("7, 8")
+    settings.get_by_label("Logit bias").fill("50: -100\n51: 1.5\n")
     settings.get_by_label("Visibility").select_option("columnar")
     settings.get_by_label("Adapter").select_option("legal")
     page.get_by_role("button", name="Settings of branch 2").click()
@@ -109,15 +113,20 @@ def test_settings_presets_and_those_of_one_branch(page: Page, scripted: FakeServ
         {
             "main": "main",
             "branches": [
-                {"prompt": "one", "branch_id": 1, "seed": 5},
-                {"prompt": "two", "branch_id": 2, "seed": 6, "temperature": 1.5, "adapter": ""},
+                {"prompt": "one", "branch_id": 1},
+                {"prompt": "two", "branch_id": 2, "temperature": 1.5, "adapter": ""},
             ],
+            "seed": 5,
             "temperature": 0.15,
             "top_p": 0.8,
             "top_k": 30,
             "repetition_penalty": 1.1,
+            "presence_penalty": 0.5,
+            "frequency_penalty": -1,
             "max_tokens": 20,
             "stop": ["END"],
+            "stop_token_ids": [7, 8],
+            "logit_bias": {"50": -100, "51": 1.5},
             "visibility": "columnar",
             "adapter": "legal",
             "stream": True,

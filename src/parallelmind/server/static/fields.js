@@ -12,12 +12,20 @@ export const FIELDS = [
     help: "drop tokens less likely than this share of the likeliest" },
   { name: "repetition_penalty", label: "Repetition penalty", kind: "number", min: 0.01, max: 100, step: "any",
     help: "above 1 discourages repetition" },
+  { name: "presence_penalty", label: "Presence penalty", kind: "number", min: -2, max: 2, step: "any",
+    help: "above 0 discourages tokens that the answer has so far" },
+  { name: "frequency_penalty", label: "Frequency penalty", kind: "number", min: -2, max: 2, step: "any",
+    help: "above 0 discourages tokens of the answer so far, each as often as it has them" },
   { name: "max_tokens", label: "Max tokens", kind: "number", min: 1, max: 1000000, step: 1,
     help: "tokens of an answer at most" },
   { name: "seed", label: "Seed", kind: "number", min: 0, max: 2147483647, step: 1, usual: "random",
     help: "the same seed gives the same answers" },
   { name: "stop", label: "Stop texts", kind: "text", usual: "none",
     help: "texts that end an answer, one a line" },
+  { name: "stop_token_ids", label: "Stop token ids", kind: "text", usual: "none",
+    help: "ids of tokens that end an answer, such as 50, 51" },
+  { name: "logit_bias", label: "Logit bias", kind: "text", usual: "none",
+    help: "what is added to the logits of tokens, one a line, such as 50: -100" },
 ];
 
 let forms = 0;
@@ -83,9 +91,25 @@ export function takeDefaults(defaults) {
 
 /** The settings as the API takes them. */
 export function toRequest(sampling) {
-  const { stop, ...rest } = sampling;
-  const texts = (stop ?? "").split("\n").filter((text) => text !== "");
-  return texts.length ? { ...rest, stop: texts } : rest;
+  const { stop, stop_token_ids: ids, logit_bias: bias, ...rest } = sampling;
+  const texts = parts(stop, "\n");
+  const tokens = parts(ids, /[\s,]+/).map(numberOf);
+  const biases = parts(bias, /[\n,]+/).map((line) => line.split(":").map((part) => part.trim()));
+  return {
+    ...rest,
+    ...(texts.length && { stop: texts }),
+    ...(tokens.length && { stop_token_ids: tokens }),
+    ...(biases.length && { logit_bias: Object.fromEntries(biases.map(([id, added]) => [id, numberOf(added)])) }),
+  };
+}
+
+function parts(text, separator) {
+  return (text ?? "").split(separator).filter((part) => part !== "");
+}
+
+/** What is no number goes as it is: the server says what is wrong with it. */
+function numberOf(text) {
+  return text === undefined || text === "" || Number.isNaN(Number(text)) ? text ?? "" : Number(text);
 }
 
 /** "temperature 0.2, top p 0.75": for the closed panel. */

@@ -116,11 +116,10 @@ export class Settings {
 
   /** The body of a request for these branches. */
   request(main, cards) {
-    const { seed, ...shared } = toRequest(this.sampling);
+    const shared = toRequest(this.sampling);
     const branches = cards.map((card) => {
       const own = toRequest(card.sampling);
-      // By the number of the branch, so that a rerun of one draws and is placed as it was among all.
-      if (seed !== undefined) own.seed ??= seed + card.index;
+      // By its number a rerun of one branch draws and is placed as it was among all.
       const place = { branch_id: card.index + 1 };
       return { prompt: card.prompt, ...place, ...own, ...(card.adapter !== null && { adapter: card.adapter }) };
     });
