@@ -21,7 +21,7 @@ from parallelmind.chat import ChatSession, Exchange
 from parallelmind.data.convert import ConvertOptions, convert
 from parallelmind.data.encoder import DataCounts, SampleEncoder
 from parallelmind.data.samples import parse_sample
-from parallelmind.engine.request import Branch, Request
+from parallelmind.engine.request import Request
 from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.branches_api import encode_conversation
@@ -84,9 +84,7 @@ def as_chat_branch(tokenizer: Any, messages: list[Message]) -> list[int]:
     chat = session(tokenizer, messages)
     list(chat.branch([messages[-1]["content"], "Another question"]))
     [request] = chat.engine.asked  # type: ignore[attr-defined]
-    first = request.branches[0]
-    assert isinstance(first, Branch)
-    return [*request.main, *first.prompt]
+    return [*request.main, *request.branches[0]]
 
 
 def served(tokenizer: Any, messages: list[Message], texts: list[str]) -> PromptIds:

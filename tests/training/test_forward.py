@@ -246,5 +246,5 @@ def test_an_ordinary_mask_is_still_an_ordinary_mask() -> None:
 def test_layers_with_a_recurrent_state_are_refused() -> None:
     model = tiny_model("qwen2")
     model.config.layer_types = ["linear_attention", "full_attention"]
-    with pytest.raises(UnsupportedModelError, match=r"linear_attention.*leak from branch to branch"):
+    with pytest.raises(UnsupportedModelError, match=r"linear_attention keep a state.*the others"):
         PackedForward(model, visibility="isolated", stride=STRIDE)
