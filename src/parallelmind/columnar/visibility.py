@@ -44,7 +44,9 @@ class Reach:
 
     def earliest_at(self, time: int) -> int:
         """`earliest` of one token."""
-        return int(self.earliest(torch.tensor(time)))
+        if self.chunk is not None:
+            return time // self.chunk * self.chunk
+        return 0 if self.window is None else time - self.window + 1
 
 
 FULL = Reach()

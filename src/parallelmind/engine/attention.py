@@ -82,11 +82,13 @@ def engine_attention_forward(
     keys_HNPD, values_HNPE = step.store.layer(layer)
 
     plan = step.plan(reach, q_HGTD)
+    q_THGD = q_HGTD.permute(2, 0, 1, 3).contiguous()
     shape = (plan.num_slots + 1, *q_HGTD.shape[:2])
     out_SHGE, lse_SHG = query.new_empty(*shape, v_HTE.shape[-1]), query.new_empty(shape, dtype=torch.float32)
     out_SHGE[-1], lse_SHG[-1] = 0, _NOTHING
     for call in plan.calls:
-        q_nHGRD = q_HGTD[:, :, call.tokens].permute(2, 0, 1, 3, 4)
+        q_nRHGD = q_THGD.index_select(0, call.tokens.flatten()).unflatten(0, call.tokens.shape)
+        q_nHGRD = q_nRHGD.permute(0, 2, 3, 1, 4)
         out, lse = attend_grouped(q_nHGRD, call.read(keys_HNPD), call.read(values_HNPE), call.mask, options)
         slots = slice(call.first_slot, call.first_slot + call.tokens.numel())
         out_SHGE[slots].unflatten(0, call.tokens.shape).copy_(out.permute(0, 3, 1, 2, 4))
@@ -116,22 +118,22 @@ def _merged(plan: Plan, out_SHGE: Tensor, lse_SHG: Tensor, options: ScoreOptions
 
     Part after part, product and sum apart: so a token's result has the same bits with any others beside it.
     """
-    lse_JTHG = lse_SHG[plan.sources]
+    lse_JTHG = lse_SHG.index_select(0, plan.sources.flatten()).unflatten(0, plan.sources.shape)
     most = lse_JTHG.amax(0)
     if options.sinks_HG is not None:  # a sink takes its share of the softmax and gives nothing
         most = torch.maximum(most, options.sinks_HG)
     weights = torch.exp(lse_JTHG - most)[..., None]
     if len(plan.readers) == 1 and options.sinks_HG is None:
-        return out_SHGE[plan.sources[0]]
-    total, out = weights[0].clone(), out_SHGE[plan.sources[0]].float() * weights[0]
+        return out_SHGE.index_select(0, plan.sources[0])
+    total, out = weights[0].clone(), out_SHGE.index_select(0, plan.sources[0]).float() * weights[0]
     for part, readers in enumerate(plan.readers[1:], start=1):
         if readers is None:
             total += weights[part]
-            out += out_SHGE[plan.sources[part]].float() * weights[part]
+            out += out_SHGE.index_select(0, plan.sources[part]).float() * weights[part]
         else:
-            mine = weights[part, readers]
-            total[readers] += mine
-            out[readers] += out_SHGE[plan.sources[part, readers]].float() * mine
+            mine = weights[part].index_select(0, readers)
+            total.index_add_(0, readers, mine)
+            out.index_add_(0, readers, out_SHGE.index_select(0, plan.sources[part, readers]).float() * mine)
     if options.sinks_HG is not None:
         total += torch.exp(options.sinks_HG - most)[..., None]
     return out / total

@@ -29,7 +29,7 @@ _TILE = 128
 """Tokens that read a run in one row of a call at most."""
 _MAX_CALL = 2**23
 """Keys × readers of one call."""
-_WORTH_A_CALL = 4096
+_WORTH_A_CALL = 512
 """Keys × readers that may be wasted by padding runs to have a call less."""
 _KEY_STEP = 16
 _MAX_PADDED = 256
@@ -143,10 +143,12 @@ class Step:
         """The readings of each call: alike in the number of readers and of pages, and whether they need a mask."""
         alike: dict[int, dict[tuple[int, bool], list[Reading]]] = {}
         for one in self._readings:
-            first, last = self._times(one)
-            if one.first_time + one.count <= reach.earliest_at(first):
-                continue
-            is_masked = not one.is_whole or reach.earliest_at(last) > one.first_time
+            is_masked = not one.is_whole
+            if not reach.is_full:
+                times = self._time_list[one.start : one.end]
+                if one.first_time + one.count <= reach.earliest_at(min(times)):
+                    continue
+                is_masked |= reach.earliest_at(max(times)) > one.first_time
             of_count = alike.setdefault((one.end - one.start - 1).bit_length(), {})
             of_count.setdefault((len(one.pages), is_masked), []).append(one)
         for bits, kinds in alike.items():
@@ -154,11 +156,6 @@ class Step:
                 step = max(1, _MAX_CALL // (max(len(one.pages) for one in readings) * self.store.page_tokens << bits))
                 for index in range(0, len(readings), step):
                     yield readings[index : index + step]
-
-    def _times(self, one: Reading) -> tuple[int, int]:
-        """The earliest and the latest time of a reading's tokens."""
-        times = self._time_list[one.start : one.end]
-        return min(times), max(times)
 
     @cached_property
     def _time_list(self) -> list[int]:
