@@ -250,3 +250,22 @@ def test_the_requests_own_parameters_hold_for_its_branches() -> None:
     branch = Branch(prompt="b", sampling=SamplingParams(max_new_tokens=5, temperature=0, ignore_eos=True))
     results = engine.generate([Request(main=MAIN, branches=["a", branch], sampling=own), MAIN], GREEDY)
     assert [[len(ids) for ids in result] for result in tokens(results)] == [[3, 5], [12]]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(main="a", branches=[Branch(prompt="x", branch_id=2**63)]), "branch_id of branch 0"),
+        (Request(main="a", adapter=["x"]), "adapter of main"),  # type: ignore[arg-type]
+        (Request(main="a", branches=[Branch(prompt="b", adapter={})]), "adapter of branch 0"),  # type: ignore[arg-type]
+        (Request(main=[3, 4, 5], joined=3), "joined does not fit main"),  # type: ignore[arg-type]
+        (Request(main=[3, 4, 5], joined=(None,)), "joined does not fit main"),  # type: ignore[arg-type]
+        (torch.zeros(3, dtype=torch.long, device="meta"), "meta device"),
+    ],
+)
+def test_what_cannot_be_is_an_error_of_its_own(request_: Any, words: str) -> None:
+    engine = Engine(tiny_model("qwen2"), char_tokenizer())
+    wrong, right = engine.generate([request_, "abc"], SamplingParams(max_new_tokens=2, ignore_eos=True))
+    assert wrong.branches[0].error_kind == "invalid"
+    assert words in str(wrong.branches[0].error)
+    assert right.branches[0].error is None

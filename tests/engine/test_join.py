@@ -371,3 +371,20 @@ def test_what_cannot_be_turned_says_why() -> None:
         assert refused.error_kind == "invalid"
         assert "joined does not fit main" in str(refused.error)
     assert not engine.has_unfinished()
+
+
+@pytest.mark.parametrize("page_tokens", [4, 64])
+@pytest.mark.parametrize(
+    ("branches", "n", "main"),
+    [(["abcdef"], 3, []), (["abcdef", "ghi"], 2, [5, 6, 7]), (["abcdef"] * 2 + ["ghi"], 1, [])],
+)
+def test_equal_answers_are_joined(branches: list[str], n: int, main: list[int], page_tokens: int) -> None:
+    """One of them begins as the joined text does, and each would wait for the other."""
+    engine = Engine(tiny_model("qwen2"), char_tokenizer(), page_tokens=page_tokens)
+    request = Request(main=main, branches=branches)
+    params = SamplingParams(max_new_tokens=5, temperature=0, n=n, ignore_eos=True)
+    joined = engine.join(request, engine.generate([request], params)[0], branches=["xyz"], join="turned")
+    first = engine.generate([joined], GREEDY)[0].branches[0].token_ids
+    engine.reset_prefix_cache()
+    assert engine.generate([joined], GREEDY)[0].branches[0].token_ids == first
+    assert engine._tree.num_used == 0

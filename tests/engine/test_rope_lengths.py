@@ -98,6 +98,21 @@ def test_a_row_in_step_is_long_all_the_time_or_never() -> None:
     assert "longrope" in str(found[1].branches[0].error)
 
 
+def test_a_branch_that_does_not_see_main_stands_behind_it_all_the_same() -> None:
+    model = longrope()
+    requests = [
+        Request(main=text(20), branches=[text(8, 3)], visibility="strict"),
+        Request(main=text(30, 5), branches=[text(6, 1)], visibility="strict"),
+        Request(main=text(10, 5), branches=[text(6, 1)]),
+    ]
+
+    def answers(asked: list[Request]) -> list[list[int]]:
+        engine = Engine(model, char_tokenizer(), page_tokens=4)
+        return [result.branches[0].token_ids for result in engine.generate(asked, GREEDY)]
+
+    assert answers(requests) == [answers([request])[0] for request in requests]
+
+
 def test_dynamic_scaling_begins_behind_what_the_engine_takes() -> None:
     """Frequencies that change with every token fit no key that is kept; below that length there is no scaling."""
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}

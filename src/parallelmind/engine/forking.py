@@ -69,9 +69,11 @@ def make_forks(
         )
     forks: list[BranchSequence] = []
     problems: list[Problem] = []
-    for place in range(min(counts, default=1)):
-        prompt = prompts[place] if prompts is not None else ""
-        own = inputs.prompt_ids(prompt, has_main=True)
+    count = min(counts, default=1)
+    # Before any fork is counted, so that one that is refused leaves the seeds of later ones as they are.
+    owns = [inputs.prompt_ids(prompt, has_main=True) for prompt in (prompts if prompts is not None else [""] * count)]
+    for place in range(count):
+        own = owns[place]
         parent.num_forks += 1
         if isinstance(sampling, Sequence):
             params = sampling[place]

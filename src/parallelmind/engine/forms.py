@@ -88,6 +88,8 @@ def _ids_of_array(given: Any, name: str) -> list[int]:
             f"{name} is an array of shape {shape}; token ids have the shape [S] or [1, S]. Give several prompts as a "
             "list of arrays, without the padding of a batch."
         )
+    if "meta" in str(getattr(given, "device", "")):
+        raise RequestError(f"{name} is a tensor on the meta device, which has no values; give token ids.")
     ids: list[int] = given.reshape(-1).tolist()
     return ids
 

@@ -27,6 +27,9 @@ from parallelmind.io.records import shorten
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.settings.sampling import SamplingParams, seed_of_branch
 
+_MAX_BRANCH_ID = 2**31 - 1
+"""So that branch id × stride is a position."""
+
 
 def default_visibilities(visibility: Visibility, adapters: AdapterSet | None) -> dict[str, Visibility]:
     """The visibility of each adapter, BASE_MODEL included: the one it was trained with, else the given one."""
@@ -214,14 +217,19 @@ class InputProcessor:
             name = f"branch {place - 1}" if branches else "main"
             own = checked_sampling(branch.sampling, f"the sampling of {name}")
             number = place if branch.branch_id is None else branch.branch_id
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise RequestError(f"the branch_id of {name} is {number!r}; it must be a whole number.")
+            if not isinstance(number, int) or isinstance(number, bool) or number > _MAX_BRANCH_ID:
+                raise RequestError(
+                    f"the branch_id of {name} is {number!r}; it must be a whole number of {_MAX_BRANCH_ID} at most."
+                )
+            adapter: Any = request.adapter if branch.adapter is None else branch.adapter
+            if not isinstance(adapter, str):
+                raise RequestError(f"the adapter of {name} is {adapter!r}; it must be the name of a loaded adapter.")
             asked.append(
                 _Asked(
                     name=name,
                     branch=branch,
                     number=number,
-                    adapter=request.adapter if branch.adapter is None else branch.adapter,
+                    adapter=adapter,
                     params=own or shared,
                     place=place,
                     seed=seed if own is None or own.seed is None else None,

@@ -115,6 +115,17 @@ class Joins:
             parts = self._parts.pop(text)
             self._drop(parts, parts.waiting)
 
+    def give_way(self, text: Run, plan: Schedule) -> bool:
+        """Close what a text waits for, to be opened again later, unless it is being computed; whether that was so."""
+        if text not in self._parts:
+            return False
+        parts = self._parts[text]
+        held = [*parts.bases.values(), *(part.run for part in parts.waiting if part.run is not None)]
+        if any(plan.has(run) for run in held):
+            return False
+        self.close(text)
+        return True
+
     def holds(self, text: Run) -> bool:
         """Whether memory is held for what a text waits for."""
         return text in self._parts
@@ -280,8 +291,10 @@ def check_joined(request: Request) -> None:
     if not request.joined:
         return
     main: Any = request.main
+    given: Any = request.joined
     end, is_right = 0, isinstance(main, Sequence) and not isinstance(main, str)
-    for one in request.joined:
+    is_right &= isinstance(given, tuple) and all(isinstance(one, JoinedBranch) for one in given)
+    for one in request.joined if is_right else ():
         is_right &= one.branch_id >= 0 <= one.behind <= one.start
         is_right &= end <= one.start < one.end < len(main)
         end = one.end

@@ -325,7 +325,8 @@ class Scheduler:
             return True
         if plan.has(run):
             return _covers(plan, run)
-        if not self.tree.advance(run):
+        # What it waits for may be a joined branch of its own, which begins as it does and waits for it.
+        if not self.tree.advance(run) and not (self.joins.give_way(run, plan) and self.tree.advance(run)):
             return False
         count = min(self._joins_allow(run, plan), plan.budget)
         if run.num_pending and count <= 0:

@@ -221,9 +221,9 @@ class RequestGroup:
         return len(self.main_ids)
 
     def length_of(self, branch: BranchSequence) -> int:
-        """Tokens of a branch's whole text so far."""
-        own = len(branch.prompt_ids) + len(branch.output_ids)
-        return own + len(self.main_ids) if self.reads_main else own
+        """The time that a branch's text has come to: main's tokens and its own."""
+        # Where main is hidden, the branch still stands behind it in time.
+        return len(self.main_ids) + len(branch.prompt_ids) + len(branch.output_ids)
 
     def long_sibling(self) -> RequestGroup:
         """The group of the same branches' long texts."""
