@@ -6,6 +6,7 @@ Figures are counts of tokens.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -380,3 +381,32 @@ def test_penalties_of_a_fork_know_what_its_parent_generated(with_prompt: bool) -
     assert len(set(whole)) > 10, "penalties at work"
     going_on = results[forked[0]].token_ids
     assert (going_on == whole[5:]) is not with_prompt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"n": 1.5}, "n is 1.5"),
+        ({"n": "2"}, "n is '2'"),
+        ({"sampling": "abc"}, "sampling is 'abc'"),
+        ({"sampling": [None]}, "sampling is"),
+        ({"sampling": replace(DRAWN, n=3)}, "give n to fork"),
+        ({"prompts": 3}, "prompts is 3"),
+        ({"prompts": (text for text in "ab")}, "prompts is"),
+    ],
+)
+def test_arguments_that_make_no_sense_change_nothing(arguments: dict[str, Any], words: str) -> None:
+    def fork(request_id: int) -> None:
+        with pytest.raises(RequestError, match=re.escape(words)):
+            engine.fork(request_id, 0, **arguments)
+        with pytest.raises(RequestError):
+            engine.fork(request_id, 0, prompts=["fine", [1.5]])  # type: ignore[list-item]
+        engine.fork(request_id, 0)
+
+    engine = engine_of(model_of())
+    wrong = run(engine, {5: fork})
+    other = engine_of(model_of())
+    undisturbed = run(other, {5: lambda request_id: other.fork(request_id, 0)})
+    assert {index: one.token_ids for index, one in wrong.items()} == {
+        index: one.token_ids for index, one in undisturbed.items()
+    }

@@ -388,3 +388,17 @@ def test_equal_answers_are_joined(branches: list[str], n: int, main: list[int], 
     engine.reset_prefix_cache()
     assert engine.generate([joined], GREEDY)[0].branches[0].token_ids == first
     assert engine._tree.num_used == 0
+
+
+def test_arguments_of_join_that_make_no_sense() -> None:
+    engine = engine_of(model_of())
+    request, result = answered(engine)
+    for wrong in (lambda: engine.join("ab", result), lambda: engine.join(request, [result])):  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match="takes the Request and its RequestResult"):
+            wrong()
+    for take in ("a", 0, [True], ["0"]):
+        with pytest.raises(RequestError, match="take is"):
+            engine.join(request, result, take=take)  # type: ignore[arg-type]
+    failed = engine.generate([Request(main=[3, 99999], branches=["a"])])[0]
+    with pytest.raises(RequestError, match=r"branch 0 of the result has ended with an error.*take"):
+        engine.join(Request(main=[3], branches=["a"]), failed)

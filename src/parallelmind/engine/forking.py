@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.input_processor import InputProcessor, Problem
@@ -58,8 +59,7 @@ def make_forks(
     Raises:
         RequestError: the numbers of forks, prompts and sampling parameters contradict each other.
     """
-    if isinstance(prompts, str):
-        raise RequestError(f"prompts is {prompts!r}; it must be a list with a text, or token ids, for each fork.")
+    _check_arguments(n, prompts, sampling)
     counts = {len(found) for found in (prompts, sampling) if isinstance(found, Sequence)}
     counts |= {n} if n is not None else set()
     if len(counts) > 1 or min(counts, default=1) < 1:
@@ -98,9 +98,24 @@ def make_forks(
     return forks, problems
 
 
+def _check_arguments(n: Any, prompts: Any, sampling: Any) -> None:
+    if n is not None and (not isinstance(n, int) or isinstance(n, bool)):
+        raise RequestError(f"n is {n!r}; it must be a whole number of forks, 1 or more.")
+    if prompts is not None and (isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence)):
+        raise RequestError(f"prompts is {prompts!r}; it must be a list with a text, or token ids, for each fork.")
+    given = sampling if isinstance(sampling, Sequence) and not isinstance(sampling, str | bytes) else [sampling]
+    for params in given:
+        if not (isinstance(params, SamplingParams) or (params is None and given is not sampling)):
+            raise RequestError(f"sampling is {sampling!r}; it must be SamplingParams, or a list of them.")
+        if params is not None and params.n > 1:
+            raise RequestError(
+                f"the n of the sampling parameters is {params.n}; a fork has one answer: give n to fork."
+            )
+
+
 def _continued(parent: BranchSequence) -> SamplingParams:
     """The parameters of a branch for what it may still write."""
-    return replace(parent.params, max_new_tokens=max(1, parent.max_new_tokens - len(parent.output_ids)))
+    return replace(parent.params, n=1, max_new_tokens=max(1, parent.max_new_tokens - len(parent.output_ids)))
 
 
 def _own_seed(params: SamplingParams, number: int) -> SamplingParams:

@@ -246,6 +246,7 @@ def joined_request(
     Raises:
         RequestError: there is no such way or result, or turned keys would not be those of the branches.
     """
+    _check_arguments(request, result, take)
     asked = [b if isinstance(b, Branch) else Branch(prompt=b) for b in request.branches] or [Branch(branch_id=0)]
     if way not in JOIN_WAYS:
         raise RequestError(f"join is {way!r}; it must be one of {', '.join(JOIN_WAYS)}.")
@@ -270,6 +271,10 @@ def joined_request(
     behind, joined = len(main), list(request.joined)
     for index in chosen:
         root, answer = index, result.branches[index]
+        if answer.finish_reason == "error":
+            raise RequestError(
+                f"branch {index} of the result has ended with an error ({answer.error}); leave it out with take."
+            )
         while (parent := result.branches[root].parent) is not None:
             root = parent
         start = len(main)
@@ -284,6 +289,18 @@ def joined_request(
         joined += [dataclasses.replace(last, end=last.end - 1)] if last.end - last.start > 1 else []
     found = tuple(joined) if way == "turned" else ()
     return dataclasses.replace(request, main=main, branches=branches, joined=found)
+
+
+def _check_arguments(request: Any, result: Any, take: Any) -> None:
+    if not isinstance(request, Request) or not isinstance(result, RequestResult):
+        raise RequestError(
+            "join takes the Request and its RequestResult (the item of `generate` in its place), "
+            f"not {type(request).__name__} and {type(result).__name__}."
+        )
+    if take is not None and (
+        not isinstance(take, Sequence) or not all(isinstance(one, int) and not isinstance(one, bool) for one in take)
+    ):
+        raise RequestError(f"take is {take!r}; it must be a list of indices of the result's branches.")
 
 
 def check_joined(request: Request) -> None:

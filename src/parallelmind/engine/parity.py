@@ -17,10 +17,9 @@ from parallelmind.engine.pages import PageStore
 from parallelmind.engine.readings import Span
 from parallelmind.engine.step import Step
 from parallelmind.engine.tree import PageTree, Place, Run
-from parallelmind.errors import UnsupportedModelError, first_line
-from parallelmind.models.architecture import in_eval_mode, num_layers, takes_positions
-from parallelmind.models.layer_reach import AttentionNotReachedError, read_reaches, short_reaches
-from parallelmind.models.own_forward import FORWARD_ERRORS, OwnForward
+from parallelmind.models.architecture import num_layers
+from parallelmind.models.layer_reach import AttentionNotReachedError
+from parallelmind.models.own_forward import OwnForward, find_path
 
 if TYPE_CHECKING:
     from parallelmind.engine.model_runner import ModelRunner
@@ -42,42 +41,16 @@ def check_parity(runner: ModelRunner) -> None:
     Raises:
         UnsupportedModelError: there is none, with the reason.
     """
-    failures: list[str] = []
-    errors: list[str] = []
-    for dense in (False, True):
+
+    def differs(dense: bool, reaches: set[Reach]) -> str | None:
         runner.dense = dense
-        try:
-            reaches = None if dense else _reaches(runner)
-            with in_eval_mode(runner.model), short_reaches(runner.model, reaches) as short:
-                failure = _compare(runner, short)
-                if failure is None and runner.rope_lengths.longest_short is not None:
-                    with runner.rope_lengths.all_long():
-                        failure = _compare(runner, short, is_long=True)
-        except AttentionNotReachedError:
-            continue
-        except UnsupportedModelError as error:
-            failures.append(str(error).rstrip("."))
-            continue
-        except FORWARD_ERRORS as error:
-            errors.append(f"{type(error).__name__}: {first_line(error)}")
-            continue
-        if failure is None:
-            return
-        failures.append(failure)
-    if not takes_positions(runner.model):
-        failures = ["its forward takes no position_ids, and where a branch stands cannot be counted in a packed row"]
-    if not failures and errors:
-        failures = [f"its forward fails over the keys and values of several branches ({'; '.join(errors)})"]
-    raise UnsupportedModelError(
-        f"{type(runner.model).__name__} cannot decode branches over a shared main: "
-        f"{'; '.join(dict.fromkeys(failures)) or 'no attention layer found'}. Use a decoder-only transformer with "
-        "ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi), or run this model with its own generate()."
-    )
+        failure = _compare(runner, reaches)
+        if failure is None and runner.rope_lengths.longest_short is not None:
+            with runner.rope_lengths.all_long():
+                failure = _compare(runner, reaches, is_long=True)
+        return failure
 
-
-def _reaches(runner: ModelRunner) -> set[Reach]:
-    with in_eval_mode(runner.model):
-        return read_reaches(runner.model)
+    find_path(runner.model, "decode branches over a shared main", differs)
 
 
 @dataclass

@@ -1,20 +1,22 @@
-"""A model's own forward as the label of what is computed in other ways, and how far its rounding reaches.
+"""A model's own forward as the label of what is computed in other ways, and the trial of a model against it.
 
 Shapes: L tokens of a text, V words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parallelmind.columnar import Reach
 from parallelmind.errors import UnsupportedModelError, first_line, is_out_of_memory
-from parallelmind.models.architecture import attention_switched, model_configs
+from parallelmind.models.architecture import attention_switched, in_eval_mode, model_configs, takes_positions
+from parallelmind.models.layer_reach import AttentionNotReachedError, read_reaches, short_reaches
 
-FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
+_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 """What a forward raises where a model does not know what it is given."""
 
 _FLOOR = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -22,6 +24,47 @@ _HALF_FLOOR = 0.02
 _MOST = {torch.float32: 1e-2, torch.float64: 1e-5}
 _HALF_MOST = 0.1
 _TIMES_NOISE = 6
+
+
+def find_path(model: Any, use: str, differs: Callable[[bool, set[Reach]], str | None]) -> None:
+    """Try a model on the attention that is exchanged and on the one that gets a dense mask, until one is right.
+
+    Args:
+        use: what the model is tried for, for the error: "cannot …".
+        differs: computes something on a path (dense or not) and says what is wrong with it; None: nothing. Windows and
+            chunks are shortened meanwhile; it gets those that there are then, on the dense path none.
+    Raises:
+        UnsupportedModelError: neither is right, with the reasons.
+        torch.OutOfMemoryError: the trial does not fit in memory.
+    """
+    failures: list[str] = []
+    errors: list[str] = []
+    for dense in (False, True):
+        try:
+            with in_eval_mode(model), short_reaches(model, None if dense else read_reaches(model)) as short:
+                failure = differs(dense, short)
+        except AttentionNotReachedError:
+            continue
+        except UnsupportedModelError as error:
+            failures.append(str(error).rstrip("."))
+            continue
+        except _FORWARD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            errors.append(f"{type(error).__name__}: {first_line(error)}")
+            continue
+        if failure is None:
+            return
+        failures.append(failure)
+    if not takes_positions(model):
+        failures = ["its forward takes no position_ids, and where a branch stands cannot be counted in a packed row"]
+    if not failures and errors:
+        failures = [f"its forward fails over several branches ({'; '.join(dict.fromkeys(errors))})"]
+    raise UnsupportedModelError(
+        f"{type(model).__name__} cannot {use}: {'; '.join(dict.fromkeys(failures)) or 'no attention layer found'}. Use "
+        "a decoder-only transformer with ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi), or run "
+        "this model with its own generate()."
+    )
 
 
 class OwnForward:
@@ -38,7 +81,7 @@ class OwnForward:
         try:
             self.logits = _logits(model, texts, positions)
             """[L, V] of each text."""
-        except FORWARD_ERRORS as error:
+        except _FORWARD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             raise UnsupportedModelError(_failing(error, with_2d_rope=positions[0].dim() == 2)) from error
@@ -70,7 +113,7 @@ class OwnForward:
             with attention_switched(model_configs(model), "eager"):
                 others = _logits(model, texts, positions)
             noise = max(self._difference(one, other) for one, other in zip(self.logits, others, strict=True))
-        except FORWARD_ERRORS:
+        except _FORWARD_ERRORS:
             pass  # it has one way only
         # 8-bit layers round what goes into them, too.
         dtype = torch.bfloat16 if getattr(model, "is_quantized", False) else model.dtype

@@ -24,11 +24,9 @@ from parallelmind.columnar import (
     pack_row,
 )
 from parallelmind.data.collator import packed_ids
-from parallelmind.errors import UnsupportedModelError, first_line
-from parallelmind.models.architecture import in_eval_mode, refuse_other_layers
-from parallelmind.models.layer_reach import AttentionNotReachedError, read_reaches, short_reaches
+from parallelmind.models.architecture import refuse_other_layers
 from parallelmind.models.lora_layers import unwrap
-from parallelmind.models.own_forward import FORWARD_ERRORS, OwnForward
+from parallelmind.models.own_forward import OwnForward, find_path
 from parallelmind.models.packed_attention import dense_mask, packed_attention
 from parallelmind.training.router_balance import RouterBalance
 
@@ -110,29 +108,15 @@ class PackedForward:
         """Compare a packed row with each of its branches alone, in the model's own forward."""
         refuse_other_layers(model, "be trained on packed branches")
         visibility, self.visibility = self.visibility, "isolated"
-        failures = []
-        with in_eval_mode(model):
-            for self.dense in (False, True):
-                try:
-                    reaches = None if self.dense else read_reaches(model)
-                    with short_reaches(model, reaches) as short:
-                        failure = self._compare(model, short)
-                except AttentionNotReachedError:
-                    continue
-                except UnsupportedModelError as error:
-                    failures.append(str(error).rstrip("."))
-                    continue
-                except FORWARD_ERRORS as error:
-                    failures.append(f"{type(error).__name__}: {first_line(error)}")
-                    continue
-                if failure is None:
-                    self.visibility = visibility
-                    return
-                failures.append(failure)
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be trained on packed branches: {'; '.join(dict.fromkeys(failures))}. Use "
-            "a decoder-only transformer with ordinary attention (for example Qwen, Llama, Mistral, Gemma, Phi)."
-        )
+
+        def differs(dense: bool, reaches: set[Reach]) -> str | None:
+            self.dense = dense
+            return self._compare(model, reaches)
+
+        try:
+            find_path(model, "be trained on packed branches", differs)
+        finally:
+            self.visibility = visibility
 
     def _compare(self, model: Any, reaches: set[Reach]) -> str | None:
         """What is wrong on this path; None if nothing is."""
