@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallelmind import Engine, Request
+from parallelmind import Engine, Request, SamplingParams
 from parallelmind.columnar import FULL, Reach
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.layer_reach import read_reaches, short_reaches
@@ -81,6 +81,32 @@ def test_what_a_layer_sees_is_what_its_mask_says(family: str, settings: dict[str
     found = engine.generate([Request(main=main, branches=prompts)] * 2, GREEDY)
     for prompt, branch in zip(prompts, found[0].branches, strict=True):
         assert branch.token_ids == alone(model, [*main, *prompt], len(branch.token_ids))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen2", {}),
+        ("mistral", {"sliding_window": 300}),
+        ("gemma2", {"sliding_window": 400}),
+        ("gpt_oss", {"sliding_window": 257}),
+        ("llama4_text", _MIXED_CHUNKS | {"attention_chunk_size": 300}),
+    ],
+)
+@pytest.mark.parametrize("budget", [2048, 700, 37])
+def test_long_prompts_are_those_of_the_models_own_forward(family: str, settings: dict[str, Any], budget: int) -> None:
+    """Blocks that hundreds of tokens read, behind windows and chunks, in forwards of many and of few tokens."""
+    model = tiny_model(family, **settings)
+    mains = [[3 + (i * i % 11 + i * step) % 90 for i in range(count)] for count, step in ((1700, 7), (900, 5))]
+    requests = [Request(main=main, branches=[main[:300], [5, 6]]) for main in mains]
+    params = SamplingParams(max_new_tokens=1, temperature=0, ignore_eos=True, logprobs=1)
+    found = Engine(model, char_tokenizer(), max_batched_tokens=budget).generate(requests, params)
+    for request, result in zip(requests, found, strict=True):
+        for prompt, branch in zip(request.branches, result.branches, strict=True):
+            row = torch.tensor([[*request.main, *prompt]], device=DEVICE)  # type: ignore[misc, list-item]
+            with torch.no_grad():
+                expected = torch.log_softmax(model(row).logits[0, -1].float(), -1).max()
+            assert branch.logprobs[0].logprob == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_scales_by_the_place_in_the_row_limit_the_length() -> None:

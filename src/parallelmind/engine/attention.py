@@ -87,10 +87,20 @@ def engine_attention_forward(
     out_SHGE, lse_SHG = query.new_empty(*shape, v_HTE.shape[-1]), query.new_empty(shape, dtype=torch.float32)
     out_SHGE[-1], lse_SHG[-1] = 0, _NOTHING
     for call in plan.calls:
+        slots = slice(call.first_slot, call.first_slot + call.tokens.numel())
+        if call.wide is not None:
+            q_HGRD = q_HGTD[:, :, slice(*call.wide)]
+            k_HGKD, v_HGKE = (
+                call.read(array)[0][:, None].expand(-1, q_HGRD.shape[1], -1, -1) for array in (keys_HNPD, values_HNPE)
+            )
+            mask = None if call.mask is None else call.mask[0]
+            out, lse = attend(q_HGRD, k_HGKD, v_HGKE, mask, options.scale, options.softcap)
+            out_SHGE[slots].copy_(out.permute(2, 0, 1, 3))
+            lse_SHG[slots].copy_(lse.permute(2, 0, 1))
+            continue
         q_nRHGD = q_THGD.index_select(0, call.tokens.flatten()).unflatten(0, call.tokens.shape)
         q_nHGRD = q_nRHGD.permute(0, 2, 3, 1, 4)
         out, lse = attend_grouped(q_nHGRD, call.read(keys_HNPD), call.read(values_HNPE), call.mask, options)
-        slots = slice(call.first_slot, call.first_slot + call.tokens.numel())
         out_SHGE[slots].unflatten(0, call.tokens.shape).copy_(out.permute(0, 3, 1, 2, 4))
         lse_SHG[slots].unflatten(0, call.tokens.shape).copy_(lse.permute(0, 3, 1, 2))
     out_THGE = F.pad(_merged(plan, out_SHGE, lse_SHG, options), (0, 0) * 3 + (0, query.shape[2] - count)).to(

@@ -96,6 +96,8 @@ class ReadCall:
     mask: Tensor | None
     first_slot: int
     """Where its output begins among those of all calls, each [n × R]."""
+    wide: tuple[int, int] | None
+    """Of a call with a single run that many tokens read: their range."""
 
     def read(self, array_HNPD: Tensor) -> Tensor:
         """The keys, or the values, of the runs, [n, H, K, D]; not copied where they lie evenly."""

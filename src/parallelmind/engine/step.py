@@ -27,6 +27,8 @@ _BLOCK = 8
 """Pages that are read as one run at most."""
 _TILE = 128
 """Tokens that read a run in one row of a call at most."""
+_WIDE = 256
+"""A run that more tokens read is read by a call of its own, for which nothing is copied together."""
 _MAX_CALL = 2**23
 """Keys × readers of one call."""
 _WORTH_A_CALL = 512
@@ -149,6 +151,9 @@ class Step:
                 if one.first_time + one.count <= reach.earliest_at(min(times)):
                     continue
                 is_masked |= reach.earliest_at(max(times)) > one.first_time
+            if one.end - one.start > _WIDE:
+                yield [one]
+                continue
             of_count = alike.setdefault((one.end - one.start - 1).bit_length(), {})
             of_count.setdefault((len(one.pages), is_masked), []).append(one)
         for bits, kinds in alike.items():
@@ -195,6 +200,7 @@ class Step:
             tokens=tokens.to(like.device),
             mask=mask,
             first_slot=first_slot,
+            wide=(readings[0].start, readings[0].end) if most > _WIDE else None,
         )
         return call, [first_slot + entry * most for entry in entries]
 
@@ -277,8 +283,11 @@ class _Readings:
                 )
 
     def tiles(self) -> Iterator[Reading]:
-        """All readings, none of more tokens than a row of a call takes."""
+        """All readings, those without a call of their own cut to as many tokens as a row of a joint call takes."""
         for one in self._found:
+            if one.is_whole and one.end - one.start > _WIDE:
+                yield one
+                continue
             for start in range(one.start, one.end, _TILE):
                 yield one if one.end - one.start <= _TILE else one.of(start, min(start + _TILE, one.end))
 
