@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from parallelmind.engine.cuda import attention as kernels
+from parallelmind.engine.cuda.inputs import KernelInputs
 from parallelmind.engine.readings import Plan
 from parallelmind.engine.step import Step
 from parallelmind.models.architecture import attention_switched
@@ -36,21 +38,24 @@ _ROW_STEP = 8
 _NOTHING = -1e30
 """Logsumexp of no keys at all; not -inf, whose differences are no numbers."""
 
-_step: ContextVar[Step] = ContextVar("parallelmind_step")
+_forward: ContextVar[tuple[Step, KernelInputs | None]] = ContextVar("parallelmind_forward")
 
 
 @contextmanager
-def engine_attention(configs: Sequence[Any], step: Step) -> Iterator[None]:
+def engine_attention(configs: Sequence[Any], step: Step, inputs: KernelInputs | None = None) -> Iterator[None]:
     """Let the forwards of a model with these configs use the engine's attention and cache inside the block.
 
     Outside it the model is as it was, so that `generate`, training and other engines are not disturbed.
+
+    Args:
+        inputs: for the layers that the kernels of `parallelmind.engine.cuda` can take; None: they take none.
     """
-    token = _step.set(step)
+    token = _forward.set((step, inputs))
     try:
         with attention_switched(configs, ATTENTION_NAME):
             yield
     finally:
-        _step.reset(token)
+        _forward.reset(token)
 
 
 def engine_attention_forward(
@@ -69,16 +74,19 @@ def engine_attention_forward(
     Returns:
         [1, T, H·G, E], and None for the weights.
     """
-    step = _step.get()
+    step, inputs = _forward.get()
     reach = reach_of(module)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     heads = key.shape[1]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    sinks_HG = None if s_aux is None else s_aux.view(heads, -1).float()
+    if inputs is not None and kernels.takes(query, key, value):
+        return kernels.attend(inputs, step.store, layer, reach, query, key, value, scale, softcap, sinks_HG), None
     q_HGTD = query[0].unflatten(0, (heads, -1))
     k_HTD, v_HTE = key[0], value[0]
     count = step.num_tokens  # rows behind these are idle, and attend to nothing
     step.store.write(layer, step.places(key.device), k_HTD[:, :count], v_HTE[:, :count])
-    sinks_HG = None if s_aux is None else s_aux.view(heads, -1).float()
-    options = ScoreOptions(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, sinks_HG)
+    options = ScoreOptions(scale, softcap, sinks_HG)
     keys_HNPD, values_HNPE = step.store.layer(layer)
 
     plan = step.plan(reach, q_HGTD)

@@ -13,6 +13,10 @@ from torch import Tensor
 
 from parallelmind.columnar import find_rope_patch, pos2d_ids
 from parallelmind.engine.attention import engine_attention
+from parallelmind.engine.cuda import graphs
+from parallelmind.engine.cuda.attention import has_kernels
+from parallelmind.engine.cuda.graphs import ForwardGraphs
+from parallelmind.engine.cuda.inputs import KernelInputs, StepInputs
 from parallelmind.engine.dense_cache import DenseCache, dense_mask
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.parity import check_parity
@@ -74,8 +78,12 @@ class ModelRunner:
         self.dense = False
         self.bytes_per_token = 0
         """Of keys and values."""
+        self._has_kernels = has_kernels(self.device)
+        self._graphs: ForwardGraphs | None = None
         check_parity(self)
         self.adapters = adapters
+        if self._has_kernels and not self.dense and {one.device for one in model.parameters()} == {self.device}:
+            self._graphs = ForwardGraphs(self.device, self._recordable)
 
     def execute(self, store: PageStore, schedule: Schedule) -> ModelOutput:
         """Run all tokens of a schedule."""
@@ -137,17 +145,29 @@ class ModelRunner:
             The logits [len(logits_at), V] of the given flat tokens, in float32.
         """
         step.store.settle()
+        if self._graphs is not None and step.num_tokens <= graphs.MOST_ROWS:
+            recorded = self._forward_by_graph(self._graphs, step, logits_at)
+            if recorded is not None:
+                return recorded
         idle = 0 if self.dense else -step.num_tokens % _ROW_STEP
         ids, positions = step.input_ids(), self._position_ids(step)
-        arguments: dict[str, Any] = {
-            "input_ids": torch.tensor([ids + ids[-1:] * idle], device=self.device),
-            "position_ids": torch.cat((positions, positions[:, -1:].repeat_interleave(idle, 1)), 1).to(self.device),
-            "use_cache": False,
-            "return_dict": True,
-            "logits_to_keep": logits_at.to(self.device),
-        }
+        ids_1R = torch.tensor([ids + ids[-1:] * idle], device=self.device)
+        positions = torch.cat((positions, positions[:, -1:].repeat_interleave(idle, 1)), 1).to(self.device)
+        inputs = StepInputs(step, step.num_tokens + idle) if self._has_kernels else None
+        logits = self._logits(step, ids_1R, positions, logits_at, inputs)
+        if self._graphs is not None and inputs is not None and step.num_tokens <= graphs.MOST_ROWS:
+            self._graphs.learn(inputs.kinds)
+        return logits
+
+    def _logits(
+        self, step: Step, ids_1R: Tensor, positions: Tensor, logits_at: Tensor, inputs: KernelInputs | None
+    ) -> Tensor:
+        """Run the model on the rows of a step and idle ones behind them."""
+        arguments: dict[str, Any] = {"input_ids": ids_1R, "position_ids": positions, "use_cache": False}
+        arguments |= {"return_dict": True, "logits_to_keep": logits_at.to(self.device)}
         is_long = step.spans[0].run.place.is_long
         rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
+        idle = ids_1R.shape[1] - step.num_tokens
         with in_eval_mode(self.model), self._adapters_in(step, idle, logits_at), rotated:
             if self.dense:
                 arguments |= {
@@ -157,12 +177,35 @@ class ModelRunner:
                 }
                 output = self.model(**arguments)
             else:
-                with engine_attention(self._configs, step):
+                with engine_attention(self._configs, step, inputs):
                     output = self.model(**arguments)
         logits: Tensor = output.logits[0]
         if len(logits) != len(logits_at):  # some models do not know logits_to_keep
             logits = logits[logits_at.to(logits.device)]
         return logits.float()
+
+    def _forward_by_graph(self, recorder: ForwardGraphs, step: Step, logits_at: Tensor) -> Tensor | None:
+        """The same by a recorded forward, where there is one or can be."""
+        places = {(span.run.place.adapter, span.run.place.is_long, span.run.place.weights) for span in step.spans}
+        if len(places) > 1:
+            return None
+        rows = graphs.rounded(step.num_tokens)
+        positions = self._position_ids(step)
+        positions = torch.cat((positions, positions[:, -1:].repeat_interleave(rows - step.num_tokens, 1)), 1)
+        return recorder.run(step, rows, positions, logits_at, places.pop())
+
+    def _recordable(self, step: Step, ids_1R: Tensor, positions: Tensor, inputs: KernelInputs) -> Tensor:
+        """The logits of all rows, without anything that happens on the processor while the model runs."""
+        adapter, rows = step.spans[0].run.place.adapter, ids_1R.shape[1]
+        is_long = step.spans[0].run.place.is_long
+        rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
+        routed = (
+            nullcontext() if self.adapters is None else self.adapters.routed([(adapter, 0, rows)], torch.arange(rows))
+        )
+        with in_eval_mode(self.model), routed, rotated, engine_attention(self._configs, step, inputs):
+            output = self.model(input_ids=ids_1R, position_ids=positions, use_cache=False, return_dict=True)
+        logits: Tensor = output.logits[0]
+        return logits
 
     def _position_ids(self, step: Step) -> Tensor:
         return self.positions(step.branch_ids, step.time_ids, step.adapter_ranges())[None]

@@ -41,6 +41,13 @@ class PageStore:
         """(page, page, tokens) to be copied before the next forward."""
         self._copies_during: list[tuple[int, int, int]] = []
         self._capacity = 0
+        self.generation = 0
+        """Rises when the arrays move."""
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether the next forward has copies to carry out."""
+        return bool(self._copies_during)
 
     @property
     def num_free(self) -> int:
@@ -98,6 +105,7 @@ class PageStore:
             self._capacity = 0
             self._keys.clear()
             self._values.clear()
+            self.generation += 1
 
     def copy_before(self, source: int, target: int, count: int) -> None:
         """Copy the first tokens of a page into another one before the next forward."""
@@ -137,14 +145,24 @@ class PageStore:
 
     def write(self, layer: int, places_T: Tensor, keys_HTD: Tensor, values_HTE: Tensor) -> None:
         """Store the keys and values of tokens; a place is the page's number × P + the index in the page."""
+        keys, values = self.arrays_like(layer, keys_HTD, values_HTE)
+        keys.flatten(1, 2)[:, places_T] = keys_HTD
+        values.flatten(1, 2)[:, places_T] = values_HTE
+        self.copy_within(layer)
+
+    def arrays_like(self, layer: int, keys_HTD: Tensor, values_HTE: Tensor) -> tuple[Tensor, Tensor]:
+        """`layer`, made for keys and values like these if it is not there yet."""
         if layer not in self._keys:
             for store, new in ((self._keys, keys_HTD), (self._values, values_HTE)):
                 store[layer] = self._resized(new.new_empty(new.shape[0], 0, self.page_tokens, new.shape[-1]))
-        self._keys[layer].flatten(1, 2)[:, places_T] = keys_HTD
-        self._values[layer].flatten(1, 2)[:, places_T] = values_HTE
+        return self.layer(layer)
+
+    def copy_within(self, layer: int) -> None:
+        """Carry out what `copy_during` asked for, in a layer that has been written."""
         if self._copies_during:
-            sources, targets = (places.to(places_T.device) for places in self._places(self._copies_during))
+            places = self._places(self._copies_during)
             for array in self.layer(layer):
+                sources, targets = (one.to(array.device) for one in places)
                 flat = array.flatten(1, 2)
                 flat[:, targets] = flat[:, sources]
 
@@ -171,6 +189,7 @@ class PageStore:
 
     def _resize(self, capacity: int) -> None:
         self._capacity = capacity
+        self.generation += 1
         for store in (self._keys, self._values):
             for layer, array in store.items():
                 store[layer] = self._resized(array)

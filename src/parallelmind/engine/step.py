@@ -16,7 +16,9 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallelmind.columnar import Reach, Visibility, additive_mask, sees_branches, visible
@@ -48,7 +50,7 @@ class Step:
 
     def __init__(self, store: PageStore, spans: Sequence[Span]):
         self.store = store
-        numbers = [_page_numbers(span) for span in spans]
+        numbers = [_sorting_key(span) for span in spans]
         ordered = sorted(range(len(spans)), key=lambda index: (spans[index].run.place.adapter, numbers[index], index))
         self.spans = [spans[index] for index in ordered]
         """In the order of their tokens."""
@@ -86,18 +88,24 @@ class Step:
             times += range(span.first_time, span.first_time + len(span.token_ids))
         return torch.tensor(times)
 
+    @cached_property
+    def times(self) -> NDArray[np.int64]:
+        """`time_ids` for NumPy."""
+        return self.time_ids.numpy()
+
     def places(self, device: torch.device) -> Tensor:
         """Where the keys and values of the tokens go, LongTensor [T], see `PageStore.write`."""
 
-        def build() -> Tensor:
-            size = self.store.page_tokens
-            found: list[int] = []
-            for span in self.spans:
-                pages = span.run.pages
-                found += [pages[i // size].number * size + i % size for i in range(span.past, span.end)]
-            return torch.tensor(found)
+        return self._cached("places", device, lambda: torch.tensor(self.place_list()))
 
-        return self._cached("places", device, build)
+    def place_list(self) -> list[int]:
+        """`places` as a list."""
+        size = self.store.page_tokens
+        found: list[int] = []
+        for span in self.spans:
+            pages = span.run.pages
+            found += [pages[i // size].number * size + i % size for i in range(span.past, span.end)]
+        return found
 
     def plan(self, reach: Reach, like: Tensor) -> Plan:
         """The calls that read all that the tokens see, in layers of this reach."""
@@ -318,10 +326,11 @@ def company_of(visibility: Visibility) -> Company | None:
     return Company(visibility=visibility) if sees_branches(visibility) else None
 
 
-def _page_numbers(span: Span) -> list[int]:
-    """The pages on the way to a span's tokens."""
-    pages = [] if span.run.base is None else [page.number for page in span.run.base.pages]
-    return pages if span.company is not None else [*pages, *(page.number for page in span.run.pages)]
+def _sorting_key(span: Span) -> bytes:
+    """The pages on the way to a span's tokens, as bytes that sort as their numbers do."""
+    run, base = span.run, span.run.base
+    key = b"" if base is None else base.page_numbers.astype(">u4").tobytes()
+    return key if span.company is not None else key + run.page_numbers.astype(">u4").tobytes()
 
 
 def _before(index: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallelmind.engine.pages import PageStore
@@ -87,6 +89,8 @@ class Run:
         self.is_private = is_private
         """Its keys and values depend on more than its tokens, so that nothing of it is shared."""
         self.pages: list[Page] = []
+        """Pages come to the end only, until the text is closed."""
+        self._page_numbers = np.zeros(0, np.int32)
         self.num_cached = 0
         """Tokens whose keys and values are there."""
         self.is_spoilt = False
@@ -102,6 +106,13 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def page_numbers(self) -> NDArray[np.int32]:
+        """Those of its pages."""
+        if len(self._page_numbers) != len(self.pages):
+            self._page_numbers = np.array([page.number for page in self.pages], np.int32)
+        return self._page_numbers
 
     @property
     def complete(self) -> bool:
@@ -259,6 +270,7 @@ class PageTree:
                 self._forget(page)
             self._let_go(page)
         run.pages.clear()
+        run._page_numbers = run._page_numbers[:0]
         run.num_cached = 0
         self.trim()
 

@@ -185,7 +185,13 @@ def _logit_rows(of_token: Sequence[str], logits_at: Tensor) -> _Rows:
     rows: dict[str, list[int]] = {}
     for row, token in enumerate(logits_at.tolist()):
         rows.setdefault(of_token[token], []).append(row)
-    return [(name, torch.tensor(found)) for name, found in rows.items() if name != _BASE]
+    return [(name, _slice_or_indices(found)) for name, found in rows.items() if name != _BASE]
+
+
+def _slice_or_indices(found: Sequence[int]) -> slice | Tensor:
+    if all(b - a == 1 for a, b in pairwise(found)):
+        return slice(found[0], found[-1] + 1)
+    return torch.tensor(found)
 
 
 def attach_adapters(
