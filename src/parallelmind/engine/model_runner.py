@@ -83,7 +83,7 @@ class ModelRunner:
         check_parity(self)
         self.adapters = adapters
         if self._has_kernels and not self.dense and {one.device for one in model.parameters()} == {self.device}:
-            self._graphs = ForwardGraphs(self.device, self._recordable)
+            self._graphs = ForwardGraphs(model, self.device, self._recordable)
 
     def execute(self, store: PageStore, schedule: Schedule) -> ModelOutput:
         """Run all tokens of a schedule."""

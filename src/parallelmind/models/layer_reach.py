@@ -61,7 +61,8 @@ def read_reaches(model: Any) -> set[Reach]:
     configs = model_configs(model)
     found = _Reading(str(model.config._attn_implementation_internal))
     token = _reading.set(found)
-    ids = torch.arange(_TOKENS, device=model.get_input_embeddings().weight.device)[None] % 2
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(_TOKENS, device=device)[None] % 2
     try:
         with torch.no_grad(), attention_switched(configs, _READING):
             model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -77,7 +78,7 @@ def read_reaches(model: Any) -> set[Reach]:
             continue
         if function not in known:
             where = f"{type(module).__name__} of {type(model).__name__}"
-            known[function] = _reach(function, min(length, _FARTHEST), where)
+            known[function] = _reach(function, min(length, _FARTHEST), where, device)
         _reaches[module] = known[function]
     return {_reaches[module] for module in found.functions}
 
@@ -160,13 +161,13 @@ def _is_causal(mask: Tensor) -> bool:
     return mask.dtype == torch.bool or bool((mask[~seen] <= -1e4).all())
 
 
-def _reach(function: MaskFunction, length: int, where: str) -> Reach:
-    """What a mask function says, over so many tokens."""
+def _reach(function: MaskFunction, length: int, where: str, device: torch.device) -> Reach:
+    """What a mask function, which may hold tensors on a device, says over so many tokens."""
 
     def sees(query: Any, key: Any) -> Tensor:
         q, k = torch.broadcast_tensors(torch.as_tensor(query), torch.as_tensor(key))
-        zero = torch.zeros((), dtype=torch.long)
-        return torch.as_tensor(function(zero, zero, q, k)).expand(q.shape)
+        zero = torch.zeros((), dtype=torch.long, device=device)
+        return torch.as_tensor(function(zero, zero, q.to(device), k.to(device))).cpu().expand(q.shape)
 
     def earliest(query: int) -> int:
         low, high = 0, query

@@ -8,14 +8,15 @@ Shapes: R rows of the forward, V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallelmind.columnar import Reach
 from parallelmind.engine.cuda.inputs import DeviceItems, KernelInputs, Layout, device_items, item_arrays, step_arrays
@@ -57,6 +58,9 @@ class _Recording:
     ids: Tensor
     graph: Any = None
     logits: Tensor | None = None
+    """[R, V], of all rows."""
+    copied: Any = None
+    """Passes when the device has what was last put into the host's buffers."""
 
 
 class ForwardGraphs:
@@ -66,8 +70,9 @@ class ForwardGraphs:
         forward: runs the model.
     """
 
-    def __init__(self, device: torch.device, forward: Forward):
+    def __init__(self, model: nn.Module, device: torch.device, forward: Forward):
         self._device = device
+        self._hooks = [hooks for one in model.modules() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
         self._forward = forward
         self._kinds: set[Kind] = set()
         """What the model's layers ask for, known once a forward ran without a graph."""
@@ -84,14 +89,14 @@ class ForwardGraphs:
     def run(self, step: Step, rows: int, positions: Tensor, logits_at: Tensor, company: Hashable) -> Tensor | None:
         """The logits of a step, [len(logits_at), V] in float32, or None if it is not one for a graph.
 
-        They are valid until the next step.
-
         Args:
             rows: R, see `rounded`.
             positions: [1, R] or [1, R, 2].
             company: what else the forward depends on.
         """
         if not self._is_possible or not self._kinds or step.store.is_copying:
+            return None
+        if any(self._hooks):  # programs that a graph would not run
             return None
         if step.store.generation != self._generation:  # the graphs read where the pages were
             self._forget()
@@ -111,24 +116,32 @@ class ForwardGraphs:
         recording = self._recordings[key]
         if recording is None:
             recording = self._recordings[key] = self._prepared(lengths, rows, positions)
-        recording.layout.filled(arrays, recording.host)
-        recording.device.copy_(recording.host, non_blocking=True)
         token_ids = step.input_ids()
-        flat = torch.tensor([*token_ids, *token_ids[-1:] * (rows - len(token_ids))])
-        wanted = torch.nn.functional.pad(logits_at, (0, rows - len(logits_at)))
-        torch.cat((flat, wanted, positions.flatten()), out=recording.ids_host)
-        recording.ids.copy_(recording.ids_host, non_blocking=True)
+        ids = torch.tensor([*token_ids, *token_ids[-1:] * (rows - len(token_ids))])
+        wanted = logits_at.to(self._device)
+        self._fill(recording, arrays, torch.cat((ids, positions.flatten())))
         if recording.graph is not None:
             recording.graph.replay()
             assert recording.logits is not None
-            return recording.logits[: len(logits_at)]
+            return recording.logits.index_select(0, wanted).float()
         logits = self._run(step, recording, rows, positions.shape)
         self._record(step, recording, rows, positions.shape)
-        return logits[: len(logits_at)]
+        return logits.index_select(0, wanted).float()
+
+    def _fill(self, recording: _Recording, arrays: Mapping[Hashable, Any], ids: Tensor) -> None:
+        if recording.copied is not None:
+            recording.copied.synchronize()
+        recording.layout.filled(arrays, recording.host)
+        recording.device.copy_(recording.host, non_blocking=True)
+        recording.ids_host.copy_(ids)
+        recording.ids.copy_(recording.ids_host, non_blocking=True)
+        if self._device.type == "cuda":
+            recording.copied = recording.copied or torch.cuda.Event()
+            recording.copied.record()
 
     def _prepared(self, lengths: dict[Hashable, int], rows: int, positions: Tensor) -> _Recording:
         layout = Layout(lengths)
-        num_ids = 2 * rows + positions.numel()
+        num_ids = rows + positions.numel()
         return _Recording(
             layout=layout,
             host=torch.zeros(layout.size, dtype=torch.int32, pin_memory=self._device.type == "cuda"),
@@ -138,10 +151,9 @@ class ForwardGraphs:
         )
 
     def _run(self, step: Step, recording: _Recording, rows: int, shape: torch.Size) -> Tensor:
-        ids, wanted, positions = recording.ids.split((rows, rows, shape.numel()))
+        ids, positions = recording.ids.split((rows, shape.numel()))
         inputs = RecordedInputs(recording.layout.views(recording.device))
-        logits = self._forward(step, ids[None], positions.view(shape), inputs)
-        return logits.index_select(0, wanted).float()
+        return self._forward(step, ids[None], positions.view(shape), inputs)
 
     def _record(self, step: Step, recording: _Recording, rows: int, shape: torch.Size) -> None:
         """Record what `_run` launches, which has run before."""
@@ -150,6 +162,9 @@ class ForwardGraphs:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+        # An old graph that is collected meanwhile would end the recording.
+        is_collecting = gc.isenabled()
+        gc.disable()
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 recording.logits = self._run(step, recording, rows, shape)
@@ -159,6 +174,9 @@ class ForwardGraphs:
             _LOGGER.info("steps run without CUDA graphs, since the model's forward cannot be recorded: %s", error)
             torch.cuda.synchronize(self._device)
             return
+        finally:
+            if is_collecting:
+                gc.enable()
         recording.graph = graph
 
     def _forget(self) -> None:

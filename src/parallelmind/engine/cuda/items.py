@@ -138,46 +138,91 @@ class _PageTable:
 def _readings(step: Step, table: _PageTable) -> Iterator[tuple[int, int, int, int, int, int]]:
     """(index in the table, keys, time of the first key, first token, the one behind the last, branch) of stretches."""
     size = step.store.page_tokens
-    spans, ranges = step.spans, step.ranges
-    lengths = [_num_pages(span, size) for span in spans]
-    shared = [0, *(_num_shared(one, two, size) for one, two in itertools.pairwise(spans)), 0]
-    for first, last, begin, end in _stretches(lengths, shared):
-        run, base = spans[first].run, spans[first].run.base
-        token, behind = ranges[first][0], ranges[last][1]
-        in_base = 0 if base is None else len(base.pages)
-        if base is not None and begin < in_base:
-            keys = min(len(base), min(end, in_base) * size) - begin * size
-            time = base.place.first_time + begin * size
-            yield table.index_of(base) + begin, keys, time, token, behind, _ANY_BRANCH
-        if end > in_base:
-            skip = max(begin, in_base) - in_base
-            keys = min(spans[first].end, (end - in_base) * size) - skip * size
-            time = run.place.first_time + skip * size
-            yield table.index_of(run) + skip, keys, time, token, behind, _ANY_BRANCH
-    companies: dict[int, list[int]] = {}
-    for index, span in enumerate(spans):
-        if span.company is not None:
-            companies.setdefault(id(span.company), []).append(index)
-    for indices in companies.values():
-        company = spans[indices[0]].company
-        assert company is not None
-        token, behind = ranges[indices[0]][0], ranges[indices[-1]][1]
-        for run, branch, length in company.members:
-            if length:
-                yield table.index_of(run), length, run.place.first_time, token, behind, branch
+    families = _families(step)
+    texts = [_Text.of(spans[0], size) for spans, _, _ in families]
+    for first, last, begin, end in _stretches(texts, size):
+        run, keys = texts[first].run, texts[first].keys_between(begin, end, size)
+        time = run.place.first_time + begin * size
+        yield table.index_of(run) + begin, keys, time, families[first][1][0], families[last][2][-1], _ANY_BRANCH
+    for spans, starts, ends in families:
+        company, base = spans[0].company, spans[0].run.base
+        if company is not None:
+            for run, branch, length in company.members:
+                if length:
+                    yield table.index_of(run), length, run.place.first_time, starts[0], ends[-1], branch
+        elif base is not None:
+            pages = [span.run.pages[0] for span in spans]
+            if len(set(pages)) == len(pages):  # nothing is shared, as is usual
+                for span, start, end in zip(spans, starts, ends, strict=True):
+                    run = span.run
+                    yield table.index_of(run), span.end, run.place.first_time, start, end, _ANY_BRANCH
+                continue
+            texts_behind = [_Text(span.run, span.end, -(-span.end // size)) for span in spans]
+            for first, last, begin, end in _stretches(texts_behind, size):
+                run, keys = texts_behind[first].run, texts_behind[first].keys_between(begin, end, size)
+                time = run.place.first_time + begin * size
+                yield table.index_of(run) + begin, keys, time, starts[first], ends[last], _ANY_BRANCH
 
 
-def _stretches(lengths: Sequence[int], shared: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+def _families(step: Step) -> list[tuple[list[Span], list[int], list[int]]]:
+    """The spans whose texts continue the same one, with where the tokens of each begin and end."""
+    found: list[tuple[list[Span], list[int], list[int]]] = []
+    former: Run | None = None
+    for span, (start, end) in zip(step.spans, step.ranges, strict=True):
+        base = span.run.base
+        if base is None or base is not former or span.company is not found[-1][0][0].company:
+            found.append(([], [], []))
+        former = base
+        spans, starts, ends = found[-1]
+        spans.append(span)
+        starts.append(start)
+        ends.append(end)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """The first pages of a run, as far as all tokens that read them see them up to their own time."""
+
+    run: Run
+    num_keys: int
+    num_pages: int
+
+    @classmethod
+    def of(cls, span: Span, size: int) -> _Text:
+        """What the text of a span continues, or, if that is nothing, the text itself."""
+        base = span.run.base
+        if base is not None:
+            return cls(base, len(base), len(base.pages))
+        return cls(span.run, 0, 0) if span.company is not None else cls(span.run, span.end, -(-span.end // size))
+
+    def keys_between(self, begin: int, end: int, size: int) -> int:
+        """Keys in a range of its pages."""
+        return min(self.num_keys, end * size) - begin * size
+
+    def num_shared(self, other: _Text, size: int) -> int:
+        """The pages that two texts begin with alike."""
+        limit = min(self.num_pages, other.num_pages)
+        if self.run is not other.run:
+            limit = min(limit, _alike(self.run.page_numbers, other.run.page_numbers))
+        # The last page of a text may be filled further in one than in the other.
+        while limit and self.keys_between(0, limit, size) != other.keys_between(0, limit, size):
+            limit -= 1
+        return limit
+
+
+def _stretches(texts: Sequence[_Text], size: int) -> Iterator[tuple[int, int, int, int]]:
     """The tree of texts: (first text, last text, first page, the one behind the last) of what these read together.
 
     Args:
-        lengths: the pages of each text, in an order in which texts that begin alike are neighbours.
-        shared: for each text and one more, the pages that it begins with as the one before it.
+        texts: in an order in which those that begin alike are neighbours.
+        size: tokens of a page.
     """
+    shared = [one.num_shared(two, size) for one, two in itertools.pairwise(texts)]
     open_nodes: list[tuple[int, int]] = []
     """(first text, pages to which its texts are alike)."""
-    for index, length in enumerate(lengths):
-        first, depth, after = index, length, shared[index + 1]
+    for index, text in enumerate(texts):
+        first, depth, after = index, text.num_pages, shared[index] if index < len(shared) else 0
         while True:
             below = open_nodes[-1][1] if open_nodes else 0
             if depth > max(after, below):
@@ -187,45 +232,6 @@ def _stretches(lengths: Sequence[int], shared: Sequence[int]) -> Iterator[tuple[
             first, depth = open_nodes.pop()
         if after > below:
             open_nodes.append((first, after))
-
-
-def _num_pages(span: Span, size: int) -> int:
-    """The pages of a text that all of its tokens see up to their own time."""
-    in_base = 0 if span.run.base is None else len(span.run.base.pages)
-    return in_base if span.company is not None else in_base + -(-span.end // size)
-
-
-def _num_shared(one: Span, two: Span, size: int) -> int:
-    """The pages that two texts begin with alike."""
-    a, b = one.run.base, two.run.base
-    limit = min(_num_pages(one, size), _num_pages(two, size))
-    if a is b and a is not None:
-        found = len(a.pages)
-        if found < limit and one.run.pages[0] is two.run.pages[0]:
-            found += _alike(one.run.page_numbers, two.run.page_numbers)
-    else:
-        found = _alike(_numbers(one), _numbers(two))
-    found = min(found, limit)
-    # The last page of a text may be shared as far as it is filled.
-    while found and _keys_before(one, found, size) != _keys_before(two, found, size):
-        found -= 1
-    return found
-
-
-def _numbers(span: Span) -> Ints:
-    base = span.run.base
-    if base is None:
-        return span.run.page_numbers
-    return base.page_numbers if span.company is not None else np.concatenate((base.page_numbers, span.run.page_numbers))
-
-
-def _keys_before(span: Span, pages: int, size: int) -> int:
-    """Keys of a text's first pages."""
-    base = span.run.base
-    in_base = 0 if base is None else len(base.pages)
-    if base is not None and pages <= in_base:
-        return min(len(base), pages * size)
-    return (0 if base is None else len(base)) + min(span.end, (pages - in_base) * size)
 
 
 def _alike(one: Ints, two: Ints) -> int:
