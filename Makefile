@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One more than there are cores, since tests wait for the programs they start; four are enough.
 TESTERS := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1 )); echo $$(( n > 4 ? 4 : n )))
 
-.PHONY: demo demo-train demo-rag test test-slow check bench clean
+.PHONY: demo demo-train demo-rag test test-slow test-gpu check bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/parallelmind demo
@@ -22,6 +22,11 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU: the engine's tests there, and how fast it decodes.
+test-gpu: $(VENV)/.dev
+	PARALLELMIND_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/engine tests/columnar -n 8 --dist worksteal
+	$(BIN)/python benchmarks/gpu.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

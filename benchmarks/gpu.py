@@ -5,7 +5,7 @@
 
 For each shape, length of main and number of branches: seconds of prefill, the median milliseconds of a decoding step,
 and the bound: weights, main's keys and values once and own ones, at the rate that a large copy reaches on this device.
-Then one step under torch.profiler: how many kernels, how long they run, how long the device waits.
+Then the same number of branches below one main and below many, and one step under torch.profiler: how many kernels, how long they run, how long the device waits.
 Weights are random, in bfloat16.
 """
 
@@ -38,9 +38,13 @@ SHAPES: dict[str, Any] = {
     "7B MHA (32 layers, 32/32 heads of 128)": LlamaConfig(intermediate_size=11008, **FULL, **COMMON),
 }
 GRID = [(1024, 1), (1024, 16), (1024, 128), (8192, 1), (8192, 16), (8192, 64), (8192, 128)]
+MANY = [(1, 64, 128), (64, 1, 128), (1, 64, 1024), (64, 1, 1024)]
+"""Mains, branches of each, and length."""
 PROFILED = [("7B GQA (28 layers, 28/4 heads of 128)", mains) for mains in ((1, 16, 8192), (1, 128, 8192), (64, 1, 128))]
 QUICK_SHAPES: dict[str, Any] = {"tiny": Qwen2Config(intermediate_size=128, **TINY, **COMMON)}
 NEW, PROMPT, CHUNK = 32, 8, 8192
+ATTENTION = ("write_pages", "read_items", "merge_parts")
+"""The engine's own kernels."""
 
 
 class Bench:
@@ -80,13 +84,13 @@ class Bench:
             engine.add_request(Request(main=tokens(length), branches=prompts), sampling)
         return engine
 
-    def engine_steps(self, model: Any, branches: int, length: int) -> tuple[float, float]:
+    def engine_steps(self, model: Any, branches: int, length: int, mains: int = 1) -> tuple[float, float]:
         """Seconds of the prefill, and of one step in the median."""
-        engine = self.engine(model, 1, branches, length)
+        engine = self.engine(model, mains, branches, length)
         found = []
         while engine.has_unfinished():
             found.append(self.seconds(engine.step))
-        prefill = -(-length // CHUNK)
+        prefill = -(-mains * length // CHUNK)
         return sum(found[:prefill]), statistics.median(found[prefill + 2 :])
 
     @torch.inference_mode()
@@ -121,10 +125,10 @@ class Bench:
         events = found.events() or []
         kernels = [e for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith("Mem")]
         busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
-        operations = sum(event.name.startswith("aten::") for event in events)
+        attending = sum(event.time_range.elapsed_us() for event in kernels if event.name in ATTENTION) / 1e6
         return (
-            f"| {mains} × {branches} | {length} | {wall * 1e3:.1f} | {operations} | {len(kernels)} "
-            f"| {busy * 1e3:.1f} | {1 - busy / wall:.0%} |\n"
+            f"| {mains} × {branches} | {length} | {wall * 1e3:.1f} | {len(kernels)} | {busy * 1e3:.1f} "
+            f"| {attending * 1e3:.2f} | {1 - busy / wall:.0%} |\n"
         )
 
     def _synchronize(self) -> None:
@@ -154,6 +158,7 @@ def main() -> None:
     bench = Bench(torch.device(args.device))
     shapes, grid = (QUICK_SHAPES, [(128, 1), (128, 8)]) if args.quick else (SHAPES, GRID)
     profiled = [("tiny", (2, 4, 64))] if args.quick else PROFILED
+    many_mains = [(1, 4, 64), (4, 1, 64)] if args.quick else MANY
     rate = bench.copy_rate()
     device = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
     notes = f"{device}; a large copy moves {rate / 1e9:.0f} GB/s, read and written; {describe()}"
@@ -164,9 +169,10 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|\n"
     )
     steps = (
-        "| mains × branches | main | step ms | operations | kernels | time in kernels ms | the device waits |\n"
+        "| mains × branches | main | step ms | kernels | time in kernels ms | of it attention | the device waits |\n"
         "|---|---|---|---|---|---|---|\n"
     )
+    many = "| mains × branches | main | step ms |\n|---|---|---|\n"
     for shape, config in shapes.items():
         model = bench.model(config)
         for length, branches in grid:
@@ -183,6 +189,12 @@ def main() -> None:
                 f"{bound * 1e3:.2f} | {ours / bound:.1f} | {copied / ours:.2f} |\n"
             )
             print(table.splitlines()[-1], flush=True)
+        if shape == profiled[0][0]:
+            for mains, branches, length in many_mains:
+                bench.engine_steps(model, branches, length, mains)
+                step = bench.engine_steps(model, branches, length, mains)[1]
+                many += f"| {mains} × {branches} | {length} | {step * 1e3:.2f} |\n"
+                print(many.splitlines()[-1], flush=True)
         for name, (mains, branches, length) in profiled:
             if name == shape:
                 steps += bench.profiled(model, mains, branches, length)
@@ -191,7 +203,7 @@ def main() -> None:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     if args.save:
-        print(save("gpu", "Decoding branches on a GPU", f"{notes}\n\n{table}\n{steps}"))
+        print(save("gpu", "Decoding branches on a GPU", f"{notes}\n\n{table}\n{many}\n{steps}"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Tests name models that nobody has; without a network each question to the Hub about one takes 20 seconds to fail.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Kernels for GPUs are interpreted where there is none; Triton decides so when it is imported.
+if os.environ.get("PARALLELMIND_TEST_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # whose programs have the folder of the one that started them
     _downloaded = tempfile.TemporaryDirectory(prefix="parallelmind-tests-")
     os.environ["HF_HOME"] = _downloaded.name
