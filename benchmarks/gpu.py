@@ -5,7 +5,8 @@
 
 For each shape, length of main and number of branches: seconds of prefill, the median milliseconds of a decoding step,
 and the bound: weights, main's keys and values once and own ones, at the rate that a large copy reaches on this device.
-Then the same number of branches below one main and below many, and one step under torch.profiler: how many kernels, how long they run, how long the device waits.
+Then the same number of branches below one main and below many, and one step under torch.profiler: how many kernels,
+how long they run, how long the device waits.
 Weights are random, in bfloat16.
 """
 
