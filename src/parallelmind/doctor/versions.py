@@ -36,7 +36,7 @@ class Declared:
         except PackageNotFoundError:
             project = tomllib.loads((subject.checkout_root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
             python, extras = project["requires-python"], project["optional-dependencies"]
-            conditional = [f'{one}; extra == "{extra}"' for extra, listed in extras.items() for one in listed]
+            conditional = [_in_extra(one, extra) for extra, listed in extras.items() for one in listed]
             requires = [*project["dependencies"], *conditional]
         # What the tests need does not concern an installation.
         named = [extra for extra in map(str, extras) if extra != "dev"]
@@ -125,3 +125,9 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _in_extra(requirement: str, extra: str) -> str:
+    """A requirement of an extra as an installed package lists it."""
+    name, _, marker = requirement.partition(";")
+    return f'{name}; ({marker.strip()}) and extra == "{extra}"' if marker else f'{name}; extra == "{extra}"'

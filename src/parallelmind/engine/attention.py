@@ -93,7 +93,8 @@ def engine_attention_forward(
     q_THGD = q_HGTD.permute(2, 0, 1, 3).contiguous()
     shape = (plan.num_slots + 1, *q_HGTD.shape[:2])
     out_SHGE, lse_SHG = query.new_empty(*shape, v_HTE.shape[-1]), query.new_empty(shape, dtype=torch.float32)
-    out_SHGE[-1], lse_SHG[-1] = 0, _NOTHING
+    if plan.has_gaps:
+        out_SHGE[-1], lse_SHG[-1] = 0, _NOTHING
     for call in plan.calls:
         slots = slice(call.first_slot, call.first_slot + call.tokens.numel())
         if call.wide is not None:
@@ -111,9 +112,9 @@ def engine_attention_forward(
         out, lse = attend_grouped(q_nHGRD, call.read(keys_HNPD), call.read(values_HNPE), call.mask, options)
         out_SHGE[slots].unflatten(0, call.tokens.shape).copy_(out.permute(0, 3, 1, 2, 4))
         lse_SHG[slots].unflatten(0, call.tokens.shape).copy_(lse.permute(0, 3, 1, 2))
-    out_THGE = F.pad(_merged(plan, out_SHGE, lse_SHG, options), (0, 0) * 3 + (0, query.shape[2] - count)).to(
-        query.dtype
-    )
+    out_THGE = _merged(plan, out_SHGE, lse_SHG, options).to(query.dtype)
+    if query.shape[2] > count:
+        out_THGE = F.pad(out_THGE, (0, 0) * 3 + (0, query.shape[2] - count))
     return out_THGE.flatten(1, 2)[None], None
 
 
@@ -136,13 +137,13 @@ def _merged(plan: Plan, out_SHGE: Tensor, lse_SHG: Tensor, options: ScoreOptions
 
     Part after part, product and sum apart: so a token's result has the same bits with any others beside it.
     """
+    if len(plan.readers) == 1 and options.sinks_HG is None:
+        return out_SHGE.index_select(0, plan.sources[0])
     lse_JTHG = lse_SHG.index_select(0, plan.sources.flatten()).unflatten(0, plan.sources.shape)
     most = lse_JTHG.amax(0)
     if options.sinks_HG is not None:  # a sink takes its share of the softmax and gives nothing
         most = torch.maximum(most, options.sinks_HG)
     weights = torch.exp(lse_JTHG - most)[..., None]
-    if len(plan.readers) == 1 and options.sinks_HG is None:
-        return out_SHGE.index_select(0, plan.sources[0])
     total, out = weights[0].clone(), out_SHGE.index_select(0, plan.sources[0]).float() * weights[0]
     for part, readers in enumerate(plan.readers[1:], start=1):
         if readers is None:

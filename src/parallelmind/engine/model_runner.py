@@ -24,7 +24,7 @@ from parallelmind.engine.readings import Span
 from parallelmind.engine.request import BASE_MODEL
 from parallelmind.engine.scheduler import Schedule
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
-from parallelmind.engine.step import Step
+from parallelmind.engine.step import KnownPlans, Step
 from parallelmind.engine.tree import Run
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.architecture import in_eval_mode, model_configs, refuse_other_layers
@@ -78,6 +78,7 @@ class ModelRunner:
         self.dense = False
         self.bytes_per_token = 0
         """Of keys and values."""
+        self._known_plans = KnownPlans()
         self._has_kernels = has_kernels(self.device)
         self._graphs: ForwardGraphs | None = None
         check_parity(self)
@@ -122,7 +123,7 @@ class ModelRunner:
 
     def _execute(self, store: PageStore, schedule: Schedule, spans: Sequence[Span], output: ModelOutput) -> None:
         """Run spans that are the schedule's or a part of them, and add what they give to the output."""
-        step = Step(store, spans)
+        step = Step(store, spans, self._known_plans)
         wanted = [
             (span.run, end - 1)
             for span, (_, end) in zip(step.spans, step.ranges, strict=True)

@@ -146,8 +146,8 @@ class PageStore:
     def write(self, layer: int, places_T: Tensor, keys_HTD: Tensor, values_HTE: Tensor) -> None:
         """Store the keys and values of tokens; a place is the page's number × P + the index in the page."""
         keys, values = self.arrays_like(layer, keys_HTD, values_HTE)
-        keys.flatten(1, 2)[:, places_T] = keys_HTD
-        values.flatten(1, 2)[:, places_T] = values_HTE
+        keys.flatten(1, 2).index_copy_(1, places_T, keys_HTD)
+        values.flatten(1, 2).index_copy_(1, places_T, values_HTE)
         self.copy_within(layer)
 
     def arrays_like(self, layer: int, keys_HTD: Tensor, values_HTE: Tensor) -> tuple[Tensor, Tensor]:

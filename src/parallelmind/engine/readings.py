@@ -66,9 +66,16 @@ class Reading:
 
     def of(self, start: int, end: int) -> Reading:
         """The same pages, read by another range of tokens."""
+        return self._like(self.count, start, end)
+
+    def with_count(self, count: int) -> Reading:
+        """The same pages with more or fewer keys."""
+        return self._like(count, self.start, self.end)
+
+    def _like(self, count: int, start: int, end: int) -> Reading:
         return Reading(
             pages=self.pages,
-            count=self.count,
+            count=count,
             first_time=self.first_time,
             start=start,
             end=end,
@@ -83,9 +90,12 @@ class Reading:
 class ReadCall:
     """Runs of pages that are read in one call, by up to R tokens each.
 
-    Shapes: `pages` [n, width], `tokens` [n, R] (padded by repeating the last), `mask` additive [n, 1, R, K] or None.
+    Shapes: `entries` [n'], the rows of the call that its n' readings are; `pages` [n, width], `tokens` [n, R] (padded
+    by repeating the last), `mask` additive [n, 1, R, K] or None.
     """
 
+    readings: Sequence[Reading]
+    entries: Tensor
     pages: Tensor | None
     view: tuple[int, int, int] | None
     """Where they lie evenly, instead of `pages`: (first page, pages from one run to the next, n)."""
@@ -126,3 +136,8 @@ class Plan:
     sources: Tensor
     readers: list[Tensor | None]
     """For each of the J parts the tokens that have one; None: all."""
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some tokens have fewer parts than others."""
+        return any(readers is not None for readers in self.readers)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -21,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parallelmind.columnar import Reach, Visibility, additive_mask, sees_branches, visible
+from parallelmind.columnar import FULL, Reach, Visibility, additive_mask, sees_branches, visible
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.readings import Company, Plan, ReadCall, Reading, Span
+from parallelmind.engine.tree import Run
 
 _BLOCK = 8
 """Pages that are read as one run at most."""
@@ -41,15 +43,21 @@ _MAX_PADDED = 256
 _COMPANY = 2**40
 
 
+Way = tuple[tuple[Run, int, int], ...]
+"""Of each text: what it is, the page that its token lies in, and the length of the text that it continues."""
+
+
 class Step:
     """The plan of one forward over some spans.
 
     Args:
         spans: in any order; see `spans` for the order in which their tokens lie.
+        known: plans of former steps, and where those of this one are kept.
     """
 
-    def __init__(self, store: PageStore, spans: Sequence[Span]):
+    def __init__(self, store: PageStore, spans: Sequence[Span], known: KnownPlans | None = None):
         self.store = store
+        self._known = known
         numbers = [_sorting_key(span) for span in spans]
         ordered = sorted(range(len(spans)), key=lambda index: (spans[index].run.place.adapter, numbers[index], index))
         self.spans = [spans[index] for index in ordered]
@@ -111,8 +119,32 @@ class Step:
         """The calls that read all that the tokens see, in layers of this reach."""
         key = (reach, like.dtype, like.device)
         if key not in self._plans:
-            self._plans[key] = self._planned(reach, like)
+            former = None if self._known is None else self._known.find(self._way, key)
+            self._plans[key] = self._planned(reach, like) if former is None else self._continued(former, like)
+            if self._known is not None and reach.is_full and self._way is not None:
+                self._known.keep(self._way, key, self._plans[key])
         return self._plans[key]
+
+    @cached_property
+    def _way(self) -> Way | None:
+        """What the whole runs of pages that tokens read depend on, if each text has one token here: steps of decoding
+        go the same way until one of the texts comes to another page."""
+        if self.num_tokens != len(self.spans) or any(span.company is not None for span in self.spans):
+            return None
+        size = self.store.page_tokens
+        return tuple((s.run, s.past // size, 0 if s.run.base is None else len(s.run.base)) for s in self.spans)
+
+    def _continued(self, former: Plan, like: Tensor) -> Plan:
+        """The plan of a step that goes the same way: nothing but the keys in the own pages has become more."""
+        size, calls = self.store.page_tokens, []
+        in_page = [span.past % size + 1 for span in self.spans]
+        for call in former.calls:
+            if all(one.is_whole for one in call.readings):
+                calls.append(call)
+                continue
+            readings = [one if one.is_whole else one.with_count(in_page[one.start]) for one in call.readings]
+            calls.append(self._masked(replace(call, readings=readings), FULL, like))
+        return replace(former, calls=calls)
 
     @cached_property
     def _readings(self) -> list[Reading]:
@@ -178,9 +210,8 @@ class Step:
         self, readings: Sequence[Reading], reach: Reach, like: Tensor, first_slot: int
     ) -> tuple[ReadCall, list[int]]:
         """A call, and for each reading where in the call's output the part of its first token is."""
-        size, width = self.store.page_tokens, max(len(one.pages) for one in readings)
+        width = max(len(one.pages) for one in readings)
         most = max(one.end - one.start for one in readings)
-        keys = min(width * size, -(-max(one.count for one in readings) // _KEY_STEP) * _KEY_STEP)
         view = _view(readings, width)
         if view is None:
             pages = torch.tensor([[*one.pages, *one.pages[-1:] * (width - len(one.pages))] for one in readings])
@@ -194,23 +225,33 @@ class Step:
         starts[place] = torch.tensor([one.start for one in readings])
         lengths[place] = torch.tensor([one.end - one.start for one in readings])
         tokens = starts[:, None] + torch.minimum(torch.arange(most), lengths[:, None] - 1)
-        mask = None
-        if any(not one.is_whole or one.count < keys for one in readings) or not reach.is_full:
-            seen = torch.ones(count, most, keys, dtype=torch.bool)
-            seen[place] = self._seen(readings, tokens[place], keys, reach)
-            if not bool(seen.all()):
-                mask = additive_mask(seen, like.dtype)[:, None].to(like.device)
         call = ReadCall(
+            readings=readings,
+            entries=place,
             pages=None if pages is None else pages.to(like.device),
             view=view,
             width=width,
-            num_keys=keys,
+            num_keys=0,
             tokens=tokens.to(like.device),
-            mask=mask,
+            mask=None,
             first_slot=first_slot,
             wide=(readings[0].start, readings[0].end) if most > _WIDE else None,
         )
-        return call, [first_slot + entry * most for entry in entries]
+        return self._masked(call, reach, like), [first_slot + entry * most for entry in entries]
+
+    def _masked(self, call: ReadCall, reach: Reach, like: Tensor) -> ReadCall:
+        """A call with as many keys as its readings have, and a mask where not all tokens see all of them."""
+        readings = call.readings
+        most = max(one.count for one in readings)
+        keys = min(call.width * self.store.page_tokens, -(-most // _KEY_STEP) * _KEY_STEP)
+        mask = None
+        if any(not one.is_whole or one.count < keys for one in readings) or not reach.is_full:
+            tokens = call.tokens.cpu()
+            seen = torch.ones(*tokens.shape, keys, dtype=torch.bool)
+            seen[call.entries] = self._seen(readings, tokens[call.entries], keys, reach)
+            if not bool(seen.all()):
+                mask = additive_mask(seen, like.dtype)[:, None].to(like.device)
+        return replace(call, num_keys=keys, mask=mask)
 
     def _seen(self, readings: Sequence[Reading], tokens: Tensor, keys: int, reach: Reach) -> Tensor:
         """Which keys of its run each token sees, bool [n, R, K]; padding tokens see what the last token sees."""
@@ -237,6 +278,25 @@ class Step:
         if place not in self._tensors:
             self._tensors[place] = build().to(device)
         return self._tensors[place]
+
+
+class KnownPlans:
+    """The plans of the last step, for steps that go the same way."""
+
+    def __init__(self) -> None:
+        self._way: Way | None = None
+        self._plans: dict[Hashable, Plan] = {}
+
+    def find(self, way: Way | None, kind: Hashable) -> Plan | None:
+        """The plan of one kind of layer, if the last step went this way."""
+        return self._plans.get(kind) if way is not None and way == self._way else None
+
+    def keep(self, way: Way, kind: Hashable, plan: Plan) -> None:
+        """Remember a plan, and forget those of another way."""
+        if way != self._way:
+            self._way = way
+            self._plans.clear()
+        self._plans[kind] = plan
 
 
 class _Readings:
