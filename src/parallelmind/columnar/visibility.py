@@ -48,6 +48,12 @@ class Reach:
             return time // self.chunk * self.chunk
         return 0 if self.window is None else time - self.window + 1
 
+    @property
+    def furthest(self) -> int | None:
+        """How many tokens before its own a token sees at most; None: all."""
+        length = self.window if self.chunk is None else self.chunk
+        return None if length is None else length - 1
+
 
 FULL = Reach()
 

@@ -61,7 +61,8 @@ def _seen_whole(span: Span) -> list[tuple[Run, int]]:
 
 
 def _places(run: Run, length: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where a text's first tokens are in the pages, and their times."""
-    numbers = torch.tensor([page.number for page in run.pages[: -(-length // size)]])
-    places = (numbers[:, None] * size + torch.arange(size)).flatten()[:length]
-    return places, run.place.first_time + torch.arange(length)
+    """Where a text's first tokens are in the pages, and their times; without those that it does not hold any more."""
+    numbers = torch.tensor([page.number for page in run.pages[run.first_page : -(-length // size)]], dtype=torch.long)
+    first = run.first_page * size
+    places = (numbers[:, None] * size + torch.arange(size)).flatten()[: length - first]
+    return places, run.place.first_time + torch.arange(first, length)

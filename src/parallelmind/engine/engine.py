@@ -114,7 +114,8 @@ class Engine:
         kv_bytes = default_kv_cache_bytes(self._runner.device) if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = kv_bytes // 2 if prefix_cache_bytes is None else min(prefix_cache_bytes, kv_bytes)
         page_bytes = page_tokens * self._runner.bytes_per_token
-        self._tree = PageTree(PageStore(page_tokens, kv_bytes // page_bytes), prefix_bytes // page_bytes)
+        store = PageStore(page_tokens, kv_bytes // page_bytes)
+        self._tree = PageTree(store, prefix_bytes // page_bytes, self._runner.reaches)
         self._mover = KeyMover(self._runner, self._tree.store)
         self._scheduler = Scheduler(
             self._tree,

@@ -182,7 +182,7 @@ class Joins:
         before, own = place.before(joined.behind), tokens[joined.start : joined.end]
         position = self._position_of(place.adapter, joined.branch_id)
         if position == 0:  # it went on as main
-            part.run = self._tree.open(None, before, [*tokens[: joined.behind], *own])
+            part.run = self._tree.open(None, before, [*tokens[: joined.behind], *own], kept_from=joined.behind)
             part.offset = joined.behind
             return
         base = parts.bases.get(joined.behind)
@@ -190,7 +190,7 @@ class Joins:
             base = parts.bases[joined.behind] = self._tree.open(None, before, tokens[: joined.behind])
         if base is None or base.complete:
             there = dataclasses.replace(place, branch_position=position, first_time=joined.behind, joined=())
-            part.run = self._tree.open(base, there, own)
+            part.run = self._tree.open(base, there, own, kept_from=0)
 
     def _feed(self, run: Run, plan: Schedule, branch_id: int = 0) -> bool:
         """Whether all of a text is there; what is not goes into the plan as far as possible."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import find_rope_patch, pos2d_ids
+from parallelmind.columnar import FULL, find_rope_patch, pos2d_ids
 from parallelmind.engine.attention import engine_attention
 from parallelmind.engine.cuda import graphs
 from parallelmind.engine.cuda.attention import has_kernels
@@ -28,6 +28,7 @@ from parallelmind.engine.step import KnownPlans, Step
 from parallelmind.engine.tree import Run
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.architecture import in_eval_mode, model_configs, refuse_other_layers
+from parallelmind.models.layer_reach import reaches_of
 from parallelmind.models.rope_lengths import RopeLengths, exact_length
 
 _ROW_STEP = 2
@@ -82,6 +83,8 @@ class ModelRunner:
         self._has_kernels = has_kernels(self.device)
         self._graphs: ForwardGraphs | None = None
         check_parity(self)
+        self.reaches = {FULL} if self.dense else reaches_of(model)
+        """How far back its layers see."""
         self.adapters = adapters
         if self._has_kernels and not self.dense and {one.device for one in model.parameters()} == {self.device}:
             self._graphs = ForwardGraphs(model, self.device, self._recordable)

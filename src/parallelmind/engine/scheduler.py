@@ -15,6 +15,8 @@ from parallelmind.engine.tree import PageTree, Place, Run
 
 _SPARE = 16
 """One page is kept free for so many running branches when another one is let in: it should not be put back at once."""
+_LARGEST_CHUNK = 4
+"""Where texts let pages go, this part of all pages is what a chunk of one of them fills at most."""
 
 
 @dataclass
@@ -114,6 +116,11 @@ class Scheduler:
         self.max_running_branches = max_running_branches
         self.max_running_requests = max_running_requests
         self.max_batched_tokens = max_batched_tokens
+        self._chunk = max_batched_tokens
+        """So many tokens of a text are computed in one forward at most."""
+        if tree.lets_go:
+            tokens = tree.store.max_pages * tree.store.page_tokens
+            self._chunk = min(max_batched_tokens, max(1, tokens // _LARGEST_CHUNK))
         self.running: list[BranchSequence] = []
         """In the order in which they started."""
         self.waiting: deque[RequestGroup] = deque()
@@ -164,7 +171,7 @@ class Scheduler:
             if not self._has_places(1):
                 return
             run = self._open(fork)
-            if not self.tree.reserve(run, len(run)):
+            if not self.tree.claim(run, len(run), self._chunk):
                 self.tree.close(run)
                 return
             self._start(fork, run)
@@ -257,7 +264,7 @@ class Scheduler:
         # Decoding before prefilling: a long prompt must not hold up the branches that already stream.
         for branch in sorted(ready, key=lambda branch: branch.num_pending > 1):
             pending = branch.num_pending
-            count = min(pending, max(1 if pending == 1 else 0, plan.budget))
+            count = min(pending, self._chunk, max(1 if pending == 1 else 0, plan.budget))
             if branch.run is not None and count and self._reserve(branch, count, plan):
                 plan.add_branch(branch, count)
 
@@ -288,13 +295,17 @@ class Scheduler:
         if not active or any(branch.starts_from_main for branch in active):
             return
         columns = min(branch.num_pending for branch in active)
-        columns = max(1, min(columns, plan.budget // len(active)))
+        columns = max(1, min(columns, self._chunk, plan.budget // len(active)))
+        counts = dict.fromkeys(active, columns)
         for branch in group.branches:
-            if not branch.finished:
-                plan.add_branch(branch, columns)
-            elif branch.run is not None and branch.num_pending and branch.finish_reason != "cancelled":
+            if branch.finished and branch.run is not None and branch.num_pending:
                 # The last token of a finished branch was not run yet; later columns see it.
-                plan.add_branch(branch, 1)
+                counts |= {branch: 1} if branch.finish_reason != "cancelled" else {}
+        runs = {branch.run: count for branch, count in counts.items() if branch.run is not None}
+        if all(self.tree.reserve(run, run.num_cached + count) for run, count in runs.items()):
+            for branch in group.branches:
+                if branch in counts:
+                    plan.add_branch(branch, counts[branch])
 
     def _admit(self, plan: Schedule) -> None:
         while self.waiting:
@@ -328,8 +339,8 @@ class Scheduler:
         # What it waits for may be a joined branch of its own, which begins as it does and waits for it.
         if not self.tree.advance(run) and not (self.joins.give_way(run, plan) and self.tree.advance(run)):
             return False
-        count = min(self._joins_allow(run, plan), plan.budget)
-        if run.num_pending and count <= 0:
+        count = min(self._joins_allow(run, plan), self._chunk, plan.budget)
+        if run.num_pending and (count <= 0 or not self.tree.reserve(run, run.num_cached + count)):
             return self._wait(group, plan)
         if count:
             plan.add_main(run, count)
@@ -363,10 +374,10 @@ class Scheduler:
         return count
 
     def _reserve_main(self, run: Run) -> bool:
-        if self.tree.reserve(run, len(run)):
+        if self.tree.claim(run, len(run), self._chunk):
             return True
         self.joins.close(run)
-        return self.tree.reserve(run, len(run))
+        return self.tree.claim(run, len(run), self._chunk)
 
     def _admit_branches(self, group: RequestGroup, plan: Schedule) -> None:
         if group.in_step:
@@ -374,7 +385,8 @@ class Scheduler:
                 return
             runs = [self._open(branch) for branch in group.waiting]
             if not all(
-                self.tree.reserve(run, branch.max_tokens) for run, branch in zip(runs, group.waiting, strict=True)
+                self.tree.claim(run, branch.max_tokens, self._chunk)
+                for run, branch in zip(runs, group.waiting, strict=True)
             ):
                 for run in runs:
                     self.tree.close(run)
@@ -390,13 +402,16 @@ class Scheduler:
             if not self._has_places(1):
                 return
             run = self._open(branch)
-            if not self.tree.reserve(run, len(run)) or self.tree.num_available < len(self.running) // _SPARE:
+            spare = len(self.running) // _SPARE
+            if not self.tree.claim(run, len(run), self._chunk) or self.tree.num_available < spare:
                 self.tree.close(run)
                 self._wait(group, plan)
                 return
             self._start(branch, run)
             if self.tree.advance(run, coming=group.main) and run.num_pending:
-                plan.add_branch(branch, min(run.num_pending, plan.budget))
+                count = min(run.num_pending, self._chunk, plan.budget)
+                if self.tree.reserve(run, run.num_cached + count):
+                    plan.add_branch(branch, count)
 
     def _open(self, branch: BranchSequence) -> Run:
         group = branch.group
@@ -438,11 +453,16 @@ class Scheduler:
         return found
 
     def _pages_of(self, branches: list[BranchSequence]) -> int:
-        """Pages of a main and branches of it, as long as they may become."""
+        """Pages of a main and branches of it, as long as they may become: as many as they hold at one time."""
         size, group = self.tree.store.page_tokens, branches[0].group
         main = len(group.main_ids) if group.reads_main else 0
         tails = (main % size * self._goes_on_as_main(branch) for branch in branches)  # what a branch copies of main
-        own = sum(-(-(tail + one.max_tokens) // size) for tail, one in zip(tails, branches, strict=True))
+        own = sum(
+            self.tree.most_pages(tail + one.max_tokens, min(self._chunk, one.max_tokens))
+            for tail, one in zip(tails, branches, strict=True)
+        )
+        if not group.joined:
+            return max(self.tree.most_pages(main, self._chunk), self.tree.most_pages(main, 0) + own)
         # While main comes together, each joined branch is computed in a text of its own, behind a copy of main's end.
         joined = max((2 + -(-(one.end - one.start) // size) for one in group.joined), default=0)
         return -(-main // size) + max(own, joined)

@@ -315,7 +315,7 @@ class _Readings:
         whole = len(base) // (_BLOCK * self._size) * _BLOCK
         begins = [*range(0, whole, _BLOCK), *range(whole, len(base.pages), _BLOCK // 2)]
         for begin, end_page in itertools.pairwise([*begins, len(base.pages)]):
-            pages = [page.number for page in base.pages[begin:end_page]]
+            pages = base.page_numbers[begin:end_page].tolist()
             count = min(len(base), end_page * self._size) - begin * self._size
             self._add(pages, count, base.place.first_time + begin * self._size, start, end)
 
@@ -326,7 +326,7 @@ class _Readings:
             first = start + max(0, index * size - span.past)
             last = start + min(span.end, (index + 1) * size) - span.past
             for begin, count in _before(index):
-                pages = [page.number for page in run.pages[begin : begin + count]]
+                pages = run.page_numbers[begin : begin + count].tolist()
                 self._add(pages, count * size, run.place.first_time + begin * size, first, last)
             keys = min(size, span.end - index * size)
             time = run.place.first_time + index * size
@@ -335,7 +335,7 @@ class _Readings:
     def add_company(self, company: Company, start: int, end: int) -> None:
         """The pages of branches that see each other, for all of them."""
         for number, (run, branch_id, length) in enumerate(company.members):
-            for index in range(-(-length // self._size)):
+            for index in range(run.first_page, -(-length // self._size)):
                 self._found.append(
                     Reading(
                         pages=(run.pages[index].number,),
@@ -387,10 +387,10 @@ def company_of(visibility: Visibility) -> Company | None:
 
 
 def _sorting_key(span: Span) -> bytes:
-    """The pages on the way to a span's tokens, as bytes that sort as their numbers do."""
+    """The pages on the way to a span's tokens, as bytes that sort as their serial numbers do."""
     run, base = span.run, span.run.base
-    key = b"" if base is None else base.page_numbers.astype(">u4").tobytes()
-    return key if span.company is not None else key + run.page_numbers.astype(">u4").tobytes()
+    key = b"" if base is None else base.page_serials.astype(">u8").tobytes()
+    return key if span.company is not None else key + run.page_serials.astype(">u8").tobytes()
 
 
 def _before(index: int) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,11 @@
 A text (`Run`) is a number of tokens that follow one another at one branch position: a main, or a branch that continues
 one. It lies in pages of P tokens, counted from its beginning. Two texts share the pages in which they are equal; the
 page in which they part is copied as far as they are equal, so that nothing is computed twice, at any length.
+
+Where every layer of the model has a window or chunks, a text lets the pages go that none of its tokens to come sees.
+They are kept like those of unused texts, and what is behind them stays where it is in the tree: a page without keys and
+values, whose number is `NOWHERE`, remains as long as another one follows it. A text that begins like that is found
+again as far as the pages that its next tokens see are held.
 """
 
 from __future__ import annotations
@@ -10,15 +15,19 @@ from __future__ import annotations
 import heapq
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parallelmind.columnar import FULL, Reach
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.request import JoinedBranch
+
+NOWHERE = -1
+"""The number of a page whose keys and values are not held any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +59,23 @@ class Page:
     """Up to P tokens of a text."""
 
     __slots__ = (
-        "children", "computed", "filler", "is_listed", "joined", "key", "last_use", "number", "parent", "tokens",
-        "users",
+        "children", "computed", "filler", "is_listed", "joined", "key", "last_use", "number", "parent", "serial",
+        "tokens", "users",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, parent: Page | None, place: Place, tokens: list[int], joined: tuple[JoinedBranch, ...]
+        self,
+        number: int,
+        serial: int,
+        parent: Page | None,
+        place: Place,
+        tokens: list[int],
+        joined: tuple[JoinedBranch, ...],
     ):
         self.number = number
+        """Where it is in the store, or `NOWHERE`."""
+        self.serial = serial
+        """No other page of the tree ever has the same."""
         self.parent = parent
         self.key = (place, tokens[0] if tokens else -1)
         """Under which the parent has it among its children."""
@@ -79,7 +97,9 @@ class Page:
 class Run:
     """A text in use, in its pages; made by `PageTree.open`."""
 
-    def __init__(self, base: Run | None, place: Place, tokens: list[int], *, is_private: bool):
+    def __init__(
+        self, base: Run | None, place: Place, tokens: list[int], *, is_private: bool, kept_from: int | None = None
+    ):
         self.base = base
         """The text that it continues at another branch position."""
         self.place = place
@@ -88,9 +108,15 @@ class Run:
         """May grow at the end."""
         self.is_private = is_private
         """Its keys and values depend on more than its tokens, so that nothing of it is shared."""
+        self.kept_from = kept_from
+        """Index of the first token whose keys are needed besides what the tokens to come see; None: there is none."""
         self.pages: list[Page] = []
-        """Pages come to the end only, until the text is closed."""
+        """By position. Pages come to the end only, until the text is closed."""
+        self.first_page = 0
+        """Index of the first page that the text holds: those before are not seen any more, and must not be read."""
         self._page_numbers = np.zeros(0, np.int32)
+        self._page_serials = np.zeros(0, np.int64)
+        self._read_from = 0
         self.num_cached = 0
         """Tokens whose keys and values are there."""
         self.is_spoilt = False
@@ -109,10 +135,23 @@ class Run:
 
     @property
     def page_numbers(self) -> NDArray[np.int32]:
-        """Those of its pages."""
-        if len(self._page_numbers) != len(self.pages):
+        """Those of its pages, by position.
+
+        The first page that the text holds stands for those before it, too: where pages are read in blocks, what is
+        masked is then at least its own.
+        """
+        if len(self._page_numbers) != len(self.pages) or self._read_from != self.first_page:
             self._page_numbers = np.array([page.number for page in self.pages], np.int32)
+            self._page_numbers[: self.first_page] = self._page_numbers[self.first_page : self.first_page + 1]
+            self._read_from = self.first_page
         return self._page_numbers
+
+    @property
+    def page_serials(self) -> NDArray[np.int64]:
+        """Two texts have the same one at a position if they share the page there, whether they still hold it or not."""
+        if len(self._page_serials) != len(self.pages):
+            self._page_serials = np.array([page.serial for page in self.pages], np.int64)
+        return self._page_serials
 
     @property
     def complete(self) -> bool:
@@ -129,17 +168,23 @@ class PageTree:
 
     Args:
         max_unused_pages: so many pages of unused texts are kept at most; the least recently used go first.
+        reaches: how far back the layers of the model see.
     """
 
-    def __init__(self, store: PageStore, max_unused_pages: int):
+    def __init__(self, store: PageStore, max_unused_pages: int, reaches: Collection[Reach] = (FULL,)):
         self.store = store
+        self._reaches = () if any(reach.is_full for reach in reaches) else tuple(reaches)
+        """Where no layer sees everything: those of all layers."""
         self.max_unused_pages = max_unused_pages
         self.num_unused = 0
         """Pages that no text in use holds."""
         self._roots: dict[tuple[Place, int], list[Page]] = {}
-        self._leaves: list[tuple[int, int, Page]] = []
-        """A heap of unused pages without children by their last use; may hold outdated entries."""
+        self._unused: list[tuple[int, int, Page]] = []
+        """A heap by their last use of unused pages that nothing in the tree needs; may hold outdated entries."""
         self._clock = itertools.count(1)
+        self._serials = itertools.count()
+        self._claims: dict[Run, tuple[int, int]] = {}
+        """(tokens, pages) of texts that may hold so many pages at a time until so many of their tokens are computed."""
 
     @property
     def num_used(self) -> int:
@@ -148,8 +193,13 @@ class PageTree:
 
     @property
     def num_available(self) -> int:
-        """Pages that can be had, by dropping unused ones too."""
-        return self.store.num_free + self.num_unused
+        """Pages that can be had, by dropping unused ones too, and that no text has been promised."""
+        return self.store.num_free + self.num_unused - sum(map(self._num_claimed, self._claims))
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether texts let pages go that no layer sees any more."""
+        return bool(self._reaches)
 
     def open(
         self,
@@ -159,36 +209,45 @@ class PageTree:
         *,
         is_private: bool = False,
         at_most: int | None = None,
+        kept_from: int | None = None,
     ) -> Run:
         """Hold a text, sharing what is there of it.
 
         Args:
             base: the text that it continues at another branch position.
             at_most: so many of its tokens are taken from what is there; None: all.
+            kept_from: from this token on its keys are needed as long as it is open.
         """
-        run = Run(base, place, tokens, is_private=is_private)
+        run = Run(base, place, tokens, is_private=is_private, kept_from=kept_from)
         limit = len(tokens) if at_most is None else min(at_most, len(tokens))
         if is_private or not limit:
             return run
         size = self.store.page_tokens
+        last: tuple[Page, int] | None = None
         for start in range(0, limit, size):
             found, equal = self._find(run, start, limit - start)
             if found is None:
                 break
+            if equal < size:
+                last = found, equal
+                break
+            run.pages.append(found)
+        if self._reaches:
+            last = self._cut_to_what_is_held(run, last)
+        for page in run.pages[run.first_page :]:
+            self._hold(page)
+        if last is not None:
+            found, equal = last
             is_idle = not found.users
             self._hold(found)
-            if equal == size:
-                run.pages.append(found)
-                continue
             # A page that is not full has one text alone: what others wrote there, were it no numbers, would spread.
             # Nor does a text go on in one behind which branches begin, which would not be found any more.
-            goes_on = start + equal < len(tokens)
+            goes_on = len(run.pages) * size + equal < len(tokens)
             if is_idle and equal == len(found.tokens) == found.computed and not (goes_on and found.children):
                 run.pages.append(found)
                 self._fill(run, found)
             else:
                 run.source = found, equal
-            break
         self.advance(run)
         run.num_reused = run.num_cached + (run.source[1] if run.source else 0)
         return run
@@ -200,6 +259,7 @@ class PageTree:
             coming: a text that the next forward completes: what it has in common with this one counts as computed.
         """
         size = self.store.page_tokens
+        self._let_unseen_go(run)
         while run.num_cached < len(run.tokens):
             index, offset = divmod(run.num_cached, size)
             page = run.pages[index] if index < len(run.pages) else None
@@ -223,19 +283,57 @@ class PageTree:
         missing = -(-length // size) - len(run.pages)
         if missing <= 0:
             return True
-        if not self.make_room(missing):
+        if not self._make_room(run, missing):
             return False
         for number in self.store.take(missing):
             start = len(run.pages) * size
             parent = self._last_page(run)
             joined = joined_before(run.place.joined, start + size)
-            page = Page(number, parent, run.plain_place, run.tokens[start : start + size], joined)
-            page.users, page.filler = 1, run
-            if not run.is_private:
-                self._children(parent).setdefault(page.key, []).append(page)
-                page.is_listed = True
+            tokens = run.tokens[start : start + size]
+            page = self._emptied(run, parent, tokens, joined) if self._reaches else None
+            if page is None:
+                page = Page(number, next(self._serials), parent, run.plain_place, tokens, joined)
+                if not run.is_private:
+                    self._children(parent).setdefault(page.key, []).append(page)
+                    page.is_listed = True
+            page.number, page.users, page.filler = number, 1, run
             run.pages.append(page)
         return True
+
+    def claim(self, run: Run, length: int, at_a_time: int) -> bool:
+        """Be sure of the memory that it takes to compute the first tokens of a text; False if there is not enough.
+
+        Where layers see everything, this is `reserve`. Where a text lets pages go, it is sure of as many as it holds at
+        a time, and asks for them by `reserve` as it comes to them.
+
+        Args:
+            length: so many tokens.
+            at_a_time: so many are computed in one forward at most.
+        """
+        if not self._reaches or run.kept_from is not None or self._awaits_joined(run, run.num_cached):
+            return self.reserve(run, length)
+        if run.num_cached >= length:
+            return True
+        self._claims[run] = length, self.most_pages(length, min(at_a_time, max(1, run.num_pending)))
+        if self.num_available >= 0:
+            return True
+        del self._claims[run]
+        return False
+
+    def most_pages(self, length: int, at_a_time: int) -> int:
+        """Pages that a text holds at one time at most until so many tokens of it are computed.
+
+        Args:
+            at_a_time: so many are computed in one forward at most; 0: all are there.
+        """
+        size = self.store.page_tokens
+        whole = -(-length // size)
+        seen = [reach.furthest for reach in self._reaches]
+        if not seen:
+            return whole
+        # What is computed, the token before it, and what that sees; all of it may begin in the middle of a page.
+        count = at_a_time + 1 + max(furthest for furthest in seen if furthest is not None)
+        return min(whole, (count + size - 2) // size + 1)
 
     def append(self, run: Run, token: int) -> None:
         """Add a token to the end of a text that nobody else fills."""
@@ -255,28 +353,36 @@ class PageTree:
             page.computed = max(page.computed, min(size, run.num_cached - index * size))
             if page.computed == size:
                 page.filler = None
+        self._let_unseen_go(run)
 
     def close(self, run: Run) -> None:
         """The text is not in use any more."""
         if run.source is not None:
             self._let_go(run.source[0])
             run.source = None
+        self._claims.pop(run, None)
         own = len(run.tokens) if run.first_own is None else run.first_own
         for index, page in reversed(list(enumerate(run.pages))):
             if page.filler is run:
                 page.filler = None
-                del page.tokens[page.computed :]
+                if not (page.children and self._reaches):  # else the texts behind it go on from all of its tokens
+                    del page.tokens[page.computed :]
             if run.is_spoilt and (index + 1) * self.store.page_tokens > own:
                 self._forget(page)
-            self._let_go(page)
+                if index < run.first_page and not page.users and page.number != NOWHERE:
+                    self._drop(page)
+            if index >= run.first_page:
+                self._let_go(page)
         run.pages.clear()
-        run._page_numbers = run._page_numbers[:0]
+        run.first_page = 0
         run.num_cached = 0
         self.trim()
 
-    def make_room(self, count: int) -> bool:
-        """Have so many free pages, by dropping unused texts; False if there are not enough."""
-        if self.num_available < count:
+    def _make_room(self, run: Run, count: int) -> bool:
+        """Have so many free pages for a text, by dropping unused texts; False if there are not enough."""
+        # What a text was promised it gets in any case.
+        available = self.store.num_free + self.num_unused if run in self._claims else self.num_available
+        if available < count:
             return False
         while self.store.num_free < count:
             self._drop_oldest()
@@ -300,9 +406,88 @@ class PageTree:
             equal = len(wanted) if page.tokens == wanted else _equal(page.tokens, wanted)
             if page.joined or run.place.joined:
                 equal = min(equal, _joined_alike(page.joined, run.place.joined) - start)
-            if min(equal, limit) > most:
-                best, most = page, min(equal, limit)
+            equal = min(equal, limit)
+            if equal > most or (best is not None and equal == most and best.number == NOWHERE):
+                best, most = page, equal
         return best, most
+
+    def _first_seen(self, run: Run, count: int) -> int:
+        """Index of the first page of a text that is needed when so many of its tokens are there.
+
+        The last one of them counts as to come: a text that ends there computes it again for the logits behind it.
+        """
+        if not self._reaches or not count or self._awaits_joined(run, count):
+            return 0
+        first_time = run.place.first_time
+        time = first_time + count - 1
+        seen = min(reach.earliest_at(time) for reach in self._reaches) - first_time
+        if run.kept_from is not None:
+            seen = min(seen, run.kept_from)
+        return max(0, seen) // self.store.page_tokens
+
+    def _awaits_joined(self, run: Run, count: int) -> bool:
+        """Whether joined branches are still to come into a text, which are computed behind beginnings of it."""
+        return bool(run.place.joined) and count < run.place.joined[-1].end
+
+    def _cut_to_what_is_held(self, run: Run, last: tuple[Page, int] | None) -> tuple[Page, int] | None:
+        """Cut the pages that were found of a text so that all that its next token sees is held, or is being computed.
+
+        Args:
+            last: the page behind them that has the next tokens, and how many.
+        Returns:
+            The same, or None if it is of no use.
+        """
+        size, pages = self.store.page_tokens, run.pages
+        if last is not None and last[0].number == NOWHERE:
+            last = None
+        while True:
+            count = len(pages) * size + (min(last[1], last[0].computed) if last is not None else 0)
+            first, coming = len(pages) + 1, len(pages)
+            while (needed := self._first_seen(run, count)) < first:
+                first = needed
+                coming = next((i for i in range(first, len(pages)) if pages[i].computed < size), len(pages))
+                count = count if coming == len(pages) else coming * size  # it goes on there, should nobody else
+            end = next((i for i in reversed(range(first, len(pages))) if pages[i].number == NOWHERE), len(pages))
+            if end == len(pages):  # what is still to come is computed in order
+                end = next((i for i in range(coming + 1, len(pages)) if pages[i].computed), len(pages))
+            if end < len(pages) or (coming < len(pages) and last is not None and last[0].computed):
+                last = None
+                del pages[end:]
+                continue
+            run.first_page, run.num_cached = first, first * size
+            return last
+
+    def _let_unseen_go(self, run: Run) -> None:
+        """A text does not hold what none of its tokens to come sees, nor a promise that has been kept."""
+        if not self._reaches:
+            return
+        if run in self._claims and run.num_cached >= self._claims[run][0]:
+            del self._claims[run]
+        first = self._first_seen(run, run.num_cached)
+        if first > run.first_page:
+            gone = run.pages[run.first_page : first]
+            run.first_page = first
+            for page in gone:
+                self._let_go(page)
+            self.trim()
+
+    def _num_claimed(self, run: Run) -> int:
+        """Pages that a text has been promised and does not have yet."""
+        length, pages = self._claims[run]
+        # Of those that others hold, too, it may need others while they still hold these.
+        own = sum(page.users == 1 for page in run.pages[run.first_page :])
+        return max(0, min(-(-length // self.store.page_tokens) - len(run.pages), pages - own))
+
+    def _emptied(
+        self, run: Run, parent: Page | None, tokens: list[int], joined: tuple[JoinedBranch, ...]
+    ) -> Page | None:
+        """The page of the tree that had these tokens, and has others behind it."""
+        if run.is_private or len(tokens) < self.store.page_tokens:
+            return None
+        for page in self._children(parent).get((run.plain_place, tokens[0]), ()):
+            if page.number == NOWHERE and page.tokens == tokens and page.joined == joined:
+                return page
+        return None
 
     def _take_source(self, run: Run, coming: Run | None) -> bool:
         """Have the tokens that another text's page has of the run's next one; False while they are being computed."""
@@ -353,6 +538,11 @@ class PageTree:
             return
         self.num_unused += 1
         page.last_use = next(self._clock)
+        if page.children and self._reaches:  # what follows it is found without its keys and values
+            if page.is_listed:
+                self._push(page)
+            else:
+                self._empty(page)
         self._keep_or_drop(page)
 
     def _keep_or_drop(self, page: Page) -> None:
@@ -360,9 +550,18 @@ class PageTree:
         if page.users or page.children:
             return
         if page.is_listed and page.computed and not self._repeats_another(page):
-            heapq.heappush(self._leaves, (page.last_use, page.number, page))
+            self._push(page)
         else:
             self._drop(page)
+
+    def _push(self, page: Page) -> None:
+        heapq.heappush(self._unused, (page.last_use, next(self._clock), page))
+
+    def _empty(self, page: Page) -> None:
+        """Give the keys and values of an unused page up; it stays for what follows it."""
+        self.num_unused -= 1
+        self.store.give_back([page.number])
+        page.number, page.computed = NOWHERE, 0
 
     def _repeats_another(self, page: Page) -> bool:
         """Whether all of an unused page stands in another one; if it is the other way round, that one is dropped."""
@@ -378,16 +577,27 @@ class PageTree:
 
     def _drop_oldest(self) -> None:
         while True:
-            last_use, _, page = heapq.heappop(self._leaves)
-            if page.is_listed and not page.users and not page.children and page.last_use == last_use:
+            last_use, _, page = heapq.heappop(self._unused)
+            if not page.is_listed or page.users or page.number == NOWHERE or page.last_use != last_use:
+                continue
+            if not page.children:
                 self._drop(page)
+                return
+            if self._reaches:
+                self._empty(page)
                 return
 
     def _drop(self, page: Page) -> None:
-        self.num_unused -= 1
-        self.store.give_back([page.number])
-        parent = page.parent
-        self._unlist(page)
+        """Take an unused page without children out of the tree, and those before it that were there for it alone."""
+        while True:
+            if page.number != NOWHERE:
+                self._empty(page)
+            parent = page.parent
+            self._unlist(page)
+            page.parent = None
+            if parent is None or parent.users or parent.children or parent.number != NOWHERE:
+                break
+            page = parent
         if parent is not None:
             self._keep_or_drop(parent)
 

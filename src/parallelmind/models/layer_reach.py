@@ -51,6 +51,11 @@ def reach_of(module: nn.Module) -> Reach:
     return _reaches[module]
 
 
+def reaches_of(model: Any) -> set[Reach]:
+    """How far back the attention modules of a model see, after `read_reaches` of it."""
+    return {_reaches[module] for module in model.modules() if module in _reaches}
+
+
 def read_reaches(model: Any) -> set[Reach]:
     """Find out how far back each attention module of a model sees; returns what there is.
 

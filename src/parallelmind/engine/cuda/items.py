@@ -141,7 +141,7 @@ def _readings(step: Step, table: _PageTable) -> Iterator[tuple[int, int, int, in
     families = _families(step)
     texts = [_Text.of(spans[0], size) for spans, _, _ in families]
     for first, last, begin, end in _stretches(texts, size):
-        run, keys = texts[first].run, texts[first].keys_between(begin, end, size)
+        run, keys = _reader(texts[first : last + 1]), texts[first].keys_between(begin, end, size)
         time = run.place.first_time + begin * size
         yield table.index_of(run) + begin, keys, time, families[first][1][0], families[last][2][-1], _ANY_BRANCH
     for spans, starts, ends in families:
@@ -159,7 +159,7 @@ def _readings(step: Step, table: _PageTable) -> Iterator[tuple[int, int, int, in
                 continue
             texts_behind = [_Text(span.run, span.end, -(-span.end // size)) for span in spans]
             for first, last, begin, end in _stretches(texts_behind, size):
-                run, keys = texts_behind[first].run, texts_behind[first].keys_between(begin, end, size)
+                run, keys = _reader(texts_behind[first : last + 1]), texts_behind[first].keys_between(begin, end, size)
                 time = run.place.first_time + begin * size
                 yield table.index_of(run) + begin, keys, time, starts[first], ends[last], _ANY_BRANCH
 
@@ -204,11 +204,20 @@ class _Text:
         """The pages that two texts begin with alike."""
         limit = min(self.num_pages, other.num_pages)
         if self.run is not other.run:
-            limit = min(limit, _alike(self.run.page_numbers, other.run.page_numbers))
+            limit = min(limit, _alike(self.run.page_serials, other.run.page_serials))
         # The last page of a text may be filled further in one than in the other.
         while limit and self.keys_between(0, limit, size) != other.keys_between(0, limit, size):
             limit -= 1
         return limit
+
+
+def _reader(texts: Sequence[_Text]) -> Run:
+    """Of texts that share pages the one that holds most of them: others may not see the first ones any more."""
+    return texts[0].run if not texts[0].run.first_page else min((text.run for text in texts), key=_first_page)
+
+
+def _first_page(run: Run) -> int:
+    return run.first_page
 
 
 def _stretches(texts: Sequence[_Text], size: int) -> Iterator[tuple[int, int, int, int]]:
@@ -234,7 +243,7 @@ def _stretches(texts: Sequence[_Text], size: int) -> Iterator[tuple[int, int, in
             open_nodes.append((first, after))
 
 
-def _alike(one: Ints, two: Ints) -> int:
+def _alike(one: NDArray[np.int64], two: NDArray[np.int64]) -> int:
     """How many numbers two arrays begin with alike."""
     count = min(len(one), len(two))
     differ = one[:count] != two[:count]
