@@ -458,7 +458,11 @@ class Scheduler:
         main = len(group.main_ids) if group.reads_main else 0
         tails = (main % size * self._goes_on_as_main(branch) for branch in branches)  # what a branch copies of main
         own = sum(
-            self.tree.most_pages(tail + one.max_tokens, min(self._chunk, one.max_tokens))
+            # One that is put back computes all that it has written again, in chunks.
+            self.tree.most_pages(
+                tail + one.max_tokens,
+                min(self._chunk, max(1, len(one.prompt_ids)) if group.in_step else one.max_tokens),
+            )
             for tail, one in zip(tails, branches, strict=True)
         )
         if not group.joined:
