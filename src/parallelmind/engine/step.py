@@ -315,6 +315,8 @@ class _Readings:
         whole = len(base) // (_BLOCK * self._size) * _BLOCK
         begins = [*range(0, whole, _BLOCK), *range(whole, len(base.pages), _BLOCK // 2)]
         for begin, end_page in itertools.pairwise([*begins, len(base.pages)]):
+            if end_page <= base.first_page:
+                continue
             pages = base.page_numbers[begin:end_page].tolist()
             count = min(len(base), end_page * self._size) - begin * self._size
             self._add(pages, count, base.place.first_time + begin * self._size, start, end)
@@ -326,6 +328,8 @@ class _Readings:
             first = start + max(0, index * size - span.past)
             last = start + min(span.end, (index + 1) * size) - span.past
             for begin, count in _before(index):
+                if begin + count <= run.first_page:
+                    continue
                 pages = run.page_numbers[begin : begin + count].tolist()
                 self._add(pages, count * size, run.place.first_time + begin * size, first, last)
             keys = min(size, span.end - index * size)
@@ -364,7 +368,8 @@ class _Readings:
     ) -> None:
         key = (pages[-1], len(pages), is_whole)
         known = self._last.get(key)
-        if known is not None and self._found[known].end == start:
+        # Texts that share a run may hold different parts of it, where layers have windows or chunks.
+        if known is not None and self._found[known].end == start and self._found[known].pages == tuple(pages):
             self._found[known] = self._found[known].of(self._found[known].start, end)
             return
         self._last[key] = len(self._found)
