@@ -1,4 +1,4 @@
-"""A tree of branches and forks equals the same texts sent whole, joined texts equal fresh ones, in little memory too."""
+"""A tree of branches and forks equals the same texts sent whole, and joined texts fresh ones; in little memory too."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ CASES = [
     (CHUNKED_FAMILY, None),
 ]
 MORE_CASES = [("gemma2", "split"), ("gpt_oss", None), ("deepseek_v3", None), ("longrope", "split"), ("mistral", None)]
+ROOM = {("longrope", "split"): 54}
+"""Tokens of key/value cache with which branches are put back, where 66 are enough that none is."""
 ALL_CASES = [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)]
 
 
@@ -123,7 +125,7 @@ def test_what_is_put_back_and_then_joined_is_as_if_undisturbed(family: str, patc
     request = Request(main=text(20, 3), branches=[text(3, 5), text(4, 6), text(9, 9)])
     forked = {(2, 0): [text(2, 30), [40]], (3, 1): [text(3, 31)] * 3, (1, 3): [text(2, 32)]}
     size = engine_of(model)._runner.bytes_per_token
-    engine = engine_of(model, page_tokens=3, kv_cache_bytes=66 * size, prefix_cache_bytes=0)
+    engine = engine_of(model, page_tokens=3, kv_cache_bytes=ROOM.get((family, patch), 66) * size, prefix_cache_bytes=0)
     result = answers_of(engine, forked, request)
     assert engine.stats.preemptions > 0
     assert len(result.branches) == 9
