@@ -31,7 +31,7 @@ CASES = [
 ]
 MORE_CASES = [("gemma2", "split"), ("gpt_oss", None), ("deepseek_v3", None), ("longrope", "split"), ("mistral", None)]
 ROOM = {("longrope", "split"): 54}
-"""Tokens of key/value cache with which branches are put back, where 66 are enough that none is."""
+"""Tokens of key/value cache with which branches are put back, where 66 are enough for all."""
 ALL_CASES = [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)]
 
 
