@@ -78,6 +78,17 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
 }
+CHUNKED_FAMILY, CHUNKED = (
+    "llama4_text",
+    {
+        "attention_chunk_size": 6,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "num_local_experts": 4,
+        "head_dim": 16,
+        "intermediate_size_mlp": 32,
+    },
+)
+"""A family with chunks, which has no 2D RoPE, and the settings with which it is tiny."""
 WITHOUT_ROPE = ("gpt2", "opt", "bloom", "mpt")
 
 

@@ -16,7 +16,7 @@ from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.engine import attention
 from parallelmind.engine.cuda.graphs import ForwardGraphs
 from parallelmind.engine.cuda.inputs import KernelInputs, StepInputs
-from tests.families import DEVICE, char_tokenizer, tiny_model
+from tests.families import CHUNKED, CHUNKED_FAMILY, DEVICE, char_tokenizer, tiny_model
 
 pytest.importorskip("triton", minversion="3.7")
 if DEVICE != "cpu":
@@ -31,13 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "gemma2": {},  # windows and a soft cap
     "gpt_oss": {},  # sinks
-    "llama4_text": {  # chunks
-        "attention_chunk_size": 6,
-        "layer_types": ["chunked_attention", "full_attention"],
-        "num_local_experts": 4,
-        "head_dim": 16,
-        "intermediate_size_mlp": 32,
-    },
+    CHUNKED_FAMILY: CHUNKED,
     "deepseek_v3": {},  # values of another size than keys
 }
 

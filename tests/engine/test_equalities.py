@@ -237,8 +237,14 @@ def recorded_logits(engine: Engine, main_length: int = len(MAIN)) -> Iterator[di
 
 
 @torch.no_grad()
-def full_forward(model: Any, input_ids: Tensor, pos2d: Tensor, visibility: Visibility) -> Tensor:
-    """Logits [S, V] of one plain forward over a packed row, with a dense mask per kind of layer."""
+def full_forward(
+    model: Any, input_ids: Tensor, pos2d: Tensor, visibility: Visibility, rotated: Tensor | None = None
+) -> Tensor:
+    """Logits [S, V] of one plain forward over a packed row, with a dense mask per kind of layer.
+
+    Args:
+        rotated: positions [S, 2] of the rotary embedding where they are others than those of the mask.
+    """
     config = model.config
     positions = pos2d[None]
     window = getattr(config, "sliding_window", None)
@@ -254,7 +260,7 @@ def full_forward(model: Any, input_ids: Tensor, pos2d: Tensor, visibility: Visib
     patched = find_rope_patch(model) is not None
     output = model(
         input_ids[None],
-        position_ids=positions if patched else positions[..., 1],
+        position_ids=(positions if rotated is None else rotated[None]) if patched else positions[..., 1],
         attention_mask=mask,
         use_cache=False,
     )

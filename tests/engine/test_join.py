@@ -7,6 +7,7 @@ which the tokens of each joined branch see that branch, and what comes after it 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from parallelmind.columnar import (
     find_rope_patch,
     patch_model_with_interleaved_2d_rope,
 )
+from parallelmind.engine.joining import JOIN_WAYS, JoinWay
 from parallelmind.engine.request import JoinedBranch
 from parallelmind.engine.tree import Place
 from parallelmind.errors import RequestError, UnsupportedModelError
@@ -326,6 +328,64 @@ def test_a_branch_that_fails_takes_down_the_join_alone() -> None:
     assert [one.branches[0].error_kind for one in found] == ["engine", None, "engine"]
     assert engine._tree.num_used == 0
     assert_same(engine.generate([joined], GREEDY), expected)
+
+
+@pytest.mark.parametrize("join", JOIN_WAYS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_branches_never_compute_the_main_that_they_share(join: JoinWay, fails: bool) -> None:
+    """One text with main, they would run what is turned as plain tokens: for want of a page, or of a sibling's."""
+    model = model_of(patch=None)
+    engine = engine_of(
+        model, page_tokens=64, kv_cache_bytes=4 * 64 * TOKEN_BYTES, max_running_branches=3, isolate_failures=True
+    )
+    request, result = answered(engine, main=text(5, 3), branches=BRANCHES[:2])
+    brief = replace(GREEDY, max_new_tokens=1)
+    prompts = [text(4, 30) if not fails else [*text(3, 30), 77], text(2, 1), text(3, 6), [*text(2, 30), 5]]
+    if fails:  # the last one waits for what the first one has in common with it, which never comes
+        prompts = [prompts[0], prompts[3]]
+    branches = [Branch(prompt=prompts[0], sampling=brief), *prompts[1:]]
+    joined = engine.join(request, result, branches=branches, join=join)
+    expected = engine_of(model).generate([joined], GREEDY)[0]
+    engine.reset_prefix_cache()
+    read = engine.stats.prompt_tokens
+    with failing(model, RuntimeError("illegal memory access"), token=77 if fails else -1):
+        found = engine.generate([joined], GREEDY)[0]
+    assert [branch.error_kind for branch in found.branches] == ["engine" if fails else None, *[None] * len(prompts[1:])]
+    start = int(fails)
+    assert_same([RequestResult(branches=found.branches[start:])], [RequestResult(branches=expected.branches[start:])])
+    # The last branch takes over the tokens that it has in common with the first one, if that has come to them.
+    run = len(joined.main) + sum(map(len, prompts)) - (len(prompts[0]) if fails else 2)
+    assert engine.stats.prompt_tokens - read == run
+
+
+def test_a_join_while_another_thread_runs_the_engine() -> None:
+    """What it finds out of the model, when it turns keys for the first time, is no forward in the middle of others."""
+    model = model_of()
+    request, result = answered(engine_of(model))
+    own = model(torch.tensor([MAIN], device=DEVICE)).logits
+    engine = engine_of(model)
+    joining, answering = threading.Event(), threading.Event()
+    joined: list[Request] = []
+    other = threading.Thread(target=lambda: joined.append(engine.join(request, result, join="turned")))
+
+    def meet(*_: Any) -> None:
+        if threading.current_thread() is other:
+            joining.set()
+            answering.wait(timeout=1)
+        elif other.ident is None:
+            other.start()
+            joining.wait(timeout=0.5)
+
+    handle = model.model.layers[1].register_forward_pre_hook(meet)
+    try:
+        found = engine.generate([request], GREEDY)
+        answering.set()
+        other.join()
+    finally:
+        handle.remove()
+    assert_same(found, [result])
+    assert joined == [engine_of(model).join(request, result, join="turned")]
+    assert torch.equal(model(torch.tensor([MAIN], device=DEVICE)).logits, own), "the model is as it was"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])

@@ -336,7 +336,8 @@ class Engine:
             UnsupportedModelError: keys of the model cannot be turned.
         """
         if join == "turned":
-            self._mover.turner()
+            with self._uses.alone():  # the first time it tries the model
+                self._mover.turner()
         return joined_request(
             request,
             result,

@@ -287,7 +287,7 @@ class PageTree:
             return False
         for number in self.store.take(missing):
             start = len(run.pages) * size
-            parent = self._last_page(run)
+            parent = self._page_before(run, len(run.pages))
             joined = joined_before(run.place.joined, start + size)
             tokens = run.tokens[start : start + size]
             page = self._emptied(run, parent, tokens, joined) if self._reaches else None
@@ -398,18 +398,31 @@ class PageTree:
         """Tokens whose keys and values are held in pages that others may find."""
         return sum(page.computed for page in self._listed(self._roots))
 
-    def _find(self, run: Run, start: int, limit: int) -> tuple[Page | None, int]:
-        """The page that begins most like a text's next one, and how many tokens are equal, `limit` at most."""
+    def _find(self, run: Run, start: int, limit: int, *, only_computed: bool = False) -> tuple[Page | None, int]:
+        """The page of others that begins most like that of a text from `start` on, and how many tokens are equal.
+
+        Of pages that begin alike, it is one that is computed as far as possible.
+
+        Args:
+            limit: so many tokens at most.
+            only_computed: those that are to be computed do not count, as their text may wait for this one.
+        """
+        index = start // self.store.page_tokens
         wanted = run.tokens[start : start + self.store.page_tokens]
-        best, most = None, 0
-        for page in self._children(self._last_page(run)).get((run.plain_place, wanted[0]), ()):
+        best: Page | None = None
+        most = (0, False, 0)
+        for page in self._children(self._page_before(run, index)).get((run.plain_place, wanted[0]), ()):
+            if index < len(run.pages) and page is run.pages[index]:
+                continue
             equal = len(wanted) if page.tokens == wanted else _equal(page.tokens, wanted)
             if page.joined or run.place.joined:
                 equal = min(equal, _joined_alike(page.joined, run.place.joined) - start)
-            equal = min(equal, limit)
-            if equal > most or (best is not None and equal == most and best.number == NOWHERE):
-                best, most = page, equal
-        return best, most
+            equal = min(equal, limit, page.computed if only_computed else limit)
+            is_held = page.number != NOWHERE
+            found = (equal, is_held, min(equal, page.computed))
+            if equal and (is_held or not only_computed) and found > most:
+                best, most = page, found
+        return best, most[0]
 
     def _first_seen(self, run: Run, count: int) -> int:
         """Index of the first page of a text that is needed when so many of its tokens are there.
@@ -492,6 +505,7 @@ class PageTree:
     def _take_source(self, run: Run, coming: Run | None) -> bool:
         """Have the tokens that another text's page has of the run's next one; False while they are being computed."""
         assert run.source is not None
+        source: Page | None
         source, count = run.source
         index = run.num_cached // self.store.page_tokens
         is_coming = coming is not None and index < len(coming.pages) and source is coming.pages[index]
@@ -499,11 +513,24 @@ class PageTree:
             return False
         run.source = None
         is_there = source.computed >= count
-        if not (is_there or is_coming):  # the text that computed it was given up
-            count = source.computed
-        if count and self.reserve(run, run.num_cached + count):
+        if not (is_there or is_coming):  # the text that computed it was given up; another one may have as much
+            self._let_go(source)
+            source, count = self._find(run, run.num_cached, count, only_computed=True)
+            if source is None:
+                return True
+            self._hold(source)
+            is_there = True
+        has_page = self.reserve(run, run.num_cached + count)
+        if not has_page and source.users == 1 and source.is_listed and not source.children:
+            # There is no page to copy it to but the one that it is in, whose end nobody needs more than this text.
+            run.pages.append(source)
+            self._fill(run, source)
+            source.computed = count
+            run.num_cached += count
+            return True
+        if has_page:
             page = run.pages[index]
-            if is_there or not is_coming:
+            if is_there:
                 self.store.copy_before(source.number, page.number, count)
                 page.computed = count
             else:
@@ -522,9 +549,9 @@ class PageTree:
     def _children(self, parent: Page | None) -> dict[tuple[Place, int], list[Page]]:
         return self._roots if parent is None else parent.children
 
-    def _last_page(self, run: Run) -> Page | None:
-        if run.pages:
-            return run.pages[-1]
+    def _page_before(self, run: Run, index: int) -> Page | None:
+        if index:
+            return run.pages[index - 1]
         return None if run.base is None or not run.base.pages else run.base.pages[-1]
 
     def _hold(self, page: Page) -> None:
