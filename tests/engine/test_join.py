@@ -462,3 +462,48 @@ def test_arguments_of_join_that_make_no_sense() -> None:
     failed = engine.generate([Request(main=[3, 99999], branches=["a"])])[0]
     with pytest.raises(RequestError, match=r"branch 0 of the result has ended with an error.*take"):
         engine.join(Request(main=[3], branches=["a"]), failed)
+
+
+@pytest.mark.parametrize("take", [None, [1], [2, 0]])
+def test_a_conversation_goes_on_by_the_turns_of_its_branches(take: list[int] | None) -> None:
+    tokenizer = char_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    engine = Engine(model_of("qwen2", None), tokenizer)
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    asked: list[Any] = ["why", [{"role": "user", "content": "how"}], "who"]
+    request = Request(main=chat, branches=asked)
+    result = engine.generate([request], GREEDY)[0]
+    turns = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": answer.text}]
+        for text, answer in zip(("why", "how", "who"), result.branches, strict=True)
+    ]
+    joined = engine.join(request, result, ["next"], take=take)
+    expected = [*chat, *(turn for index in take or range(3) for turn in turns[index])]
+    assert [dict(one) for one in joined.main] == expected  # type: ignore[union-attr, call-overload]
+    fresh = engine.generate([Request(main=expected, branches=["next"])], GREEDY)
+    assert engine.generate([joined], GREEDY)[0].branches[0].token_ids == fresh[0].branches[0].token_ids
+    with pytest.raises(RequestError, match="under a conversation"):
+        engine.join(request, result, ["next"], take=take, join="turned")
+
+
+def test_a_fork_under_a_conversation_is_joined_with_what_it_continues() -> None:
+    tokenizer = char_tokenizer()
+    engine = Engine(model_of("qwen2", None), tokenizer)
+    request = Request(main=[{"role": "user", "content": "hello"}], branches=[""])
+    request_id = engine.add_request(request, GREEDY)
+    results: dict[int, Any] = {}
+    forks: list[int] = []
+    for number in range(20):
+        for event in engine.step():
+            if event.result is not None:
+                results[event.branch_index] = event.result
+        if number == 3:
+            forks = engine.fork(request_id, 0, prompts=["xy"])
+    result = RequestResult(branches=[results[index] for index in sorted(results)])
+    joined = engine.join(request, result, ["next"], take=forks)
+    fork = result.branches[forks[0]]
+    whole = tokenizer.decode([*fork.prefix_token_ids, *fork.token_ids])
+    assert joined.main[1] == {"role": "assistant", "content": whole}  # type: ignore[index]

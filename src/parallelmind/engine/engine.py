@@ -327,12 +327,14 @@ class Engine:
         The keys and values of the former main are reused, if they are still held. With "recompute", the request is what
         it would be if the joined text were given as main. With "turned", the keys of the branches are turned to their
         new place instead of being computed again, so that each branch is to main what it was without the others.
+        A conversation goes on by the turns of the branches and their answers.
 
         Args:
             take: indices of the results that are joined, in order; None: all. A fork is joined with what it continues.
             join: "recompute" or "turned".
         Raises:
-            RequestError: there is no such result, or, with "turned", the branches saw more or less than main.
+            RequestError: there is no such result, or, with "turned", the branches saw more or less than main, or main
+                is a conversation.
             UnsupportedModelError: keys of the model cannot be turned.
         """
         if join == "turned":

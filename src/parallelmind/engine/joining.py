@@ -15,10 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from parallelmind.engine.forms import prompt_of
 from parallelmind.engine.input_processor import InputProcessor
 from parallelmind.engine.request import Branch, BranchResult, JoinedBranch, Prompt, Request, RequestResult
+from parallelmind.engine.request_encoder import NamedPrompt, turns_of
 from parallelmind.engine.tree import PageTree, Place, Run
 from parallelmind.errors import RequestError
+from parallelmind.prompts.conversation import Message
 
 if TYPE_CHECKING:
     from parallelmind.engine.scheduler import Schedule
@@ -267,16 +270,24 @@ def joined_request(
     chosen = range(len(result.branches)) if take is None else take
     if wrong := [index for index in chosen if not 0 <= index < len(result.branches)]:
         raise RequestError(f"take has {wrong[0]}, and the result has branches 0 to {len(result.branches) - 1}.")
+    conversation = None if request.main is None else prompt_of(request.main, "main")
+    if isinstance(conversation, tuple):
+        if way == "turned":
+            raise RequestError(
+                "branches under a conversation cannot be joined by turning their keys, since the chat template writes "
+                'their turns anew; use join="recompute".'
+            )
+        turns = list(conversation)
+        for index in chosen:
+            root = _root_of(result, index)
+            turns += _turns(
+                NamedPrompt(f"the prompt of branch {root}", asked[root].prompt, False), result, index, inputs
+            )
+        return dataclasses.replace(request, main=turns, branches=branches)
     main = list(inputs.main_ids(request.main))
     behind, joined = len(main), list(request.joined)
     for index in chosen:
-        root, answer = index, result.branches[index]
-        if answer.finish_reason == "error":
-            raise RequestError(
-                f"branch {index} of the result has ended with an error ({answer.error}); leave it out with take."
-            )
-        while (parent := result.branches[root].parent) is not None:
-            root = parent
+        root, answer = _root_of(result, index), result.branches[index]
         start = len(main)
         main += inputs.prompt_ids(asked[root].prompt, has_main=bool(main))
         main += [*answer.prefix_token_ids, *_answer_ids(answer, inputs, end_tokens)]
@@ -289,6 +300,29 @@ def joined_request(
         joined += [dataclasses.replace(last, end=last.end - 1)] if last.end - last.start > 1 else []
     found = tuple(joined) if way == "turned" else ()
     return dataclasses.replace(request, main=main, branches=branches, joined=found)
+
+
+def _root_of(result: RequestResult, index: int) -> int:
+    """The branch of the request that a fork comes from.
+
+    Raises:
+        RequestError: the branch has ended with an error.
+    """
+    answer = result.branches[index]
+    if answer.finish_reason == "error":
+        raise RequestError(
+            f"branch {index} of the result has ended with an error ({answer.error}); leave it out with take."
+        )
+    while (parent := result.branches[index].parent) is not None:
+        index = parent
+    return index
+
+
+def _turns(prompt: NamedPrompt, result: RequestResult, index: int, inputs: InputProcessor) -> list[Message]:
+    """What a branch under a conversation has added to it."""
+    answer = result.branches[index]
+    before = inputs.tokenizer.decode(list(answer.prefix_token_ids), skip_special_tokens=True)
+    return [*turns_of(prompt), {"role": "assistant", "content": before + answer.text}]
 
 
 def _check_arguments(request: Any, result: Any, take: Any) -> None:

@@ -74,7 +74,7 @@ class RequestEncoder:
 
     def _encode_conversation(self, main: Conversation, prompts: Sequence[NamedPrompt]) -> Encoded:
         """Under a conversation a prompt is the user's next message, or turns, or nothing more is said."""
-        added = [_tried(_turns, one) for one in prompts]
+        added = [_tried(turns_of, one) for one in prompts]
         try:
             return self._under(main, prompts, added)
         except RequestError:
@@ -128,7 +128,12 @@ class RequestEncoder:
             raise RequestError(f"{name} cannot be tokenised ({reason}); look for characters that are none.") from error
 
 
-def _turns(one: NamedPrompt) -> tuple[Message, ...]:
+def turns_of(one: NamedPrompt) -> tuple[Message, ...]:
+    """What a branch's prompt adds to the conversation that it is under: the user's next message, turns, or nothing.
+
+    Raises:
+        RequestError: it has another form.
+    """
     prompt = prompt_of(one.prompt, one.name)
     if not prompt:
         return ()
