@@ -313,3 +313,21 @@ def test_random_use(name: str, seed: int) -> None:
         assert [answers[request_id][k] for k in range(len(request.branches))] == [
             branch.token_ids for branch in expected.branches
         ]
+
+
+@pytest.mark.parametrize("pages", range(10, 24))
+def test_a_main_that_is_still_held_does_not_take_what_others_were_promised(pages: int) -> None:
+    """Columns that hold the pages of their whole answers by promise only, and a short main among the answered texts."""
+    engine = Engine(
+        tiny_model("mistral"), char_tokenizer(), page_tokens=4, kv_cache_bytes=pages * 4 * 512, visibility="columnar"
+    )
+    sampling = SamplingParams(max_new_tokens=9, temperature=0, ignore_eos=True)
+    short = Request(main=[5, 6, 7, 8, 9, 10], branches=[[11]])
+    engine.generate([short], sampling)
+    for request in (Request(main=list(range(3, 40)), branches=[[50], [51], [52], [53]]), short):
+        engine.add_request(request, sampling)
+    for _ in range(200):
+        if not engine.has_unfinished():
+            break
+        engine.step()
+    assert not engine.has_unfinished()

@@ -310,10 +310,13 @@ class PageTree:
             length: so many tokens.
             at_a_time: so many are computed in one forward at most.
         """
-        if not self._reaches or run.kept_from is not None or self._awaits_joined(run, run.num_cached):
+        if not self._reaches:
             return self.reserve(run, length)
+        # What it holds of others' pages may be what texts have been promised that let pages go.
+        if run.kept_from is not None or self._awaits_joined(run, run.num_cached):
+            return self.reserve(run, length) and self.num_available >= 0
         if run.num_cached >= length:
-            return True
+            return self.num_available >= 0
         self._claims[run] = length, self.most_pages(length, min(at_a_time, max(1, run.num_pending)))
         if self.num_available >= 0:
             return True
