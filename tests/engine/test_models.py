@@ -165,7 +165,13 @@ def _train(model: Any) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("change", [_replace, _load, _merge, _train])
+def _move(model: Any) -> None:
+    """As to another device and back: what was recorded for a GPU would read where the weights were."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+@pytest.mark.parametrize("change", [_replace, _load, _merge, _train, _move])
 def test_keys_of_former_weights_are_not_read_again(change: Callable[[Any], None]) -> None:
     model = tiny_model("qwen2")
     engine = Engine(model, char_tokenizer())

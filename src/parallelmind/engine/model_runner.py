@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,27 +166,38 @@ class ModelRunner:
     def _logits(
         self, step: Step, ids_1R: Tensor, positions: Tensor, logits_at: Tensor, inputs: KernelInputs | None
     ) -> Tensor:
-        """Run the model on the rows of a step and idle ones behind them."""
-        arguments: dict[str, Any] = {"input_ids": ids_1R, "position_ids": positions, "use_cache": False}
-        arguments |= {"return_dict": True, "logits_to_keep": logits_at.to(self.device)}
-        is_long = step.spans[0].run.place.is_long
-        rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
-        idle = ids_1R.shape[1] - step.num_tokens
-        with in_eval_mode(self.model), self._adapters_in(step, idle, logits_at), rotated:
-            if self.dense:
-                arguments |= {
-                    "past_key_values": DenseCache(step),
-                    "attention_mask": dense_mask(step, self.model.dtype).to(self.device),
-                    "use_cache": True,
-                }
-                output = self.model(**arguments)
-            else:
-                with engine_attention(self._configs, step, inputs):
-                    output = self.model(**arguments)
-        logits: Tensor = output.logits[0]
+        """Logits [len(logits_at), V], in float32, from the rows of a step and idle ones behind them."""
+        ranges = [*step.adapter_ranges(), (BASE_MODEL, step.num_tokens, ids_1R.shape[1])]
+        settings: dict[str, Any] = {"logits_to_keep": logits_at.to(self.device)}
+        if self.dense:
+            settings["past_key_values"] = DenseCache(step)
+            settings["attention_mask"] = dense_mask(step, self.model.dtype).to(self.device)
+        logits = self._run(step, ids_1R, positions, inputs, ranges, logits_at, **settings)
         if len(logits) != len(logits_at):  # some models do not know logits_to_keep
             logits = logits[logits_at.to(logits.device)]
         return logits.float()
+
+    def _run(
+        self,
+        step: Step,
+        ids_1R: Tensor,
+        positions: Tensor,
+        inputs: KernelInputs | None,
+        adapter_ranges: Sequence[tuple[str, int, int]],
+        logits_at: Tensor,
+        **settings: Any,
+    ) -> Tensor:
+        """What the model gives, with the attention and the adapters of the step."""
+        is_long = step.spans[0].run.place.is_long
+        rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
+        attending = nullcontext() if self.dense else engine_attention(self._configs, step, inputs)
+        routed = nullcontext() if self.adapters is None else self.adapters.routed(adapter_ranges, logits_at)
+        with in_eval_mode(self.model), routed, rotated, attending:
+            output = self.model(
+                input_ids=ids_1R, position_ids=positions, use_cache=self.dense, return_dict=True, **settings
+            )
+        logits: Tensor = output.logits[0]
+        return logits
 
     def _forward_by_graph(self, recorder: ForwardGraphs, step: Step, logits_at: Tensor) -> Tensor | None:
         """The same by a recorded forward, where there is one or can be."""
@@ -199,17 +210,11 @@ class ModelRunner:
         return recorder.run(step, rows, positions, logits_at, places.pop())
 
     def _recordable(self, step: Step, ids_1R: Tensor, positions: Tensor, inputs: KernelInputs) -> Tensor:
-        """The logits of all rows, without anything that happens on the processor while the model runs."""
-        adapter, rows = step.spans[0].run.place.adapter, ids_1R.shape[1]
-        is_long = step.spans[0].run.place.is_long
-        rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
-        routed = (
-            nullcontext() if self.adapters is None else self.adapters.routed([(adapter, 0, rows)], torch.arange(rows))
+        """The logits of all rows, of one adapter: nothing is chosen on the processor while the model runs."""
+        rows = ids_1R.shape[1]
+        return self._run(
+            step, ids_1R, positions, inputs, [(step.spans[0].run.place.adapter, 0, rows)], torch.arange(rows)
         )
-        with in_eval_mode(self.model), routed, rotated, engine_attention(self._configs, step, inputs):
-            output = self.model(input_ids=ids_1R, position_ids=positions, use_cache=False, return_dict=True)
-        logits: Tensor = output.logits[0]
-        return logits
 
     def _position_ids(self, step: Step) -> Tensor:
         return self.positions(step.branch_ids, step.time_ids, step.adapter_ranges())[None]
@@ -238,12 +243,6 @@ class ModelRunner:
         """Branch position = branch id × this, with the adapter."""
         settings = None if self.adapters is None else self.adapters.settings(adapter)
         return self.branch_stride if settings is None else settings.branch_stride
-
-    def _adapters_in(self, step: Step, idle: int, logits_at: Tensor) -> AbstractContextManager[None]:
-        if self.adapters is None:
-            return nullcontext()
-        ranges = step.adapter_ranges()
-        return self.adapters.routed([*ranges, (BASE_MODEL, step.num_tokens, step.num_tokens + idle)], logits_at)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

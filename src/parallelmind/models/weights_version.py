@@ -12,19 +12,19 @@ _SAMPLE = 4
 
 
 class WeightsVersion:
-    """The number of a model's present weights: it goes up when one of them is replaced or changes."""
+    """The number of a model's present weights: it goes up when one of them is replaced, changes or moves in memory."""
 
     def __init__(self, model: nn.Module):
         self._model = model
         self._number = 0
-        self._traces: list[tuple[int, int]] = []
+        self._traces: list[tuple[int, int, int]] = []
         self._values = b""
 
     @torch.no_grad()
     def current(self) -> int:
         """The number of the weights as they are now; takes 5 ms for a model of 32 layers."""
         tensors = list(self._weights())
-        traces = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        traces = [(id(tensor), 0 if tensor.is_inference() else tensor._version, _address(tensor)) for tensor in tensors]
         # What writes to `parameter.data`, as merging an adapter does, leaves no trace but the values.
         values = _sampled(tensors)
         if (traces, values) != (self._traces, self._values):
@@ -36,6 +36,14 @@ class WeightsVersion:
         # Buffers hold adapters and quantized weights, but also what a forward itself changes: rotary frequencies [F].
         buffers = (buffer for buffer in self._model.buffers() if buffer.dim() > 1)
         return itertools.chain(self._model.parameters(), buffers)
+
+
+def _address(tensor: Tensor) -> int:
+    """Where its values are: a recorded forward reads them there."""
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, NotImplementedError):  # a tensor that stands for others
+        return 0
 
 
 def _sampled(tensors: list[Tensor]) -> bytes:
