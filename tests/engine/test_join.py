@@ -25,7 +25,7 @@ from parallelmind.columnar import (
 )
 from parallelmind.engine.joining import JOIN_WAYS, JoinWay
 from parallelmind.engine.request import JoinedBranch
-from parallelmind.engine.tree import Place
+from parallelmind.engine.texts import Place
 from parallelmind.errors import RequestError, UnsupportedModelError
 from tests.broken_models import failing
 from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model

@@ -22,7 +22,8 @@ from parallelmind.columnar import (
     patch_model_with_interleaved_2d_rope,
 )
 from parallelmind.engine.pages import PageStore
-from parallelmind.engine.tree import PageTree, Place
+from parallelmind.engine.texts import Place
+from parallelmind.engine.tree import PageTree
 from parallelmind.models.layer_reach import read_reaches
 from tests.engine.test_tree import text
 from tests.families import DEVICE, char_tokenizer, tiny_model

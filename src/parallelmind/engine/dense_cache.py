@@ -14,7 +14,7 @@ from torch import Tensor
 from parallelmind.columnar import additive_mask, visible
 from parallelmind.engine.readings import Span
 from parallelmind.engine.step import Step
-from parallelmind.engine.tree import Run
+from parallelmind.engine.texts import Run
 
 
 class DenseCache:

@@ -19,7 +19,8 @@ from parallelmind.engine.forms import prompt_of
 from parallelmind.engine.input_processor import InputProcessor
 from parallelmind.engine.request import Branch, BranchResult, JoinedBranch, Prompt, Request, RequestResult
 from parallelmind.engine.request_encoder import NamedPrompt, turns_of
-from parallelmind.engine.tree import PageTree, Place, Run
+from parallelmind.engine.texts import Place, Run
+from parallelmind.engine.tree import PageTree
 from parallelmind.errors import RequestError
 from parallelmind.prompts.conversation import Message
 

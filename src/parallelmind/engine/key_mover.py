@@ -12,7 +12,8 @@ from parallelmind.engine.model_runner import ModelRunner
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.readings import Span
 from parallelmind.engine.step import Step
-from parallelmind.engine.tree import PageTree, Place
+from parallelmind.engine.texts import Place
+from parallelmind.engine.tree import PageTree
 
 _PROBE = ((0, 0), (0, 1), (3, 37), (1, 400), (2, 1500))
 """(branch id, time) of the same token; the first is what the others are turned from."""

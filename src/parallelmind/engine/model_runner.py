@@ -25,7 +25,7 @@ from parallelmind.engine.request import BASE_MODEL
 from parallelmind.engine.scheduler import Schedule
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.step import KnownPlans, Step
-from parallelmind.engine.tree import Run
+from parallelmind.engine.texts import Run
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.architecture import in_eval_mode, model_configs, refuse_other_layers
 from parallelmind.models.layer_reach import reaches_of

@@ -16,7 +16,8 @@ from parallelmind.columnar import Reach, pos2d_ids
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.readings import Span
 from parallelmind.engine.step import Step
-from parallelmind.engine.tree import PageTree, Place, Run
+from parallelmind.engine.texts import Place, Run
+from parallelmind.engine.tree import PageTree
 from parallelmind.models.architecture import num_layers
 from parallelmind.models.layer_reach import AttentionNotReachedError
 from parallelmind.models.own_forward import OwnForward, find_path

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from parallelmind.columnar import Visibility
-from parallelmind.engine.tree import Run
+from parallelmind.engine.texts import Run
 
 
 @dataclass(frozen=True, kw_only=True)

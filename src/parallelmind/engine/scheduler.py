@@ -11,7 +11,8 @@ from parallelmind.engine.joining import Joins, Move
 from parallelmind.engine.readings import Company, Span
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.step import company_of
-from parallelmind.engine.tree import PageTree, Place, Run
+from parallelmind.engine.texts import Place, Run
+from parallelmind.engine.tree import PageTree
 
 _SPARE = 16
 """One page is kept free for so many running branches when another one is let in: it should not be put back at once."""

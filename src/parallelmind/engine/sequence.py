@@ -13,7 +13,7 @@ from parallelmind.engine.adjustment import Adjustment, MainTokens, adjusts
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.request import BranchResult, ErrorKind, Event, FinishReason, JoinedBranch, TokenLogprob
 from parallelmind.engine.sampler import SamplerRow
-from parallelmind.engine.tree import Place, Run
+from parallelmind.engine.texts import Place, Run
 from parallelmind.settings.sampling import SamplingParams
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from parallelmind.columnar import Reach
 from parallelmind.engine.readings import Span
 from parallelmind.engine.step import Step
-from parallelmind.engine.tree import Run
+from parallelmind.engine.texts import Run
 
 Ints = NDArray[np.int32]
 
