@@ -33,7 +33,7 @@ from parallelmind.answering.window import ContextWindow
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.run import run_job
 from parallelmind.jobs.task import GroupOf, RecordWorker, WorkerInfo
-from parallelmind.models.cpu import optimize_for_cpu
+from parallelmind.models.cpu.optimize import optimize_for_cpu
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
 from parallelmind.tasks.answer import AnswerTask, context_of
 from parallelmind.tasks.answer_options import AnswerOptions

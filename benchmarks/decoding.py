@@ -25,7 +25,7 @@ from machine import describe, save
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from parallelmind import Engine, Request, SamplingParams
-from parallelmind.models.cpu import optimize_for_cpu
+from parallelmind.models.cpu.optimize import optimize_for_cpu
 
 VOCABULARY = 32000
 SHAPES = {

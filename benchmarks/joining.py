@@ -35,7 +35,7 @@ from parallelmind import Branch, BranchResult, Engine, Request, RequestResult, S
 from parallelmind.demos.stories import recall
 from parallelmind.demos.train import RECALL, prepare, train, train_options
 from parallelmind.engine.joining import JOIN_WAYS, JoinWay
-from parallelmind.models.cpu import optimize_for_cpu
+from parallelmind.models.cpu.optimize import optimize_for_cpu
 
 FACTS = 8
 LONGEST_ANSWER = 12

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from parallelmind.jobs.results import RecordResult
     from parallelmind.jobs.run import run_job
     from parallelmind.jobs.task import Task
-    from parallelmind.models.cpu import optimize_for_cpu
+    from parallelmind.models.cpu.optimize import optimize_for_cpu
     from parallelmind.models.generation import generate_text
     from parallelmind.models.loader import load_model_with_lora
     from parallelmind.models.lora import apply_lora, load_lora, save_lora
@@ -105,7 +105,7 @@ _LAZY = {
     "parallelmind.jobs.results": ("RecordResult",),
     "parallelmind.jobs.run": ("run_job",),
     "parallelmind.jobs.task": ("Task",),
-    "parallelmind.models.cpu": ("optimize_for_cpu",),
+    "parallelmind.models.cpu.optimize": ("optimize_for_cpu",),
     "parallelmind.models.generation": ("generate_text",),
     "parallelmind.models.loader": ("load_model_with_lora",),
     "parallelmind.models.lora": ("apply_lora", "load_lora", "save_lora"),

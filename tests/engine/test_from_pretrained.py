@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from parallelmind import Engine, Request, SamplingParams, load_model_with_lora
 from parallelmind.errors import AdapterError, SettingsError
-from parallelmind.models.cpu import PackedLinear
+from parallelmind.models.cpu.packed_linear import PackedLinear
 from parallelmind.models.lora import apply_lora, save_lora
 from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.sidecar import RopeSettings, Sidecar

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from parallelmind import Engine, Request, SamplingParams
-from parallelmind.models.cpu import PackedLinear, optimize_for_cpu, padded_rows
+from parallelmind.models.cpu.optimize import optimize_for_cpu
+from parallelmind.models.cpu.packed_linear import PackedLinear
+from parallelmind.models.cpu.row_counts import padded_rows
 from parallelmind.models.lora import apply_lora
 from parallelmind.models.lora_layers import lora_layers
 from tests.families import FAMILIES, char_tokenizer, tiny_model
@@ -18,7 +20,7 @@ from tests.machines import processor
 def test_a_packed_layer_is_the_layer(dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(48, 80, bias=bias, dtype=dtype)
-    packed = PackedLinear(linear)
+    packed = PackedLinear(linear.weight, linear.bias)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     with torch.inference_mode():
         for rows in (1, 3, 16, 17, 100, 300):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from parallelmind.doctor.check import Check, CheckFailedError, NotApplicableError, Subject
-from parallelmind.models.cpu import has_native
+from parallelmind.models.cpu.instructions import has_native
 from parallelmind.models.loader import resolve_device
 
 _GIB = 2**30

@@ -68,11 +68,13 @@ class Engine:
         page_tokens: keys and values are held in pages of so many tokens.
         adapters: adapters of the model that requests choose from, see `parallelmind.models.adapters`; without any,
             requests run on the model as it is.
+        deterministic: whether a branch has the same token ids and log-probabilities, to the last bit, whatever runs
+            beside it; None: where it can, see `deterministic` of the engine.
         isolate_failures: a forward that raises is repeated one request at a time, and those that fail alone end
             with an error, instead of the exception reaching the caller of `step` and ending everything.
     Raises:
         UnsupportedModelError: the model cannot decode branches over a shared main.
-        SettingsError: a parameter is out of range.
+        SettingsError: a parameter is out of range, or `deterministic` asks for what this model or device cannot give.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Engine:
         prefix_cache_bytes: int | None = None,
         page_tokens: int = 64,
         adapters: AdapterSet | None = None,
+        deterministic: bool | None = None,
         isolate_failures: bool = False,
     ):
         if visibility not in VISIBILITIES:
@@ -108,7 +111,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.visibility: Visibility = visibility
         self.isolate_failures = isolate_failures
-        self._runner = ModelRunner(model, branch_stride=branch_stride, adapters=adapters)
+        self._runner = ModelRunner(model, branch_stride=branch_stride, adapters=adapters, deterministic=deterministic)
         self.max_model_len = self._runner.max_model_len
         """Main, prompt and new tokens of one branch fit in this."""
         kv_bytes = default_kv_cache_bytes(self._runner.device) if kv_cache_bytes is None else kv_cache_bytes
@@ -167,6 +170,7 @@ class Engine:
             visibility=loaded.settings.visibility,
             branch_stride=loaded.settings.branch_stride,
             adapters=loaded.adapters,
+            deterministic=loading.get("deterministic"),
             **limits,
         )
 
@@ -283,6 +287,12 @@ class Engine:
     def branch_stride_of(self, adapter: str = BASE_MODEL) -> int:
         """Branch position = branch id × this, for the branches that use an adapter."""
         return self._runner.stride_of(adapter)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a branch has the same bits whatever runs beside it: on a CPU, unless the model runs by its own
+        attention (docs/models.md names these families) or the engine was told otherwise."""
+        return self._runner.deterministic
 
     @property
     def patched(self) -> bool:

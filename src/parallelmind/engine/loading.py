@@ -29,7 +29,7 @@ def load_for_engine(
         ParallelMindError: as `load_model_with_lora`.
     """
     # Imported here, as transformers takes seconds to import.
-    from parallelmind.models.cpu import optimize_for_cpu
+    from parallelmind.models.cpu.optimize import optimize_for_cpu
     from parallelmind.models.loader import load_model, resolve_device
 
     options = ModelOptions(base_model=base_model, **loading)
@@ -42,6 +42,6 @@ def load_for_engine(
         if note:
             _LOGGER.info("%s", note)
     loaded = load_model(options, lora_path)
-    for note in (*loaded.notes, *optimize_for_cpu(loaded.model)):
+    for note in (*loaded.notes, *optimize_for_cpu(loaded.model, deterministic=options.deterministic is not False)):
         _LOGGER.info("%s", note)
     return loaded

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallelmind.columnar import FULL, find_rope_patch, pos2d_ids
-from parallelmind.engine.attention import engine_attention
+from parallelmind.engine.attention import engine_attention, rounds_alike
 from parallelmind.engine.cuda import graphs
 from parallelmind.engine.cuda.attention import has_kernels
 from parallelmind.engine.cuda.graphs import ForwardGraphs
@@ -26,8 +26,10 @@ from parallelmind.engine.scheduler import Schedule
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
 from parallelmind.engine.step import KnownPlans, Step
 from parallelmind.engine.texts import Run
+from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.architecture import in_eval_mode, model_configs, refuse_other_layers
+from parallelmind.models.cpu.even_products import even_products, has_loose_products
 from parallelmind.models.layer_reach import reaches_of
 from parallelmind.models.rope_lengths import RopeLengths, exact_length
 
@@ -56,7 +58,14 @@ class ModelRunner:
         UnsupportedModelError: other layers than attention, or logits that differ from the model's own forward.
     """
 
-    def __init__(self, model: Any, *, branch_stride: int, adapters: AdapterSet | None = None):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        branch_stride: int,
+        adapters: AdapterSet | None = None,
+        deterministic: bool | None = None,
+    ):
         self.model: Any = model
         self.branch_stride = branch_stride
         self.adapters: AdapterSet | None = None
@@ -82,12 +91,36 @@ class ModelRunner:
         self._known_plans = KnownPlans()
         self._has_kernels = has_kernels(self.device)
         self._graphs: ForwardGraphs | None = None
+        self.deterministic = False
+        self._has_loose_products = False
         check_parity(self)
+        self.deterministic = self._is_deterministic(deterministic)
+        """Whether a row of a forward has the same bits with any rows beside it."""
+        self._has_loose_products = self.deterministic and has_loose_products(model)
         self.reaches = {FULL} if self.dense else reaches_of(model)
         """How far back its layers see."""
         self.adapters = adapters
         if self._has_kernels and not self.dense and {one.device for one in model.parameters()} == {self.device}:
             self._graphs = ForwardGraphs(model, self.device, self._recordable)
+
+    def _is_deterministic(self, wanted: bool | None) -> bool:
+        """Whether rows keep their bits in any company, as far as it was asked for and can be.
+
+        Raises:
+            SettingsError: it was asked for and cannot be.
+        """
+        if wanted is False:
+            return False
+        problem = ""
+        if self.device.type != "cpu":
+            problem = f"matrix products on {self.device.type} sum by the number of rows; use --device cpu"
+        elif self.dense:
+            problem = f"{type(self.model).__name__} runs all branches by its own attention; use a model that does not"
+        elif not rounds_alike(_head_size(self.config), self.model.dtype, torch.get_num_threads()):
+            problem = "this processor's attention kernel sums by the number of rows; use another machine"
+        if wanted and problem:
+            raise SettingsError(f"--deterministic cannot be kept: {problem}, or leave the flag out.")
+        return not problem
 
     def execute(self, store: PageStore, schedule: Schedule) -> ModelOutput:
         """Run all tokens of a schedule."""
@@ -192,7 +225,8 @@ class ModelRunner:
         rotated = self.rope_lengths.of_long_texts() if is_long else nullcontext()
         attending = nullcontext() if self.dense else engine_attention(self._configs, step, inputs)
         routed = nullcontext() if self.adapters is None else self.adapters.routed(adapter_ranges, logits_at)
-        with in_eval_mode(self.model), routed, rotated, attending:
+        even = even_products(wanted=self._has_loose_products)
+        with in_eval_mode(self.model), routed, rotated, attending, even:
             output = self.model(
                 input_ids=ids_1R, position_ids=positions, use_cache=self.dense, return_dict=True, **settings
             )
@@ -243,6 +277,15 @@ class ModelRunner:
         """Branch position = branch id × this, with the adapter."""
         settings = None if self.adapters is None else self.adapters.settings(adapter)
         return self.branch_stride if settings is None else settings.branch_stride
+
+
+def _head_size(config: Any) -> int:
+    """How wide a head is, as far as the config says it in the usual words."""
+    size = getattr(config, "head_dim", None)
+    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    if not isinstance(size, int) and isinstance(heads, int) and isinstance(width, int):
+        size = width // heads
+    return size if isinstance(size, int) and size > 0 else 64
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -32,7 +32,8 @@ _MAX_CALL = 2**23
 """Keys × readers of one call."""
 _WORTH_A_CALL = 512
 """Keys × readers that may be wasted by padding runs to have a call less."""
-_KEY_STEP = 16
+_KEY_STEP = 32
+"""Keys of a call are filled up to a multiple of this: with AMX the last ones are summed in tiles of so many."""
 _MAX_PADDED = 256
 """Up to so many keys a run has the same bits at any padded length (measured: up to 384 in float32)."""
 

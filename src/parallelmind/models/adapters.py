@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from parallelmind.errors import AdapterError
+from parallelmind.models.cpu.even_products import even_linear
 from parallelmind.models.identity import AdapterPath
 from parallelmind.models.sidecar import RopeSettings
 
@@ -99,7 +100,7 @@ class AdaptedLinear(nn.Module):
 
     def _adapted(self, adapter: str, x: Tensor, out: Tensor) -> Tensor:
         a, b = (self.get_buffer(name) for name in self._factors[adapter])
-        delta = nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b).to(out.dtype)
+        delta = even_linear(even_linear(x.to(a.dtype), a), b).to(out.dtype)
         if adapter not in self._magnitudes:
             return out + delta
         share = self.get_buffer(self._magnitudes[adapter])

@@ -100,6 +100,16 @@ DeviceMap = Annotated[
 ]
 LoadIn8Bit = Annotated[bool, Setting("8-bit weights (bitsandbytes)", _LOADING)]
 LoadIn4Bit = Annotated[bool, Setting("4-bit weights (bitsandbytes)", _LOADING)]
+Deterministic = Annotated[
+    bool | None,
+    Setting(
+        "give a branch the same bits whatever runs beside it: not possible on a GPU, slower on a CPU with AMX",
+        _LOADING,
+        default="on a CPU",
+        identity=False,
+        flag=Flag(form="pair"),
+    ),
+]
 KvCacheGb = Annotated[
     float | None,
     Gt(0),
@@ -129,6 +139,7 @@ class QuantizedLoadingSettings(LoadingSettings):
 
     load_in_8bit: LoadIn8Bit = False
     load_in_4bit: LoadIn4Bit = False
+    deterministic: Deterministic = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

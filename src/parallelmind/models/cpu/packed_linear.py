@@ -1,0 +1,79 @@
+"""A linear layer for inference, its weight packed once for the processor's matrix kernels."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from parallelmind.models.cpu.instructions import has_tiles
+from parallelmind.models.cpu.row_counts import Multiply, RowCounts, alike
+
+_PACK_ROWS = 16
+"""Rows the layout is chosen for: a decode step of several branches. Measured in float32 against the plain layer, on a
+busy machine: 1.3 to 2.4 times as fast from 4 to 64 rows, no clear difference above, at a single row down to half."""
+_EVEN_PACK_ROWS = 1
+"""The same where rows shall have the same bits on AMX tiles: in this layout far more numbers of rows sum alike."""
+_ANY_ROWS = RowCounts(least=1)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight lies in oneDNN's blocked layout, so that no call has to rearrange it.
+
+    For inference only: it has no gradient, and a state dict of the model no longer holds the weight.
+
+    Args:
+        weight: [out, in], float32 or bfloat16.
+        bias: [out], or None.
+        deterministic: give a row the same bits with any rows beside it, see `row_counts`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, deterministic: bool = True):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self.deterministic = deterministic
+        self._packed: Tensor = _pack(weight.detach(), deterministic=deterministic)
+
+    @property
+    def weight(self) -> Tensor:
+        """The packed weight: code that asks for its dtype or device gets the right answer."""
+        return self._packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        rows = x.reshape(-1, self.in_features)
+        out = self._row_counts().apply(rows, lambda some: _multiply(some, self._packed, self.bias))
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _row_counts(self) -> RowCounts:
+        if not self.deterministic:
+            return _ANY_ROWS
+        return _even_rows(self.in_features, self.out_features, self._packed.dtype, torch.get_num_threads())
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self._packed.dtype}"
+
+
+def _pack(weight: Tensor, *, deterministic: bool) -> Tensor:
+    even = deterministic and weight.dtype == torch.bfloat16 and has_tiles()
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _EVEN_PACK_ROWS if even else _PACK_ROWS)
+    return packed
+
+
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return out
+
+
+@cache
+def _even_rows(in_features: int, out_features: int, dtype: torch.dtype, threads: int) -> RowCounts:
+    """The numbers of rows of packed products that round alike, with the process's number of threads."""
+
+    def prepare(weight: Tensor) -> Multiply:
+        packed = _pack(weight, deterministic=True)
+        return lambda rows: _multiply(rows, packed, None)
+
+    with torch.inference_mode():
+        return alike(prepare, (out_features, in_features), dtype)
