@@ -35,6 +35,12 @@ SHAPES = {
         "num_hidden_layers": 24,
         "num_attention_heads": 14,
     },
+    "1.5b-part": {  # 4 of its 28 layers
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 12,
+    },
     "25m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

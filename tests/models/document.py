@@ -32,7 +32,8 @@ judges a sample again, `make test-slow` all of it.
   and branches with prompts of 0 to 29, in large and in small steps; windows and chunks are of {window} tokens, and
   scaling by length begins behind {original}. Compared are forwards without a cache and `generate`; where these two
   differ from one another, a note says which one the engine equals. What differs from another variant in constants alone
-  (bfloat16, linear, yarn, llama3) gets two of the requests.
+  (bfloat16, linear, yarn, llama3) gets two of the requests. Unless a note says otherwise, each branch has the same bits
+  when it runs alone.
 - **refused**: the model is not loaded, or not patched with 2D RoPE. The note has the message, which is that of an
   `UnsupportedModelError`.
 - **not built**: no such model can be made here, and the note says why.

@@ -7,14 +7,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from parallelmind.models.cpu.instructions import has_tiles
 from parallelmind.models.cpu.row_counts import Multiply, RowCounts, alike
 
 _PACK_ROWS = 16
 """Rows the layout is chosen for: a decode step of several branches. Measured in float32 against the plain layer, on a
 busy machine: 1.3 to 2.4 times as fast from 4 to 64 rows, no clear difference above, at a single row down to half."""
-_EVEN_PACK_ROWS = 1
-"""The same where rows shall have the same bits on AMX tiles: in this layout far more numbers of rows sum alike."""
 _ANY_ROWS = RowCounts(least=1)
 
 
@@ -34,7 +31,7 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.deterministic = deterministic
-        self._packed: Tensor = _pack(weight.detach(), deterministic=deterministic)
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACK_ROWS)
 
     @property
     def weight(self) -> Tensor:
@@ -56,12 +53,6 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self._packed.dtype}"
 
 
-def _pack(weight: Tensor, *, deterministic: bool) -> Tensor:
-    even = deterministic and weight.dtype == torch.bfloat16 and has_tiles()
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _EVEN_PACK_ROWS if even else _PACK_ROWS)
-    return packed
-
-
 def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return out
@@ -72,7 +63,7 @@ def _even_rows(in_features: int, out_features: int, dtype: torch.dtype, threads:
     """The numbers of rows of packed products that round alike, with the process's number of threads."""
 
     def prepare(weight: Tensor) -> Multiply:
-        packed = _pack(weight, deterministic=True)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
         return lambda rows: _multiply(rows, packed, None)
 
     with torch.inference_mode():

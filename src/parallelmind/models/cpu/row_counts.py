@@ -28,8 +28,8 @@ _LEAST = 4
 """Where fewer rows than this differ, they are filled up."""
 _MOST_WORK = 2**34
 """Multiplications that one trial may take; larger sizes are not tried, and not used."""
-_CALL_ROWS = 40
-"""What a call costs besides its rows, in rows: the weight is read. Measured with AMX: 0.33 ms beside 8.5 µs a row."""
+_CALL_COST, _LEAST_COST = 25, 60
+"""What a call costs besides its rows, and what it costs at least, in rows: reading the weight. Measured with AMX."""
 _EXPECTED = (1, 4, 16, 32, 64, 128, 256, 512)
 """Numbers of rows that a set of sizes is chosen for."""
 _VECTORS = 3
@@ -119,7 +119,11 @@ def _cancelling(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 def _cost(sizes: tuple[int, ...]) -> float:
     """What the expected numbers of rows cost in calls of these sizes, each against one call of its own."""
-    return sum(sum(_CALL_ROWS + size for size in cut(rows, sizes)) / (_CALL_ROWS + rows) for rows in _EXPECTED)
+    return sum(sum(map(_call_cost, cut(rows, sizes))) / _call_cost(rows) for rows in _EXPECTED)
+
+
+def _call_cost(size: int) -> int:
+    return max(_LEAST_COST, _CALL_COST + size)
 
 
 @lru_cache(maxsize=2**14)
@@ -133,7 +137,7 @@ def cut(rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
         return (most,) * whole + cut(rows - whole * most, sizes)
     cheapest = [(0, 0)]
     for count in range(1, rows + 1):
-        cheapest.append(min((_CALL_ROWS + size + cheapest[max(0, count - size)][0], size) for size in sizes))
+        cheapest.append(min((_call_cost(size) + cheapest[max(0, count - size)][0], size) for size in sizes))
     found = []
     while rows > 0:
         found.append(cheapest[rows][1])
