@@ -14,7 +14,7 @@ from parallelmind.models.cpu.even_products import even_products, has_loose_produ
 from parallelmind.models.cpu.instructions import has_native
 from parallelmind.models.cpu.optimize import optimize_for_cpu
 from parallelmind.models.cpu.packed_linear import PackedLinear
-from parallelmind.models.cpu.row_counts import SIZES, Multiply, RowCounts, alike, cut
+from parallelmind.models.cpu.row_counts import SIZES, Multiply, RowCounts, alike, cancelling, cut
 from tests.families import tiny_model
 
 HALF = pytest.param(
@@ -37,9 +37,14 @@ def summed_in_parts(part_of: Callable[[int], int]) -> Callable[[Tensor], Multipl
     return prepare
 
 
+def tried(prepare: Callable[[Tensor], Multiply]) -> RowCounts:
+    weight, vectors = cancelling(40, 512, torch.float32)
+    return alike(prepare(weight), vectors, 40)
+
+
 def test_products_that_all_sum_alike_are_left_as_they_are() -> None:
-    assert alike(summed_in_parts(lambda rows: 64), (40, 512), torch.float32) == RowCounts(least=2)
-    assert alike(summed_in_parts(lambda rows: 64 if rows > 3 else 128), (40, 512), torch.float32) == RowCounts(least=4)
+    assert tried(summed_in_parts(lambda rows: 64)) == RowCounts(least=2)
+    assert tried(summed_in_parts(lambda rows: 64 if rows > 3 else 128)) == RowCounts(least=4)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,7 @@ def test_products_that_all_sum_alike_are_left_as_they_are() -> None:
     ],
 )
 def test_the_cheapest_sizes_that_sum_alike_are_found(part_of: Callable[[int], int], expected: tuple[int, ...]) -> None:
-    counts = alike(summed_in_parts(part_of), (40, 512), torch.float32)
+    counts = tried(summed_in_parts(part_of))
     assert counts.sizes == expected
     prepare = summed_in_parts(part_of)
     weight, rows = torch.randn(40, 512), torch.randn(700, 512)
@@ -76,18 +81,13 @@ def test_rows_are_cut_into_calls_that_hold_them(sizes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("wide", "out"), [(896, 896), (2816, 1024), (2048, 97), (100, 72)])
 def test_a_packed_layer_gives_a_row_the_same_bits(wide: int, out: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x = cancelling(513, wide, dtype)
+    half = torch.randn(513, wide // 2, dtype=dtype)
+    x = torch.cat((half, -half), 1)  # the sums are nothing but rounding
     half = torch.randn(out, wide // 2, dtype=dtype)
     layer = PackedLinear(torch.cat((half, half), 1), torch.randn(out).to(dtype))
     whole = layer(x)
     for rows in ROWS:
         assert torch.equal(layer(x[-rows:]), whole[-rows:]), rows
-
-
-def cancelling(rows: int, wide: int, dtype: torch.dtype) -> Tensor:
-    """Rows whose products with a weight of two equal halves are nothing but rounding."""
-    half = torch.randn(rows, wide // 2, dtype=dtype)
-    return torch.cat((half, -half), 1)
 
 
 @DTYPES

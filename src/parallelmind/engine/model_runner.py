@@ -29,13 +29,12 @@ from parallelmind.engine.texts import Run
 from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet
 from parallelmind.models.architecture import in_eval_mode, model_configs, refuse_other_layers
+from parallelmind.models.cpu.elementwise import even_rows
 from parallelmind.models.cpu.even_products import even_products, has_loose_products
+from parallelmind.models.cpu.packed_linear import PackedLinear
 from parallelmind.models.layer_reach import reaches_of
 from parallelmind.models.rope_lengths import RopeLengths, exact_length
 
-_ROW_STEP = 2
-"""A forward has a multiple of so many rows: vector instructions and the rest of an array round otherwise on a CPU, and
-products of a single row are summed in another order."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -84,6 +83,7 @@ class ModelRunner:
         self.rope_lengths = RopeLengths(model)
         embeddings = model.get_input_embeddings()
         self.num_embeddings = int(embeddings.weight.shape[0])
+        self._width = int(embeddings.weight.shape[1])
         self.device = embeddings.weight.device
         self.dense = False
         self.bytes_per_token = 0
@@ -116,6 +116,8 @@ class ModelRunner:
             problem = f"matrix products on {self.device.type} sum by the number of rows; use --device cpu"
         elif self.dense:
             problem = f"{type(self.model).__name__} runs all branches by its own attention; use a model that does not"
+        elif any(isinstance(one, PackedLinear) and not one.deterministic for one in self.model.modules()):
+            problem = "its layers were packed without it; call optimize_for_cpu(model, deterministic=True)"
         elif not rounds_alike(_head_size(self.config), self.model.dtype, torch.get_num_threads()):
             problem = "this processor's attention kernel sums by the number of rows; use another machine"
         if wanted and problem:
@@ -186,7 +188,8 @@ class ModelRunner:
             recorded = self._forward_by_graph(self._graphs, step, logits_at)
             if recorded is not None:
                 return recorded
-        idle = 0 if self.dense else -step.num_tokens % _ROW_STEP
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        idle = 0 if self.dense else even_rows(step.num_tokens, self._width, threads) - step.num_tokens
         ids, positions = step.input_ids(), self._position_ids(step)
         ids_1R = torch.tensor([ids + ids[-1:] * idle], device=self.device)
         positions = torch.cat((positions, positions[:, -1:].repeat_interleave(idle, 1)), 1).to(self.device)

@@ -50,6 +50,14 @@ def even_count(count: int, threads: int, *, is_gelu: bool = False) -> int:
     return count
 
 
+def even_rows(rows: int, width: int, threads: int) -> int:
+    """The smallest even number of rows from `rows` on of which each thread takes whole ones."""
+    rows += rows % 2
+    while rows % _num_shares(rows * width, threads, is_gelu=False):
+        rows += 2
+    return rows
+
+
 def _num_shares(count: int, threads: int, *, is_gelu: bool) -> int:
     """Of how many threads each takes a part of so many numbers."""
     if is_gelu:

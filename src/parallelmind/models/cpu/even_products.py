@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from parallelmind.models.cpu.elementwise import evenly
-from parallelmind.models.cpu.row_counts import Multiply, RowCounts, alike
+from parallelmind.models.cpu.row_counts import RowCounts, alike, cancelling
 
 _ELEMENTWISE = (F.silu, F.gelu, F.sigmoid, torch.sigmoid, Tensor.sigmoid, F.softplus, F.mish, F.elu, torch._C._nn.silu)
 _NUMBERS = (torch.float32, torch.bfloat16, torch.float16)
@@ -121,12 +121,10 @@ def _suits(rows: Tensor, weight: Tensor) -> bool:
 def _even_rows(out_features: int, in_features: int, dtype: torch.dtype, threads: int, is_row_by_row: bool) -> RowCounts:
     """The numbers of rows of plain products that round alike, with the process's number of threads."""
 
-    def prepare(weight: Tensor) -> Multiply:
-        laid = weight.contiguous() if is_row_by_row else weight.t().contiguous().t()
-        return lambda rows: F.linear(rows, laid)
-
     with torch.inference_mode():
-        return alike(prepare, (out_features, in_features), dtype)
+        weight, vectors = cancelling(out_features, in_features, dtype)
+        laid = weight if is_row_by_row else weight.t().contiguous().t()
+        return alike(lambda rows: F.linear(rows, laid), vectors, out_features)
 
 
 _EVEN: dict[Callable[..., Any], Callable[..., Tensor | None]] = {

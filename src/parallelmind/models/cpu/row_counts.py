@@ -11,7 +11,7 @@ Shapes: R rows, K features that are summed over, N features that come out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -33,7 +33,7 @@ _CALL_COST, _LEAST_COST = 25, 60
 _EXPECTED = (1, 4, 16, 32, 64, 128, 256, 512)
 """Numbers of rows that a set of sizes is chosen for."""
 _VECTORS = 3
-"""Different rows of a trial; an odd number, so that each stands at all kinds of places."""
+"""Different rows of a trial."""
 _ALIGNMENT = 64
 """Bytes; the vector instructions of some libraries sum otherwise where rows begin elsewhere."""
 
@@ -69,24 +69,24 @@ def _filled_up(rows: Tensor, size: int, multiply: Multiply) -> Tensor:
     return multiply(rows if rows.data_ptr() % _ALIGNMENT == 0 else rows.clone())
 
 
-def alike(prepare: Callable[[Tensor], Multiply], weight_shape: Sequence[int], dtype: torch.dtype) -> RowCounts:
+def alike(multiply: Multiply, vectors: Tensor, out_features: int) -> RowCounts:
     """The numbers of rows whose products give a row the same bits, at any place among the rows.
 
     Which of several sets is taken depends on nothing that is measured in time, so it is the same in every run.
 
     Args:
-        prepare: makes a weight [N, K] ready.
-        weight_shape: (N, K).
+        vectors: a few different rows [V, K] to try it with, see `cancelling`; V is odd, so that each one stands at all
+            kinds of places.
+        out_features: N.
     """
-    weight, vectors = _cancelling(weight_shape, dtype)
-    multiply = prepare(weight)
-    largest = max(SIZES[0], _MOST_WORK // max(1, weight.numel()))
+    largest = max(SIZES[0], _MOST_WORK // max(1, vectors.shape[1] * out_features))
     tried = [size for size in sorted({*_SPOT_CHECKS, *SIZES}) if size <= largest]
     classes: list[tuple[list[int], Tensor]] = []
     for size in tried:
-        result = multiply(vectors.repeat(-(-size // _VECTORS), 1)[:size])
-        first = result[:_VECTORS]
-        if not torch.equal(result, first.repeat(-(-size // _VECTORS), 1)[:size]):
+        times = -(-size // len(vectors))
+        result = multiply(vectors.repeat(times, 1)[:size])
+        first = result[: len(vectors)]
+        if not torch.equal(result, first.repeat(times, 1)[:size]):
             continue  # places among the rows differ already
         for sizes, expected in classes:
             if torch.equal(expected[: len(first)], first[: len(expected)]):
@@ -101,9 +101,8 @@ def alike(prepare: Callable[[Tensor], Multiply], weight_shape: Sequence[int], dt
     return RowCounts(sizes=min((sizes for sizes in sets if sizes), key=_cost, default=SIZES[:1]))
 
 
-def _cancelling(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def cancelling(out_features: int, in_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A weight [N, K] and rows [3, K] whose products are zero, but for rounding."""
-    out_features, in_features = shape
     half = in_features // 2
     chance = torch.Generator().manual_seed(0)
     order = torch.randperm(half, generator=chance)
