@@ -39,6 +39,8 @@ _ROW_STEP, _WIDE_ROW_STEP, _WIDE_HEAD = 8, 16, 128
 second for heads wider than the third (measured: float32 from 192 on)."""
 _TILE = 32
 """With AMX the kernel multiplies in tiles where that pays, which sums otherwise unless a head is a multiple of it."""
+_TRIED_HEADS = (64, 80, 256)
+"""How wide the heads are with which the kernel is tried: a usual one, one that fills no tile, and a wide one."""
 _NOTHING = -1e30
 """Logsumexp of no keys at all; not -inf, whose differences are no numbers."""
 
@@ -262,12 +264,16 @@ def attend(
 
 
 @cache
-def rounds_alike(head: int, dtype: torch.dtype, threads: int) -> bool:
+def rounds_alike(dtype: torch.dtype, threads: int) -> bool:
     """Whether the CPU's kernel gives a query the same bits whatever it shares a call with: asked, not inferred.
 
     Args:
         threads: those of the process.
     """
+    return all(_rounds_alike(head, dtype) for head in _TRIED_HEADS)
+
+
+def _rounds_alike(head: int, dtype: torch.dtype) -> bool:
     chance = torch.Generator().manual_seed(0)
     numbers = torch.randn(3, 2, 512, head, generator=chance).to(dtype)
     query, key, value = numbers[0].repeat(1, 2, 1), numbers[1], numbers[2]

@@ -118,7 +118,7 @@ class ModelRunner:
             problem = f"{type(self.model).__name__} runs all branches by its own attention; use a model that does not"
         elif any(isinstance(one, PackedLinear) and not one.deterministic for one in self.model.modules()):
             problem = "its layers were packed without it; call optimize_for_cpu(model, deterministic=True)"
-        elif not rounds_alike(_head_size(self.config), self.model.dtype, torch.get_num_threads()):
+        elif not rounds_alike(self.model.dtype, torch.get_num_threads()):
             problem = "this processor's attention kernel sums by the number of rows; use another machine"
         if wanted and problem:
             raise SettingsError(f"--deterministic cannot be kept: {problem}, or leave the flag out.")
@@ -280,15 +280,6 @@ class ModelRunner:
         """Branch position = branch id × this, with the adapter."""
         settings = None if self.adapters is None else self.adapters.settings(adapter)
         return self.branch_stride if settings is None else settings.branch_stride
-
-
-def _head_size(config: Any) -> int:
-    """How wide a head is, as far as the config says it in the usual words."""
-    size = getattr(config, "head_dim", None)
-    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
-    if not isinstance(size, int) and isinstance(heads, int) and isinstance(width, int):
-        size = width // heads
-    return size if isinstance(size, int) and size > 0 else 64
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
