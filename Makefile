@@ -41,6 +41,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/answering.py --save
 	$(BIN)/python benchmarks/serving.py --save
 	$(BIN)/python benchmarks/joining.py --save
+	$(BIN)/python benchmarks/deterministic.py --save
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
