@@ -20,7 +20,7 @@ from parallelmind import (
     auto_pair_indices,
     patch_model_with_interleaved_2d_rope,
 )
-from parallelmind.engine.attention import rounds_alike
+from parallelmind.engine.attention import attend, rounds_alike
 from parallelmind.engine.request import BASE_MODEL
 from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet, attach_adapters
@@ -117,6 +117,17 @@ def test_a_branch_is_the_same_alone_and_in_any_company(family: str, patched: boo
     tight = engine_of(model, kv_cache_bytes=pages * page)
     assert answers(tight, asked) == expected
     assert patched or tight.stats.preemptions > 0, "branches without a position of their own go on in the page of main"
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_threads_do_not_share_the_products_of_a_single_head(count: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 700, 80) * 2, torch.randn(1, 512, 80), torch.randn(1, 512, 80)
+    with threads(count):
+        whole = attend(query, key, value, None, 0.2)
+        for rows in (1, 8, 21, 32, 33, 200):
+            some = attend(query[:, -rows:], key, value, None, 0.2)
+            assert all(torch.equal(a, b[:, -rows:]) for a, b in zip(some, whole, strict=True)), rows
 
 
 def saved_adapter(path: Path, seed: int) -> Path:

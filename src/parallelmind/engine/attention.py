@@ -37,6 +37,9 @@ _MAX_MASK = 2**22
 _ROW_STEP, _WIDE_ROW_STEP, _WIDE_HEAD = 8, 16, 128
 """The CPU's kernel gives a query the same bits whatever it shares a call with, if its rows are a multiple of these: the
 second for heads wider than the third (measured: float32 from 192 on)."""
+_KERNEL_ROWS = 32
+"""Queries of a head that the CPU's kernel gives to one thread. A call with nothing for a second thread lets the threads
+share each product instead, which sums otherwise; such a call is computed twice, once by each of two threads."""
 _TILE = 32
 """With AMX the kernel multiplies in tiles where that pays, which sums otherwise unless a head is a multiple of it."""
 _TRIED_HEADS = (64, 80, 256)
@@ -216,7 +219,7 @@ def attend(
     if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
         batched = query.dim() == 4
         q, k, v = (query, key, value) if batched else (query[None], key[None], value[None])
-        rows = q.shape[2]
+        calls, _, rows, _ = q.shape
         if mask is not None:
             mask = mask.expand(q.shape[0], 1, rows, k.shape[2])
         width = q.shape[-1]
@@ -226,10 +229,13 @@ def attend(
         if idle:
             q = F.pad(q, (0, 0, 0, idle))
             mask = None if mask is None else F.pad(mask, (0, 0, 0, idle))
+        if q.shape[0] * q.shape[1] == 1 and q.shape[2] <= _KERNEL_ROWS and torch.get_num_threads() > 1:
+            q, k, v = (array.expand(2, -1, -1, -1) for array in (q, k, v))
+            mask = None if mask is None else mask.expand(2, -1, -1, -1)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, False, attn_mask=mask, scale=scale
         )
-        out, lse = out[:, :, :rows, :width], lse[:, :, :rows]
+        out, lse = out[:calls, :, :rows, :width], lse[:calls, :, :rows]
         return (out, lse) if batched else (out[0], lse[0])
     if softcap is None and _fused_on_cuda(query, value):
         return _attend_on_cuda(query, key, value, mask, scale)
