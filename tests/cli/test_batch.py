@@ -217,7 +217,7 @@ def test_defaults_leave_the_adapter_its_say(data: Path, out: Path, loading: dict
     with pytest.raises(StopError):
         main(arguments(data, out))
     undecided = "lora_path lora_rank rope_2d_ratio patch_rope rope_2d_mode rope_2d_pairs branch_stride visibility"
-    assert loading == dict.fromkeys([*undecided.split(), "device", "device_map", "kv_cache_bytes"]) | {
+    assert loading == dict.fromkeys([*undecided.split(), "device", "device_map", "deterministic", "kv_cache_bytes"]) | {
         "base_model": "m",
         "dtype": "bfloat16",
         "load_in_8bit": False,

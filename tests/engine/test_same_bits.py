@@ -200,6 +200,26 @@ def test_branches_with_adapters_have_the_same_bits(dtype: torch.dtype, tmp_path:
     assert_same_in_any_company(model, asked, adapters=adapters)
 
 
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=HALF)])
+def test_soft_caps_sum_alike_with_any_number_of_threads(dtype: torch.dtype, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for heads, size in ((1, 32), (2, 64), (1, 256)):
+        arrays = torch.randn(3, heads, 512, size, generator=generator).to(dtype)
+        query, key, value = arrays[0].repeat(1, 2, 1) * 2, arrays[1], arrays[2]
+        with threads(count):
+            whole = attend(query, key, value, None, 0.2, 50.0)
+            for rows in (1, 3, 37, 200, 700):
+                few = attend(query[:, -rows:], key, value, None, 0.2, 50.0)
+                assert all(torch.equal(a, b[:, -rows:]) for a, b in zip(few, whole, strict=True)), (heads, size, rows)
+
+
+def test_pages_that_fill_no_tile_cannot_promise_it() -> None:
+    assert not engine_of(tiny_model("qwen2"), page_tokens=10).deterministic
+    with pytest.raises(SettingsError, match="--deterministic cannot be kept with page_tokens 10; use a multiple of 32"):
+        engine_of(tiny_model("qwen2"), page_tokens=10, deterministic=True)
+
+
 def test_what_runs_by_its_own_attention_cannot_promise_it() -> None:
     model = tiny_model("falcon")
     assert not engine_of(model).deterministic

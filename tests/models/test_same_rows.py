@@ -43,8 +43,8 @@ def tried(prepare: Callable[[Tensor], Multiply]) -> RowCounts:
 
 
 def test_products_that_all_sum_alike_are_left_as_they_are() -> None:
-    assert tried(summed_in_parts(lambda rows: 64)) == RowCounts(least=2)
-    assert tried(summed_in_parts(lambda rows: 64 if rows > 3 else 128)) == RowCounts(least=4)
+    assert tried(summed_in_parts(lambda rows: 64)) == RowCounts(least=2, most=512)
+    assert tried(summed_in_parts(lambda rows: 64 if rows > 3 else 128)) == RowCounts(least=4, most=512)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,14 @@ def test_rows_are_cut_into_calls_that_hold_them(sizes: tuple[int, ...]) -> None:
         assert rows <= sum(calls) < rows + max(sizes)
         assert sum(calls) - calls[-1] < rows, "no call is all filling"
     assert RowCounts(sizes=sizes).apply(torch.randn(0, 4), lambda some: some).shape == (0, 4)
+
+
+def test_no_call_has_more_rows_than_were_tried() -> None:
+    for rows in (*range(1, 600), 1024, 1025, 4000):
+        calls = RowCounts(least=4, most=256).calls(rows)
+        assert rows <= sum(calls) < rows + 64
+        assert all(4 <= size <= 256 for size in calls)
+    assert RowCounts(most=256).apply(torch.arange(0.0, 2000)[:, None], lambda some: 2 * some).sum() == 2000 * 1999
 
 
 @DTYPES

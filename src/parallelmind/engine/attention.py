@@ -44,6 +44,7 @@ _TILE = 32
 """With AMX the kernel multiplies in tiles where that pays, which sums otherwise unless a head is a multiple of it."""
 _TRIED_HEADS = (64, 80, 256)
 """How wide the heads are with which the kernel is tried: a usual one, one that fills no tile, and a wide one."""
+_SUMMED_KEYS = 256
 _NOTHING = -1e30
 """Logsumexp of no keys at all; not -inf, whose differences are no numbers."""
 
@@ -266,7 +267,12 @@ def attend(
     weights = torch.exp(scores - lse[..., None]).to(value.dtype)
     if query.device.type == "cpu":
         weights = F.pad(weights, (0, 0, 0, -count % _WIDE_ROW_STEP))
-    return torch.matmul(weights, value)[..., :count, :], lse
+        # Threads share a sum over more keys than this.
+        parts = zip(weights.split(_SUMMED_KEYS, -1), value.split(_SUMMED_KEYS, -2), strict=True)
+        first, *others = (torch.matmul(some, values) for some, values in parts)
+        out = first if not others else torch.stack((first, *others)).float().sum(0).to(value.dtype)
+        return out[..., :count, :], lse
+    return torch.matmul(weights, value), lse
 
 
 @cache

@@ -33,6 +33,7 @@ from parallelmind.engine.request import (
 from parallelmind.engine.sampler import NextToken, next_tokens
 from parallelmind.engine.scheduler import Schedule, Scheduler
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
+from parallelmind.engine.step import KEY_STEP
 from parallelmind.engine.tree import PageTree
 from parallelmind.engine.uses import Mailbox, Uses
 from parallelmind.errors import RequestError, SettingsError, UnsupportedModelError
@@ -108,6 +109,12 @@ class Engine:
         ):
             if value is not None and value < least:
                 raise SettingsError(f"{name} is {value}; it must be at least {least}.")
+        if page_tokens % KEY_STEP:
+            if deterministic:
+                raise SettingsError(
+                    f"--deterministic cannot be kept with page_tokens {page_tokens}; use a multiple of {KEY_STEP}."
+                )
+            deterministic = False
         self.tokenizer = tokenizer
         self.visibility: Visibility = visibility
         self.isolate_failures = isolate_failures

@@ -32,7 +32,7 @@ _MAX_CALL = 2**23
 """Keys × readers of one call."""
 _WORTH_A_CALL = 512
 """Keys × readers that may be wasted by padding runs to have a call less."""
-_KEY_STEP = 32
+KEY_STEP = 32
 """Keys of a call are filled up to a multiple of this: with AMX the last ones are summed in tiles of so many."""
 _MAX_PADDED = 256
 """Up to so many keys a run has the same bits at any padded length (measured: up to 384 in float32)."""
@@ -238,7 +238,7 @@ class Step:
         """A call with as many keys as its readings have, and a mask where not all tokens see all of them."""
         readings = call.readings
         most = max(one.count for one in readings)
-        keys = min(call.width * self.store.page_tokens, -(-most // _KEY_STEP) * _KEY_STEP)
+        keys = min(call.width * self.store.page_tokens, -(-most // KEY_STEP) * KEY_STEP)
         mask = None
         if any(not one.is_whole or one.count < keys for one in readings) or not reach.is_full:
             tokens = call.tokens.cpu()

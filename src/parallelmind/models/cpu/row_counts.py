@@ -22,8 +22,6 @@ from torch.nn import functional as F
 
 SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Numbers of rows that products are cut to, and filled up to, where not all numbers give the same bits."""
-_SPOT_CHECKS = (2, 3, 4, 8, 40, 250)
-"""Numbers of rows that stand for all: where these agree with each other and with `SIZES`, all that were tried do."""
 _LEAST = 4
 """Where fewer rows than this differ, they are filled up."""
 _MOST_WORK = 2**34
@@ -32,8 +30,8 @@ _CALL_COST, _LEAST_COST = 25, 60
 """What a call costs besides its rows, and what it costs at least, in rows: reading the weight. Measured with AMX."""
 _EXPECTED = (1, 4, 16, 32, 64, 128, 256, 512)
 """Numbers of rows that a set of sizes is chosen for."""
-_VECTORS = 3
-"""Different rows of a trial."""
+_SUMS, _LEAST_VECTORS, _MOST_VECTORS = 2**17, 9, 2**12
+"""How many sums a trial looks at, in how many different rows: a sum of few terms seldom shows how it was made."""
 _ALIGNMENT = 64
 """Bytes; the vector instructions of some libraries sum otherwise where rows begin elsewhere."""
 
@@ -46,12 +44,18 @@ class RowCounts:
     """The numbers of rows that products of one shape are computed with."""
 
     least: int = 2
-    """All numbers from here on, where `sizes` is empty."""
+    most: int = 2**30
+    """All of `padded_rows` from the first to the second, where `sizes` is empty."""
     sizes: tuple[int, ...] = ()
 
     def calls(self, rows: int) -> tuple[int, ...]:
         """The calls that a number of rows is computed in: together they have at least as many."""
-        return cut(rows, self.sizes) if self.sizes else (max(self.least, padded_rows(rows)),)
+        if self.sizes:
+            return cut(rows, self.sizes)
+        whole, rest = divmod(rows, self.most)
+        if whole and not rest:
+            return (self.most,) * whole
+        return (self.most,) * whole + (max(self.least, padded_rows(rest)),)
 
     def apply(self, rows: Tensor, multiply: Multiply) -> Tensor:
         """Rows [R, K] → [R, N]."""
@@ -75,44 +79,49 @@ def alike(multiply: Multiply, vectors: Tensor, out_features: int) -> RowCounts:
     Which of several sets is taken depends on nothing that is measured in time, so it is the same in every run.
 
     Args:
-        vectors: a few different rows [V, K] to try it with, see `cancelling`; V is odd, so that each one stands at all
-            kinds of places.
+        vectors: different rows [V, K] to try it with, see `cancelling`.
         out_features: N.
     """
     largest = max(SIZES[0], _MOST_WORK // max(1, vectors.shape[1] * out_features))
-    tried = [size for size in sorted({*_SPOT_CHECKS, *SIZES}) if size <= largest]
+    tried = sorted({padded_rows(size) for size in range(2, min(largest, SIZES[-1]) + 1)})
+    tried = [size for size in tried if size <= largest]
     classes: list[tuple[list[int], Tensor]] = []
     for size in tried:
-        times = -(-size // len(vectors))
-        result = multiply(vectors.repeat(times, 1)[:size])
-        first = result[: len(vectors)]
-        if not torch.equal(result, first.repeat(times, 1)[:size]):
-            continue  # places among the rows differ already
+        # All vectors in calls of this size: so each also stands at another place than with another size.
+        result = _in_calls_of(size, vectors, multiply)
         for sizes, expected in classes:
-            if torch.equal(expected[: len(first)], first[: len(expected)]):
+            if torch.equal(expected, result):
                 sizes.append(size)
                 break
         else:
-            classes.append(([size], first))
+            classes.append(([size], result))
     for least in (2, _LEAST):
         if [size for size in tried if size >= least] in [[s for s in sizes if s >= least] for sizes, _ in classes]:
-            return RowCounts(least=least)
+            return RowCounts(least=least, most=tried[-1])
     sets = [tuple(size for size in sizes if size in SIZES) for sizes, _ in classes]
     return RowCounts(sizes=min((sizes for sizes in sets if sizes), key=_cost, default=SIZES[:1]))
 
 
+def _in_calls_of(size: int, vectors: Tensor, multiply: Multiply) -> Tensor:
+    """The products [V, N] of rows [V, K], always with so many in a call: the last ones are filled up with the first."""
+    calls = -(-len(vectors) // size)
+    rows = vectors.repeat(-(-calls * size // len(vectors)), 1)[: calls * size]
+    return torch.cat([multiply(some) for some in rows.split(size)])[: len(vectors)]
+
+
 def cancelling(out_features: int, in_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A weight [N, K] and rows [3, K] whose products are zero, but for rounding."""
+    """A weight [N, K] and rows [V, K] whose products are zero, but for rounding."""
     half = in_features // 2
     chance = torch.Generator().manual_seed(0)
     order = torch.randperm(half, generator=chance)
     few = torch.randn(min(out_features, 256), half, generator=chance).to(dtype)
     weights = few.repeat(-(-out_features // max(1, len(few))), 1)[:out_features]
-    rows = torch.randn(_VECTORS, half, generator=chance).to(dtype)
+    count = min(_MOST_VECTORS, max(_LEAST_VECTORS, _SUMS // max(1, out_features)))
+    rows = torch.randn(count, half, generator=chance).to(dtype)
     rest = in_features - 2 * half
     return (
         torch.cat((weights, weights[:, order], weights.new_zeros(out_features, rest)), 1),
-        torch.cat((rows, -rows[:, order], rows.new_zeros(_VECTORS, rest)), 1),
+        torch.cat((rows, -rows[:, order], rows.new_zeros(count, rest)), 1),
     )
 
 
