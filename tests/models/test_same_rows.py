@@ -86,7 +86,7 @@ def test_no_call_has_more_rows_than_were_tried() -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize(("wide", "out"), [(896, 896), (2816, 1024), (2048, 97), (100, 72)])
+@pytest.mark.parametrize(("wide", "out"), [(896, 896), (2816, 1024), (2048, 97), (100, 72), (8, 64), (24, 8)])
 def test_a_packed_layer_gives_a_row_the_same_bits(wide: int, out: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     half = torch.randn(513, wide // 2, dtype=dtype)
