@@ -139,12 +139,18 @@ class QuantizedLoadingSettings(LoadingSettings):
 
     load_in_8bit: LoadIn8Bit = False
     load_in_4bit: LoadIn4Bit = False
-    deterministic: Deterministic = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.load_in_8bit and self.load_in_4bit:
             raise SettingsError("--load_in_8bit and --load_in_4bit exclude each other; give one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLoadingSettings(QuantizedLoadingSettings):
+    """The same for the commands that load a model for an engine."""
+
+    deterministic: Deterministic = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +168,7 @@ class AdaptedModelSettings(LoadingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(AdaptedModelSettings, QuantizedLoadingSettings):
+class ModelOptions(AdaptedModelSettings, EngineLoadingSettings):
     """Which model to load and how. Which adapter to load is each command's own to say.
 
     Raises:

@@ -27,11 +27,11 @@ from parallelmind.settings.http import (
 )
 from parallelmind.settings.model import (
     DeviceMap,
+    EngineLoadingSettings,
     KvCacheGb,
     LoraPath,
     LoraRank,
     ModelOptions,
-    QuantizedLoadingSettings,
 )
 from parallelmind.settings.sampling import SamplingSettings, Temperature, TopP
 from parallelmind.settings.setting import Flag, Setting, names, values_of
@@ -42,7 +42,7 @@ HTTP_TYPES = ("togetherai", "openai")
 _ENGINE_ONLY = (
     "lora_path",
     "lora_rank",
-    *(name for name in names(QuantizedLoadingSettings) if name != "dtype"),
+    *(name for name in names(EngineLoadingSettings) if name != "dtype"),
     "device_map",
     "kv_cache_gb",
 )
@@ -50,7 +50,7 @@ _HTTP_ONLY = "api_key_env", "rpm", "tpm", "extra_body"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(QuantizedLoadingSettings, SamplingSettings):
+class AnswerOptions(EngineLoadingSettings, SamplingSettings):
     """Everything `parallelmind answer` can be told; the names are the flags.
 
     Raises:

@@ -22,7 +22,7 @@ def optimize_for_cpu(model: Any, *, deterministic: bool = True) -> list[str]:
 
     Args:
         deterministic: a row of a product has the same bits with any rows beside it. That costs nothing but with AMX
-            tiles, see docs/performance.md.
+            tiles, see docs/INFERENCE_GUIDE.md.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return []
