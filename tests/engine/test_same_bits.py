@@ -21,7 +21,7 @@ from parallelmind import (
     patch_model_with_interleaved_2d_rope,
 )
 from parallelmind.engine.attention import attend, rounds_alike
-from parallelmind.engine.request import BASE_MODEL
+from parallelmind.engine.request import BASE_MODEL, BranchResult
 from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet, attach_adapters
 from parallelmind.models.cpu.instructions import has_native
@@ -198,6 +198,30 @@ def test_branches_with_adapters_have_the_same_bits(dtype: torch.dtype, tmp_path:
     chosen = ("one", "two", BASE_MODEL, "one")
     asked = [replace(request, adapter=name) for request, name in zip(requests()[1:5], chosen, strict=True)]
     assert_same_in_any_company(model, asked, adapters=adapters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=HALF)])
+def test_forks_and_recomputed_joins_have_the_bits_of_the_same_text_sent_whole(dtype: torch.dtype) -> None:
+    model = tiny_model("qwen2", dtype, **WIDE)
+    optimize_for_cpu(model)
+    engine = engine_of(model)
+    request = Request(main=text(150, 1), branches=[text(20, 3), text(7, 5)])
+    forks: list[int] = []
+    results: dict[int, BranchResult] = {}
+    for event in engine.stream([request], PARAMS):
+        if event.result is not None:
+            results[event.branch_index] = event.result
+        elif not forks:
+            forks = engine.fork(event.request_id, 0, prompts=[[40, 41, 42], [50]])
+    for fork in forks:
+        one = results[fork]
+        whole = Request(main=request.main, branches=[[*request.branches[0], *one.prefix_token_ids]])
+        shorter = replace(PARAMS, max_new_tokens=len(one.token_ids))
+        expected = [(one.token_ids, [each.logprob for each in one.logprobs])]
+        assert answers(engine_of(model, prefix_cache_bytes=0), [whole], shorter) == [expected]
+    joined = engine.join(request, engine.generate([request], FEW)[0], branches=[[9, 10, 11]])
+    fresh = Request(main=list(joined.main), branches=[[9, 10, 11]])
+    assert answers(engine, [joined]) == answers(engine_of(model, prefix_cache_bytes=0), [fresh])
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
