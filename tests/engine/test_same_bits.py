@@ -91,8 +91,15 @@ def engine_of(model: Any, **settings: Any) -> Engine:
     return Engine(model, char_tokenizer(), branch_stride=16, **settings)
 
 
-@pytest.mark.parametrize("patched", [False, True])
-@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+@pytest.mark.parametrize(
+    ("family", "patched"),
+    [
+        ("qwen2", True),
+        ("mistral", False),
+        pytest.param("qwen2", False, marks=pytest.mark.slow),
+        pytest.param("mistral", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_branch_is_the_same_alone_and_in_any_company(family: str, patched: bool) -> None:
     model = tiny_model(family, intermediate_size=64)
     if patched:
