@@ -145,7 +145,7 @@ def test_a_part_of_the_queries(queries: Path, corpus: Path, tmp_path: Path) -> N
     assert [row["id"] for row in rows_of(out)] == ["item 0_3", "item 0_4", "item 1_0"]
 
 
-def test_edited_queries_and_other_settings_take_a_new_name(
+def test_other_settings_take_a_new_name_and_edited_queries_do_not(
     queries: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "contexts.jsonl"
@@ -156,13 +156,20 @@ def test_edited_queries_and_other_settings_take_a_new_name(
     assert "max_tokens was 4000, is now 9" in said
     assert f"contexts are in {out.with_name('contexts_2.jsonl')}" in said
     assert out.with_name("contexts_2.jsonl.stats.json").exists()
+    assert out.read_bytes() == before
+    kept = {row["id"]: row for row in rows_of(out) if row["id"].startswith("item 1")}
     queries.write_text(queries.read_text(encoding="utf-8").replace("item 0", "item 00"), encoding="utf-8")
     assert contexts(queries, corpus, out) == 0
-    assert "the input was" in capsys.readouterr().err
-    assert rows_of(out.with_name("contexts_3.jsonl"))[0]["id"] == "item 00_0"
-    assert out.read_bytes() == before
-    assert contexts(queries, corpus, out, "--overwrite") == 0
-    assert rows_of(out)[0]["id"] == "item 00_0"
+    assert f"{queries} was edited since" in capsys.readouterr().err
+    rows = {row["id"]: row for row in rows_of(out)}
+    assert next(iter(rows)) == "item 00_0"
+    assert kept
+    assert {name: rows[name] for name in kept if rows[name]["success"]} == {
+        name: row for name, row in kept.items() if row["success"]
+    }
+    assert contexts(queries, corpus, out, "--max_samples", "1") == 0
+    assert f"contexts are in {out.with_name('contexts_3.jsonl')}" in capsys.readouterr().err
+    assert {row["id"] for row in rows_of(out)} == rows.keys()
 
 
 def test_compat_is_the_looser_matching(queries: Path, corpus: Path, tmp_path: Path) -> None:

@@ -6,13 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallelmind.errors import DataError
-from parallelmind.io.jsonl import JsonLine, read_lines, scan
+from parallelmind.io.jsonl import JsonLine, read_lines, scan, scan_file
+from parallelmind.io.line_table import InputSummary, LineTable
 
 
 def write(folder: Path, content: bytes) -> Path:
     path = folder / "in.jsonl"
     path.write_bytes(content)
     return path
+
+
+def scanned(path: Path, **limits: int) -> InputSummary:
+    with path.open("rb") as file:
+        return scan_file(file, LineTable(), **limits)
 
 
 def test_blank_lines_are_skipped_and_counted_but_keep_the_line_numbers(tmp_path: Path) -> None:
@@ -39,26 +45,26 @@ def test_a_line_over_the_limit_is_not_kept_and_the_next_one_is_whole(tmp_path: P
     assert (first.size, first.too_long) == (length, length > 100)
     assert len(first.content) <= 100
     assert [(line.number, line.content) for line in rest] == ([(2, b"{2}")] if end else [])
-    assert scan(path, max_line_bytes=100).size == path.stat().st_size
+    assert scanned(path, max_line_bytes=100).size == path.stat().st_size
 
 
 def test_only_the_first_records_are_read_and_hashed(tmp_path: Path) -> None:
     path = write(tmp_path, b"{1}\n{2}\n{3}\n")
     assert [line.content for line in read_lines(path, max_records=2)] == [b"{1}", b"{2}"]
-    before = scan(path, max_records=2)
+    before = scanned(path, max_records=2)
     write(tmp_path, b"{1}\n{2}\nedited\n")
-    assert scan(path, max_records=2) == before
+    assert scanned(path, max_records=2) == before
     assert before.records == 2
 
 
 def test_the_digest_sees_every_byte_even_of_a_line_over_the_limit(tmp_path: Path) -> None:
     path = write(tmp_path, b"x" * 5000 + b"\n")
-    before = scan(path, max_line_bytes=100)
+    before = scanned(path, max_line_bytes=100)
     write(tmp_path, b"x" * 4999 + b"y\n")
-    assert scan(path, max_line_bytes=100).digest != before.digest
+    assert scanned(path, max_line_bytes=100).digest != before.digest
 
 
-@pytest.mark.parametrize("start", [b"\xff\xfe{\x00", b"\xfe\xff\x00{", b"\x1f\x8b\x08", b"PK\x03\x04"])
+@pytest.mark.parametrize("start", [b"\xff\xfe{\x00", b"\xfe\xff\x00{", b"BZh9", b"PK\x03\x04"])
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, start: bytes) -> None:
     path = write(tmp_path, start)
     with pytest.raises(DataError, match=r"in\.jsonl is not a JSONL file: it is (UTF-16|compressed|a zip)"):

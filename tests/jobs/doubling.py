@@ -55,6 +55,9 @@ class Doubling(Task):
     def files(self) -> Mapping[str, str]:
         return self.prints
 
+    def moved(self, rows: bytes, line: int) -> bytes:
+        return rows
+
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> Doubling:
         return self
 

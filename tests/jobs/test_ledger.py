@@ -13,9 +13,10 @@ import pytest
 from parallelmind.errors import JobError
 from parallelmind.io.line_table import InputSummary
 from parallelmind.jobs.identity import Identity, JobCompletion
-from parallelmind.jobs.ledger import Ledger, Output, Results, StoredJob
+from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.quarantine import Suspicion
 from parallelmind.jobs.results import BY_COORDINATOR, IN_OUTPUT, ResultIndex
+from parallelmind.jobs.stored import Output, Results, StoredJob
 from tests.disks import room_for
 
 KEYS = np.frombuffer(bytes(range(160)), np.dtype((np.void, 16)))
@@ -36,13 +37,15 @@ def add(ledger: Ledger, records: list[int], payloads: list[bytes], *, worker: in
     measures += [[3] * count, [4] * count, [0.5] * count, [0] * count]
     results = Results(
         records=np.array(records),
+        lines=np.array(records) + 1,
+        keys=KEYS[records],
         worker=worker,
         attempts=np.full(count, attempt),
         sizes=[len(payload) for payload in payloads],
         measures=measures,
         payload=b"".join(payloads),
     )
-    ledger.add(results, KEYS[records].tobytes())
+    ledger.add(results)
 
 
 def load(ledger: Ledger, output: Output | None = None, records: int = 10) -> ResultIndex:
@@ -141,7 +144,7 @@ def test_leases_and_quarantine(path: Path) -> None:
     ledger.drop_leases([1])
     assert [fence for fence, _ in ledger.leases()] == [2]
     for lost in (1, 2):
-        ledger.save_suspicion(7, Suspicion(lost=lost, reason="was killed", error_class="WorkerDied"))
+        ledger.save_suspicion(7, b"7", Suspicion(lost=lost, reason="was killed", error_class="WorkerDied"))
     assert ledger.quarantine() == {7: Suspicion(lost=2, reason="was killed", error_class="WorkerDied")}
 
 
@@ -164,8 +167,8 @@ def test_results_of_a_version_with_fewer_measures_have_the_defaults(path: Path) 
     ):
         ledger._file.execute(view)
     ledger._file.execute(
-        "INSERT INTO results (record, key, attempt, worker, block, offset, size, rows, failed_rows, error_class,"
-        " tokens_in, tokens_out, seconds) VALUES (0, 'k', 1, 0, 1, 0, 2, 1, 0, '', 3, 4, 0.5)"
+        "INSERT INTO results (record, line, key, attempt, worker, block, offset, size, rows, failed_rows, error_class,"
+        " tokens_in, tokens_out, seconds) VALUES (0, 1, 'k', 1, 0, 1, 0, 2, 1, 0, '', 3, 4, 0.5)"
     )
     ledger.close()
     for read_only in (True, False, True):

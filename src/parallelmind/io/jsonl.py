@@ -1,22 +1,24 @@
 """Stream the lines of a JSONL file: numbered, bounded in memory, whatever the file contains.
 
 Lines end at `\\n` only (a `\\r` before it is dropped), a byte order mark is dropped, and blank lines are not
-records: they are skipped, and `scan` counts them. Lines stay bytes here; `records.parse_record` decodes them,
-so that a line that is not UTF-8 is one bad record and not the end of the job.
+records: they are skipped, and `scan` counts them. What is compressed (gzip, zstd) is unpacked. Lines stay bytes here;
+`records.parse_record` decodes them, so that a line that is not UTF-8 is one bad record and not the end of the job.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from parallelmind.errors import DataError
+from parallelmind.io.compression import open_plain
 from parallelmind.io.line_table import KEY_BYTES, UTF8_BOM, InputSummary, LineTable
 
-MAX_LINE_BYTES = 64 * 2**20
+MAX_LINE_BYTES = 16 * 2**20
 """Longer lines are not read into memory; each becomes one bad record."""
 
 _CHUNK = 2**20
@@ -24,8 +26,8 @@ _KEPT_OF_LONG_LINE = 4096
 _FOREIGN_STARTS = {
     b"\xff\xfe": "UTF-16 text; save it as UTF-8 (for example with iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8 (for example with iconv -f UTF-16 -t UTF-8)",
-    b"\x1f\x8b": "compressed with gzip; unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
+    b"\xfd7zXZ\x00": "compressed with xz; unpack it first",
+    b"BZh": "compressed with bzip2; unpack it first",
     b"PK\x03\x04": "a zip archive; unpack it first",
 }
 
@@ -42,44 +44,12 @@ class JsonLine:
     """The bytes without the line end; of a line that is too long only the beginning."""
     size: int
     """Bytes of the whole line, without the line end."""
+    key: bytes = b""
+    """What stands for the record in a job: the hash of its content, and of how many equal ones stand before it."""
 
     @property
     def too_long(self) -> bool:
         return self.size > len(self.content)
-
-
-class LineReader:
-    """Reads single records of a file by their place, in any order."""
-
-    def __init__(self, path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
-        self._path = path
-        self._file = _open(path)
-        self._max_line_bytes = max_line_bytes
-        self._position = 0
-
-    def read(self, *, index: int, number: int, offset: int) -> JsonLine:
-        """The record `index`, which `scan` found in line `number` at byte `offset`.
-
-        Raises:
-            DataError: there is no such line: the file was edited.
-        """
-        if offset != self._position:
-            self._file.seek(offset)
-        head = self._file.readline(self._max_line_bytes + 2)
-        self._position = offset + len(head)
-        if len(head) > self._max_line_bytes:
-            self._file.seek(offset)
-            content, size = next(_raw_lines(self._file, self._max_line_bytes))
-            self._position = self._file.tell()
-        else:
-            content = head.rstrip(b"\r\n").removeprefix(UTF8_BOM)
-            size = len(content)
-        if not content:
-            raise DataError(f"{self._path} was edited: line {number} is not where it was; restore the file.")
-        return JsonLine(index=index, number=number, content=content, size=size)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def read_lines(
@@ -100,50 +70,78 @@ def read_lines(
                 index += 1
 
 
-def scan(
-    path: Path,
-    *,
-    max_records: int | None = None,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    table: LineTable | None = None,
-    on_line: Callable[[bytes], None] | None = None,
-) -> InputSummary:
-    """Count and hash the records that `read_lines` yields with the same arguments.
+def read_line(file: BinaryIO, offset: int, max_line_bytes: int = MAX_LINE_BYTES) -> tuple[bytes, int, bytes]:
+    """(content, size, hash) of the line at this byte, as `scan_file` hashes it; of a long line the content is cut."""
+    file.seek(offset)
+    head = file.readline(max_line_bytes + 2)
+    if len(head) > max_line_bytes:
+        content, length, digest, _ = _scan_long(head, file, max_line_bytes)
+        return content, length, digest
+    content = head.rstrip(b"\r\n").removeprefix(UTF8_BOM)
+    return content, len(content), hashlib.sha256(content).digest()
 
-    `table`, empty so far, is filled with their places and hashes; `on_line` is told the content of each.
+
+def check_kind(start: bytes, name: object) -> None:
+    """Raises DataError if a file that begins like this cannot be JSON lines."""
+    for magic, description in _FOREIGN_STARTS.items():
+        if start.startswith(magic):
+            raise DataError(f"{name} is not a JSONL file: it is {description}.")
+
+
+def scan(path: Path) -> InputSummary:
+    """Count and hash the records that `read_lines` yields.
 
     Raises:
         DataError: as `read_lines`.
     """
-    table = LineTable() if table is None else table
-    add_offset, add_number, add_key = table.adders()
-    sha256, limit = hashlib.sha256, max_line_bytes + 2
-    records = number = offset = 0
     with _open(path) as file:
-        readline = file.readline
-        while records != max_records and (head := readline(limit)):
-            number += 1
-            size = len(head)
-            if size > max_line_bytes:
-                content, digest, size = _scan_long(head, file, max_line_bytes)
-            else:
-                content = head.rstrip(b"\r\n")
-                if content[:3] == UTF8_BOM:
-                    content = content[3:]
-                digest = b"" if not content or content.isspace() else sha256(content).digest()
-            if digest:
-                records += 1
-                add_offset(offset)
-                add_number(number)
-                add_key(digest[:KEY_BYTES])
-                if on_line is not None:
-                    on_line(content)
-            offset += size
+        return scan_file(file, LineTable())
+
+
+def scan_file(
+    file: BinaryIO,
+    table: LineTable,
+    *,
+    max_records: int | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    on_line: Callable[[bytes], None] | None = None,
+) -> InputSummary:
+    """Count and hash the records of a file from its beginning, the first `max_records` of them.
+
+    `table`, empty so far, is filled with their places and hashes; `on_line` is told the content of each.
+    """
+    add_offset, add_number, add_hash = table.adders()
+    sha256, limit, readline = hashlib.sha256, max_line_bytes + 2, file.readline
+    records = number = offset = 0
+    file.seek(0)
+    while records != max_records and (head := readline(limit)):
+        number += 1
+        size = len(head)
+        if size > max_line_bytes:
+            content, _, digest, size = _scan_long(head, file, max_line_bytes)
+        else:
+            content = head.rstrip(b"\r\n")
+            if content[:3] == UTF8_BOM:
+                content = content[3:]
+            digest = b"" if not content or content.isspace() else sha256(content).digest()
+        if digest:
+            records += 1
+            add_offset(offset)
+            add_number(number)
+            add_hash(digest[:KEY_BYTES])
+            if on_line is not None:
+                on_line(content)
+        offset += size
+    table.number_equals()
     return InputSummary(records=records, blank_lines=number - records, size=offset, digest=table.digest(records))
 
 
-def _scan_long(head: bytes, file: BinaryIO, max_line_bytes: int) -> tuple[bytes, bytes, int]:
-    """(content, hash, bytes) of a line that begins with `head` and may be too long; the hash of a blank line is b""."""
+def _scan_long(head: bytes, file: BinaryIO, max_line_bytes: int) -> tuple[bytes, int, bytes, int]:
+    """(content, its size, hash, bytes) of a line that begins with `head` and may be too long.
+
+    The size is that of the whole content, of which a line that is too long has only the beginning; the hash of a blank
+    line is b"".
+    """
     hasher, size = hashlib.sha256(), 0
 
     def observe(chunk: bytes) -> None:
@@ -153,21 +151,18 @@ def _scan_long(head: bytes, file: BinaryIO, max_line_bytes: int) -> tuple[bytes,
 
     content, length = _rest_of_line(head, file, max_line_bytes, observe)
     if length > len(content):
-        return content, hasher.digest(), size
-    return content, hashlib.sha256(content).digest() if content else b"", size
+        return content, length, hasher.digest(), size
+    return content, length, hashlib.sha256(content).digest() if content else b"", size
 
 
 def _open(path: Path) -> BinaryIO:
+    file = open_plain(path, Path(tempfile.gettempdir()))
     try:
-        file = path.open("rb", buffering=_CHUNK)
-        start = file.read(4)
+        check_kind(file.read(6), path)
         file.seek(0)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; check the path and its permissions.") from error
-    for magic, description in _FOREIGN_STARTS.items():
-        if start.startswith(magic):
-            file.close()
-            raise DataError(f"{path} is not a JSONL file: it is {description}.")
+    except BaseException:
+        file.close()
+        raise
     return file
 
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from parallelmind.io.compression import packing_of
+
 
 def numbered(name: str) -> Iterator[str]:
     """Yield name, name_2, name_3, … without end."""
@@ -18,8 +20,16 @@ def numbered(name: str) -> Iterator[str]:
 def numbered_paths(asked: Path) -> Iterator[Path]:
     """Yield the file that is asked for, then file_2, file_3, …; real paths, since two names of one file must meet."""
     real = Path(os.path.realpath(asked))
-    for stem in numbered(real.stem):
-        yield real.with_name(stem + real.suffix)
+    stem, suffix = split_name(real)
+    for name in numbered(stem):
+        yield real.with_name(name + suffix)
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """The name of a file before and after the place of a number: ("out", ".jsonl.gz")."""
+    packing = packing_of(path) or ""
+    inner = Path(path.name.removesuffix(packing))
+    return inner.stem, inner.suffix + packing
 
 
 def spelled_beside(asked: Path, found: Path) -> Path:

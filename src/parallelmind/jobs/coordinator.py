@@ -12,14 +12,13 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parallelmind.errors import JobError, ParallelMindError
 from parallelmind.jobs.leases import Leases
-from parallelmind.jobs.ledger import Results
 from parallelmind.jobs.messages import Ask, Finished, FromWorker, GaveUp, Idle, Load, Records, Rest, Stop, ToWorker
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.options import LATE_SECONDS
@@ -38,6 +37,8 @@ _FAILED_STARTS = 3
 """Deaths in a row before the first lease, after which a worker is given up."""
 _FRUITLESS_DEATHS = 20
 """Deaths in a row without a finished record in between, likewise."""
+_EDITS = 20
+"""So often a run takes up edits of its input."""
 
 OnPoll = Callable[[bool], None]
 """Called often, with whether a worker has its model and works."""
@@ -86,22 +87,14 @@ class Coordinator:
         self._record_timeout = record_timeout
         self._workers = [_Worker() for _ in range(world_size)]
         self._inbox: Inbox = Inbox()
+        self._keep_apart = keep_apart
+        self._late = late
+        self._has_begun = False
+        self._found_edits = False
+        self._edits_left = _EDITS
         self._quarantine = Quarantine(job.ledger.quarantine())
         self._take_up_lost_leases()
-        todo = job.todo()
-        alone = np.isin(todo, np.array(self._quarantine.suspects(), np.int64))
-        groups = job.input.groups
-        self._leases = Leases(
-            todo[~alone],
-            workers=world_size,
-            groups=None if groups is None else groups[todo[~alone]],
-            fitting=self._fitting,
-            keep_apart=keep_apart,
-            late=late,
-        )
-        self._has_begun = False
-        for record in todo[alone].tolist():
-            self._isolate(record)
+        self._leases = self._plan(last_fence=0)
 
     @property
     def is_over(self) -> bool:
@@ -119,7 +112,7 @@ class Coordinator:
         try:
             for rank in range(len(self._workers)):
                 transport.start(rank)
-            while not self.is_over:
+            while self._has_work():
                 self._take_messages(transport)
                 self._give(transport)
                 self._job.ledger.commit()
@@ -158,7 +151,7 @@ class Coordinator:
             if wanted is not None and (records := self.lease(0, wanted)):
                 wanted = None
                 return records
-            return Stop() if self.is_over else Rest()
+            return Rest() if self._has_work() else Stop()
 
         def send(message: FromWorker) -> None:
             nonlocal wanted
@@ -183,16 +176,23 @@ class Coordinator:
         """Up to `wanted` records for a worker; None if there is none for it at present.
 
         Raises:
-            JobError: the input was edited, or the disk is full.
+            JobError: the disk is full.
         """
-        lease = self._leases.take(rank, wanted)
-        if lease is None:
-            return None
-        self._job.ledger.note_lease(lease.fence, rank, lease.alone, lease.records)
-        contents, sizes = self._job.input.contents(lease.records)
-        numbers = self._job.input.numbers[lease.records].tolist()
-        self._workers[rank].has_begun = self._has_begun = True
-        return Records(lease.fence, lease.alone, lease.records.tolist(), numbers, contents, sizes)
+        while (lease := self._leases.take(rank, wanted)) is not None:
+            found = self._job.input.read(lease.records)
+            numbers = self._job.input.numbers[lease.records].tolist()
+            keys = self._job.input.keys[lease.records].tolist()
+            columns: list[list[Any]] = [lease.records.tolist(), numbers, found.contents, found.sizes, keys]
+            if not all(found.intact):
+                self._found_edits = True
+                edited = [record for record, intact in zip(columns[0], found.intact, strict=True) if not intact]
+                self._leases.finish(lease.fence, edited)
+                columns = [list(itertools.compress(column, found.intact)) for column in columns]
+            if columns[0]:
+                self._job.ledger.note_lease(lease.fence, rank, lease.alone, np.array(columns[0]))
+                self._workers[rank].has_begun = self._has_begun = True
+                return Records(lease.fence, lease.alone, *columns)
+        return None
 
     def accept(self, rank: int, finished: Finished) -> None:
         """Take results into the ledger, if their lease was not revoked.
@@ -206,19 +206,58 @@ class Coordinator:
         if not finished.records:
             return
         self._workers[rank].has_finished = True
-        records = np.array(finished.records, np.int64)
         self._job.add(
-            Results(
-                records=records,
-                worker=rank + 1,
-                attempts=self._job.index.attempt[records].astype(np.int64) + 1,
-                sizes=finished.sizes,
-                measures=list(zip(*finished.measures, strict=True)),
-                payload=finished.payload,
-            )
+            np.array(finished.records, np.int64),
+            worker=rank + 1,
+            sizes=finished.sizes,
+            measures=list(zip(*finished.measures, strict=True)),
+            payload=finished.payload,
         )
         if finished.fence not in self._leases.held:
             self._job.ledger.drop_leases([finished.fence])
+
+    def _has_work(self) -> bool:
+        """Whether a record has no result, also of those that edits of the input brought.
+
+        Raises:
+            ParallelMindError: the input is gone, or does not come to rest.
+        """
+        while self._leases.is_over:
+            if not self._found_edits and self._job.input.is_current():
+                return False
+            if not self._edits_left:
+                raise JobError(
+                    f"{self._job.input.path} was edited {_EDITS} times while the job ran; when it is at rest, start "
+                    "the same command again: it works on what changed."
+                )
+            self._edits_left -= 1
+            self._found_edits = False
+            self._job.take_up_edits()
+            self._quarantine = Quarantine(self._job.ledger.quarantine())
+            self._leases = self._plan(last_fence=self._leases.last_fence)
+        return True
+
+    def _plan(self, *, last_fence: int) -> Leases:
+        """Leases for all records without a result."""
+        job = self._job
+        todo = job.todo()
+        is_suspect = np.isin(todo, np.array(self._quarantine.suspects(), np.int64))
+        together, groups = todo[~is_suspect], job.input.groups
+        alone = [record for record in todo[is_suspect].tolist() if not self._is_given_up(record)]
+        leases = Leases(
+            together,
+            workers=len(self._workers),
+            alone=alone,
+            groups=None if groups is None else groups[together],
+            fitting=self._fitting,
+            keep_apart=self._keep_apart,
+            late=self._late,
+            last_fence=last_fence,
+        )
+        for rank, worker in enumerate(self._workers):
+            if worker.given_up:
+                leases.give_up(rank)
+        return leases
 
     def _take_up_lost_leases(self) -> None:
         """What an earlier run, which was killed as a whole, had given out."""
@@ -232,7 +271,8 @@ class Coordinator:
 
     def _save(self, suspects: Iterable[int]) -> None:
         for record in suspects:
-            self._job.ledger.save_suspicion(record, self._quarantine.of(record))
+            key = self._job.input.keys[record].tobytes()
+            self._job.ledger.save_suspicion(record, key, self._quarantine.of(record))
 
     def _fitting(self, records: NDArray[np.int64]) -> int:
         return int(np.searchsorted(np.cumsum(self._job.input.sizes(records)), _LEASE_BYTES, side="right"))
@@ -327,14 +367,22 @@ class Coordinator:
 
     def _isolate(self, record: int) -> None:
         """Run the record alone, or give it up."""
+        if not self._is_given_up(record):
+            self._leases.isolate(record)
+
+    def _is_given_up(self, record: int) -> bool:
+        """Whether the record is not run any more; then it has its result."""
         death = self._quarantine.of(record).death
         if death is None:
-            self._leases.isolate(record)
-            return
-        [line] = self._job.input.read(np.array([record]))
+            return False
+        line = self._job.input.line(record)
+        if line is None:
+            self._found_edits = True
+            return True
         reason = f"line {line.number}: {death.reason}."
         _LOGGER.warning("failed: %s", reason)
         self._job.add_one(record, self._job.task.failure(line, reason, death.error_class))
+        return True
 
     def _check_workers(self) -> None:
         if self.is_over or not all(worker.given_up for worker in self._workers):

@@ -50,6 +50,7 @@ class Leases:
         fitting: how many of some records are not too much for one lease.
         keep_apart: each worker does no more than its own slice, see `whose_next`.
         late: seconds after which a worker that has taken nothing is not waited for, see `whose_next`.
+        last_fence: the number of the last lease that was given out before.
         clock: seconds.
     """
 
@@ -63,6 +64,7 @@ class Leases:
         fitting: Callable[[NDArray[np.int64]], int] = len,
         keep_apart: bool = False,
         late: float = LATE_SECONDS,
+        last_fence: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
@@ -77,7 +79,7 @@ class Leases:
         self._given_up: set[int] = set()
         self._given_back: deque[int] = deque()
         self._alone = deque(alone)
-        self._last_fence = 0
+        self.last_fence = last_fence
         self.held: dict[int, Lease] = {}
         """The leases that are out, by fence."""
 
@@ -171,8 +173,8 @@ class Leases:
         )
 
     def _lease(self, rank: int, records: NDArray[np.int64], *, alone: bool = False) -> Lease:
-        self._last_fence += 1
-        lease = Lease(self._last_fence, rank, records, alone, set(records.tolist()))
+        self.last_fence += 1
+        lease = Lease(self.last_fence, rank, records, alone, set(records.tolist()))
         self.held[lease.fence] = lease
         return lease
 

@@ -8,7 +8,9 @@
 | `leases` | records that are being worked on |
 | `quarantine` | records that were being worked on when a worker died |
 
-The view `latest` shows the latest result of each record and, while the job runs, its output rows.
+A result whose record the input does not have any more has no number of a record (NULL) until the job is complete: it
+counts again if the record comes back. The view `latest` shows the latest result of each record and, while the job
+runs, its output rows.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,70 +27,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallelmind.errors import JobError
-from parallelmind.io.line_table import KEY_BYTES, InputSummary
-from parallelmind.jobs.identity import Identity, JobCompletion
 from parallelmind.jobs.quarantine import Suspicion
 from parallelmind.jobs.results import BY_COORDINATOR, MEASURES, RecordResult, ResultIndex
 from parallelmind.jobs.sqlite_file import SqliteFile, damaged
+from parallelmind.jobs.stored import JOB_COLUMNS, Output, Results, StoredJob, StoredResult
 
-_FORMAT = 4
+_FORMAT = 5
 _ROWS_A_STATEMENT = 64
 """Each statement gives the interpreter away once; statements of single rows cost twice as much."""
 _FETCHED = 2**13
-_RESULT = ("record", "key", "attempt", "worker", "block", "offset", "size", *MEASURES)
+_RESULT = ("record", "line", "key", "attempt", "worker", "block", "offset", "size", *MEASURES)
 _SCHEMA = f"""
-CREATE TABLE job (
-    format INTEGER, kind TEXT, settings TEXT, files TEXT, input TEXT, output TEXT, next_output TEXT, completion TEXT
-);
-CREATE TABLE results (id INTEGER PRIMARY KEY, {", ".join(_RESULT)});
+CREATE TABLE job (format INTEGER, {", ".join(f"{name} TEXT" for name in JOB_COLUMNS)});
+CREATE TABLE results (id INTEGER PRIMARY KEY AUTOINCREMENT, {", ".join(_RESULT)});
 CREATE TABLE blocks (id INTEGER PRIMARY KEY, rows BLOB);
 CREATE TABLE leases (fence INTEGER PRIMARY KEY, worker, alone, records TEXT);
-CREATE TABLE quarantine (record INTEGER PRIMARY KEY, together, alone, lost, reason, error_class);
+CREATE TABLE quarantine (record INTEGER PRIMARY KEY, key, together, alone, lost, reason, error_class);
 CREATE VIEW latest AS
     SELECT results.*, CAST(substr(blocks.rows, results.offset + 1, results.size) AS TEXT) AS output
-    FROM (SELECT max(id) AS newest FROM results GROUP BY record)
+    FROM (SELECT max(id) AS newest FROM results WHERE record IS NOT NULL GROUP BY record)
     JOIN results ON results.id = newest LEFT JOIN blocks ON blocks.id = results.block
     ORDER BY results.record;
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """A finished output."""
-
-    digest: str
-    size: int
-    records: int
-    through: int
-    """The results up to this id stand in it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredJob:
-    """The job as the ledger has it."""
-
-    identity: Identity
-    input: InputSummary
-    output: Output | None = None
-    """That its last completion left."""
-    next_output: Output | None = None
-    """That is about to take its place, or has taken it a moment ago."""
-    completion: JobCompletion | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """Results that came together, of one worker."""
-
-    records: NDArray[np.int64]
-    worker: int
-    """Rank + 1, or BY_COORDINATOR."""
-    attempts: NDArray[Any]
-    sizes: Sequence[int]
-    measures: Sequence[Sequence[Any]]
-    """For each of MEASURES its values."""
-    payload: bytes
-    """The rows of all of them, one after the other."""
 
 
 class Ledger(SqliteFile):
@@ -106,7 +66,7 @@ class Ledger(SqliteFile):
         with self._errors():
             self._check_format()
             self._next_block = self._number("SELECT coalesce(max(id), 0) + 1 FROM blocks")
-            self._next_result = self._number("SELECT coalesce(max(id), 0) + 1 FROM results")
+            self._next_result = self._number("SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence")
 
     def job(self) -> StoredJob | None:
         """None if no run has saved it yet.
@@ -115,47 +75,42 @@ class Ledger(SqliteFile):
             JobError: the file is damaged.
         """
         with self._errors():
-            row = self._file.execute(
-                "SELECT kind, settings, files, input, output, next_output, completion FROM job"
-            ).fetchone()
+            row = self._file.execute(f"SELECT {', '.join(JOB_COLUMNS)} FROM job").fetchone()
         if row is None:
             if self.has_results:
                 raise damaged(self.path, "it has results and no job")
             return None
         try:
-            return _stored_job(*row)
+            return StoredJob.of_texts(*row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged(self.path, error) from error
 
     def save_job(self, job: StoredJob) -> None:
         """Store the job, and everything before, so that it survives a power cut."""
-
-        def text(value: Any) -> str | None:
-            return None if value is None else json.dumps(dataclasses.asdict(value), ensure_ascii=False)
-
         with self._errors():
             self.commit()
             self._file.execute("PRAGMA synchronous = FULL")
+            self.put_job(job)
+            self.commit()
+            self._file.execute("PRAGMA synchronous = NORMAL")
+
+    def put_job(self, job: StoredJob) -> None:
+        """Store the job with the next `commit`."""
+
+        with self._errors():
             self._begin()
             self._file.execute("DELETE FROM job")
             self._file.execute(
-                "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    _FORMAT,
-                    job.identity.kind,
-                    *(json.dumps(values, ensure_ascii=False) for values in (job.identity.settings, job.identity.files)),
-                    *(text(value) for value in (job.input, job.output, job.next_output, job.completion)),
-                ),
+                f"INSERT INTO job (format, {', '.join(JOB_COLUMNS)}) VALUES (?{', ?' * len(JOB_COLUMNS)})",
+                (_FORMAT, *job.as_texts()),
             )
-            self.commit()
-            self._file.execute("PRAGMA synchronous = NORMAL")
 
     def finish(self, job: StoredJob) -> None:
         """Store the job whose output is in place: nothing else of it is needed any more."""
         with self._errors():
             self.commit()
             self._begin()
-            for table in ("blocks", "leases", "quarantine"):
+            for table in ("blocks", "leases", "quarantine", "results WHERE record IS NULL"):
                 self._file.execute(f"DELETE FROM {table}")
             self.save_job(job)
             self._file.execute("VACUUM")
@@ -169,19 +124,16 @@ class Ledger(SqliteFile):
     def last_result(self) -> int:
         return self._next_result - 1
 
-    def add(self, results: Results, keys: bytes) -> tuple[int, NDArray[np.int64]]:
-        """Append results; returns the number of their block, and the place of each in it.
-
-        Args:
-            keys: the hashes of their records, one after the other.
-        """
+    def add(self, results: Results) -> tuple[int, NDArray[np.int64]]:
+        """Append results; returns the number of their block, and the place of each in it."""
         block, sizes = self._next_block, np.array(results.sizes, np.int64)
         offsets = np.cumsum(sizes) - sizes
         count = len(sizes)
         worker = None if results.worker == BY_COORDINATOR else results.worker - 1
         rows = zip(
-            results.records.tolist(),
-            [keys[place : place + KEY_BYTES] for place in range(0, len(keys), KEY_BYTES)],
+            [None if record < 0 else record for record in results.records.tolist()],
+            results.lines.tolist(),
+            results.keys.tolist(),
             results.attempts.tolist(),
             itertools.repeat(worker, count),
             itertools.repeat(block, count),
@@ -221,6 +173,62 @@ class Ledger(SqliteFile):
             index.settle(output.records)
             return self._load(index, keys, after=output.through, through=self.last_result)
 
+    @contextmanager
+    def renumbering(self) -> Iterator[int]:
+        """In this block the results up to the given id are replaced by what is added, all at once or not at all."""
+        with self._errors():
+            self.commit()
+            self._begin()
+            block, result = self._next_block, self._next_result
+            try:
+                yield result - 1
+                self._file.execute("DELETE FROM results WHERE id < ?", (result,))
+                self._file.execute("DELETE FROM blocks WHERE id < ?", (block,))
+                self._file.execute("DELETE FROM leases")
+                self.commit()
+            except BaseException:
+                self._file.execute("ROLLBACK")
+                self._next_block, self._next_result = block, result
+                raise
+
+    def newest(self, last: int, through: int | None) -> Iterator[list[StoredResult]]:
+        """The newest result of every record, of those up to `last`; those up to `through` stand in the output."""
+        standing = 0 if through is None else through
+        sizes = (
+            "SELECT record, size FROM results WHERE id IN (SELECT max(id) FROM results WHERE id <= ? GROUP BY record)"
+        )
+        placed = self._file.execute(f"{sizes} ORDER BY record", (standing,))
+        records, lengths = np.fromiter(itertools.chain.from_iterable(placed), np.int64).reshape(-1, 2).T
+        offsets = np.zeros(int(records.max(initial=-1)) + 1, np.int64)
+        offsets[records] = np.cumsum(lengths) - lengths
+        columns = ", ".join(_RESULT[2:])
+        found = self._file.execute(
+            f"SELECT id, record, line, {columns} FROM results WHERE id IN"
+            " (SELECT max(id) FROM results WHERE id <= ? GROUP BY key) ORDER BY id",
+            (last,),
+        )
+        while rows := found.fetchmany(_FETCHED):
+            yield [
+                StoredResult(key, line, attempt, worker, None, int(offsets[record]), size, tuple(measures))
+                if number <= standing
+                else StoredResult(key, line, attempt, worker, block, offset, size, tuple(measures))
+                for number, record, line, key, attempt, worker, block, offset, size, *measures in rows
+            ]
+
+    def bound_to(self) -> Iterator[list[bytes]]:
+        """What the results are bound to."""
+        found = self._file.execute("SELECT DISTINCT key FROM results")
+        while rows := found.fetchmany(_FETCHED):
+            yield [key for (key,) in rows]
+
+    def move_suspicions(self, find: Callable[[list[bytes]], list[int]]) -> None:
+        """Number the records in quarantine anew, by their keys; those that are nowhere (below 0) are forgotten."""
+        rows = self._file.execute("SELECT * FROM quarantine").fetchall()
+        self._file.execute("DELETE FROM quarantine")
+        places = find([key for _, key, *_ in rows])
+        moved = [(place, *row[1:]) for place, row in zip(places, rows, strict=True) if place >= 0]
+        self._file.executemany("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)", moved)
+
     def read(self, block: int, offset: int, size: int) -> bytes:
         """Rows of a block."""
         with self._errors(), self._file.blobopen("blocks", "rows", block, readonly=True) as blob:
@@ -244,15 +252,15 @@ class Ledger(SqliteFile):
             found = self._file.execute("SELECT fence, records FROM leases").fetchall()
         return [(fence, _records(text)) for fence, text in found]
 
-    def save_suspicion(self, record: int, suspicion: Suspicion) -> None:
+    def save_suspicion(self, record: int, key: bytes, suspicion: Suspicion) -> None:
         with self._errors():
             self._begin()
-            values = (record, *dataclasses.astuple(suspicion))
-            self._file.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?)", values)
+            values = (record, key, *dataclasses.astuple(suspicion))
+            self._file.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def quarantine(self) -> dict[int, Suspicion]:
         with self._errors():
-            return {record: Suspicion(*values) for record, *values in self._file.execute("SELECT * FROM quarantine")}
+            return {record: Suspicion(*values) for record, _, *values in self._file.execute("SELECT * FROM quarantine")}
 
     def ask(self, question: str) -> list[tuple[Any, ...]]:
         """What any reader could ask."""
@@ -260,11 +268,11 @@ class Ledger(SqliteFile):
             return self._file.execute(question).fetchall()
 
     def _load(self, index: ResultIndex, keys: NDArray[Any], *, after: int, through: int) -> int:
-        chosen = f"SELECT {', '.join(_RESULT)} FROM results WHERE id > ? AND id <= ? ORDER BY id"
+        chosen = f"SELECT {', '.join(_RESULT)} FROM results WHERE id > ? AND id <= ? AND record IS NOT NULL ORDER BY id"
         found = self._file.execute(chosen, (after, through))
         dropped = 0
         while rows := found.fetchmany(_FETCHED):
-            numbers, stored, attempt, worker, block, offset, size, *measures = zip(*rows, strict=True)
+            numbers, _, stored, attempt, worker, block, offset, size, *measures = zip(*rows, strict=True)
             records = np.array(numbers, np.int64)
             known = records < len(index)
             same = np.zeros(len(rows), np.bool_)
@@ -275,7 +283,7 @@ class Ledger(SqliteFile):
                 rows = list(itertools.compress(rows, same.tolist()))
                 if not rows:
                     continue
-                numbers, stored, attempt, worker, block, offset, size, *measures = zip(*rows, strict=True)
+                numbers, _, stored, attempt, worker, block, offset, size, *measures = zip(*rows, strict=True)
                 records = np.array(numbers, np.int64)
             index.add(
                 records,
@@ -327,22 +335,6 @@ class Ledger(SqliteFile):
             return
         for name, value in defaults.items():
             self._file.execute(f"ALTER TABLE results ADD COLUMN {name} DEFAULT {value!r}")
-
-
-def _stored_job(kind: str, *texts: str | None) -> StoredJob:
-    values: list[Any] = [None if text is None else json.loads(text) for text in texts]
-    settings, files, input_, output, next_output, completion = values
-    if not isinstance(settings, dict) or not isinstance(files, dict):
-        raise TypeError("no settings or no files")
-    if completion is not None:
-        completion["failures"] = [(line, reason) for line, reason in completion["failures"]]
-    return StoredJob(
-        identity=Identity(kind=kind, settings=settings, files=files),
-        input=InputSummary(**input_),
-        output=output and Output(**output),
-        next_output=next_output and Output(**next_output),
-        completion=completion and JobCompletion(**completion),
-    )
 
 
 def _ranges(records: NDArray[np.int64]) -> str:

@@ -18,6 +18,7 @@ class Records(NamedTuple):
     numbers: list[int]
     contents: list[bytes]
     sizes: list[int]
+    keys: list[bytes]
 
 
 class Rest(NamedTuple):

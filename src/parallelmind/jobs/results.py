@@ -68,9 +68,8 @@ class RecordResult(NamedTuple):
         failed = 0
         for row in rows:
             failed += row.get("error") is not None
-        # What a server or an exception said may hold half a surrogate pair; then it stands there as JSON's own escape.
         return cls(
-            payload="".join([_encode(row) + "\n" for row in rows]).encode("utf-8", "backslashreplace"),
+            payload=encode_rows(rows),
             rows=len(rows),
             failed_rows=failed,
             final=final,
@@ -80,6 +79,12 @@ class RecordResult(NamedTuple):
             seconds=seconds,
             retries=retries,
         )
+
+
+def encode_rows(rows: Sequence[Row]) -> bytes:
+    """Rows as they stand in an output, each with a line end."""
+    # What a server or an exception said may hold half a surrogate pair; then it stands there as JSON's own escape.
+    return "".join([_encode(row) + "\n" for row in rows]).encode("utf-8", "backslashreplace")
 
 
 MEASURES = RecordResult._fields[1:]

@@ -50,9 +50,11 @@ class Task(ABC):
     kind: str
     """What is done with each record, such as "batch"."""
     input_path: Path
-    """The records, JSONL."""
+    """The records, JSONL, which may be compressed; `-` is the standard input."""
+    source: Path | None = None
+    """The file of the user that `input_path` was made from; None: it is the user's own."""
     out_path: Path
-    """The output that is asked for, JSONL."""
+    """The output that is asked for, JSONL; compressed if its name ends in .gz or .zst."""
     max_records: int | None = None
     """Only the first so many records of the input; None: all."""
     group_of: GroupOf | None = None
@@ -73,6 +75,14 @@ class Task(ABC):
     def files(self) -> Mapping[str, str]:
         """Hashes of the files that change the output, by the setting that names them."""
         return {}
+
+    def moved(self, rows: bytes, line: int) -> bytes | None:
+        """The rows of an answered record that now stands in this line of an edited input, and stood in another one.
+
+        None: they hold for the former place only, and are made again.
+        """
+        del rows, line
+        return None
 
     @abstractmethod
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:

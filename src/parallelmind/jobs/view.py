@@ -17,7 +17,10 @@ from parallelmind.jobs.sqlite_file import NoJobYetError, damaged
 from parallelmind.jobs.storage import job_folder, ledger_path
 
 _FAILURES_SHOWN = 20
-_LATEST = "(SELECT max(id) AS newest FROM results GROUP BY record) JOIN results ON results.id = newest"
+_LATEST = (
+    "(SELECT max(id) AS newest FROM results WHERE record IS NOT NULL GROUP BY record)"
+    " JOIN results ON results.id = newest"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

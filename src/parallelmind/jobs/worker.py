@@ -88,13 +88,13 @@ class Worker:
             last = len(lease.indexes) - 1
             ask_at = max(0, last - int(self._rate() * _AHEAD_SECONDS))
             asked = False
-            columns = zip(lease.indexes, lease.numbers, lease.contents, lease.sizes, strict=True)
-            for place, (index, number, content, size) in enumerate(columns):
+            columns = zip(lease.indexes, lease.numbers, lease.contents, lease.sizes, lease.keys, strict=True)
+            for place, (index, number, content, size, key) in enumerate(columns):
                 if place == ask_at < last and not lease.alone:
                     self._outbox.send(Ask(self._wanted()))
                     asked = True
                 self._fence_of[index] = lease.fence
-                yield JsonLine(index, number, content, size)
+                yield JsonLine(index, number, content, size, key)
             if lease.alone:
                 return
             if not asked:

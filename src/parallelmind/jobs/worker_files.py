@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +16,8 @@ import numpy as np
 
 from parallelmind.errors import JobError
 from parallelmind.io.atomic import replacing
+from parallelmind.io.compression import packing_of, packing_writer
+from parallelmind.io.numbered_names import split_name
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.results import BY_COORDINATOR, ResultIndex
 from parallelmind.jobs.storage import job_folder
@@ -63,7 +64,7 @@ def write_worker_files(job: OpenJob, *, world_size: int) -> None:
         # Noted first: after a kill in between, the files are known to be ours, and are made again.
         named = {*before, *workers, *range(world_size)}
         _save_state(out_path, output=None, sizes=dict.fromkeys(map(str, sorted(named)), 0))
-        sizes = _divide(out_path, index)
+        sizes = _divide(job, index)
     elif not before:
         return
     for rank, path in before.items():
@@ -72,32 +73,36 @@ def write_worker_files(job: OpenJob, *, world_size: int) -> None:
     _save_state(out_path, output=_stamp(out_path), sizes=sizes)
 
 
-def _divide(out_path: Path, index: ResultIndex) -> dict[str, int]:
+def _divide(job: OpenJob, index: ResultIndex) -> dict[str, int]:
     """Write the rows of each rank, in the order of the output; returns the bytes of each file."""
+    out_path, packing = job.shown_path, packing_of(job.out_path)
     files: dict[int, BinaryIO] = {}
-    written: Counter[str] = Counter()
+    ranks: dict[int, Path] = {}
     starts = np.concatenate(([0], np.flatnonzero(np.diff(index.worker)) + 1))[: len(index)]
     sizes = np.add.reduceat(index.size.astype(np.int64), starts) if len(index) else starts
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(out_path.open("rb"))
+        output, at = stack.enter_context(job.place.output.reader()), 0
         for worker, size in zip(index.worker[starts].tolist(), sizes.tolist(), strict=True):
-            rank, left = worker - 1, size
+            rank, end = worker - 1, at + size
             if worker == BY_COORDINATOR:
-                output.seek(size, 1)
+                at = end
                 continue
             if rank not in files:
-                temporary = stack.enter_context(replacing(out_path.with_name(_name(out_path, rank))))
-                files[rank] = stack.enter_context(temporary.open("wb"))
-            while left:
-                content = output.read(min(left, _CHUNK))
+                path = out_path.with_name(_name(out_path, rank))
+                temporary = stack.enter_context(replacing(path))
+                file = stack.enter_context(temporary.open("wb"))
+                files[rank] = stack.enter_context(packing_writer(file, packing)) if packing else file
+                ranks[rank] = path
+            while at < end:
+                content = output.read(at, min(end - at, _CHUNK))
                 files[rank].write(content)
-                left -= len(content)
-            written[str(rank)] += size
-    return dict(written)
+                at += len(content)
+    return {str(rank): path.stat().st_size for rank, path in ranks.items()}
 
 
 def _name(out_path: Path, rank: int) -> str:
-    return f"{out_path.stem}_rank{rank}{out_path.suffix}"
+    stem, suffix = split_name(out_path)
+    return f"{stem}_rank{rank}{suffix}"
 
 
 def _sizes(files: dict[int, Path]) -> dict[str, int]:

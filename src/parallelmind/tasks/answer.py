@@ -57,6 +57,9 @@ class AnswerTask(Task):
     def files(self) -> Mapping[str, str]:
         return self.options.file_prints()
 
+    def moved(self, rows: bytes, line: int) -> bytes:
+        return rows
+
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         options = self.options
         prompts = Prompts(PromptTemplate(options.prompt_template), system_role=not options.no_system_role)

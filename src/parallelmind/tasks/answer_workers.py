@@ -138,7 +138,7 @@ class EngineAnswers:
         from parallelmind.answering.openai_body import engine_sampling
 
         changed = engine_sampling(row.body) if row.body is not None else {}
-        seed = branch_seed(self._options.engine_seed, line.index, 1)
+        seed = branch_seed(self._options.engine_seed, line.key, 1)
         return self._options.sampling(**({"seed": seed} | changed))
 
     def _fail(self, line: JsonLine, row: ContextRow, error: Exception, write: Write) -> None:

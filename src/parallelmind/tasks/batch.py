@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.options import RunOptions
-from parallelmind.jobs.results import RecordResult
+from parallelmind.jobs.results import RecordResult, encode_rows
 from parallelmind.jobs.run import JobReport, run_job
 from parallelmind.jobs.statistics import Progress
 from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
@@ -69,6 +70,9 @@ class BatchTask(Task):
 
     def files(self) -> Mapping[str, str]:
         return self.options.file_prints()
+
+    def moved(self, rows: bytes, line: int) -> bytes:
+        return encode_rows([json.loads(row) | {"line": line} for row in rows.splitlines()])
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         options = self.options

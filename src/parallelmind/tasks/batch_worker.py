@@ -269,7 +269,7 @@ class BatchWorker:
 
     def _branch(self, answers: _Answers, branch: int) -> Branch:
         branch_id = branch + answers.first_branch_id
-        seed = branch_seed(self._seed, answers.line.index, branch_id)
+        seed = branch_seed(self._seed, answers.line.key, branch_id)
         sampling = self._sampling.with_seed(seed)
         return Branch(prompt=answers.prompt_ids[branch], branch_id=branch_id, sampling=sampling)
 
@@ -347,7 +347,11 @@ def lost_record(line: JsonLine, reason: str, error_class: str) -> RecordResult:
     return RecordResult.of([row], error_class=error_class)
 
 
-def branch_seed(seed: int, record: int, branch_id: int) -> int:
-    """The seed of one branch, from 0 to 2^63 - 1: the same however records are batched, split or resumed."""
-    digest = hashlib.blake2b(f"{seed} {record} {branch_id}".encode(), digest_size=8).digest()
+def branch_seed(seed: int, record: bytes, branch_id: int) -> int:
+    """The seed of one branch, from 0 to 2^63 - 1: the same however records are batched, split, moved or resumed.
+
+    Args:
+        record: its key in the job (`JsonLine.key`).
+    """
+    digest = hashlib.blake2b(f"{seed} {record.hex()} {branch_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

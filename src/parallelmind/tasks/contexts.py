@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Annotated, Any, Protocol
 
 from annotated_types import Ge
 
-from parallelmind.errors import DataError
+from parallelmind.errors import DataError, JobError
 from parallelmind.io.atomic import replacing
+from parallelmind.io.compression import STDIN, open_plain
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.results import RecordResult
@@ -23,7 +25,7 @@ from parallelmind.jobs.statistics import Progress
 from parallelmind.jobs.storage import job_folder
 from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo, Write
 from parallelmind.retrieval.compat import text_key
-from parallelmind.retrieval.expansion import expand_queries, load_query, remove_other_expansions
+from parallelmind.retrieval.expansion import Expansion, expand_queries, load_query, remove_other_expansions
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.retriever import Retrieval
 from parallelmind.retrieval.retriever_options import RetrieverOptions
@@ -83,15 +85,23 @@ class ContextTask(Task):
     kind = "contexts"
     noun = "rows"
 
-    def __init__(self, options: ContextOptions, queries: Path) -> None:
-        """`queries` are the expanded ones, a row each."""
-        self.options, self.input_path, self.out_path = options, queries, options.output_file
+    def __init__(self, options: ContextOptions, expansion: Expansion | None = None) -> None:
+        """`expansion`: of the queries, a row each; None: another rank has it, which gives out the records."""
+        self.options, self.source, self.out_path = options, options.queries_file, options.output_file
+        self.input_path = options.queries_file
+        if expansion is not None:
+            self.input_path = expansion.path
+            if options.max_samples is not None:
+                self.max_records = expansion.queries - expansion.duplicates
 
     def settings(self) -> Mapping[str, Any]:
         return self.options.identity()
 
     def defaults(self) -> Mapping[str, Any]:
         return self.options.identity_defaults()
+
+    def moved(self, rows: bytes, line: int) -> bytes:
+        return rows
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> RecordWorker:
         return ContextWorker(self.options.retriever.make(), on_step=alive)
@@ -113,22 +123,26 @@ def run_contexts(
     run = dataclasses.replace(run or RunOptions(), retry_failed=options.retry_failed, overwrite=options.overwrite)
     options.retriever.open_store().close()  # a wrong corpus path is told before anything is written
     if run.rank.rank:
-        run_job(ContextTask(options, options.queries_file), run)  # records come from the first rank
+        run_job(ContextTask(options), run)  # records come from the first rank
         return None
-    expansion = expand_queries(
-        options.queries_file,
-        job_folder(options.output_file),
-        start_index=options.start_index,
-        max_samples=options.max_samples,
-        **({"key": text_key} if options.retriever.compat else {}),
-    )
-    _LOGGER.info(
-        "%d queries in %s, %d duplicates dropped", expansion.queries, options.queries_file, expansion.duplicates
-    )
-    if not expansion.queries:
-        _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
-    report = run_job(ContextTask(options, expansion.path), run, progress=progress)
-    assert report is not None
+    queries_file = options.queries_file
+    if queries_file == STDIN or queries_file.is_fifo():
+        options = dataclasses.replace(options, queries_file=_kept(queries_file, job_folder(options.output_file)))
+    expansion = _expand(options)
+    while True:
+        _LOGGER.info(
+            "%d queries in %s, %d duplicates dropped", expansion.queries, options.queries_file, expansion.duplicates
+        )
+        if not expansion.queries:
+            _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
+        report = run_job(ContextTask(options, expansion), run, progress=progress)
+        assert report is not None
+        before, expansion = expansion, _expand(options)
+        if expansion == before:
+            break
+        if run.rank.world_size > 1:
+            raise JobError(f"{options.queries_file} was edited while the job ran; start the same command again.")
+        run = dataclasses.replace(run, overwrite=False)
     options = dataclasses.replace(options, output_file=report.out_path)
     remove_other_expansions(expansion)
     statistics = collect_context_statistics(report.out_path, queries=expansion.queries, duplicates=expansion.duplicates)
@@ -140,6 +154,24 @@ def run_contexts(
         resumed=report.resumed,
         failures=report.completion.failures,
         seconds=report.statistics.seconds,
+    )
+
+
+def _kept(pipe: Path, folder: Path) -> Path:
+    """A copy of what can be read only once."""
+    path = folder / "queries.input"
+    with open_plain(pipe, folder) as source, replacing(path) as temporary, temporary.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    return path
+
+
+def _expand(options: ContextOptions) -> Expansion:
+    return expand_queries(
+        options.queries_file,
+        job_folder(options.output_file),
+        start_index=options.start_index,
+        max_samples=options.max_samples,
+        **({"key": text_key} if options.retriever.compat else {}),
     )
 
 

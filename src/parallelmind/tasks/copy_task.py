@@ -26,6 +26,9 @@ class CopyTask(Task):
     def settings(self) -> Mapping[str, Any]:
         return {}
 
+    def moved(self, rows: bytes, line: int) -> bytes:
+        return rows
+
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> CopyTask:
         return self
 
