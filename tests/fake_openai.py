@@ -35,6 +35,8 @@ class Reply:
     """Say nothing until the client goes away."""
     trickle: bool = False
     """Send the beginning of the body, then nothing."""
+    endless: bool = False
+    """Send the body again and again, until the client goes away."""
     echo: bool = False
     """Put what the client sent as Authorization into the body, at the word AUTHORIZATION."""
 
@@ -128,6 +130,8 @@ class FakeOpenAI:
         self.requests: list[Received] = []
         self.running = self.most_at_once = 0
         """Requests being answered now, and at most."""
+        self.sent_without_end = 0
+        """Bytes of endless replies."""
         self._scripts = {question: list(replies) for question, replies in (scripts or {}).items()}
         self._always = always
         self._wait_for = wait_for
@@ -215,10 +219,13 @@ def _handler(fake: FakeOpenAI) -> type[BaseHTTPRequestHandler]:
                 cut = len(content) // 2 if reply.trickle else reply.cut_at
                 if cut is not None and cut < 0:
                     return
-                if cut is None:
+                if cut is None and not reply.endless:
                     fake.answered()
                     answered = True
                 self.wfile.write(head + content[:cut])
+                while reply.endless:
+                    self.wfile.write(content)
+                    fake.sent_without_end += len(content)
                 if reply.trickle:
                     fake.wait_for_client_to_leave(self.connection)
             finally:
@@ -227,7 +234,8 @@ def _handler(fake: FakeOpenAI) -> type[BaseHTTPRequestHandler]:
                     self.close_connection = True
 
         def _head(self, reply: Reply, size: int) -> bytes:
-            fields = {"Content-Type": "application/json", "Content-Length": str(size), **reply.headers}
+            length = {} if reply.endless else {"Content-Length": str(size)}
+            fields = {"Content-Type": "application/json", **length, **reply.headers}
             lines = [f"HTTP/1.1 {reply.status} X", *(f"{name}: {value}" for name, value in fields.items())]
             return "\r\n".join([*lines, "", ""]).encode()
 

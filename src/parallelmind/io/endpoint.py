@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parallelmind.errors import SettingsError
+from parallelmind.io.urls import secrets_of, shown_url
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -24,22 +25,21 @@ _NO_KEY = "none"
 class Endpoint:
     """A server of the OpenAI protocol."""
 
-    base_url: str
+    base_url: str = field(repr=False)
     """The address with its version: requests go to `{base_url}/chat/completions`."""
     key_name: str
     """The environment variable of the key."""
     key: str = field(repr=False, default=_NO_KEY)
 
     @property
-    def secret(self) -> str:
-        """The key, or "" if there is none to hide."""
-        return "" if self.key == _NO_KEY else self.key
+    def secrets(self) -> list[str]:
+        """What must not be written anywhere: the key, and the password of the address."""
+        return ([] if self.key == _NO_KEY else [self.key]) + secrets_of(self.base_url)
 
     @property
     def shown_url(self) -> str:
         """The address as it may be written anywhere."""
-        parts = urllib.parse.urlsplit(self.base_url)
-        return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return shown_url(self.base_url)
 
     @property
     def is_openai(self) -> bool:

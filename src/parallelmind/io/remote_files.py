@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import DataError, JobError, SettingsError
+from parallelmind.io.urls import shown_url, shown_urls
 
 _LOGGER = logging.getLogger(__name__)
 _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
@@ -49,17 +50,17 @@ class LocalCopies:
         system, name = _file_system(url)
         stamp_file = local.with_name(local.name + ".stamp")
         try:
-            stamp = json.dumps([url, system.checksum(name), system.size(name)], default=str)
+            stamp = json.dumps([shown_url(url), system.checksum(name), system.size(name)], default=str)
             if local.exists() and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
                 return local
             local.parent.mkdir(parents=True, exist_ok=True)
-            _LOGGER.info("copying %s to %s", url, local)
+            _LOGGER.info("copying %s to %s", shown_url(url), local)
             temporary = local.with_name(local.name + ".tmp")
             system.get_file(name, str(temporary))
         except FileNotFoundError:
-            raise DataError(f"the input {url} does not exist.") from None
+            raise DataError(f"the input {shown_url(url)} does not exist.") from None
         except Exception as error:  # every file system has exceptions of its own
-            raise DataError(f"cannot read {url} ({type(error).__name__}: {error}).") from error
+            raise DataError(f"cannot read {shown_url(url)} ({_said(error)}).") from None
         temporary.replace(local)
         stamp_file.write_text(stamp, encoding="utf-8")
         return local
@@ -93,28 +94,35 @@ class LocalCopies:
             system.mv(partial, name)
         except Exception as error:
             raise JobError(
-                f"cannot write {url} ({type(error).__name__}: {error}). The output is in {local}; "
+                f"cannot write {shown_url(url)} ({_said(error)}). The output is in {local}; "
                 "start the same command again to copy it."
-            ) from error
-        _LOGGER.info("copied %s to %s", local, url)
-        return url
+            ) from None
+        _LOGGER.info("copied %s to %s", local, shown_url(url))
+        return shown_url(url)
 
     def _local(self, url: str) -> Path:
         digest = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
-        return self._work_dir / f"{digest}-{posixpath.basename(url) or 'file'}"
+        return self._work_dir / f"{digest}-{posixpath.basename(shown_url(url)) or 'file'}"
+
+
+def _said(error: Exception) -> str:
+    """What a file system said, which may have the address in it."""
+    return shown_urls(f"{type(error).__name__}: {error}")
 
 
 def _file_system(url: str) -> tuple[Any, str]:
+    shown = shown_url(url)
     try:
         from fsspec.core import url_to_fs
     except ImportError:
-        raise SettingsError(f"{url} needs fsspec; install it with pip install 'parallelmind[cloud]'.") from None
+        raise SettingsError(f"{shown} needs fsspec; install it with pip install 'parallelmind[cloud]'.") from None
     scheme = url.partition("://")[0]
     try:
         system, name = url_to_fs(url)
     except ImportError:
         library = _EXTRAS.get(scheme, "its library")
-        raise SettingsError(f"{url} needs {library}; install it with pip install 'parallelmind[cloud]'.") from None
+        raise SettingsError(f"{shown} needs {library}; install it with pip install 'parallelmind[cloud]'.") from None
     except ValueError as error:
-        raise SettingsError(f"{url}: {error}; known are paths such as s3://, gs:// and hf://.") from None
+        said = shown_urls(f"{url}: {error}")
+        raise SettingsError(f"{said}; known are paths such as s3://, gs:// and hf://.") from None
     return system, name

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from parallelmind.io.urls import shown_urls
+
 _NAME = "writer.json"
 _COMMAND_SHOWN = 120
 
@@ -27,7 +29,7 @@ def note_writer(folder: Path) -> None:
         "host": socket.gethostname(),
         "pid": process.pid,
         "created": process.create_time(),
-        "command": " ".join(process.cmdline()),
+        "command": shown_urls(" ".join(process.cmdline())),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     temporary = folder / f"{_NAME}.{os.getpid()}.tmp"

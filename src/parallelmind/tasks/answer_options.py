@@ -13,6 +13,7 @@ from parallelmind.answering.backends.openai_compatible import HttpSettings
 from parallelmind.answering.backends.retry import RetryPolicy
 from parallelmind.errors import SettingsError
 from parallelmind.io.fingerprints import fingerprint_of_folder
+from parallelmind.io.urls import shown_url
 from parallelmind.models.identity import fingerprint_of_adapter, real_name
 from parallelmind.settings.http import (
     ApiKeyEnv,
@@ -173,7 +174,7 @@ class AnswerOptions(EngineLoadingSettings, SamplingSettings):
         if self.uses_engine:
             names |= {"model_path": real_name(self.model_path), "seed": self.engine_seed}
         if self.base_url is not None:
-            names["base_url"] = self.base_url.rstrip("/")
+            names["base_url"] = shown_url(self.base_url.rstrip("/"))
         settings = super().identity() | names
         idle = () if self.uses_engine else (*_ENGINE_ONLY, "dtype")
         return {name: value for name, value in settings.items() if name not in idle}

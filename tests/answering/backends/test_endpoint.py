@@ -25,7 +25,7 @@ def test_services_and_their_keys() -> None:
 
 def test_a_server_of_ones_own_needs_no_key() -> None:
     endpoint = find_endpoint("openai", base_url="http://127.0.0.1:8000/v1", environ={})
-    assert endpoint.secret == ""
+    assert endpoint.secrets == []
     assert endpoint.key
 
 

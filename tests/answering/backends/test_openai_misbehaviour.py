@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections import Counter
 
@@ -49,6 +51,44 @@ def test_an_echoed_key_is_in_no_traceback(status: int, caplog: pytest.LogCapture
     assert "[key removed]" in shown
     assert KEY not in shown
     assert chain == [None, None]
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_a_password_in_the_address_is_in_no_output(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The address sends it as base64, and servers repeat what they were sent."""
+    caplog.set_level(logging.DEBUG)
+    with FakeOpenAI({"q": [fake.echoed_key(status)] * 9}) as server:
+        address = server.base_url.replace("://", "://anna:very%20secret@")
+        environ = {"OPENAI_API_KEY": KEY}
+        endpoint = find_endpoint("openai", base_url=address, environ=environ)
+        settings = HttpSettings(model="m", retry=RetryPolicy(max_attempts=1))
+        backend = OpenAICompatibleBackend(endpoint, settings)
+        results: list[object] = []
+        try:
+            backend.run(["q"], prompt_of, lambda row, result: results.append(result))
+        except SettingsError as error:
+            results.append("".join(traceback.format_exception(error)))
+        [request] = server.requests
+        assert request.headers["authorization"]
+    shown = repr((results, endpoint, backend, vars(backend))) + caplog.text
+    assert server.base_url in shown
+    for secret in ("very%20secret", "very secret", base64.b64encode(b"anna:very secret").decode(), KEY):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 500])
+def test_a_response_without_end_is_cut(status: int) -> None:
+    with FakeOpenAI(always=Reply(status=status, body=b"x" * 2**16, endless=True)) as server:
+        try:
+            result = answer(server, ["q"])["q"]
+            said = result.error
+        except SettingsError as error:
+            said = str(error)
+        time.sleep(0.3)
+        sent = server.sent_without_end
+    assert said is not None
+    assert len(said) < 600
+    assert sent < (100 if status == 200 else 20) * 2**20
 
 
 @pytest.mark.parametrize(

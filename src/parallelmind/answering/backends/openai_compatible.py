@@ -15,12 +15,14 @@ from annotated_types import MinLen
 
 from parallelmind.answering.backends.api_errors import ErrorReader, Redactor, read_answer
 from parallelmind.answering.backends.base import Answer, AnswerResult, Prompt, try_prompt
+from parallelmind.answering.backends.bounded import bound_error
 from parallelmind.answering.backends.clock import Clock, Sleep
 from parallelmind.answering.backends.limits import RateLimits, estimate_tokens
 from parallelmind.answering.backends.retry import AttemptError, GaveUpError, Pause, Retrying, RetryPolicy
 from parallelmind.answering.backends.threads import run_bounded
 from parallelmind.errors import SettingsError
 from parallelmind.io.endpoint import Endpoint
+from parallelmind.io.urls import credentials_of
 from parallelmind.settings.http import Concurrency, ExtraBody, Rpm, Timeout, Tpm
 from parallelmind.settings.sampling import SamplingSettings, Temperature, TopP
 from parallelmind.settings.setting import Setting, described
@@ -79,7 +81,7 @@ class OpenAICompatibleBackend:
         self._endpoint = endpoint
         self._clock = clock or Clock()
         rng = rng or random.Random()
-        self._redactor = Redactor(endpoint.secret)
+        self._redactor = Redactor(*endpoint.secrets)
         self._errors = ErrorReader(endpoint, settings.model, self._redactor, self._clock.wall)
         self._limits = RateLimits(rpm=settings.rpm, tpm=settings.tpm, clock=self._clock)
         self._retrying = Retrying(settings.retry, Pause(self._clock, rng), self._clock, rng)
@@ -234,9 +236,16 @@ def _connect(endpoint: Endpoint, timeout: float) -> Any:
         raise SettingsError(
             "answering over HTTP needs the package openai; install it with: pip install 'parallelmind[api]'"
         ) from error
+    limits = openai.Timeout(timeout, connect=min(timeout, _MAX_CONNECT_SECONDS))
     return openai.OpenAI(
         api_key=endpoint.key,
-        base_url=endpoint.base_url,
+        base_url=endpoint.shown_url,
         max_retries=0,
-        timeout=openai.Timeout(timeout, connect=min(timeout, _MAX_CONNECT_SECONDS)),
+        timeout=limits,
+        http_client=openai.DefaultHttpxClient(
+            base_url=endpoint.shown_url,
+            auth=credentials_of(endpoint.base_url),  # in the address it would stand in the library's log
+            timeout=limits,
+            event_hooks={"response": [lambda response: bound_error(response, seconds=timeout)]},
+        ),
     )
