@@ -22,8 +22,8 @@ from parallelmind.jobs.task import Task, WorkerInfo, Write
 
 @dataclass
 class Records(Task):
-    """Doubles "n"; a record may also say {"do": "die" | "end" | "leave" | "stop" | "hang" | "fail" | "refuse"}, or
-    {"do": "wait", "until": records begun}."""
+    """Doubles "n"; a record may also say {"do": "die" | "end" | "leave" | "stop" | "hang" | "fail" | "refuse" | "edit"},
+    or {"do": "wait", "until": records begun}."""
 
     input_path: Path
     out_path: Path
@@ -38,12 +38,20 @@ class Records(Task):
     """Loading kills the process after so many seconds."""
     stop_loading: tuple[int, ...] = ()
     """Ranks that stand still while they load."""
+    slow_loading: float = 0.0
+    """Seconds."""
+    weights: Path | None = None
+    """A file that the output depends on; "edit" edits it."""
+    edit_as_it_loads: bool = False
     rank: int = 0
 
     kind = "test"
 
     def settings(self) -> Mapping[str, Any]:
         return {}
+
+    def files(self) -> Mapping[str, str]:
+        return {} if self.weights is None else {"weights": self.weights.read_text()}
 
     def start(self, worker: WorkerInfo, alive: Callable[[], None]) -> Records:
         if self.crash_after is not None:
@@ -53,8 +61,15 @@ class Records(Task):
             os.kill(os.getpid(), signal.SIGSTOP)
         if worker.rank in self.refuse:
             raise SettingsError(f"rank {worker.rank} has no model; get one.")
+        time.sleep(self.slow_loading)
+        if self.edit_as_it_loads:
+            self._edit()
         self.rank = worker.rank
         return self
+
+    def _edit(self) -> None:
+        assert self.weights
+        self.weights.write_text(self.weights.read_text() + "2")
 
     def run(self, lines: Iterable[JsonLine], write: Write) -> None:
         batch: list[JsonLine] = []
@@ -87,6 +102,8 @@ class Records(Task):
                 with self.log.open("a") as file:
                     file.write(f"{row['n']} {at_hand} {self.rank}\n")
             _do(row.get("do"))
+            if row.get("do") == "edit":
+                self._edit()
             if row.get("do") == "wait":
                 self._wait(row["until"])
             time.sleep(self.seconds)

@@ -208,3 +208,14 @@ def test_a_class_of_the_user(tmp_path: Path, out: Path, workers: int) -> None:
     assert edited.out_path == out.with_name(f"{out.stem}_2{out.suffix}")
     assert len(read_rows(edited.out_path)) == len(found)
     assert read_rows(out) == found
+
+
+def test_a_password_in_the_address_is_in_no_file_of_the_job(
+    tmp_path: Path, out: Path, over_http: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with FakeOpenAI({"q1": [fake_openai.echoed_key(400)]}) as server:
+        address = server.base_url.replace("://", "://anna:correct-horse@")
+        answer(questions(tmp_path, 3), out, base_url=address, **over_http)
+        assert answer(questions(tmp_path, 3), out, base_url=server.base_url, **over_http).resumed >= 2
+    assert b"correct-horse" not in everything_written(out) + caplog.text.encode()

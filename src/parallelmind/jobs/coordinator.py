@@ -9,60 +9,52 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parallelmind.errors import JobError, ParallelMindError
+from parallelmind.jobs.identity import edited_files
 from parallelmind.jobs.leases import Leases
-from parallelmind.jobs.messages import Ask, Finished, FromWorker, GaveUp, Idle, Load, Records, Rest, Stop, ToWorker
+from parallelmind.jobs.messages import (
+    Ask,
+    Beat,
+    Finished,
+    FromWorker,
+    GaveUp,
+    Idle,
+    Load,
+    Loaded,
+    Records,
+    Rest,
+    Stop,
+    ToWorker,
+)
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.options import LATE_SECONDS
 from parallelmind.jobs.quarantine import Death, Quarantine
 from parallelmind.jobs.task import WorkerInfo
 from parallelmind.jobs.transports.base import Ended, Inbox, MakeTransport, Received, Transport
 from parallelmind.jobs.worker import Worker
+from parallelmind.jobs.worker_state import WorkerState
 
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
+_DEAF_SECONDS = 1.0
+"""A longer time between two looks at the workers counts against none of them."""
 _TURN_SECONDS = 0.02
 """After so long, what was heard is committed."""
 _LEASE_BYTES = 2**24
 """Of the input, in one lease."""
-_FAILED_STARTS = 3
-"""Deaths in a row before the first lease, after which a worker is given up."""
-_FRUITLESS_DEATHS = 20
-"""Deaths in a row without a finished record in between, likewise."""
 _EDITS = 20
 """So often a run takes up edits of its input."""
 
 OnPoll = Callable[[bool], None]
 """Called often, with whether a worker has its model and works."""
-State = Literal["new", "loading", "idle", "working"]
-
-
-@dataclass(slots=True)
-class _Worker:
-    """What the coordinator knows of one worker."""
-
-    state: State = "new"
-    wanted: int = 1
-    """Records it would take, while it is idle."""
-    last_sign: float = 0.0
-    hung: Death | None = None
-    """It was ended for making no progress."""
-    has_begun: bool = False
-    """The present process took a lease."""
-    has_finished: bool = False
-    """The present process finished a record."""
-    failed_starts: int = 0
-    fruitless_deaths: int = 0
-    given_up: str = ""
-    """Why it is not replaced any more."""
 
 
 class Coordinator:
@@ -85,10 +77,13 @@ class Coordinator:
     ) -> None:
         self._job = job
         self._record_timeout = record_timeout
-        self._workers = [_Worker() for _ in range(world_size)]
+        self._workers = [WorkerState() for _ in range(world_size)]
         self._inbox: Inbox = Inbox()
         self._keep_apart = keep_apart
         self._late = late
+        self._files = {socket.gethostname(): dict(job.files)}
+        """The files of the task as the first worker of each machine found them."""
+        self._listened = time.monotonic()
         self._has_begun = False
         self._found_edits = False
         self._edits_left = _EDITS
@@ -140,6 +135,7 @@ class Coordinator:
         Raises:
             ParallelMindError: the model cannot be loaded, or the disk is full; what was done is kept.
         """
+        job = self._job
         wanted: int | None = None
         is_loaded = False
 
@@ -158,6 +154,8 @@ class Coordinator:
             if isinstance(message, Finished):
                 self.accept(0, message)
                 self._job.ledger.commit()
+            elif isinstance(message, Loaded) and message.files != job.files:
+                raise edited_files(job.files, message.files)
             elif isinstance(message, Ask | Idle):
                 wanted = message.wanted
             on_poll(self._has_begun)
@@ -202,7 +200,7 @@ class Coordinator:
         """
         counts = self._leases.finish(finished.fence, finished.records)
         if not all(counts):
-            finished = _chosen(finished, counts)
+            finished = finished.chosen(counts)
         if not finished.records:
             return
         self._workers[rank].has_finished = True
@@ -295,12 +293,16 @@ class Coordinator:
 
     def _hear(self, event: Received, transport: Transport) -> None:
         worker = self._workers[event.rank]
-        worker.last_sign = event.at
+        worker.hears(event.at, progress=not isinstance(event.message, Beat))
         match event.message:
             case Finished():
                 self.accept(event.rank, event.message)
             case Ask(wanted):
                 transport.send(event.rank, self.lease(event.rank, wanted) or Rest())
+            case Loaded(host, files):
+                if (known := self._files.setdefault(host, files)) != files:
+                    worker.given_up = str(edited_files(known, files))
+                    transport.kill(event.rank)
             case Idle(wanted):
                 worker.state, worker.wanted = "idle", wanted
             case GaveUp(reason):
@@ -310,7 +312,7 @@ class Coordinator:
         """Leases to the workers that wait for one; those that will have one are to load what it takes."""
         for rank, worker in enumerate(self._workers):
             if worker.state == "new" and self._leases.has_for(rank):
-                worker.state = "loading"
+                worker.state, worker.last_beat = "loading", time.monotonic()
                 transport.send(rank, Load())
             elif worker.state == "idle" and (lease := self.lease(rank, worker.wanted)):
                 worker.state, worker.last_sign = "working", time.monotonic()
@@ -318,12 +320,14 @@ class Coordinator:
 
     def _end_hung_workers(self, transport: Transport) -> None:
         now = time.monotonic()
+        # What this process did not hear while it did other things, or was stopped itself, no worker is to blame for.
+        deaf = max(0.0, now - self._listened - _DEAF_SECONDS)
+        self._listened = now
         for rank, worker in enumerate(self._workers):
-            silent = now - worker.last_sign
-            if self._record_timeout and worker.state == "working" and silent > self._record_timeout and not worker.hung:
+            worker.last_sign, worker.last_beat = worker.last_sign + deaf, worker.last_beat + deaf
+            if self._record_timeout and (reason := worker.hang(now, self._record_timeout)):
                 if not self._inbox.empty():
                     return  # a sign of life may be among what was not heard yet
-                reason = f"made no progress for {silent:.0f} seconds (--record_timeout) and was ended"
                 worker.hung = Death(reason, "Timeout")
                 transport.kill(rank)
                 self._take_back(rank, worker.hung)
@@ -333,16 +337,7 @@ class Coordinator:
         rank, worker = event.rank, self._workers[event.rank]
         death = worker.hung or event.death
         self._take_back(rank, death)
-        worker.failed_starts = 0 if worker.has_begun else worker.failed_starts + 1
-        worker.fruitless_deaths = 0 if worker.has_finished else worker.fruitless_deaths + 1
-        if not worker.given_up:
-            if event.for_good:
-                worker.given_up = f"worker {rank} {death.reason}"
-            elif worker.failed_starts >= _FAILED_STARTS:
-                worker.given_up = f"worker {rank} {death.reason} {_FAILED_STARTS} times before it could begin"
-            elif worker.fruitless_deaths >= _FRUITLESS_DEATHS:
-                worker.given_up = f"worker {rank} {death.reason}; {_FRUITLESS_DEATHS} deaths without a finished record"
-        worker.state, worker.hung, worker.has_begun, worker.has_finished = "new", None, False, False
+        worker.bury(rank, death, for_good=event.for_good)
         if worker.given_up:
             self._leases.give_up(rank)
             self._check_workers()
@@ -392,16 +387,3 @@ class Coordinator:
         raise JobError(
             f"{reasons}. {missing} records have no result yet: with that mended, the command continues where it was."
         )
-
-
-def _chosen(finished: Finished, counts: list[bool]) -> Finished:
-    """The results that count."""
-    ends = list(itertools.accumulate(finished.sizes))
-    payloads = (finished.payload[end - size : end] for size, end in zip(finished.sizes, ends, strict=True))
-    return Finished(
-        finished.fence,
-        list(itertools.compress(finished.records, counts)),
-        list(itertools.compress(finished.sizes, counts)),
-        list(itertools.compress(finished.measures, counts)),
-        b"".join(itertools.compress(payloads, counts)),
-    )

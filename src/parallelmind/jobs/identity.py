@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from parallelmind.errors import JobError
 from parallelmind.io.line_table import InputSummary
 from parallelmind.jobs.task import Task
 
@@ -57,6 +58,15 @@ class JobCompletion:
     output_bytes: int
     failures: list[tuple[int, str]]
     """(line, reason) of the first failed records."""
+
+
+def edited_files(before: Mapping[str, str], now: Mapping[str, str]) -> JobError:
+    """What to tell the user of files that were edited while their job ran."""
+    names = " and ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name)))
+    return JobError(
+        f"the files of {names} were edited while the job ran, so it cannot go on with them; restore them and start the "
+        "same command again, or start it as they are now: that is another job, with an output of its own."
+    )
 
 
 def other_input(before: InputSummary, now: InputSummary) -> str:

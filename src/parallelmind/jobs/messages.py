@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 
@@ -35,6 +36,14 @@ class Ask(NamedTuple):
     wanted: int
 
 
+class Loaded(NamedTuple):
+    """From a worker: it has loaded what it takes."""
+
+    host: str
+    files: dict[str, str]
+    """What `Task.files` says now, on the worker's machine."""
+
+
 class Idle(NamedTuple):
     """From a worker that has loaded and holds no records: it waits for some."""
 
@@ -49,12 +58,28 @@ class Finished(NamedTuple):
     sizes: list[int]
     """Bytes of each record's rows in `payload`."""
     measures: list[tuple[Any, ...]]
-    """For each record the values of `index.MEASURES`."""
+    """For each record the values of `results.MEASURES`."""
     payload: bytes
+
+    def chosen(self, counts: list[bool]) -> Finished:
+        """The results that count."""
+        ends = list(itertools.accumulate(self.sizes))
+        payloads = (self.payload[end - size : end] for size, end in zip(self.sizes, ends, strict=True))
+        return Finished(
+            self.fence,
+            list(itertools.compress(self.records, counts)),
+            list(itertools.compress(self.sizes, counts)),
+            list(itertools.compress(self.measures, counts)),
+            b"".join(itertools.compress(payloads, counts)),
+        )
 
 
 class Alive(NamedTuple):
     """From a worker that makes progress."""
+
+
+class Beat(NamedTuple):
+    """From a worker now and then, whether it makes progress or not: its process runs."""
 
 
 class GaveUp(NamedTuple):
@@ -64,4 +89,4 @@ class GaveUp(NamedTuple):
 
 
 ToWorker = Load | Records | Rest | Stop
-FromWorker = Ask | Idle | Finished | Alive | GaveUp
+FromWorker = Ask | Loaded | Idle | Finished | Alive | Beat | GaveUp

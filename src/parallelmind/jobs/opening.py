@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,6 +84,11 @@ class OpenJob:
     def shown_path(self) -> Path:
         """The output as the user would spell it."""
         return spelled_beside(self.task.out_path, self.out_path)
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Hashes of the files that the output depends on, as they were when the job was opened."""
+        return self._identity.files
 
     @property
     def summary(self) -> InputSummary:

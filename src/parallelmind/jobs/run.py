@@ -19,7 +19,7 @@ from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.statistics import JobStatistics, Monitor, Progress, Silent
 from parallelmind.jobs.task import Task
 from parallelmind.jobs.transports.base import MakeTransport
-from parallelmind.jobs.transports.torchrun import follow, next_job, release
+from parallelmind.jobs.transports.torchrun import ending_with_launcher, follow, next_job, release
 from parallelmind.jobs.worker_files import check_worker_files, write_worker_files
 
 _LOGGER = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ def run_job(task: Task, options: RunOptions, *, progress: Progress | None = None
     """
     if options.total_gpus is not None and options.workers == 0 and options.rank.world_size == 1:
         raise SettingsError("--total_gpus is for worker processes; give --workers 1 or more, or leave it out.")
+    with ending_with_launcher(options.rank):
+        return _run(task, options, progress)
+
+
+def _run(task: Task, options: RunOptions, progress: Progress | None) -> JobReport | None:
     if options.rank.world_size > 1:
         next_job(options.rank)
     if options.rank.rank:

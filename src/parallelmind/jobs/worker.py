@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,21 @@ from typing import Any
 
 from parallelmind.errors import ParallelMindError
 from parallelmind.io.jsonl import JsonLine
-from parallelmind.jobs.messages import Alive, Ask, Finished, FromWorker, GaveUp, Idle, Load, Records, Stop, ToWorker
+from parallelmind.jobs.identity import edited_files
+from parallelmind.jobs.messages import (
+    Alive,
+    Ask,
+    Beat,
+    Finished,
+    FromWorker,
+    GaveUp,
+    Idle,
+    Load,
+    Loaded,
+    Records,
+    Stop,
+    ToWorker,
+)
 from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo
 
@@ -22,6 +37,7 @@ _HAND_OVER_SECONDS = 0.02
 """No result waits longer in the worker."""
 _HAND_OVER_BYTES = 2**20
 _ALIVE_SECONDS = 0.05
+_BEAT_SECONDS = 0.5
 
 
 class Worker:
@@ -30,7 +46,8 @@ class Worker:
     Args:
         receive: waits for the next message.
         send: is called by one thread at a time.
-        in_time: results are handed over in time also while the task calls nothing; `send` must not fail then.
+        in_time: results are handed over, and signs of life given, in time also while the task calls nothing; `send`
+            must not fail then.
     """
 
     def __init__(
@@ -61,7 +78,11 @@ class Worker:
         try:
             while not self._stopped and not isinstance(message := self._receive(), Stop):
                 if isinstance(message, Load):
+                    before = dict(self._task.files())
                     worker = self._task.start(self._info, self._outbox.alive)
+                    if (now := dict(self._task.files())) != before:
+                        raise edited_files(before, now)
+                    self._outbox.send(Loaded(socket.gethostname(), now))
                     self._started = time.monotonic()
                 elif isinstance(message, Records):
                     assert worker
@@ -140,10 +161,12 @@ class _Outbox:
         self._flushed = 0.0
         if in_time:
             threading.Thread(target=self._hand_over_in_time, daemon=True).start()
+            threading.Thread(target=self._beat, daemon=True).start()
 
     def send(self, message: FromWorker) -> None:
         with self._lock:
-            self._sent = time.monotonic()
+            if not isinstance(message, Beat):
+                self._sent = time.monotonic()
             self._send(message)
 
     def alive(self) -> None:
@@ -177,6 +200,11 @@ class _Outbox:
         for fence, results in waiting.items():
             sizes = [len(payload) for payload in results.payloads]
             self._send(Finished(fence, results.records, sizes, results.measures, b"".join(results.payloads)))
+
+    def _beat(self) -> None:
+        while True:
+            self.send(Beat())
+            time.sleep(_BEAT_SECONDS)
 
     def _hand_over_in_time(self) -> None:
         while True:

@@ -30,6 +30,8 @@ _LOGGER = logging.getLogger(__name__)
 _END_SECONDS = 30.0
 """For workers that were told to stop: they may have much to free."""
 _TERMINATE_SECONDS = 10.0
+_INTERRUPT_SECONDS = 0.3
+"""For all workers together, where the run failed or was interrupted: one that is stopped hears nothing."""
 _POLL_SECONDS = 1.0
 
 
@@ -113,7 +115,7 @@ class LocalTransport:
             self._wait(_END_SECONDS)
         for process in self._processes.values():
             process.terminate()
-        self._wait(_TERMINATE_SECONDS)
+        self._wait(_TERMINATE_SECONDS if error is None else _INTERRUPT_SECONDS)
         for process in self._processes.values():
             process.kill()
         self._wait(_TERMINATE_SECONDS)

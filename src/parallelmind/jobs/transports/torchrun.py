@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
@@ -38,6 +38,9 @@ _POLL_SECONDS = 0.1
 _LEADER_SECONDS = 3600.0
 """Rank 0 may have a large input to read before it listens."""
 _END_SECONDS = 60.0
+_LAST_SECONDS = 3.0
+_ABANDON_SECONDS = 1.0
+"""For ranks when the run failed or was interrupted."""
 _STORE_SECONDS = 600
 _job_numbers: Counter[Rank] = Counter()
 """All ranks run the same jobs in the same order, and number them."""
@@ -104,6 +107,8 @@ class TorchrunTransport:
         self._launcher = os.getppid()
         self._messages: dict[int, SimpleQueue[Any]] = {rank: SimpleQueue() for rank in range(1, world_size)}
         self._left = {rank: threading.Event() for rank in self._messages}
+        self._killed: set[int] = set()
+        """Ranks that were told to end their worker and have not said that it ended."""
         self._is_over = False
         self._key = secrets.token_bytes(32)
         self._server = socket.create_server((meeting.bind_to, 0))
@@ -124,6 +129,7 @@ class TorchrunTransport:
 
     def kill(self, rank: int) -> None:
         if rank:
+            self._killed.add(rank)
             self._messages[rank].put(_Kill())
         else:
             self._local.kill(0)
@@ -139,9 +145,11 @@ class TorchrunTransport:
         for messages in self._messages.values():
             messages.put(_Over(error))
         self._local.close(error)
-        until = time.monotonic() + (_END_SECONDS if error is None else 1.0)
-        for left in self._left.values():
-            left.wait(max(0.0, until - time.monotonic()))
+        now = time.monotonic()
+        for rank, left in self._left.items():
+            # One that does not even end its worker may stand still itself.
+            seconds = _END_SECONDS if error is None and rank not in self._killed else _ABANDON_SECONDS
+            left.wait(max(0.0, now + seconds - time.monotonic()))
         self._meeting.end()
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
@@ -164,6 +172,8 @@ class TorchrunTransport:
         Sender(connection, self._messages[rank])
         with contextlib.suppress(EOFError, OSError):
             while not isinstance(event := pickle.loads(connection.recv_bytes()), _Left):
+                if isinstance(event, Ended):
+                    self._killed.discard(rank)
                 # Clocks of machines differ: the time of a sign of life is when it came here.
                 self._inbox.put(Received(rank, event.message) if isinstance(event, Received) else event)
         connection.close()
@@ -234,6 +244,29 @@ def _connection(connected: socket.socket) -> Connection:
     connected.settimeout(None)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Connection(connected.detach())
+
+
+@contextlib.contextmanager
+def ending_with_launcher(rank: Rank) -> Iterator[None]:
+    """In this block the process of a rank ends soon after its launcher, whatever it is at.
+
+    What it had stored is kept, as with every end.
+    """
+    over, launcher = threading.Event(), os.getppid()
+
+    def watch() -> None:
+        while not over.wait(_POLL_SECONDS):
+            if os.getppid() != launcher:
+                if not over.wait(_LAST_SECONDS):  # for an orderly end, see _check_launcher
+                    os._exit(1)
+                return
+
+    if rank.world_size > 1:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _check_launcher(launcher: int) -> None:
