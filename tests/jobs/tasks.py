@@ -22,8 +22,11 @@ from parallelmind.jobs.task import Task, WorkerInfo, Write
 
 @dataclass
 class Records(Task):
-    """Doubles "n"; a record may also say {"do": "die" | "end" | "leave" | "stop" | "hang" | "fail" | "refuse" | "edit"},
-    or {"do": "wait", "until": records begun}."""
+    """Doubles "n".
+
+    A record may also say {"do": "die" | "end" | "leave" | "stop" | "hang" | "fail" | "refuse" | "edit"}, or
+    {"do": "wait", "until": records begun}.
+    """
 
     input_path: Path
     out_path: Path
