@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from parallelmind import Engine, Request, SamplingParams
+from parallelmind.models.cpu.instructions import has_packed
 from parallelmind.models.cpu.optimize import optimize_for_cpu
 from parallelmind.models.cpu.packed_linear import PackedLinear
 from parallelmind.models.cpu.row_counts import padded_rows
@@ -18,6 +19,8 @@ from tests.machines import processor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_layer_is_the_layer(dtype: torch.dtype, bias: bool) -> None:
+    if not has_packed(dtype):
+        pytest.skip("this processor packs no such weights")
     torch.manual_seed(0)
     linear = torch.nn.Linear(48, 80, bias=bias, dtype=dtype)
     packed = PackedLinear(linear.weight, linear.bias)
@@ -65,6 +68,8 @@ def test_adapters_are_merged() -> None:
 def test_half_precision_is_computed_in_float32_where_the_processor_lacks_it(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if native and not has_packed(torch.bfloat16):
+        pytest.skip("this processor packs no such weights")
     processor(monkeypatch, bfloat16=native)
     model = tiny_model("qwen2", torch.bfloat16)
     notes = optimize_for_cpu(model)

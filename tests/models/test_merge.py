@@ -138,7 +138,7 @@ def test_an_adapter_without_2d_rope_makes_an_ordinary_model(tmp_path):
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
         expected = load(base, adapter).model(input_ids=ids).logits
-        torch.testing.assert_close(plain(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(plain(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_dtype_is_the_bases_own_unless_given(tmp_path):

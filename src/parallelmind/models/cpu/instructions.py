@@ -14,6 +14,13 @@ def has_native(dtype: torch.dtype) -> bool:
     return any(getattr(torch.cpu, probe, bool)() for probe in probes.get(dtype, ()))
 
 
+def has_packed(dtype: torch.dtype) -> bool:
+    """Whether the library of matrix kernels packs weights of this format for this processor."""
+    if not torch._C._has_mkldnn:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
 def has_tiles() -> bool:
     """Whether this processor multiplies matrices tile by tile (AMX)."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())

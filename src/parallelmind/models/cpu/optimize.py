@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from parallelmind.models.cpu.elementwise import EvenActivation, is_activation
-from parallelmind.models.cpu.instructions import has_native
+from parallelmind.models.cpu.instructions import has_native, has_packed
 from parallelmind.models.cpu.packed_linear import PackedLinear
 
 
@@ -48,7 +48,7 @@ def optimize_for_cpu(model: Any, *, deterministic: bool = True) -> list[str]:
 def _better(module: nn.Module, *, deterministic: bool) -> nn.Module | None:
     """What takes a module's place; None: it stays."""
     layer = _weights_of(module)
-    if layer is not None and layer[0].dtype in (torch.float32, torch.bfloat16) and torch._C._has_mkldnn:
+    if layer is not None and has_packed(layer[0].dtype):
         return PackedLinear(*layer, deterministic=deterministic)
     return EvenActivation(module) if deterministic and is_activation(module) else None
 
