@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,25 @@ def test_other_settings_take_a_new_name_and_edited_queries_do_not(
     assert contexts(queries, corpus, out, "--max_samples", "1") == 0
     assert f"contexts are in {out.with_name('contexts_3.jsonl')}" in capsys.readouterr().err
     assert {row["id"] for row in rows_of(out)} == rows.keys()
+
+
+def test_queries_may_be_compressed_or_come_through_a_pipe_and_the_contexts_are_compressed(
+    queries: Path, corpus: Path, tmp_path: Path
+) -> None:
+    contexts(queries, corpus, plain := tmp_path / "plain.jsonl")
+    packed, pipe = tmp_path / "queries.json.gz", tmp_path / "pipe"
+    packed.write_bytes(gzip.compress(queries.read_bytes()))
+    assert contexts(packed, corpus, out := tmp_path / "contexts.jsonl.gz") == 0
+    os.mkfifo(pipe)
+    feed = threading.Thread(target=lambda: pipe.write_bytes(queries.read_bytes()))
+    feed.start()
+    assert contexts(pipe, corpus, piped := tmp_path / "piped.jsonl") == 0
+    feed.join()
+
+    def told(content: bytes) -> list[dict[str, Any]]:
+        return [json.loads(line) | {"retrieval_time": 0} for line in content.splitlines()]
+
+    assert told(gzip.decompress(out.read_bytes())) == told(plain.read_bytes()) == told(piped.read_bytes())
 
 
 def test_compat_is_the_looser_matching(queries: Path, corpus: Path, tmp_path: Path) -> None:

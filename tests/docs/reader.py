@@ -131,7 +131,7 @@ class Reader:
                     return int(end.code or 0)
             case ["python", script, *given] if (ROOT / script).is_file() and not Path(script).is_absolute():
                 return run_script(script, [*given, *_added_to_script(script, given)])
-            case ["python", *_] | ["bash", *_] | ["cat", *_] | ["head", *_] | ["ls", *_]:
+            case ["python", *_] | ["bash", *_] | ["cat", *_] | ["head", *_] | ["ls", *_] | ["gzip", *_] | ["zcat", *_]:
                 return self._process([sys.executable, *words[1:]] if words[0] == "python" else words)
             case ["curl", *_]:
                 url = [_SERVER.sub(self._server(), word) for word in words[1:]]
@@ -145,7 +145,7 @@ class Reader:
         return done.returncode
 
     def _left(self, command: Command) -> str:
-        assert command.piped_from[0] in ("echo", "printf", "cat"), f"{command.where}: {command.piped_from}"
+        assert command.piped_from[0] in ("echo", "printf", "cat", "zcat"), f"{command.where}: {command.piped_from}"
         words = list(command.piped_from)
         return subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=True).stdout
 

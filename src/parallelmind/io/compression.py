@@ -6,6 +6,7 @@ What has to be unpacked or can be read only once goes to a scratch file without 
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
 import stat
 import sys
@@ -92,11 +93,24 @@ def is_regular_or_pipe(path: Path) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
+def is_plain_file(path: Path) -> bool:
+    """Whether it can be read as it is, and again: no pipe, and not compressed; or it does not exist."""
+    if path == STDIN or (path.exists() and not path.is_file()):
+        return False
+    if not path.exists():
+        return True
+    with _open(path) as file:
+        return _packing(file.read(4)) is None
+
+
 def _open(path: Path) -> BinaryIO:
     if path == STDIN:
         if sys.stdin is None or sys.stdin.isatty():
             raise DataError("the input is - but nothing is piped in; pipe the records, or give a file.")
-        return open(sys.stdin.fileno(), "rb", buffering=_CHUNK, closefd=False)
+        try:
+            return open(sys.stdin.fileno(), "rb", buffering=_CHUNK, closefd=False)
+        except (OSError, ValueError):  # a program that has put something else in its place
+            return io.BufferedReader(sys.stdin.buffer)  # type: ignore[type-var]
     try:
         return path.open("rb", buffering=_CHUNK)
     except OSError as error:

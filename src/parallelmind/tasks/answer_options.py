@@ -58,8 +58,10 @@ class AnswerOptions(EngineLoadingSettings, SamplingSettings):
         SettingsError: a value is out of range, or two do not go together.
     """
 
-    contexts_file: Annotated[Path, Setting("the contexts, JSONL", "files", identity=False)]
-    output_file: Annotated[Path, Setting("the answers, JSONL", "files", identity=False)]
+    contexts_file: Annotated[
+        Path, Setting("the contexts, JSONL (.gz, .zst; - is the standard input)", "files", identity=False)
+    ]
+    output_file: Annotated[Path, Setting("the answers, JSONL; .gz or .zst compresses", "files", identity=False)]
     max_samples_per_worker: Annotated[
         int | None,
         Ge(1),

@@ -41,8 +41,8 @@ class BatchOptions(ModelOptions, SamplingSettings):
         SettingsError: a value is out of range, or two do not go together.
     """
 
-    data_path: Annotated[Path, Setting("input JSONL", "files", identity=False)]
-    out_path: Annotated[Path, Setting("output JSONL", "files", identity=False)]
+    data_path: Annotated[Path, Setting("input JSONL (.gz, .zst; - is the standard input)", "files", identity=False)]
+    out_path: Annotated[Path, Setting("output JSONL; .gz or .zst compresses", "files", identity=False)]
     max_samples: MaxSamples = None
     retry_failed: Annotated[bool, Setting("try the records that failed before again", "files", identity=False)] = False
     overwrite: Annotated[

@@ -16,7 +16,7 @@ from annotated_types import Ge
 
 from parallelmind.errors import DataError, JobError
 from parallelmind.io.atomic import replacing
-from parallelmind.io.compression import STDIN, open_plain
+from parallelmind.io.compression import is_plain_file, open_plain
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.results import RecordResult
@@ -43,8 +43,10 @@ class ContextOptions(Settings):
         SettingsError: a value is out of range.
     """
 
-    queries_file: Annotated[Path, Setting("the queries, JSON or JSONL", "files", identity=False)]
-    output_file: Annotated[Path, Setting("the contexts, JSONL", "files", identity=False)]
+    queries_file: Annotated[
+        Path, Setting("the queries, JSON or JSONL (.gz, .zst; - is the standard input)", "files", identity=False)
+    ]
+    output_file: Annotated[Path, Setting("the contexts, JSONL; .gz or .zst compresses", "files", identity=False)]
     start_index: Annotated[int, Ge(0), Setting("skip the first N queries", "files")] = 0
     max_samples: Annotated[
         int | None, Ge(1), Setting("at most N queries after those", "files", default="all", identity=False)
@@ -126,7 +128,7 @@ def run_contexts(
         run_job(ContextTask(options), run)  # records come from the first rank
         return None
     queries_file = options.queries_file
-    if queries_file == STDIN or queries_file.is_fifo():
+    if not is_plain_file(queries_file):
         options = dataclasses.replace(options, queries_file=_kept(queries_file, job_folder(options.output_file)))
     expansion = _expand(options)
     while True:
@@ -157,10 +159,10 @@ def run_contexts(
     )
 
 
-def _kept(pipe: Path, folder: Path) -> Path:
-    """A copy of what can be read only once."""
+def _kept(queries: Path, folder: Path) -> Path:
+    """A plain copy of what is compressed, or can be read only once."""
     path = folder / "queries.input"
-    with open_plain(pipe, folder) as source, replacing(path) as temporary, temporary.open("wb") as file:
+    with open_plain(queries, folder) as source, replacing(path) as temporary, temporary.open("wb") as file:
         shutil.copyfileobj(source, file)
     return path
 
