@@ -36,9 +36,9 @@ def prepare(name):
 def command(*words):
     # type: (str) -> None
     """Run a command of `parallelmind` with the flags of this program, and end with its exit code."""
-    from parallelmind.cli.main import main
+    from parallelmind.cli.main import program
 
-    sys.exit(main(list(words) + sys.argv[1:]))
+    program(list(words) + sys.argv[1:])
 
 
 def _problem():

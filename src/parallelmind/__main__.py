@@ -1,7 +1,5 @@
 """`python -m parallelmind` is the `parallelmind` command."""
 
-import sys
+from parallelmind.cli.main import program
 
-from parallelmind.cli.main import main
-
-sys.exit(main())
+program()

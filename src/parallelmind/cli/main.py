@@ -6,6 +6,8 @@ A subcommand module has `add_arguments(parser)` and `run(args) -> exit code`; `c
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import errno
 import os
 import select
@@ -14,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 import parallelmind
 from parallelmind.cli.args import Parser, parse
@@ -27,6 +30,7 @@ from parallelmind.jobs.ranks import current_rank
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_INTERRUPTED = (130, 143)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -64,6 +68,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exception(caught)
     say_failed(message, interrupted=isinstance(caught, KeyboardInterrupt))
     return code
+
+
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command as the program that this process is, and end with its exit code.
+
+    Where it was interrupted the process ends without waiting for its threads, and without taking torch down in order,
+    which takes seconds.
+    """
+    code = main(argv)
+    if code in _INTERRUPTED:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parser(given: Sequence[str]) -> Parser:
