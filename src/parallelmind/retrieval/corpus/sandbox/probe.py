@@ -1,0 +1,95 @@
+"""Which sandbox there is on this machine: one that has been tried, and kept what it promises."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from parallelmind.errors import SettingsError
+from parallelmind.retrieval.corpus.sandbox.running import Limits
+from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
+
+_ATTEMPTS = Path(__file__).with_name("attempts.py")
+_LIMITS = Limits(seconds=60, memory_bytes=2**30, scratch_bytes=8 * 2**20, output_bytes=2**16)
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+_PROCESSES = 8
+_MOST_SHOWN = 300
+
+
+@functools.cache
+def find_sandbox() -> Sandbox:
+    """The first kind that keeps what it promises, tried once per process.
+
+    Raises:
+        SettingsError: there is none; says what was wrong with each, and what can be done.
+    """
+    faults = []
+    for kind in _order():
+        if not (fault := find_fault(Sandbox(kind))):
+            return Sandbox(kind)
+        faults.append(f"{kind}: {fault}")
+    raise SettingsError(
+        f"there is no sandbox to run the packages in ({'; '.join(faults)}). On Linux, install bubblewrap or permit user"
+        " namespaces; or give --no_runtime to describe packages by their files alone, or --unsafe_inspection to run"
+        " their code with all that you may do yourself."
+    )
+
+
+def find_fault(sandbox: Sandbox) -> str:
+    """What a sandbox does not keep of its promises, found by trying; "" if it keeps them."""
+    if not sys.platform.startswith("linux"):
+        return "needs Linux"
+    if sandbox.kind == "bubblewrap" and shutil.which("bwrap") is None:
+        return "bwrap is not on PATH"
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        port, abstract, path = (stack.enter_context(socket.socket(family)) for family in _FAMILIES)
+        name, secret = f"parallelmind-{secrets.token_hex(8)}", Path(folder, "secret")
+        port.bind(("127.0.0.1", 0))
+        abstract.bind(f"\0{name}")
+        path.bind(f"{folder}/socket")
+        for listener in (port, abstract, path):
+            listener.listen()
+        secret.write_text("secret")
+        outside = {
+            "port": port.getsockname()[1],
+            "name": name,
+            "socket": f"{folder}/socket",
+            "secret": str(secret),
+            "folder": folder,
+            "processes": _PROCESSES,
+            "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES},
+            "scratch_bytes": _LIMITS.scratch_bytes,
+            "limits": _LIMITS.of_process(),
+        }
+        arguments = ["-I", "-S", "-B", str(_ATTEMPTS), json.dumps(outside)]
+        output = Path(folder, "found")
+        try:
+            result = sandbox.run(sys.executable, arguments, output, _LIMITS, readable=[_ATTEMPTS])
+        except SettingsError as error:
+            return str(error).partition(";")[0]
+        if result.failure:
+            return f"its trial {result.failure}"[:_MOST_SHOWN]
+        try:
+            found = json.loads(output.read_bytes())
+        except ValueError:
+            return "its trial gave no answer"
+        if result.survived:
+            found.append("a process outlived it")
+        return "; ".join(found)
+
+
+_FAMILIES = (socket.AF_INET, getattr(socket, "AF_UNIX", socket.AF_INET), getattr(socket, "AF_UNIX", socket.AF_INET))
+
+
+def _order() -> tuple[Kind, ...]:
+    """In bubblewrap root stays root, if without its rights, and limits on processes do not hold for root."""
+    first: tuple[Kind, ...] = ("bubblewrap", "namespaces")
+    return first[::-1] if hasattr(os, "getuid") and os.getuid() == 0 else first
