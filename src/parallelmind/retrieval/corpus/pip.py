@@ -31,7 +31,16 @@ _LIMITS = Limits(
 _SETTINGS = frozenset(
     {
         *("index-url", "extra-index-url", "no-index", "find-links", "trusted-host", "cert", "client-cert", "proxy"),
-        *("timeout", "retries", "use-feature", "use-deprecated", "pre", "constraint", "prefer-binary"),
+        *(
+            "timeout",
+            "default-timeout",
+            "retries",
+            "use-feature",
+            "use-deprecated",
+            "pre",
+            "constraint",
+            "prefer-binary",
+        ),
     }
 )
 _ENVIRONMENT = (
@@ -41,9 +50,13 @@ _ENVIRONMENT = (
 )
 
 
-@functools.cache
 def pip_settings() -> Mapping[str, str]:
     """What `pip config list` shows of its files and of the environment: name and value, several with spaces between."""
+    return _listed(tuple(item for item in os.environ.items() if item[0].startswith("PIP_")))
+
+
+@functools.cache
+def _listed(environment: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     command = [sys.executable, "-P", "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=_CONFIG_SECONDS, check=False)
     settings: dict[str, str] = {}
@@ -131,8 +144,10 @@ def _configured() -> tuple[dict[str, str], list[Path]]:
         if name in _SETTINGS:
             words = [_absolute(word) for word in value.split()]
             environment[f"PIP_{name.upper().replace('-', '_')}"] = " ".join(words)
-    for value in environment.values():
-        files += [Path(word.removeprefix("file://")) for word in value.split() if word.startswith(("/", "file:///"))]
+    for name, value in environment.items():
+        paths = [Path(word.removeprefix("file://")) for word in value.split() if word.startswith(("/", "file:///"))]
+        # The pages of an index on disk link to a folder beside them.
+        files += [path.parent for path in paths if path.parent.name] if name.endswith("INDEX_URL") else paths
     return environment, [path.absolute() for path in files if path.exists() and str(path) != os.devnull]
 
 

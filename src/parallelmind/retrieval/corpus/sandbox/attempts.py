@@ -28,6 +28,7 @@ def main() -> None:
         "a socket of this machine was reached by its path": reach_socket,
         "a file of yours was read": read_file,
         "a file was written outside": write_files,
+        "settings of the kernel were open for writing": open_settings,
         "processes of this machine were seen": see_processes,
         "the namespaces are those of this machine": share_namespaces,
         "there was no end to the folder that may be written": fill_scratch,
@@ -71,7 +72,7 @@ def read_file(outside: dict[str, Any]) -> bool:
 
 
 def write_files(outside: dict[str, Any]) -> bool:
-    folders = ["/", "/etc", "/usr", "/dev", "/proc/sys/kernel", outside["folder"], os.path.dirname(sys.executable)]
+    folders = ["/", "/etc", "/usr", "/dev", outside["folder"], os.path.dirname(sys.executable)]
     return any(writes(os.path.join(folder, outside["name"])) for folder in folders)
 
 
@@ -82,6 +83,20 @@ def writes(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def open_settings(outside: dict[str, Any]) -> bool:
+    """Whether a file of /proc that changes the machine can be opened for writing; nothing is written."""
+    paths = ["/proc/sysrq-trigger"]
+    for folder in ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs"):
+        paths += [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
+    for path in paths:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def see_processes(outside: dict[str, Any]) -> bool:

@@ -2,9 +2,10 @@
 
     python -I -S launcher.py PLAN     a JSON object; `sandbox.Sandbox` writes it
 
-Nothing of parallelmind is imported. With "kind" "bubblewrap" the doors are bwrap's, with "namespaces" they are closed
-here by the same system calls, with "" there are limits only. What the command sees is the same in both: a root of its
-own with the named folders of the host, read-only, and one folder of limited size to write to.
+Nothing of parallelmind is imported, and with "kind" "" the code keeps to Python 3.7. With "kind" "bubblewrap" the doors
+are bwrap's, with "namespaces" they are closed here by the same system calls, with "" there are limits only. What the
+command sees is the same in both: a root of its own with the named folders of the host, read-only, and one folder of
+limited size to write to.
 """
 
 from __future__ import annotations
@@ -84,14 +85,19 @@ def bubblewrap(plan: dict[str, Any]) -> list[str]:
     words += ["--size", str(plan["scratch_bytes"]), "--perms", "1777", "--tmpfs", plan["scratch"]]
     for target, source in plan["links"].items():
         words += ["--symlink", source, target]
-    for source, target in plan["readable"]:
-        words += ["--ro-bind", source, target]
+    # bwrap itself leaves them as they are where it finds their folders read-only, as it does for root.
+    readable = [*plan["readable"], *((f"/proc/{name}", f"/proc/{name}") for name in _PROC_READ_ONLY)]
+    for source, target in readable:
+        if os.path.exists(source):
+            words += ["--ro-bind", source, target]
     for source, target in plan["writable"]:
         words += ["--bind", source, target]
     words += ["--remount-ro", "/", "--chdir", plan["scratch"]]
     if plan["seccomp"]:
         words += ["--seccomp", str(readable_end(bytes.fromhex(plan["seccomp"])))]
-    return [*words, "--", *plan["command"]]
+    program, *arguments = plan["command"]
+    inside = {"kind": "", "limits": plan["inner_limits"], "command": [program, *arguments]}
+    return [*words, "--", program, "-I", "-S", "-B", __file__, json.dumps(inside)]
 
 
 def readable_end(content: bytes) -> int:

@@ -19,6 +19,9 @@ from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
 
 _ATTEMPTS = Path(__file__).with_name("attempts.py")
 _LIMITS = Limits(seconds=60, memory_bytes=2**30, scratch_bytes=8 * 2**20, output_bytes=2**16)
+# In namespaces of our own the number of files is limited as well, and root is nobody; bwrap may be permitted to make
+# namespaces where we are not.
+_ORDER: tuple[Kind, ...] = ("namespaces", "bubblewrap")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 _PROCESSES = 8
 _MOST_SHOWN = 300
@@ -32,7 +35,7 @@ def find_sandbox() -> Sandbox:
         SettingsError: there is none; says what was wrong with each, and what can be done.
     """
     faults = []
-    for kind in _order():
+    for kind in _ORDER:
         if not (fault := find_fault(Sandbox(kind))):
             return Sandbox(kind)
         faults.append(f"{kind}: {fault}")
@@ -58,6 +61,9 @@ def find_fault(sandbox: Sandbox) -> str:
         for listener in (port, abstract, path):
             listener.listen()
         secret.write_text("secret")
+        # What keeps it apart must be the sandbox, and not that it runs as another user.
+        for place in (folder, secret, f"{folder}/socket"):
+            os.chmod(place, 0o777)
         outside = {
             "port": port.getsockname()[1],
             "name": name,
@@ -87,9 +93,3 @@ def find_fault(sandbox: Sandbox) -> str:
 
 
 _FAMILIES = (socket.AF_INET, getattr(socket, "AF_UNIX", socket.AF_INET), getattr(socket, "AF_UNIX", socket.AF_INET))
-
-
-def _order() -> tuple[Kind, ...]:
-    """In bubblewrap root stays root, if without its rights, and limits on processes do not hold for root."""
-    first: tuple[Kind, ...] = ("bubblewrap", "namespaces")
-    return first[::-1] if hasattr(os, "getuid") and os.getuid() == 0 else first

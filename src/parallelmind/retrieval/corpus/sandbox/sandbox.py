@@ -75,23 +75,12 @@ class Sandbox:
             **({"LD_LIBRARY_PATH": os.pathsep.join(libraries)} if libraries else {}),
             **(environment or {}),
         }
-        plan: dict[str, Any] = {
-            "kind": self.kind,
-            "command": [interpreter.program, *arguments],
-            "limits": limits.of_process(),
-        }
+        plan: dict[str, Any] = {"kind": self.kind, "command": [interpreter.program, *arguments]}
         if self.kind:
-            folders = [*interpreter.folders, *map(str, readable)]
-            plan |= _view(folders, [str(path) for path in writable], network)
-            plan |= {
-                "bwrap": shutil.which("bwrap"),
-                "scratch_bytes": limits.scratch_bytes,
-                "inner_limits": limits.in_namespace(),
-                "keep_user": own_files,
-                "network": network,
-                "seccomp": build_filter().hex(),
-            }
+            folders = [*interpreter.folders, str(_LAUNCHER), *map(str, readable)]
+            plan |= self.plan(folders, [str(path) for path in writable], limits, network, own_files)
         else:
+            plan["limits"] = limits.of_process()
             shutil.rmtree(home, ignore_errors=True)
             os.mkdir(home)
         command = [own.program, "-I", "-S", "-B", str(_LAUNCHER), json.dumps(plan)]
@@ -103,6 +92,21 @@ class Sandbox:
                 " --unsafe_inspection to do without one."
             )
         return result
+
+    def plan(
+        self, readable: Sequence[str], writable: Sequence[str], limits: Limits, network: bool, own_files: bool
+    ) -> dict[str, Any]:
+        """What the launcher is to make of it."""
+        return {
+            **_view(readable, writable, network),
+            "bwrap": shutil.which("bwrap"),
+            "limits": limits.of_process(),
+            "scratch_bytes": limits.scratch_bytes,
+            "inner_limits": limits.in_namespace(),
+            "keep_user": own_files,
+            "network": network,
+            "seccomp": build_filter().hex(),
+        }
 
 
 NO_SANDBOX = Sandbox("")
