@@ -24,7 +24,7 @@ _LIMITS = Limits(seconds=60, memory_bytes=2**30, scratch_bytes=8 * 2**20, output
 _ORDER: tuple[Kind, ...] = ("namespaces", "bubblewrap")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 _PROCESSES = 8
-_MOST_SHOWN = 300
+_LONGEST_FOLDER, _MOST_SHOWN = 70, 300
 
 
 @functools.cache
@@ -52,8 +52,17 @@ def find_fault(sandbox: Sandbox) -> str:
         return "needs Linux"
     if sandbox.kind == "bubblewrap" and shutil.which("bwrap") is None:
         return "bwrap is not on PATH"
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        port, abstract, path = (stack.enter_context(socket.socket(family)) for family in _FAMILIES)
+    try:
+        return _try(sandbox)
+    except OSError as error:
+        return f"it cannot be tried ({error})"
+
+
+def _try(sandbox: Sandbox) -> str:
+    """Open what it must not reach, run `attempts`, and read what could be done."""
+    with tempfile.TemporaryDirectory(dir=_short_folder()) as folder, contextlib.ExitStack() as stack:
+        families = (socket.AF_INET, socket.AF_UNIX, socket.AF_UNIX)
+        port, abstract, path = (stack.enter_context(socket.socket(family)) for family in families)
         name, secret = f"parallelmind-{secrets.token_hex(8)}", Path(folder, "secret")
         port.bind(("127.0.0.1", 0))
         abstract.bind(f"\0{name}")
@@ -92,4 +101,7 @@ def find_fault(sandbox: Sandbox) -> str:
         return "; ".join(found)
 
 
-_FAMILIES = (socket.AF_INET, getattr(socket, "AF_UNIX", socket.AF_INET), getattr(socket, "AF_UNIX", socket.AF_INET))
+def _short_folder() -> str:
+    """Where a socket can be: its path may have 108 bytes at most."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) < _LONGEST_FOLDER else "/tmp"
