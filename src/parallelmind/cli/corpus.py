@@ -142,6 +142,7 @@ def _show(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from parallelmind.retrieval.corpus.meta import matching_metas
+    from parallelmind.retrieval.corpus.sandbox.running import printable
     from parallelmind.retrieval.corpus_rows import find_objects
 
     name, _, version = args.name.partition("==")
@@ -153,11 +154,12 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     found = find_objects(args.corpus_path, name, args.version)
     for row in found:
-        print(f"{row.path}{row.signature}")
+        print(f"{row.path}{printable(row.signature)}")
         print(f"  {row.type} of {row.distribution} {row.version}, from {row.source}")
         if row.aliases:
             print(f"  also {', '.join(row.aliases)}")
-        print("\n" + "\n".join(f"  {line}".rstrip() for line in (row.doc or "no documentation").splitlines()) + "\n")
+        lines = (row.doc or "no documentation").expandtabs().splitlines()
+        print("\n" + "\n".join(f"  {printable(line)}".rstrip() for line in lines) + "\n")
     return 0
 
 

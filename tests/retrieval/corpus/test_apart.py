@@ -162,24 +162,29 @@ def test_packages_that_take_too_much(project: Path, tmp_path: Path) -> None:
         assert rows[f"{name}.f"] == "Here."
 
 
-def test_a_source_archive_that_tries_everything(project: Path, tmp_path: Path) -> None:
-    """Its setup.py, build backend and packages are read, and nothing of them runs; also where another one needs it."""
-    sandboxed()
-    backend = '[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n'
+@pytest.mark.parametrize("flag", [[], ["--unsafe_inspection"]])
+def test_a_source_archive_that_tries_everything(project: Path, tmp_path: Path, flag: list[str]) -> None:
+    """Its setup.py, build backend and packages are read, and nothing of them runs; also where a wheel needs it."""
+    if not flag:
+        sandboxed()
     ran = f"open({str(tmp_path / 'imported')!r}, 'w').close()\n"
+    backend = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     offered = tmp_path / "offered"
-    sdist = make_sdist(
-        offered, {"evil/__init__.py": ran + 'X = 1\n"""Here."""\n', "pyproject.toml": backend}, name="evil"
-    )
-    wheel = make_wheel(tmp_path, SHAPES, requires=("evil",))
-    flags = ["--corpus_path", "corpora", "--wheel", str(sdist), str(wheel)]
+    files = {"evil/__init__.py": ran, "backend.py": ran, "pyproject.toml": backend}
+    sdist = make_sdist(offered, files, name="evil")
+    named = make_wheel(tmp_path, {"one.py": ""}, name="one", requires=("evil",))
+    # By its address: there --only-binary is not heeded, and pip would run the build backend.
+    addressed = make_wheel(tmp_path, {"two.py": ""}, name="two", requires=(f"evil @ {sdist.as_uri()}",))
+    flags = ["--corpus_path", "corpora", "--wheel", str(sdist), str(named), str(addressed), *flag]
     environment = {**os.environ, "PIP_FIND_LINKS": str(offered)}
     done = subprocess.run(
         command("corpus", "build", *flags), capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "evil 1.0 is described by its files alone (a source archive is not built)" in done.stderr
-    assert "shapes 1.0 is described by its files alone (shapes-1.0-py3-none-any.whl does not install" in done.stderr
+    assert "one 1.0 is described by its files alone (one-1.0-py3-none-any.whl does not install" in done.stderr
+    assert "two 1.0 is described by its files alone (two-1.0-py3-none-any.whl does not install" in done.stderr
+    assert "only wheels are downloaded, and nothing is built" in done.stderr
     assert not (tmp_path / "imported").exists()
     assert not (offered / "setup_ran").exists()
 

@@ -167,6 +167,9 @@ def test_the_description_is_not_trusted(tmp_path: Path) -> None:
         {**row, "type": "evil"},
         {**row, "doc": 5},
         {**row, "members": "abc", "names": "odd.f"},
+        {**row, "members": [5]},
+        {**row, "members": 5},
+        {**row, "type": ["function"]},
         {"path": "odd.f"},
         [],
         "text",
@@ -175,4 +178,11 @@ def test_the_description_is_not_trusted(tmp_path: Path) -> None:
         assert "unusable description" in report.failure
         assert report.objects == []
     assert "the end is missing" in read(head, row).failure
+    # What is shown commands no terminal, and can be written to a file.
+    odd = {"python": "3\x1b[2J", "errors": {"odd.x": "\x1b]0;title\x07 \ud800"}}
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert read(odd, end).module_errors == {"odd.x": f"{mark}]0;title{mark} {mark}"}
+        "odd.x": "\N{REPLACEMENT CHARACTER}]0;title\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}"
+    }
+    assert "\x1b" not in read(head, {**row, "type": "\x1b"}, end).failure
     assert read(5).failure

@@ -6,15 +6,17 @@ import ast
 import functools
 import importlib.util
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.retrieval.corpus.sandbox.running import CommandResult, Limits
+from parallelmind.retrieval.corpus.sandbox.running import CommandResult, Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Sandbox
 
+_DOWNLOADER = Path(__file__).with_name("downloader.py")
 MAX_ARCHIVE = 4 * 2**30
 _SECONDS = 1800.0
 _CONFIG_SECONDS = 60
@@ -105,6 +107,9 @@ class Pip:
             raise SettingsError(f"pip {result.failure}; check the network, and start again.")
         if result.returncode != 0:
             raise DataError(_words(result))
+        for path in folder.iterdir():
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise DataError(f"pip has made {path.name!r:.200}, which is not an archive.")
 
     def _run(self, arguments: Sequence[str], python: str, seen: list[Path], writable: list[Path]) -> CommandResult:
         found = importlib.util.find_spec("pip")
@@ -117,10 +122,10 @@ class Pip:
         environment |= {"PIP_CACHE_DIR": str(self._cache), "TMPDIR": str(self._scratch / "pip")}
         return self._sandbox.run(
             python,
-            ["-I", "-B", str(code), *arguments],
+            ["-I", "-B", str(_DOWNLOADER), str(code), *arguments],
             self._scratch / "pip.out",
             _LIMITS,
-            readable=[code, *seen, *files],
+            readable=[_DOWNLOADER, code, *seen, *files],
             writable=writable,
             environment=environment,
             network=True,
@@ -158,4 +163,4 @@ def _absolute(word: str) -> str:
 def _words(result: CommandResult) -> str:
     """The line of pip's messages that says what was wrong."""
     lines = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-    return lines[0] if lines else result.failure
+    return printable(lines[0]) if lines else result.failure

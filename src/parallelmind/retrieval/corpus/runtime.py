@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
-from parallelmind.retrieval.corpus.sandbox.running import Limits
+from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Sandbox
 
 _INSPECTOR = Path(__file__).with_name("inspector.py")
@@ -71,9 +71,11 @@ def read_report(path: Path, import_name: str) -> tuple[RuntimeReport, str]:
                 if "importing" in row:
                     importing = row["importing"] if _is_name(row["importing"], import_name) else ""
                 elif not report.python:
-                    report.python = str(row["python"])[:50]
+                    report.python = printable(str(row["python"])[:50])
                     errors = dict(row["errors"])
-                    report.module_errors = {str(name)[:200]: str(error)[:300] for name, error in errors.items()}
+                    report.module_errors = {
+                        printable(str(name)[:200]): printable(str(error)[:300]) for name, error in errors.items()
+                    }
                 elif row.get("complete") is True:
                     return report, importing
                 elif len(report.objects) >= _MAX_OBJECTS:
@@ -81,9 +83,9 @@ def read_report(path: Path, import_name: str) -> tuple[RuntimeReport, str]:
                 else:
                     report.objects.append(_package_object(row, import_name))
         raise ValueError("the end is missing")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         failure = f"gave an unusable description ({type(error).__name__}: {error})"[:300]
-        return RuntimeReport(failure=failure), importing
+        return RuntimeReport(failure=printable(failure)), importing
 
 
 def _checked(report: RuntimeReport, import_name: str) -> RuntimeReport:
@@ -109,7 +111,7 @@ def _package_object(row: dict[str, Any], import_name: str) -> PackageObject:
         type=row["type"],
         doc=_text(row["doc"]),
         signature=_text(row["signature"]),
-        members={_text(member) for member in row.get("members", ()) if is_public(member)},
+        members={member for member in map(_text, row.get("members", ())) if is_public(member)},
         names=set(names),
         source="runtime",
     )

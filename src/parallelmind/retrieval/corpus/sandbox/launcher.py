@@ -29,7 +29,8 @@ _MNT_DETACH = 2
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _SYS_MOUNT_SETATTR = 442  # the same number on every architecture
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 22, 24, 38, 47
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 # Of the files in /proc these change the machine, if a process of root may write to them.
@@ -208,8 +209,10 @@ def first_process(plan: dict[str, Any], alive: int) -> NoReturn:
         if alive_parent_is_gone(alive):
             os._exit(SETUP_FAILED)
         os.close(alive)
+        prctl(_PR_SET_DUMPABLE, 0)  # nobody looks into this process
         child = os.fork()
         if child == 0:
+            os.setsid()
             os.execv(plan["command"][0], plan["command"])
         while True:
             pid, status = os.wait()

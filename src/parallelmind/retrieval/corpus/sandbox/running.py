@@ -10,6 +10,7 @@ import selectors
 import signal
 import subprocess
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class Limits:
         return {"RLIMIT_NPROC": self.threads} if counted else {}
 
 
+def printable(text: str) -> str:
+    """Without characters that command a terminal, or that no file can hold."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
+
+
 @dataclass(frozen=True, slots=True)
 class CommandResult:
     """How a command ended."""
@@ -81,7 +87,7 @@ class CommandResult:
             return f"{self.excess} and was stopped"
         if self.returncode in (0, None):
             return ""
-        last = self.stderr.strip().rpartition("\n")[2]
+        last = printable(self.stderr.strip().rpartition("\n")[2])
         said = f" ({last})" if last else ""
         if self.returncode > 128 or self.returncode < 0:
             number = -self.returncode if self.returncode < 0 else self.returncode - 128
