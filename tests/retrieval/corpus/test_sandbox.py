@@ -214,8 +214,11 @@ def test_filters_jump_to_where_they_should(machine: str) -> None:
     program = [struct.unpack_from("=HBBI", code, place) for place in range(0, len(code), 8)]
     arch = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-    def result(number: int, argument: int = 0, of: str = machine) -> int:
-        data, value, place = {0: number, 4: arch[of], 16: argument}, 0, 0
+    def result(number: int, *given: int, of: str = machine) -> int:
+        arguments = dict(enumerate(given))
+        data = {16 + 4 * half: (arguments.get(half // 2, 0) >> 32 * (half % 2)) & 0xFFFFFFFF for half in range(12)}
+        value, place = 0, 0
+        data |= {0: number, 4: arch[of]}
         while True:
             operation, if_true, if_false, operand = program[place]
             place += 1
@@ -234,9 +237,28 @@ def test_filters_jump_to_where_they_should(machine: str) -> None:
     assert result(network, 40) == refused | 97
     assert result(mount) == result(clone, 0x10000011) == refused | 1
     assert result(435) == refused | 38  # clone3
+    setrlimit, prlimit = {"x86_64": (160, 302), "aarch64": (164, 261)}[machine]
+    assert result(setrlimit, 4) == result(prlimit, 0, 4, 0x1000) == result(prlimit, 0, 4, 1 << 32) == refused | 1
+    assert result(setrlimit, 7) == result(prlimit, 4, 7, 0x1000) == result(prlimit, 0, 4, 0) == allowed
     other = "aarch64" if machine == "x86_64" else "x86_64"
     assert result(openat, of=other) == 0x80000000
     assert build_filter("riscv64") == b""
+
+
+@pytest.mark.skipif(not build_filter(), reason="system calls of this machine are not known")
+def test_a_crash_starts_no_program_outside(apart: Sandbox, tmp_path: Path) -> None:
+    """Where core_pattern names a program, root of the machine runs it, unless this limit is 1."""
+    code = """
+        import ctypes, json, os, resource
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            print(json.dumps("lowered"))
+        except (OSError, ValueError):
+            print(json.dumps("refused"))
+        with open("/proc/self/limits") as file:
+            print(json.dumps(next(line.split()[4:6] for line in file if line.startswith("Max core"))))
+        """
+    assert answers(apart, tmp_path, code) == ["refused", ["1", "1"]]
 
 
 FILL = """

@@ -134,15 +134,13 @@ def own_user_namespace(flags: int) -> None:
     if helper == 0:
         os.close(left)
         os.read(wait_left, 1)
-        try:
-            # Root becomes nobody later, so that limits on processes hold and no file of root is its own.
-            lines = f"0 0 1\n{NOBODY} {NOBODY} 1\n" if uid == 0 else "{0} {1} 1\n"
-            if uid != 0:
+        if not (uid == 0 and map_root(pid)):
+            try:
                 write(f"/proc/{pid}/setgroups", "deny")
-            write(f"/proc/{pid}/uid_map", lines.format(NOBODY, uid))
-            write(f"/proc/{pid}/gid_map", lines.format(NOBODY, gid))
-        except OSError:
-            os._exit(1)
+                write(f"/proc/{pid}/uid_map", f"{NOBODY} {uid} 1")
+                write(f"/proc/{pid}/gid_map", f"{NOBODY} {gid} 1")
+            except OSError:
+                os._exit(1)
         os.write(mapped, b"x")
         os._exit(0)
     os.close(mapped)
@@ -154,6 +152,16 @@ def own_user_namespace(flags: int) -> None:
         fail("the system permits a user namespace, but no user in it")
     for descriptor in (wait_left, wait_mapped):
         os.close(descriptor)
+
+
+def map_root(pid: int) -> bool:
+    """Root and nobody: one becomes the other later, so that limits on processes hold and no file of root is its own."""
+    try:
+        for name in ("gid_map", "uid_map"):
+            write(f"/proc/{pid}/{name}", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
+    except OSError:  # root of a namespace that has no nobody
+        return False
+    return True
 
 
 def make_root(plan: dict[str, Any]) -> None:

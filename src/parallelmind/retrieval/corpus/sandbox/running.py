@@ -52,7 +52,7 @@ class Limits:
             "RLIMIT_CPU": int(self.seconds) + 1,
             "RLIMIT_FSIZE": self.file_bytes,
             "RLIMIT_NOFILE": self.open_files,
-            "RLIMIT_CORE": 0,
+            "RLIMIT_CORE": 1,  # with 0 a crash would still start the program that core_pattern names
         }
 
     def in_namespace(self) -> dict[str, int]:

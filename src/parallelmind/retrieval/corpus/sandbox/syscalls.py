@@ -71,12 +71,13 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "ioperm": (173, None),
 }
 _CLONE, _CLONE3, _SOCKET = (56, 220), 435, (41, 198)
+_SETRLIMIT, _PRLIMIT64, _RLIMIT_CORE = (160, 164), (302, 261), 4
 _NEW_NAMESPACES = 0x7E020000
 _FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 _X32_CALLS = 0x40000000
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER_AT, _ARCH_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
+_NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 
 
@@ -99,15 +100,32 @@ def build_filter(machine: str = "") -> bytes:
     for numbers in _DENIED.values():
         if (number := numbers[column]) is not None:
             program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
+    # A limit of 1 keeps a crash from the program that core_pattern names, and 0 does not: it may not be lowered.
+    program += [
+        (_JUMP_EQUAL, 0, 4, _SETRLIMIT[column]),
+        (_LOAD, 0, 0, _ARGUMENTS_AT),
+        (_JUMP_EQUAL, 0, 1, _RLIMIT_CORE),
+        (_RETURN, 0, 0, _FAIL | errno.EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+        (_JUMP_EQUAL, 0, 8, _PRLIMIT64[column]),
+        (_LOAD, 0, 0, _ARGUMENTS_AT + 8),
+        (_JUMP_EQUAL, 0, 4, _RLIMIT_CORE),
+        (_LOAD, 0, 0, _ARGUMENTS_AT + 16),  # both halves of the address of a new limit
+        (_JUMP_EQUAL, 0, 3, 0),
+        (_LOAD, 0, 0, _ARGUMENTS_AT + 20),
+        (_JUMP_EQUAL, 0, 1, 0),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _FAIL | errno.EPERM),
+    ]
     program += [
         (_JUMP_EQUAL, 0, 4, _CLONE[column]),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
+        (_LOAD, 0, 0, _ARGUMENTS_AT),
         (_JUMP_ANY_BIT, 0, 1, _NEW_NAMESPACES),
         (_RETURN, 0, 0, _FAIL | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
         (_JUMP_EQUAL, 1, 0, _SOCKET[column]),
         (_RETURN, 0, 0, _ALLOW),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
+        (_LOAD, 0, 0, _ARGUMENTS_AT),
         *((_JUMP_EQUAL, len(_FAMILIES) - place, 0, family) for place, family in enumerate(_FAMILIES)),
         (_RETURN, 0, 0, _FAIL | errno.EAFNOSUPPORT),
         (_RETURN, 0, 0, _ALLOW),
