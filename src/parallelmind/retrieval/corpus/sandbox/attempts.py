@@ -8,6 +8,7 @@ Nothing of parallelmind is imported.
 from __future__ import annotations
 
 import ctypes
+import glob
 import json
 import os
 import socket
@@ -30,6 +31,7 @@ def main() -> None:
         "a file was written outside": write_files,
         "settings of the kernel were open for writing": open_settings,
         "processes of this machine were seen": see_processes,
+        "the first process was open to others": open_first_process,
         "the namespaces are those of this machine": share_namespaces,
         "there was no end to the folder that may be written": fill_scratch,
         "further namespaces were made": make_namespace,
@@ -87,7 +89,7 @@ def writes(path: str) -> bool:
 
 def open_settings(outside: dict[str, Any]) -> bool:
     """Whether a file of /proc that changes the machine can be opened for writing; nothing is written."""
-    paths = ["/proc/sysrq-trigger"]
+    paths = [path for path in glob.glob("/proc/*") if os.path.isfile(path)]
     for folder in ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs"):
         paths += [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
     for path in paths:
@@ -102,6 +104,14 @@ def open_settings(outside: dict[str, Any]) -> bool:
 def see_processes(outside: dict[str, Any]) -> bool:
     try:
         return len([name for name in os.listdir("/proc") if name.isdigit()]) > int(outside["processes"])
+    except OSError:
+        return False
+
+
+def open_first_process(outside: dict[str, Any]) -> bool:
+    try:
+        with open("/proc/1/mem", "r+b"):
+            return True
     except OSError:
         return False
 

@@ -2,10 +2,10 @@
 
     python -I -S launcher.py PLAN     a JSON object; `sandbox.Sandbox` writes it
 
-Nothing of parallelmind is imported, and with "kind" "" the code keeps to Python 3.7. With "kind" "bubblewrap" the doors
-are bwrap's, with "namespaces" they are closed here by the same system calls, with "" there are limits only. What the
-command sees is the same in both: a root of its own with the named folders of the host, read-only, and one folder of
-limited size to write to.
+Nothing of parallelmind is imported, and what runs inside of bwrap keeps to Python 3.7. With "kind" "bubblewrap" the
+doors are bwrap's, with "namespaces" they are closed here by the same system calls, with "" there are limits only. What
+the command sees is the same in both: a root of its own with the named folders of the host, read-only, and one folder
+of limited size to write to.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 # Of the files in /proc these change the machine, if a process of root may write to them.
-_PROC_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs")
+_PROC_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "mtrr")
 _TMPFS_FILES = 200_000
 
 
 def main() -> NoReturn:
     plan = json.loads(sys.argv[1])
-    if plan["kind"]:
+    if plan["kind"] != "inside bubblewrap":
         end_with_parent()
     limit(plan["limits"])
     if plan["kind"] == "namespaces":
         os.umask(0o022)
         enter(plan)
     command = bubblewrap(plan) if plan["kind"] == "bubblewrap" else plan["command"]
+    if plan["kind"] == "inside bubblewrap":
+        run_and_bury(command)
     try:
         os.execv(command[0], command)
     except OSError as error:
@@ -96,9 +98,9 @@ def bubblewrap(plan: dict[str, Any]) -> list[str]:
     words += ["--remount-ro", "/", "--chdir", plan["scratch"]]
     if plan["seccomp"]:
         words += ["--seccomp", str(readable_end(bytes.fromhex(plan["seccomp"])))]
-    program, *arguments = plan["command"]
-    inside = {"kind": "", "limits": plan["inner_limits"], "command": [program, *arguments]}
-    return [*words, "--", program, "-I", "-S", "-B", __file__, json.dumps(inside)]
+    # bwrap's own first process would be outside of the filter, and open to the command.
+    inside = {"kind": "inside bubblewrap", "limits": plan["inner_limits"], "command": plan["command"]}
+    return [*words, "--as-pid-1", "--", plan["command"][0], "-I", "-S", "-B", __file__, json.dumps(inside)]
 
 
 def readable_end(content: bytes) -> int:
@@ -217,17 +219,22 @@ def first_process(plan: dict[str, Any], alive: int) -> NoReturn:
         if alive_parent_is_gone(alive):
             os._exit(SETUP_FAILED)
         os.close(alive)
-        prctl(_PR_SET_DUMPABLE, 0)  # nobody looks into this process
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            os.execv(plan["command"][0], plan["command"])
-        while True:
-            pid, status = os.wait()
-            if pid == child:
-                os._exit(status_of(status))
+        run_and_bury(plan["command"])
     except OSError as error:
         fail(f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror))
+
+
+def run_and_bury(command: list[str]) -> NoReturn:
+    """As process 1: start the command, wait for it and for what it leaves behind, and end as it does."""
+    prctl(_PR_SET_DUMPABLE, 0)  # nobody looks into this process
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.execv(command[0], command)
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            os._exit(status_of(status))
 
 
 def mount_proc(can_filter: bool) -> None:
@@ -281,8 +288,7 @@ def alive_parent_is_gone(alive: int) -> bool:
 
 
 def status_of(status: int) -> int:
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def write(path: str, text: str, flags: int = 0) -> None:
@@ -319,7 +325,7 @@ def prctl(option: int, *arguments: Any) -> int:
     given += [ctypes.c_ulong(0)] * (4 - len(given))
     try:
         return int(ctypes.CDLL(None, use_errno=True).prctl(option, *given))
-    except (AttributeError, OSError):  # not Linux
+    except (AttributeError, OSError, TypeError):  # not Linux
         return -1
 
 
