@@ -137,3 +137,28 @@ def test_help_of_the_corpus_commands_too(name: str, capsys: pytest.CaptureFixtur
     words = shlex.split(example)
     assert (title, words[:3]) == ("Example:", ["parallelmind", "corpus", name])
     parse(_parser(words[1:]), words[1:])
+
+
+@pytest.mark.parametrize("start", [["-m", "parallelmind"], ["-P", "-c", "from parallelmind.__main__ import main"]])
+def test_modules_in_the_current_folder_are_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: list[str]
+) -> None:
+    for name in ("grp", "json", "argparse", "logging", "socket", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the current folder')\n")
+    (tmp_path / "corpora").mkdir()
+    command = [sys.executable, *start, "corpus", "list", "--corpus_path", "corpora"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "of the current folder" not in done.stderr
+
+
+def test_workers_do_not_search_the_current_folder(tmp_path: Path) -> None:
+    for name in ("grp", "json", "multiprocessing", "socket", "pickle", "struct"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)\n")
+    code = (
+        "import sys, parallelmind.cli.main, multiprocessing as m\n"
+        "worker = m.get_context('spawn').Process(target=print, args=('worked',))\n"
+        "worker.start(); worker.join(); sys.exit(worker.exitcode)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "worked\n"), done.stderr

@@ -13,7 +13,11 @@ _GENERATED = {"docs/cli.md", "docs/compatibility.md", "docs/errors.md", "docs/mo
 """Made from the source, the parsers and from tests, which check them."""
 DOCUMENTS = [
     str(path.relative_to(ROOT))
-    for path in (*sorted(ROOT.glob("README*.md")), ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for path in (
+        *sorted(ROOT.glob("README*.md")),
+        *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    )
     if str(path.relative_to(ROOT)) not in _GENERATED
 ]
 _SHELLS = {"sh", "bash", "shell", "console"}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from parallelmind.demos.retrieval import ASSETS
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
-from parallelmind.retrieval.store import CorpusStore
+from parallelmind.retrieval.store import CorpusStore, default_index_path
 from parallelmind.retrieval.version_index import VersionIndex, public_name
 from tests.retrieval.small_corpus import NEW, OLD, new_rows, old_rows, row
 
@@ -132,3 +133,18 @@ def test_a_folder_without_corpora_is_told(tmp_path: Path) -> None:
         CorpusStore(tmp_path)
     with pytest.raises(DataError, match="not a folder"):
         CorpusStore(tmp_path / "no")
+
+
+def test_nothing_is_written_into_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundled = ASSETS / "corpus"
+    before = sorted(bundled.rglob("*"))
+    with contextlib.closing(CorpusStore(bundled)) as store:
+        store.index("numpy", store.versions("numpy")[0])
+    assert sorted(bundled.rglob("*")) == before
+    assert list((tmp_path / "cache/parallelmind/index").rglob("names.sqlite"))
+    # Read-only, or not: one corpus has one folder, and two have two.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert default_index_path(corpus) == default_index_path(corpus / "." / "x" / "..") != default_index_path(bundled)
+    monkeypatch.undo()
+    assert default_index_path(corpus) == corpus / ".index"

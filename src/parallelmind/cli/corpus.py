@@ -26,9 +26,11 @@ with the docstring as doc, or its source code in {version}.srccodes.jsonl. {vers
 Three sources, of which every row names the one of its doc:
   static       the package's files are read, not run; works for every version, also for another Python
   add_newdoc   documentation that packages attach to compiled objects
-  runtime      the package is installed apart and imported in a process of its own, with limits and, where the system
-               permits it, without network; but it may do to your files what you may: use --no_runtime for what
-               you do not trust
+  runtime      the package is unpacked apart and imported in a sandbox: without network, with nothing of this machine
+               but the interpreter, and with limits (SECURITY.md)
+
+The sandbox is bubblewrap, or Linux namespaces of our own. Where neither can be had nothing is built: give --no_runtime
+for descriptions by files alone, each with what it lacks, or --unsafe_inspection to run the code as you.
 
 Wheels come from pip's configured index. A version without a wheel for this Python is read from a wheel for another one,
 or from its source archive; nothing of a source archive is run. Finished versions are kept; interrupted, the same
@@ -94,14 +96,26 @@ def _build(args: argparse.Namespace) -> int:
     if metas:
         Console().print(_table(metas))
     for meta in metas:
-        if meta.runtime_failure:
-            _LOGGER.warning(
-                "%s %s is described by its files alone: %s", meta.import_name, meta.version, meta.runtime_failure
-            )
+        _report_loss(meta)
     for result in results:
         if result.error:
             print(f"error: {result.name}: {result.error}", file=sys.stderr)
     return 1 if any(result.error for result in results) else 0
+
+
+def _report_loss(meta: CorpusMeta) -> None:
+    """Say what a description does not have, and why."""
+    name = f"{meta.import_name} {meta.version}"
+    if meta.loss:
+        level = logging.WARNING if meta.runtime_failure else logging.INFO  # else nobody asked for more
+        because = f" ({meta.runtime_failure})" if meta.runtime_failure else ""
+        _LOGGER.log(level, "%s is described by its files alone%s: %s", name, because, meta.loss)
+    elif meta.module_errors:
+        modules = ", ".join(list(meta.module_errors)[:_SHOWN_ERRORS])
+        words = "%s: %d modules could not be imported and are described by their files alone (%s%s)"
+        _LOGGER.warning(
+            words, name, len(meta.module_errors), modules, ", …" * (len(meta.module_errors) > _SHOWN_ERRORS)
+        )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -128,6 +142,7 @@ def _show(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from parallelmind.retrieval.corpus.meta import matching_metas
+    from parallelmind.retrieval.corpus.sandbox.running import printable
     from parallelmind.retrieval.corpus_rows import find_objects
 
     name, _, version = args.name.partition("==")
@@ -139,15 +154,20 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     found = find_objects(args.corpus_path, name, args.version)
     for row in found:
-        print(f"{row.path}{row.signature}")
+        print(f"{row.path}{printable(row.signature)}")
         print(f"  {row.type} of {row.distribution} {row.version}, from {row.source}")
         if row.aliases:
             print(f"  also {', '.join(row.aliases)}")
-        print("\n" + "\n".join(f"  {line}".rstrip() for line in (row.doc or "no documentation").splitlines()) + "\n")
+        lines = (row.doc or "no documentation").expandtabs().splitlines()
+        print("\n" + "\n".join(f"  {printable(line)}".rstrip() for line in lines) + "\n")
     return 0
 
 
 def _print_errors(meta: CorpusMeta) -> None:
+    if meta.loss:
+        print(f"{meta.version} is described by its files alone: {meta.loss}")
+    if meta.runtime_failure:
+        print(f"{meta.version}: {meta.runtime_failure}")
     errors = list(meta.module_errors.items())
     for module, error in errors[:_SHOWN_ERRORS]:
         print(f"{meta.version}: {module} could not be imported: {error}")

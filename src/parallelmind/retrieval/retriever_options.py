@@ -38,8 +38,8 @@ class RetrieverOptions(Settings):
     index_path: Annotated[
         Path | None,
         Setting(
-            "folder for the indexes", "corpus", default="DIR/.index of the corpus", identity=False,
-            flag=Flag(metavar="DIR"),
+            "folder for the indexes", "corpus", identity=False, flag=Flag(metavar="DIR"),
+            default="DIR/.index of the corpus, or your cache where that cannot be written",
         ),
     ] = None  # fmt: skip
     ranking: Annotated[

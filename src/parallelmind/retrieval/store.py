@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import choose_version, sorted_versions
 
 _MAX_OPEN = 32
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,17 @@ class Resolved:
     """Corpus version of each import name."""
     missing: Mapping[str, str]
     """What cannot be served and why, by the dependency's own name."""
+
+
+def default_index_path(corpus_path: Path) -> Path:
+    """`.index` in the corpus; a folder in the user's cache, if the corpus is a part of this package or read-only."""
+    beside = corpus_path / ".index"
+    is_ours = corpus_path.resolve().is_relative_to(_PACKAGE)
+    if not is_ours and (beside.is_dir() or os.access(corpus_path, os.W_OK)):
+        return beside
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    corpus = hashlib.sha256(os.fsencode(corpus_path.resolve())).hexdigest()[:16]
+    return cache / "parallelmind" / "index" / corpus
 
 
 class CorpusStore:
@@ -39,14 +53,14 @@ class CorpusStore:
         index_path: Path | None = None,
         max_open: int = _MAX_OPEN,
     ) -> None:
-        """`index_path` is where derived indexes go, `{corpus_path}/.index` unless given.
+        """`index_path` is where derived indexes go; see `default_index_path` for where, unless given.
 
         Raises:
             DataError: `corpus_path` is not a folder, or holds no corpus of that type.
         """
         self._corpus_path = corpus_path
         self._corpus_type = corpus_type
-        self._index_path = index_path or corpus_path / ".index"
+        self._index_path = index_path or default_index_path(corpus_path)
         self._max_open = max_open
         self._open: OrderedDict[tuple[str, str], VersionIndex] = OrderedDict()
         found = corpus_versions(corpus_path, corpus_type)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from parallelmind.errors import DataError
-from parallelmind.retrieval.corpus.archives import UnpackLimits, unpack
+from parallelmind.retrieval.corpus.archives import UnpackLimits, unpack, unpack_wheels
 from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel
 
 
@@ -125,6 +125,57 @@ def test_sizes_in_all(tmp_path: Path) -> None:
             archive.writestr(f"m{number}.py", b"0" * 1000)
     with pytest.raises(DataError, match=r"'m3.py' is beyond the 3,000 bytes"):
         unpack(tmp_path / "large.whl", tmp_path / "out", limits)
+
+
+@pytest.mark.parametrize("form", ["whl", "tar.gz"])
+@pytest.mark.parametrize("name", ["data.bin", "fast.so", "a/b.pth"])
+def test_members_that_are_not_read_count_as_well(tmp_path: Path, form: str, name: str) -> None:
+    limits = UnpackLimits(total_bytes=3_000)
+    path = tmp_path / f"large.{form}"
+    if form == "whl":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number in range(4):
+                archive.writestr(f"{number}{name}", b"0" * 1000)
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            for number in range(4):
+                entry = tarfile.TarInfo(f"{number}{name}")
+                entry.size = 1000
+                tar.addfile(entry, io.BytesIO(bytes(1000)))
+    with pytest.raises(DataError, match=f"'3{name}' is beyond the 3,000 bytes"):
+        unpack(path, tmp_path / "out", limits)
+
+
+def test_wheels_are_unpacked_to_one_folder(tmp_path: Path) -> None:
+    files = {
+        "shapes/__init__.py": "",
+        "shapes/data.bin": "x" * 10,
+        "shapes-1.0.data/purelib/extra.py": "x = 1",
+        "shapes-1.0.data/platlib/shapes/_fast.so": "\x7fELF",
+        "shapes-1.0.data/scripts/shapes": "#!python",
+        "shapes-1.0.data/data/etc/shapes.cfg": "",
+    }
+    one, two = make_wheel(tmp_path, files), make_wheel(tmp_path, {"other.py": ""}, name="other")
+    unpack_wheels([one, two], tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    names = {name for name in found if ".dist-info/" not in name}
+    assert names == {"shapes/__init__.py", "shapes/data.bin", "extra.py", "shapes/_fast.so", "other.py"}
+    assert (tmp_path / "out/shapes/_fast.so").read_bytes() == b"\x7fELF"
+    assert "shapes-1.0.dist-info/METADATA" in found
+
+
+def test_the_limits_of_wheels_hold_for_all_of_them(tmp_path: Path) -> None:
+    wheels = [make_wheel(tmp_path, {f"{name}.py": "#" * 2000}, name=name) for name in ("one", "two")]
+    with pytest.raises(DataError, match=r"two-1\.0-py3-none-any\.whl: member 'two\.py' is beyond the 4,000 bytes"):
+        unpack_wheels(wheels, tmp_path / "out", UnpackLimits(total_bytes=4_000))
+    with pytest.raises(DataError, match=r"two-1\.0.* is beyond the 5 members"):
+        unpack_wheels(wheels, tmp_path / "out", UnpackLimits(members=5))
+    bad = make_wheel(tmp_path, {"x-1.0.data/purelib/../../../evil.py": ""}, name="bad")
+    with pytest.raises(DataError, match="leaves the target folder"):
+        unpack_wheels([bad], tmp_path / "deep/out")
+    absolute = make_wheel(tmp_path, {"x-1.0.data/purelib//etc/evil.py": ""}, name="bad")
+    with pytest.raises(DataError, match="absolute or foreign"):
+        unpack_wheels([absolute], tmp_path / "deep/out")
 
 
 def test_the_size_of_what_is_written_counts_and_not_what_the_archive_says(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from parallelmind.errors import SettingsError
+from parallelmind.retrieval.corpus import inspector
 from parallelmind.retrieval.corpus.build import BuildOptions, BuildResult, build_corpora
 from parallelmind.retrieval.corpus.meta import meta_file, read_meta
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, read_corpus
+from tests.retrieval.corpus.sandboxes import sandbox_or_none
 from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel
 
 
@@ -25,6 +27,12 @@ from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel
 def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NO_INDEX": "1", "CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
+
+
+@pytest.fixture(autouse=True)
+def some_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or none, on a machine without; what becomes of packages there is the same."""
+    monkeypatch.setattr("parallelmind.retrieval.corpus.build.find_sandbox", sandbox_or_none)
 
 
 def build(tmp_path: Path, *wheels: Path, **options: Any) -> dict[str, BuildResult]:
@@ -38,6 +46,7 @@ def rows(tmp_path: Path, name: str = "shapes", kind: str = "docstring") -> dict[
     return {row.path: row for row in read_corpus(corpus_file(tmp_path / "corpora", name, "1.0", kind))}
 
 
+INSPECTOR = Path(inspector.__file__)
 LIVING = SHAPES | {
     "shapes/living.py": """
         from shapes._impl import area
@@ -115,7 +124,7 @@ def test_nothing_runs_without_runtime(tmp_path: Path) -> None:
     assert build(tmp_path, wheel, no_runtime=True)[wheel.name].metas[0].runtime_documented is None
     assert not marker.exists()
     # Asked for, it is not what a build without it has made: built anew, and this time the code runs.
-    assert build(tmp_path, wheel)[wheel.name].kept is False
+    assert build(tmp_path, wheel, unsafe_inspection=True)[wheel.name].kept is False
     assert marker.exists()
     assert "evil" not in sys.modules
 
@@ -163,23 +172,26 @@ def test_finished_versions_are_kept_and_half_finished_ones_are_not(tmp_path: Pat
     assert "shapes.new.fresh" in rows(tmp_path)
 
 
-def process_tree(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+def inspecting(pid: int) -> list[psutil.Process]:
+    """The processes of a build, once one of them is the inspection; waits for it."""
+    for _ in range(1200):
+        found = psutil.Process(pid).children(recursive=True)
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[4:5] == [str(INSPECTOR)]:
+                    return found
+        time.sleep(0.1)
+    raise AssertionError("no inspection")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
-    ready, corpora = tmp_path / "ready", tmp_path / "corpora"
-    os.mkfifo(ready)
-    code = f"import time\nopen({str(ready)!r}, 'w').write('x')\ntime.sleep(600)\n"
-    wheel = make_wheel(tmp_path, {"slow/__init__.py": code}, name="slow")
-    command = [sys.executable, "-m", "parallelmind", "corpus", "build", "--wheel", str(wheel), "--corpus_path"]
+    corpora = tmp_path / "corpora"
+    wheel = make_wheel(tmp_path, {"slow/__init__.py": "import time\ntime.sleep(600)\n"}, name="slow")
+    mode = [] if sandbox_or_none().kind else ["--unsafe_inspection"]
+    command = [sys.executable, "-m", "parallelmind", "corpus", "build", "--wheel", str(wheel), *mode, "--corpus_path"]
     process = subprocess.Popen([*command, str(corpora)], stderr=subprocess.DEVNULL)
-    reader = os.open(ready, os.O_RDONLY | os.O_NONBLOCK)
-    readable, _, _ = select.select([reader], [], [], 120)  # until the package is being imported
-    os.close(reader)
-    assert readable
-    started = process_tree(process.pid)
+    started = inspecting(process.pid)
     process.send_signal(number)
     assert process.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     assert len(started) >= 2

@@ -18,6 +18,8 @@ from parallelmind.retrieval.corpus.environment import fitting_interpreter
 from parallelmind.retrieval.corpus.fetch import fetch, open_archive
 from parallelmind.retrieval.corpus.names import find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.package_index import PackageIndex
+from parallelmind.retrieval.corpus.pip import Pip
+from tests.retrieval.corpus.sandboxes import sandbox_or_none
 from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel, write_package
 
 
@@ -36,7 +38,11 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def get(tmp_path: Path, request: str) -> Path:
     scratch = tmp_path / "scratch" / request.replace("=", "")
     scratch.mkdir(parents=True)
-    return fetch(parse_request(request), tmp_path / "cache", scratch, None).path
+    return fetch(parse_request(request), tmp_path / "cache", scratch, None, our_pip(tmp_path, scratch)).path
+
+
+def our_pip(tmp_path: Path, scratch: Path) -> Pip:
+    return Pip(sandbox_or_none(), scratch, tmp_path / "pip_cache")
 
 
 def test_a_wheel_for_this_python(tmp_path: Path, offered: Path) -> None:
@@ -63,7 +69,8 @@ def test_setup_py_of_a_source_archive_does_not_run(tmp_path: Path, offered: Path
     (offered / "shapes-1.0.tar.gz").unlink()  # the second time it comes from the cache
     scratch = tmp_path / "again"
     scratch.mkdir()
-    assert fetch(parse_request("shapes==1"), tmp_path / "cache", scratch, None).version == "1.0"
+    pip = our_pip(tmp_path, scratch)
+    assert fetch(parse_request("shapes==1"), tmp_path / "cache", scratch, None, pip).version == "1.0"
 
 
 def test_a_version_that_does_not_exist(tmp_path: Path, offered: Path) -> None:

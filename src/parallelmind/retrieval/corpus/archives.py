@@ -6,6 +6,7 @@ says about its sizes may be a lie.
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import posixpath
 import stat
@@ -13,6 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -34,7 +36,7 @@ class UnpackLimits:
     """An archive beyond these limits is refused."""
 
     members: int = 100_000
-    member_bytes: int = 1024 * _MIB
+    member_bytes: int = 4096 * _MIB
     total_bytes: int = 8192 * _MIB
     ratio: int = 500
     """The largest ratio of a member's unpacked to its packed bytes, where it is larger than `ratio_from`."""
@@ -50,11 +52,39 @@ def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> N
     """
     limits = limits or UnpackLimits()
     budget = _Budget(archive.name, limits)
-    try:
+    with _explained(archive, target):
         if archive.suffix in (".whl", ".zip"):
             _unpack_zip(archive, target, budget)
         else:
             _unpack_tar(archive, target, budget)
+
+
+def unpack_wheels(wheels: Sequence[Path], target: Path, limits: UnpackLimits | None = None) -> None:
+    """Write what wheels install to one folder; the limits hold for all of them together.
+
+    Raises:
+        DataError: an archive is damaged, or a member is refused; names the archive, the member and the reason.
+    """
+    budget = _Budget("", limits or UnpackLimits(members=300_000, total_bytes=16384 * _MIB))
+    for wheel in wheels:
+        budget.archive = wheel.name
+        with _explained(wheel, target):
+            _unpack_zip(wheel, target, budget, _installed_name)
+
+
+def _installed_name(member: str) -> str | None:
+    """Where a member of a wheel goes; None for scripts and headers, which importing does not need."""
+    folder, _, rest = member.partition("/")
+    if not folder.endswith(".data"):
+        return member
+    kind, _, name = rest.partition("/")
+    return name if kind in ("purelib", "platlib") else None
+
+
+@contextlib.contextmanager
+def _explained(archive: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
     except _DAMAGED as error:
         raise DataError(f"{archive.name} is damaged: {error or type(error).__name__}; download it again.") from error
     except OSError as error:
@@ -64,7 +94,7 @@ def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> N
 
 
 class _Budget:
-    """What an archive may still write."""
+    """What an archive, or several together, may still hold."""
 
     def __init__(self, archive: str, limits: UnpackLimits) -> None:
         self.archive, self.limits = archive, limits
@@ -110,7 +140,8 @@ class _Budget:
             raise self.refuse(member, f"is beyond the {limits.total_bytes:,} bytes an archive may unpack to")
 
 
-def _unpack_zip(archive: Path, target: Path, budget: _Budget) -> None:
+def _unpack_zip(archive: Path, target: Path, budget: _Budget, place: Callable[[str], str | None] | None = None) -> None:
+    """Write the members that are read, or with `place` all of them, where it says."""
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             budget.count(info.filename)
@@ -123,11 +154,15 @@ def _unpack_zip(archive: Path, target: Path, budget: _Budget) -> None:
             if info.is_dir():
                 continue
             budget.check(info.filename, info.file_size, info.compress_size)
-            if _is_read(destination):
+            name = place(info.filename) if place is not None else info.filename
+            if name and (place is not None or _is_read(destination)):
                 with file.open(info) as source:
-                    budget.copy(source, destination, info.filename, info.compress_size)
-            else:
-                _mark(destination)
+                    budget.copy(source, budget.destination(name, target), info.filename, info.compress_size)
+            else:  # it counts, too: who unpacks all of the archive would have to write it
+                budget.written += info.file_size
+                budget.check(info.filename, info.file_size, info.compress_size)
+                if name:
+                    _mark(destination)
 
 
 def _unpack_tar(archive: Path, target: Path, budget: _Budget) -> None:

@@ -26,10 +26,20 @@ from parallelmind.retrieval.corpus.fetch import open_archive
 from parallelmind.retrieval.corpus.meta import CorpusMeta, read_metas
 from parallelmind.retrieval.corpus.names import parse_request
 from parallelmind.retrieval.corpus.package import PackageTask
+from parallelmind.retrieval.corpus.sandbox.probe import find_sandbox
+from parallelmind.retrieval.corpus.sandbox.sandbox import Kind
 from parallelmind.retrieval.corpus_rows import CORPUS_TYPES
 from parallelmind.settings.setting import Flag, Setting, Settings
 
 _SHOWN_OF_STDERR = 300
+# The current folder is not searched for modules (-P), and this package is found where it is now.
+_START = f"""
+import sys
+if (root := {str(Path(__file__).parents[3])!r}) not in sys.path:
+    sys.path.insert(0, root)
+from parallelmind.retrieval.corpus.worker import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +64,9 @@ class BuildOptions(Settings):
         ),
     ] = None  # fmt: skip
     no_runtime: Annotated[bool, Setting("run no code of the packages, the same as --python none")] = False
+    unsafe_inspection: Annotated[
+        bool, Setting("run the code of the packages without a sandbox: it may do whatever you may")
+    ] = False
     timeout: Annotated[
         float, Gt(0), Setting("seconds to read a package's files, and for each inspection", flag=Flag(metavar="S"))
     ] = 300.0
@@ -99,7 +112,7 @@ def build_corpora(options: BuildOptions, on_stage: Callable[[str, str], None]) -
     """Yield a result for each package, in the order they end; `on_stage(package, stage)` is called from threads.
 
     Raises:
-        SettingsError: `corpus_path` cannot be written.
+        SettingsError: `corpus_path` cannot be written, or packages are to run and there is no sandbox for them.
     """
     waiting = {}
     for name, task in _tasks(options).items():
@@ -110,11 +123,14 @@ def build_corpora(options: BuildOptions, on_stage: Callable[[str, str], None]) -
             waiting[name] = task
     if not waiting:
         return
+    kind = _sandbox(options)
     work = _work_folder(options.corpus_path)
     runner = _Runner(work, on_stage)
     pool = ThreadPoolExecutor(options.jobs)
     try:
-        futures = [pool.submit(runner.run, name, task) for name, task in waiting.items()]
+        futures = [
+            pool.submit(runner.run, name, dataclasses.replace(task, sandbox=kind)) for name, task in waiting.items()
+        ]
         for future in as_completed(futures):
             yield future.result()
     finally:
@@ -122,6 +138,18 @@ def build_corpora(options: BuildOptions, on_stage: Callable[[str, str], None]) -
         pool.shutdown(cancel_futures=True)
         with contextlib.suppress(OSError):
             work.rmdir()
+
+
+def _sandbox(options: BuildOptions) -> Kind:
+    """Where the packages and pip run; pip runs no code of packages, and may do without."""
+    if options.unsafe_inspection:
+        return ""
+    try:
+        return find_sandbox().kind
+    except SettingsError:
+        if options.interpreter:
+            raise
+        return ""
 
 
 class _Runner:
@@ -157,7 +185,7 @@ class _Runner:
             if self._stopped:
                 return None
             process = subprocess.Popen(
-                [sys.executable, "-m", "parallelmind.retrieval.corpus.worker", *arguments],
+                [sys.executable, "-P", "-c", _START, *arguments],
                 stdin=subprocess.PIPE,  # closed when we end, however we end: then the worker ends too
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -14,29 +14,28 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from parallelmind.errors import DataError
-from parallelmind.retrieval.corpus.fetch import Archive, pip, pip_error
+from parallelmind.retrieval.corpus.archives import unpack_wheels
+from parallelmind.retrieval.corpus.fetch import Archive
+from parallelmind.retrieval.corpus.pip import Pip
 
 _OLDEST_PYTHON = 7  # 3.7, for which the inspector and pip still work
 
 
-def install(archive: Archive, folder: Path, python: str | None, constraints: Sequence[str] = ()) -> None:
-    """Install a wheel and its dependencies, from wheels only: none of their code is run.
+def install(archive: Archive, folder: Path, python: str | None, pip: Pip, constraints: Sequence[str] = ()) -> None:
+    """Unpack a wheel and its dependencies, which are wheels too: none of their code is run.
 
     Raises:
-        DataError: pip cannot install it for this interpreter; says why.
+        DataError: there are none for this interpreter, or one is refused; says why.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    rules = folder.with_suffix(".constraints")
-    rules.write_text("".join(f"{rule}\n" for rule in constraints))
-    done = pip(
-        [
-            *("install", "--only-binary=:all:", "--no-compile", "--no-warn-script-location"),
-            *(f"--target={folder}", f"--constraint={rules}", str(archive.path)),
-        ],
-        python,
-    )
-    if done.returncode != 0:
-        raise DataError(f"{archive.path.name} does not install for this interpreter: {pip_error(done)}")
+    wheels = folder.with_name("wheels")
+    shutil.rmtree(wheels, ignore_errors=True)
+    try:
+        pip.download(archive.path, wheels, python, dependencies=True, constraints=constraints)
+    except DataError as error:
+        raise DataError(f"{archive.path.name} does not install for this interpreter: {error}") from error
+    unpack_wheels(sorted(wheels.glob("*.whl")), folder)
+    shutil.rmtree(wheels)
 
 
 def fitting_interpreter(archive: Archive) -> str | None:
@@ -46,7 +45,12 @@ def fitting_interpreter(archive: Archive) -> str | None:
         found = shutil.which(f"python3.{version.group(1)}") if version else None
         if version is None or found is None or int(version.group(1)) < _OLDEST_PYTHON:
             continue
-        command = [found, "-c", "import sys; print(sys.executable)"]  # what a launcher stands for, if it works at all
+        command = [
+            found,
+            "-I",
+            "-c",
+            "import sys; print(sys.executable)",
+        ]  # what a launcher stands for, if it works at all
         tried = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         if tried.returncode == 0:
             return tried.stdout.strip()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,11 @@ from packaging.specifiers import SpecifierSet
 from packaging.tags import Tag
 from packaging.utils import parse_wheel_filename
 
-from parallelmind.errors import DataError, SettingsError
+from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.names import PackageRequest, parse_archive_name
 from parallelmind.retrieval.corpus.package_index import IndexFile, PackageIndex
+from parallelmind.retrieval.corpus.pip import Pip
 
-_PIP_SECONDS = 1800
 _SHOWN_VERSIONS = 8
 _NAME_PARTS_OF_SYSTEMS = ("manylinux", "linux", "macosx", "win")
 
@@ -38,7 +36,7 @@ class Archive:
         return self.path.suffix == ".whl"
 
 
-def fetch(request: PackageRequest, cache: Path, scratch: Path, python: str | None) -> Archive:
+def fetch(request: PackageRequest, cache: Path, scratch: Path, python: str | None, pip: Pip) -> Archive:
     """The archive of `request`, from `cache` if it is there; a wheel for `python` (default: ours) if there is one.
 
     Raises:
@@ -47,11 +45,10 @@ def fetch(request: PackageRequest, cache: Path, scratch: Path, python: str | Non
     if (cached := _cached(request, cache)) is not None:
         return open_archive(cached)
     folder = scratch / "download"
-    folder.mkdir()
-    tried = pip(["download", "--no-deps", "--only-binary=:all:", f"--dest={folder}", str(request)], python)
-    if tried.returncode == 0:
+    try:
+        pip.download(str(request), folder, python)
         fetched = next(folder.iterdir())
-    else:  # no wheel for this Python, no such version, or no network
+    except DataError:  # no wheel for this Python, no such version, or no network
         index = PackageIndex.configured()
         fetched = index.download(_choose(request, index.files(request.distribution)), folder)
     cache.mkdir(parents=True, exist_ok=True)
@@ -87,33 +84,6 @@ def open_archive(path: Path) -> Archive:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; check the path and its permissions.") from error
     return Archive(path, distribution, str(version), digest)
-
-
-def pip(arguments: Sequence[str], python: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run our pip, for another interpreter if one is given.
-
-    Raises:
-        SettingsError: there is no pip, or it does not end.
-    """
-    other = ["--python", python] if python else []
-    command = [sys.executable, "-m", "pip", *other, "--quiet", "--no-input", "--disable-pip-version-check", *arguments]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_PIP_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise SettingsError(
-            f"pip {arguments[0]} was stopped after {_PIP_SECONDS} seconds; check the network, and start again."
-        ) from None
-    if "No module named pip" in done.stderr:
-        raise SettingsError(f"{sys.executable} has no pip: run python -m ensurepip, or give the archive with --wheel.")
-    return done
-
-
-def pip_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The line of pip's output that says what was wrong."""
-    lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    return lines[0] if lines else done.stderr.strip().rpartition("\n")[2] or f"pip ended with code {done.returncode}"
 
 
 def _cached(request: PackageRequest, cache: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 Nothing of parallelmind is imported, and the code keeps to Python 3.7, so that an interpreter on which an old version of
 a package runs can describe it. The package may do what it likes in here: who reads the output must trust none of it.
+Standard output has one JSON object a line: {"importing": name} before each module, then the description.
 
     python -I -S inspector.py REQUEST     a JSON object; `runtime.inspect_package` writes it
 """
@@ -19,7 +20,7 @@ import sys
 import threading
 import types
 import warnings
-from typing import Any, Iterator, NoReturn, Sequence  # noqa: UP035 - as Python 3.7 has them
+from typing import Any, Iterator, NoReturn, Sequence, TextIO  # noqa: UP035 - as Python 3.7 has them
 
 MAX_SIGNATURE = 2000
 DEEPEST_NAME = 9  # of classes that have themselves as members
@@ -46,24 +47,19 @@ class TooSlow(BaseException):
     """A module takes too long to import; no ordinary handler in the package should catch it."""
 
 
-def limit(request: dict[str, Any]) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for name, value in request["limits"].items():
-        number = getattr(resource, name)
-        hard = resource.getrlimit(number)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(number, (value, value))
-
-
-def end_with_parent() -> None:
-    """Exit when the other end of the standard input is closed; the package itself gets an empty one."""
-    pipe = os.dup(0)
-    null = os.open(os.devnull, os.O_RDONLY)
+def keep_streams() -> TextIO:
+    """The standard output, for us alone; the package's own leads nowhere, and its standard input is empty."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    end_with_parent(os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
+    os.dup2(null, 1)
     os.close(null)
+    return results
+
+
+def end_with_parent(pipe: int) -> None:
+    """Exit when the other end of the pipe is closed."""
 
     def wait() -> None:
         while os.read(pipe, 4096):
@@ -76,10 +72,10 @@ def end_with_parent() -> None:
 class Importer:
     """Imports a package and its public modules, each with a time limit, and notes what failed."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: dict[str, Any], results: TextIO) -> None:
         self.package = request["package"]
         self.skipped = set(request["skipped"])
-        self.progress = request["progress"]
+        self.results = results
         self.errors: dict[str, str] = {}
         self.pid = os.getpid()
 
@@ -104,8 +100,8 @@ class Importer:
         if name in self.skipped:
             self.errors[name] = "ended the process"
             return None
-        with open(self.progress, "w") as file:
-            file.write(name)
+        self.results.write(json.dumps({"importing": name}) + "\n")
+        self.results.flush()
         try:
             if hasattr(signal, "SIGALRM"):
                 signal.signal(signal.SIGALRM, too_slow)
@@ -352,22 +348,21 @@ def unquoted(annotation: Any) -> Any:
 
 def main() -> None:
     request = json.loads(sys.argv[1])
-    end_with_parent()
-    limit(request)
+    results = keep_streams()
     sys.path[:0] = request["folders"]
     warnings.simplefilter("ignore")
-    importer = Importer(request)
+    importer = Importer(request, results)
     importer.run()
     description = Description(request["package"])
-    with open(request["progress"], "w") as file:
-        file.write("")
+    results.write('{"importing": ""}\n')
+    results.flush()
     description.run()
-    with open(request["output"], "w", encoding="utf-8", errors="replace") as file:
-        head = {"python": ".".join(map(str, sys.version_info[:3])), "errors": importer.errors}
-        file.write(json.dumps(head) + "\n")
-        for row in description.rows():
-            file.write(json.dumps(row) + "\n")
-        file.write('{"complete": true}\n')
+    head = {"python": ".".join(map(str, sys.version_info[:3])), "errors": importer.errors}
+    results.write(json.dumps(head) + "\n")
+    for row in description.rows():
+        results.write(json.dumps(row) + "\n")
+    results.write('{"complete": true}\n')
+    results.flush()
     os._exit(0)  # no atexit handlers, no waiting for threads of the package
 
 

@@ -12,6 +12,7 @@ from parallelmind.errors import DataError
 from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus_rows import corpus_file
 
+_SHOWN_MODULES = 3
 BUILDER_VERSION = 1
 """Goes up when the same archive gives other rows; corpora of an older builder are built again."""
 
@@ -42,8 +43,10 @@ class CorpusMeta:
     """Modules that could not be imported."""
     unread_files: list[str] = field(default_factory=list)
     """Files too deeply nested to be read."""
-    isolated: bool = False
-    """Whether the inspection had no network and process ids of its own."""
+    compiled_modules: list[str] = field(default_factory=list)
+    """Modules of machine code, of which the files give the names and no more."""
+    sandbox: str = ""
+    """What the inspection ran in: bubblewrap, or namespaces; "" where it ran in none, or did not run."""
     dependencies: dict[str, str] = field(default_factory=dict)
     """Distributions it was inspected with, and their versions."""
     runtime_documented: int | None = None
@@ -51,6 +54,20 @@ class CorpusMeta:
     static_documented: int | None = None
     """Of these, those whose documentation the files have too."""
     builder: int = BUILDER_VERSION
+
+    @property
+    def loss(self) -> str:
+        """What a description by files alone lacks; "" if the package was inspected."""
+        if self.runtime_python and not self.runtime_failure:
+            return ""
+        count, total = len(self.compiled_modules), max(self.rows.values(), default=0)
+        lacking = total - sum(self.documented.values())
+        shown = ", ".join(self.compiled_modules[:_SHOWN_MODULES]) + (", …" if count > _SHOWN_MODULES else "")
+        compiled = f"what is in {count:,} compiled modules ({shown}), and " if count else ""
+        return (
+            f"it lacks {compiled}names and texts that are made when it runs;"
+            f" {lacking:,} of its {total:,} objects have no documentation"
+        )
 
     def covers(self, corpus_types: list[str], runtime_requested: str) -> bool:
         """Whether a build with these settings would give nothing new."""

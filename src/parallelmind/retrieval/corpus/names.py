@@ -123,6 +123,14 @@ def source_root(folder: Path) -> Path:
     return root
 
 
+def compiled_modules(folder: Path, import_name: str) -> list[str]:
+    """The modules of machine code of a package in an unpacked wheel."""
+    base = folder / import_name.replace(".", "/")
+    paths = [*base.parent.glob(f"{base.name}.*"), *base.rglob("*")]
+    found = {path.relative_to(folder) for path in paths if path.suffix in (".so", ".pyd")}
+    return sorted(".".join((*path.parent.parts, path.name.partition(".")[0])) for path in found)
+
+
 def _is_outside(name: str) -> bool:
     return name.startswith("_") or is_test_module(name) or name in _OUTSIDE
 

@@ -22,11 +22,13 @@ from parallelmind.retrieval.corpus.environment import (
 from parallelmind.retrieval.corpus.fetch import Archive, fetch, fetch_source, open_archive
 from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime
 from parallelmind.retrieval.corpus.meta import CorpusMeta, write_meta
-from parallelmind.retrieval.corpus.names import find_import_names, parse_request, source_root
+from parallelmind.retrieval.corpus.names import compiled_modules, find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.newdocs import find_newdocs
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
+from parallelmind.retrieval.corpus.pip import Pip
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
-from parallelmind.retrieval.corpus.sandbox import Limits, isolation
+from parallelmind.retrieval.corpus.sandbox.running import Limits
+from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
 from parallelmind.retrieval.corpus.static import analyse
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
 
@@ -47,6 +49,8 @@ class PackageTask:
     """Whether that is the interpreter we run in ourselves."""
     timeout: float
     """Seconds for reading the files, and for each inspection."""
+    sandbox: Kind = ""
+    """Where pip and the package run; "" where they run as this process does."""
 
     @property
     def runtime_requested(self) -> str:
@@ -61,15 +65,17 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
         DataError: the archive cannot be had, is refused, or holds no package.
     """
     corpus_path, other_python = Path(task.corpus_path), None if task.own_python or not task.python else task.python
+    pip = Pip(Sandbox(task.sandbox), scratch, corpus_path / ".wheels" / ".pip")
     on_stage("fetching")
     if task.archive:
         archive = open_archive(Path(task.archive))
     else:
-        archive = fetch(parse_request(task.request), corpus_path / ".wheels", scratch, other_python)
+        archive = fetch(parse_request(task.request), corpus_path / ".wheels", scratch, other_python, pip)
     on_stage(f"unpacking {archive.path.name}")
     unpacked = scratch / "unpacked"
     unpacked.mkdir()
-    unpack(archive.path, unpacked)
+    with _time_limit(task.timeout, f"unpacking {archive.path.name}"):
+        unpack(archive.path, unpacked)
     root = unpacked if archive.is_wheel else source_root(unpacked)
     names = find_import_names(root)
     if not names:
@@ -80,7 +86,7 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
         with _time_limit(task.timeout, f"reading the files of {name}"):
             found[name] = _read(root, name)
     shutil.rmtree(unpacked)
-    runtime = _Runtime(task, archive, scratch, other_python, on_stage)
+    runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
     return [_write(task, archive, names, found[name], runtime) for name in names]
 
 
@@ -88,9 +94,15 @@ class _Runtime:
     """Installs the archive once and inspects its packages."""
 
     def __init__(
-        self, task: PackageTask, archive: Archive, scratch: Path, python: str | None, on_stage: Callable[[str], None]
+        self,
+        task: PackageTask,
+        archive: Archive,
+        scratch: Path,
+        python: str | None,
+        pip: Pip,
+        on_stage: Callable[[str], None],
     ) -> None:
-        self._task, self._archive, self._python, self._on_stage = task, archive, python, on_stage
+        self._task, self._archive, self._python, self._pip, self._on_stage = task, archive, python, pip, on_stage
         self.scratch, self._folder = scratch, scratch / "installed"
         self._interpreter, self._failure = task.python, ""
         if not archive.is_wheel:
@@ -105,14 +117,14 @@ class _Runtime:
     def _install(self) -> None:
         """For our interpreter, or else for one on PATH that the wheel was made for."""
         try:
-            install(self._archive, self._folder, self._python)
+            install(self._archive, self._folder, self._python, self._pip)
         except DataError:
             other = fitting_interpreter(self._archive) if self._task.own_python else None
             if other is None:
                 raise
             self._on_stage(f"installing {self._archive.path.name} for {other}")
             self._interpreter = self._python = other
-            install(self._archive, self._folder, other)
+            install(self._archive, self._folder, other, self._pip)
 
     @property
     def dependencies(self) -> dict[str, str]:
@@ -128,7 +140,7 @@ class _Runtime:
         if report.failure and (rules := older_dependencies(self._folder, self._archive.distribution)):
             self._on_stage(f"trying {', '.join(rules)}")
             try:
-                install(self._archive, self._folder, self._python, rules)
+                install(self._archive, self._folder, self._python, self._pip, rules)
             except DataError:
                 return report
             second = self._inspect(import_name)
@@ -137,12 +149,8 @@ class _Runtime:
 
     def _inspect(self, import_name: str) -> RuntimeReport:
         self._on_stage(f"inspecting {import_name}")
-        folder = self.scratch / "home"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        return inspect_package(
-            self._interpreter, [self._folder], import_name, folder, Limits(seconds=self._task.timeout)
-        )
+        sandbox, limits = Sandbox(self._task.sandbox), Limits(seconds=self._task.timeout)
+        return inspect_package(sandbox, self._interpreter, self._folder, import_name, self.scratch, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +161,13 @@ class _Read:
     objects: dict[str, PackageObject]
     resolve: Callable[[str], str]
     unread: list[str]
+    compiled: list[str]
 
 
 def _read(root: Path, import_name: str) -> _Read:
     static = analyse(root, import_name)
     objects = add_newdocs(static.objects, find_newdocs(root, import_name), static.resolve)
-    return _Read(import_name, objects, static.resolve, static.unread)
+    return _Read(import_name, objects, static.resolve, static.unread, compiled_modules(root, import_name))
 
 
 def _add_source_newdocs(found: _Read, archive: Archive, scratch: Path) -> tuple[dict[str, PackageObject], str]:
@@ -216,7 +225,8 @@ def _write(
         runtime_python=report.python if report is not None else "",
         runtime_failure=report.failure if report is not None else "",
         module_errors=report.module_errors if report is not None else {},
-        isolated=bool(isolation()) if inspected else False,
+        compiled_modules=found.compiled,
+        sandbox=task.sandbox if inspected else "",
         dependencies=runtime.dependencies if inspected else {},
         runtime_documented=coverage.runtime_documented if coverage else None,
         static_documented=coverage.static_documented if coverage else None,

@@ -10,8 +10,6 @@ import hashlib
 import json
 import re
 import ssl
-import subprocess
-import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -26,12 +24,12 @@ from packaging.version import Version
 from parallelmind.errors import DataError
 from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus.names import parse_archive_name
+from parallelmind.retrieval.corpus.pip import MAX_ARCHIVE, pip_settings
 
 _DEFAULT_INDEX = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 _SECONDS = 60
 _MAX_PAGE = 256 * 2**20
-_MAX_ARCHIVE = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +59,7 @@ class PackageIndex:
     @classmethod
     def configured(cls) -> PackageIndex:
         """The settings that `pip config list` shows."""
-        command = [sys.executable, "-m", "pip", "config", "list"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-        settings: dict[str, str] = {}
-        for line in listed.stdout.splitlines():  # later lines win: the environment comes last
-            name, _, value = line.partition("=")
-            settings[name.rpartition(".")[2]] = value.strip().strip("'\"").replace("\\n", " ")
+        settings = pip_settings()
         indexes = settings.get("index-url", _DEFAULT_INDEX).split() + settings.get("extra-index-url", "").split()
         if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
             indexes = []
@@ -106,7 +99,7 @@ class PackageIndex:
             DataError: it cannot be fetched, or has another hash.
         """
         try:
-            content, _ = self._get(item.url, _MAX_ARCHIVE)
+            content, _ = self._get(item.url, MAX_ARCHIVE)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{item.name} cannot be fetched from {_without_password(item.url)}: {error}; start again."
@@ -144,13 +137,10 @@ class PackageIndex:
 def _offered(page: str, content: bytes, kind: str) -> Iterator[IndexFile]:
     if kind == "application/vnd.pypi.simple.v1+json":
         for entry in json.loads(content)["files"]:
-            item = _file(
-                entry["filename"],
-                urllib.parse.urljoin(page, entry["url"]),
-                sha256=entry.get("hashes", {}).get("sha256", ""),
-                yanked=bool(entry.get("yanked")),
-            )
-            if item is not None:
+            url = urllib.parse.urljoin(page, entry["url"])
+            sha256 = entry.get("hashes", {}).get("sha256", "")
+            item = _file(entry["filename"], url, sha256=sha256, yanked=bool(entry.get("yanked")))
+            if item is not None and not _leads_home(page, url):
                 yield item
         return
     links = _Links()
@@ -161,8 +151,14 @@ def _offered(page: str, content: bytes, kind: str) -> Iterator[IndexFile]:
         name = urllib.parse.unquote(parts.path.rpartition("/")[2])
         sha256 = re.search(r"sha256=([0-9a-f]{64})", parts.fragment)
         plain = urllib.parse.urlunsplit(parts._replace(fragment=""))
-        if (item := _file(name, plain, sha256=sha256.group(1) if sha256 else "", yanked=yanked)) is not None:
+        item = _file(name, plain, sha256=sha256.group(1) if sha256 else "", yanked=yanked)
+        if item is not None and not _leads_home(page, url):
             yield item
+
+
+def _leads_home(page: str, url: str) -> bool:
+    """Whether a page on the network offers a file of this machine."""
+    return url.startswith("file:") and not page.startswith("file:")
 
 
 class _Links(HTMLParser):

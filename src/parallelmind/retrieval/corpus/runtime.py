@@ -6,13 +6,14 @@ The output of that process is untrusted: the package could write what it likes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
-from parallelmind.retrieval.corpus.sandbox import Limits, run_limited
+from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
+from parallelmind.retrieval.corpus.sandbox.sandbox import Sandbox
 
 _INSPECTOR = Path(__file__).with_name("inspector.py")
 _MAX_ATTEMPTS = 6  # each leaves out one more module that ends the process
@@ -35,52 +36,56 @@ class RuntimeReport:
 
 
 def inspect_package(
-    python: str, folders: Sequence[Path], import_name: str, scratch: Path, limits: Limits
+    sandbox: Sandbox, python: str, folder: Path, import_name: str, scratch: Path, limits: Limits
 ) -> RuntimeReport:
-    """Import `import_name` from `folders` in a process of its own and describe what it offers."""
+    """Import `import_name` from `folder` in a process of its own and describe what it offers."""
     skipped: list[str] = []
-    output, progress = scratch / "objects.jsonl", scratch / "progress"
+    output = scratch / "objects.jsonl"
     while True:
-        output.unlink(missing_ok=True)
-        request = {
-            "package": import_name,
-            "folders": [str(folder) for folder in folders],
-            "skipped": skipped,
-            "output": str(output),
-            "progress": str(progress),
-            "limits": limits.rlimits(),
-        }
-        result = run_limited([python, "-I", "-S", "-B", str(_INSPECTOR), json.dumps(request)], scratch, limits)
-        report = read_report(output, import_name) if output.exists() else RuntimeReport(failure="gave no description")
+        request = {"package": import_name, "folders": [str(folder)], "skipped": skipped}
+        arguments = ["-I", "-S", "-B", str(_INSPECTOR), json.dumps(request)]
+        result = sandbox.run(python, arguments, output, limits, readable=[_INSPECTOR, folder])
+        report, culprit = read_report(output, import_name)
+        if result.excess:
+            report = RuntimeReport(failure=result.failure)
         if not report.failure:
             report.module_errors.update(dict.fromkeys(skipped, "ended the process"))
             return _checked(report, import_name)
-        culprit = _read_progress(progress, import_name)
-        if culprit in (None, import_name, *skipped) or len(skipped) + 1 >= _MAX_ATTEMPTS:
+        if culprit in ("", import_name, *skipped) or len(skipped) + 1 >= _MAX_ATTEMPTS:
             where = f" in {culprit}" if culprit else ""
             report.failure = f"the inspection{where} {result.failure or report.failure}"
             return report
-        skipped.append(str(culprit))
+        skipped.append(culprit)
 
 
-def read_report(path: Path, import_name: str) -> RuntimeReport:
-    """Parse the inspector's output; whatever does not look as it should ends the report with a failure."""
-    report = RuntimeReport()
+def read_report(path: Path, import_name: str) -> tuple[RuntimeReport, str]:
+    """Parse the inspector's output; whatever does not look as it should ends the report with a failure.
+
+    Returns the report, and the module that was being imported at the end, or "".
+    """
+    report, importing = RuntimeReport(), ""
     try:
         with path.open("rb") as file:
-            head = _object(file.readline(_MAX_LINE))
-            report.python = str(head["python"])[:50]
-            report.module_errors = {str(name)[:200]: str(error)[:300] for name, error in dict(head["errors"]).items()}
             for line in iter(lambda: file.readline(_MAX_LINE), b""):
                 row = _object(line)
-                if row.get("complete") is True:
-                    return report
-                if len(report.objects) >= _MAX_OBJECTS:
+                if "importing" in row:
+                    importing = row["importing"] if _is_name(row["importing"], import_name) else ""
+                elif not report.python:
+                    report.python = printable(str(row["python"])[:50])
+                    errors = dict(row["errors"])
+                    report.module_errors = {
+                        printable(str(name)[:200]): printable(str(error)[:300]) for name, error in errors.items()
+                    }
+                elif row.get("complete") is True:
+                    return report, importing
+                elif len(report.objects) >= _MAX_OBJECTS:
                     raise ValueError(f"more than {_MAX_OBJECTS:,} objects")
-                report.objects.append(_package_object(row, import_name))
+                else:
+                    report.objects.append(_package_object(row, import_name))
         raise ValueError("the end is missing")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return RuntimeReport(failure=f"gave an unusable description ({type(error).__name__}: {error})"[:300])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        failure = f"gave an unusable description ({type(error).__name__}: {error})"[:300]
+        return RuntimeReport(failure=printable(failure)), importing
 
 
 def _checked(report: RuntimeReport, import_name: str) -> RuntimeReport:
@@ -88,15 +93,6 @@ def _checked(report: RuntimeReport, import_name: str) -> RuntimeReport:
         report.failure = f"importing {import_name} failed: {report.module_errors[import_name]}"
         report.objects = []
     return report
-
-
-def _read_progress(path: Path, import_name: str) -> str | None:
-    try:
-        with path.open("rb") as file:
-            name = file.read(1000).decode("utf-8", "replace")
-    except OSError:
-        return None
-    return name if _is_name(name, import_name) else None
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def _package_object(row: dict[str, Any], import_name: str) -> PackageObject:
         type=row["type"],
         doc=_text(row["doc"]),
         signature=_text(row["signature"]),
-        members={_text(member) for member in row.get("members", ()) if is_public(member)},
+        members={member for member in map(_text, row.get("members", ())) if is_public(member)},
         names=set(names),
         source="runtime",
     )

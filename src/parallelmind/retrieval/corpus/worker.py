@@ -1,4 +1,4 @@
-"""The process that builds one package: `python -m parallelmind.retrieval.corpus.worker TASK SCRATCH`, both for `build`.
+"""The process that builds one package: `build` starts it, with a task and a folder for what it needs for a while.
 
 A package's files can crash whatever reads them, or fill the memory; in here that ends one package and not the build.
 Standard output has one JSON object a line: {"stage"}, at the end {"metas"} or {"error"}.
@@ -63,7 +63,3 @@ def _end_with_parent() -> None:
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
