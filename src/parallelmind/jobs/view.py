@@ -128,7 +128,7 @@ def _failures(ledger: Ledger) -> list[tuple[int, str]]:
 
 def _reason(rows: str | None) -> str:
     """The first error of some rows; "" if they stand in a finished output."""
-    errors = (json.loads(row).get("error") for row in (rows or "").splitlines())
+    errors = (json.loads(row).get("error") for row in (rows or "").split("\n") if row)
     return next((str(error) for error in errors if error is not None), "")
 
 
