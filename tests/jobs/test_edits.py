@@ -10,6 +10,7 @@ import json
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,6 +393,22 @@ def test_records_come_through_a_pipe(data: Path, out: Path) -> None:
     assert other.complete() == [0, 1, 2]
     assert other.out_path.name == "out_2.jsonl"
     assert rows(out) == of(*range(1, 12))
+
+
+def test_a_compressed_pipe_may_begin_with_a_single_byte(data: Path, out: Path) -> None:
+    pipe = data.with_name("pipe")
+    os.mkfifo(pipe)
+    packed = gzip.compress(data.read_bytes())
+
+    def feed() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            file.write(packed[:1])
+            time.sleep(0.2)
+            file.write(packed[1:])
+
+    threading.Thread(target=feed, daemon=True).start()
+    job(pipe, out).complete()
+    assert rows(out) == of(*TEN)
 
 
 def test_a_disk_without_room_for_what_is_unpacked_is_named(data: Path, out: Path) -> None:
