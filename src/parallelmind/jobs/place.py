@@ -10,7 +10,7 @@ from parallelmind.io.locks import HeldLock
 from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.output import OutputFile
 from parallelmind.jobs.sqlite_file import NoJobYetError
-from parallelmind.jobs.storage import job_folder, ledger_path, storage_error
+from parallelmind.jobs.storage import job_folder, ledger_path, lock_path, storage_error
 from parallelmind.jobs.stored import Output, StoredJob
 from parallelmind.jobs.writer import describe_writer, note_writer
 
@@ -69,7 +69,7 @@ class JobPlace:
                 "give another output (--out_path or --output_file)."
             )
             # Whoever looks whether a run is writing (`is_locked`) has the lock for a moment.
-            lock = HeldLock(self.folder / "lock", busy=busy, seconds=_LOOK_SECONDS)
+            lock = HeldLock(lock_path(self.folder), busy=busy, seconds=_LOOK_SECONDS)
             note_writer(self.folder)
         except OSError as error:
             raise storage_error(Path(error.filename or self.folder), error) from error

@@ -42,7 +42,7 @@ class JobInput:
     that was edited meanwhile.
 
     Args:
-        source: the file that this one was made from, if it was.
+        source: the file that this one was made from, if it was, or `STDIN` for any pipe.
         scratch: a folder for what has to be unpacked, or can be read only once.
     Raises:
         ParallelMindError: the file cannot be read.
@@ -62,7 +62,8 @@ class JobInput:
         self._group_of = group_of
         self.max_records = max_records
         """How many of them are read at most; None: all."""
-        self.source = valid_text(os.path.realpath(source or path)) if self._stamp else PIPE
+        is_pipe = source == STDIN or not self._stamp
+        self.source = PIPE if is_pipe else valid_text(os.path.realpath(source or path))
         """Which file it is, whatever its content."""
         self._file = open_plain(path, scratch)
         try:
