@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from parallelmind.answering.context_rows import parse_context_row
 from parallelmind.cli.main import main
@@ -191,6 +192,48 @@ def test_queries_may_be_compressed_or_come_through_a_pipe_and_the_contexts_are_c
         return [json.loads(line) | {"retrieval_time": 0} for line in content.splitlines()]
 
     assert told(gzip.decompress(out.read_bytes())) == told(plain.read_bytes()) == told(piped.read_bytes())
+
+
+def test_other_queries_through_a_pipe_are_another_job(queries: Path, corpus: Path, tmp_path: Path) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "contexts.jsonl"
+    os.mkfifo(pipe)
+    content = queries.read_text(encoding="utf-8")
+
+    def run(text: str) -> None:
+        feed = threading.Thread(target=pipe.write_text, args=(text, "utf-8"))
+        feed.start()
+        assert contexts(pipe, corpus, out) == 0
+        feed.join()
+
+    run(content)
+    first = out.read_bytes()
+    run(content.replace("fold paper", "glue wood").replace("torch", "jax").replace('"q"', '"r"'))
+    assert out.read_bytes() == first
+    assert len(rows_of(out.with_name("contexts_2.jsonl"))) == len(rows_of(out))
+
+
+def test_compressed_queries_that_are_edited_are_the_same_job(queries: Path, corpus: Path, tmp_path: Path) -> None:
+    packed, out = tmp_path / "queries.json.gz", tmp_path / "contexts.jsonl"
+    packed.write_bytes(gzip.compress(queries.read_bytes()))
+    contexts(packed, corpus, out)
+    packed.write_bytes(gzip.compress(queries.read_bytes().replace(b"fold paper", b"glue wood")))
+    contexts(packed, corpus, out)
+    assert "glue wood" in out.read_text(encoding="utf-8")
+    assert not out.with_name("contexts_2.jsonl").exists()
+    assert len(list((tmp_path / "contexts.jsonl.job").glob("queries.*.input"))) == 1
+
+
+def test_what_another_run_reads_is_not_removed(queries: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "contexts.jsonl"
+    expansion = tmp_path / "contexts.jsonl.job" / "queries-other"
+    expansion.mkdir(parents=True)
+    other = tmp_path / "contexts_2.jsonl.job"
+    other.mkdir()
+    with FileLock(other / "lock"):
+        contexts(queries, corpus, out)
+        assert expansion.exists()
+    contexts(queries, corpus, out)
+    assert not expansion.exists()
 
 
 def test_compat_is_the_looser_matching(queries: Path, corpus: Path, tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_a_job_from_its_interruption_to_its_end(data: Path, out: Path, capsys: p
     assert "failed: record 4: 3 is bad" in shown
 
 
+def test_a_reason_may_have_any_characters(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "one\u2028two\x85three"
+    job(data, out).interrupt(2, work=lambda _: [{"error": reason}])
+    assert main(["job", str(out)]) == 0
+    assert reason in capsys.readouterr().out
+
+
 def test_programs_read_json(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_job(Records(data, out), RunOptions())
     assert main(["job", str(out), "--json"]) == 0

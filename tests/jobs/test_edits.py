@@ -10,6 +10,7 @@ import json
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from parallelmind.errors import JobError, SettingsError
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.results import RecordResult, encode_rows
 from parallelmind.jobs.run import run_job
-from tests.disks import interrupted_at
+from tests.disks import interrupted_at, room_for
 from tests.jobs.doubling import Doubling, Rows, double, fails_on, job, rows
 from tests.jobs.ledgers import ask
 
@@ -148,6 +149,33 @@ def test_a_kill_while_the_output_of_an_edited_input_takes_its_place_loses_nothin
     assert rows(out) == of(*TEN)
 
 
+@pytest.mark.parametrize("left", [(), (2, 3)])
+def test_an_edit_after_such_a_kill_finds_the_results_of_records_that_had_gone(
+    data: Path, out: Path, left: tuple[int, ...]
+) -> None:
+    if left:
+        job(data, out).interrupt(*left)
+    else:
+        job(data, out).complete()
+    write(data, 9, 20, 1)
+    with interrupted_at(out, replaced=True):
+        job(data, out).complete()
+    write(data, 2, 9, 20, 3)
+    assert job(data, out).complete() == []
+    assert rows(out) == of(2, 9, 20, 3)
+
+
+def test_a_disk_that_is_full_while_results_are_carried_over_is_no_damage(data: Path, out: Path) -> None:
+    numbers = list(range(3000))
+    write(data, *numbers)
+    job(data, out).complete()
+    write(data, *reversed(numbers))
+    with room_for(2**18), pytest.raises(JobError, match=r"ledger\.sqlite.*start the same command again"):
+        job(data, out).complete()
+    assert job(data, out).complete() == []
+    assert rows(out) == of(*reversed(numbers))
+
+
 def test_a_record_that_is_quarantined_is_known_by_its_content(data: Path, out: Path) -> None:
     job(data, out).interrupt(0)
     with job(data, out).open() as opened:
@@ -195,6 +223,41 @@ def test_an_input_edited_and_restored_has_no_answer_of_the_edit(data: Path, out:
     done = job(data, out).complete(edits(data, 0, *range(10, 20), then=tuple(TEN)))
     assert rows(out) == of(*TEN)
     assert sorted(set(done)) == list(TEN)
+
+
+@dataclasses.dataclass
+class EditedAtOnce(Doubling):
+    """Its input is edited as it works on the first record, so that all others are at another byte, in the same line."""
+
+    def run(self, lines: Any, write: Any) -> None:
+        for line in lines:
+            if not self.done:
+                content = self.input_path.read_bytes()
+                replacement = self.input_path.with_suffix(".new")
+                replacement.write_bytes(content.replace(b'{"n": 0', b'{"n":   0'))
+                self.input_path.write_bytes(replacement.read_bytes())
+            self.done.append(line.index)
+            write(line, RecordResult.of(self.work(line.content)))
+
+
+def write_large(data: Path, numbers: range) -> None:
+    """Each record larger than what is read ahead."""
+    data.write_text("".join(f'{{"n": {n}, "text": "{"x" * 2**20}"}}\n' for n in numbers))
+
+
+def test_an_edit_while_failed_records_are_tried_again_leaves_none_of_them_out(data: Path, out: Path) -> None:
+    write_large(data, range(8))
+    job(data, out).complete(fails_on(3, 5, 7))
+    again = EditedAtOnce(data, out)
+    run_job(again, RunOptions(retry_failed=True))
+    assert rows(out) == of(*range(8))
+    assert sorted(again.done) == [0, 3, 5, 7]
+
+
+def test_an_edit_while_a_larger_sample_is_finished_leaves_it_as_large(data: Path, out: Path) -> None:
+    job(data, out, max_records=8).interrupt(0, 1)
+    run_job(EditedAtOnce(data, out, max_records=4), RunOptions(keep_larger=True))
+    assert rows(out) == of(*range(8))
 
 
 def test_a_touched_input_is_not_an_edited_one(data: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -330,6 +393,22 @@ def test_records_come_through_a_pipe(data: Path, out: Path) -> None:
     assert other.complete() == [0, 1, 2]
     assert other.out_path.name == "out_2.jsonl"
     assert rows(out) == of(*range(1, 12))
+
+
+def test_a_compressed_pipe_may_begin_with_a_single_byte(data: Path, out: Path) -> None:
+    pipe = data.with_name("pipe")
+    os.mkfifo(pipe)
+    packed = gzip.compress(data.read_bytes())
+
+    def feed() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            file.write(packed[:1])
+            time.sleep(0.2)
+            file.write(packed[1:])
+
+    threading.Thread(target=feed, daemon=True).start()
+    job(pipe, out).complete()
+    assert rows(out) == of(*TEN)
 
 
 def test_a_disk_without_room_for_what_is_unpacked_is_named(data: Path, out: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 import resource
@@ -5,14 +6,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from parallelmind.errors import DataError, JobError, SettingsError
+from parallelmind.jobs.ledger import Ledger
+from parallelmind.jobs.stored import StoredJob
+from tests.disks import room_for
 from tests.jobs.doubling import double, expected, fails_on, job, rows
 
 
@@ -214,6 +220,50 @@ def test_a_second_job_on_an_output_is_refused_by_any_name(data: Path, out: Path,
 
 def test_only_the_first_records(data: Path, out: Path) -> None:
     assert job(data, out, max_records=4).complete() == [0, 1, 2, 3]
+
+
+def test_names_that_are_not_utf8(data: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/in-\xff.jsonl"))
+    data.rename(odd)
+    settings = {"model": str(odd)}
+    out = Path(os.fsdecode(bytes(tmp_path) + b"/out-\xff.jsonl"))
+    assert job(odd, out, settings).complete() == list(range(10))
+    odd.write_bytes(odd.read_bytes().replace(b"3", b"33"))
+    again = job(odd, out, settings)
+    assert again.complete() == [3]
+    assert again.out_path == out
+
+
+def test_names_that_are_too_long_are_told(data: Path, out: Path) -> None:
+    for length in (252, 300):
+        with pytest.raises(SettingsError, match=r"cannot be: File name too long; choose another"):
+            job(data, out.with_name("x" * length)).complete()
+    with pytest.raises(DataError, match="does not exist"):
+        job(data.with_name("x" * 300), out).complete()
+
+
+def test_a_look_at_a_job_is_not_taken_for_a_run_that_writes(data: Path, out: Path) -> None:
+    job(data, out).interrupt(0)
+    looked = FileLock(out.with_name("out.jsonl.job") / "lock", thread_local=False)
+    looked.acquire()
+    threading.Timer(0.2, looked.release).start()
+    assert job(data, out).complete() == list(range(1, 10))
+
+
+def test_no_room_to_make_the_ledger_small_fails_no_job(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.write_text("".join(f'{{"n": {n}}}\n' for n in range(3000)))
+    save = Ledger.save_job
+
+    def save_and_fill(ledger: Ledger, stored: StoredJob) -> None:
+        save(ledger, stored)
+        if stored.completion is not None:
+            disk.enter_context(room_for(2**14))
+
+    with contextlib.ExitStack() as disk:
+        monkeypatch.setattr(Ledger, "save_job", save_and_fill)
+        job(data, out).complete()
+    assert job(data, out).complete() == []
+    assert len(rows(out)) == 4500
 
 
 def test_an_empty_input_gives_an_empty_output(data: Path, out: Path) -> None:

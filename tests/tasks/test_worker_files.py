@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parallelmind.errors import JobError
+from parallelmind.errors import JobError, SettingsError
 from parallelmind.jobs.run import JobReport
 from parallelmind.jobs.worker_files import worker_files
 from tests.disks import interrupted_at
@@ -129,6 +129,14 @@ def test_a_row_that_no_worker_survives_has_no_rank(tmp_path: Path, backend: Any)
     workers = report.statistics.workers.values()
     assert sum(worker.processed for worker in workers) == 11
     assert report.statistics.processed == 12
+
+
+def test_the_input_is_not_replaced(tmp_path: Path, backend: Any) -> None:
+    data = questions(tmp_path, "q0", "q1").rename(tmp_path / "out_rank1.jsonl")
+    content = data.read_bytes()
+    with pytest.raises(SettingsError, match=r"the input .*out_rank1.jsonl is where worker 1 of .*out.jsonl writes"):
+        answer(data, tmp_path / "out.jsonl", workers=2, overwrite=True, **backend)
+    assert data.read_bytes() == content
 
 
 def test_files_of_others_are_not_replaced(tmp_path: Path, backend: Any) -> None:

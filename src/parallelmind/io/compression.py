@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import shutil
 import stat
 import sys
@@ -40,11 +41,14 @@ def open_plain(path: Path, scratch: Path) -> BinaryIO:
         SettingsError: there is no room in the scratch folder.
     """
     source = _open(path)
-    packing = _packing(source.peek(4))  # type: ignore[attr-defined]
+    start = source.read(4)  # not peek: a pipe may begin with a single byte
+    packing = _packing(start)
     if packing is None and source.seekable():
+        source.seek(0)
         return source
     with source:
-        chunks = _chunks(source, _CHUNK) if packing is None else _unpacked(path, source, packing)
+        packed = itertools.chain([start], _chunks(source, _CHUNK if packing is None else _PACKED_CHUNK))
+        chunks = packed if packing is None else _unpacked(path, packed, packing)
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             plain: BinaryIO = tempfile.TemporaryFile(dir=scratch, buffering=_CHUNK)  # type: ignore[assignment]  # noqa: SIM115
@@ -126,7 +130,7 @@ def _chunks(source: BinaryIO, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _unpacked(path: Path, source: BinaryIO, packing: str) -> Iterator[bytes]:
+def _unpacked(path: Path, chunks: Iterator[bytes], packing: str) -> Iterator[bytes]:
     """What the parts of a compressed file hold, one after the other."""
     make: Callable[[], Any] = (
         (lambda: zlib.decompressobj(wbits=31))
@@ -136,7 +140,7 @@ def _unpacked(path: Path, source: BinaryIO, packing: str) -> Iterator[bytes]:
     errors = (zlib.error, EOFError) if packing == ".gz" else (_zstandard().ZstdError, EOFError)
     part, is_in_part = make(), False
     try:
-        for chunk in _chunks(source, _PACKED_CHUNK):
+        for chunk in chunks:
             while chunk:
                 yield part.decompress(chunk)
                 is_in_part, chunk = not part.eof, part.unused_data if part.eof else b""

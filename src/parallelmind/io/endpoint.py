@@ -85,8 +85,8 @@ def _checked_url(url: str) -> str:
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
     except ValueError:  # a port that is not a number, or half an IPv6 address
         valid = False
-    if not valid or parts.query or parts.fragment:
-        shown = url.rpartition("@")[2]
+    if not valid or parts.query or parts.fragment or any(character.isspace() for character in url.strip()):
+        shown = shown_url(url.rpartition("@")[2]).partition("?")[0]
         raise SettingsError(f"--base_url is {shown!r}; expected an address such as http://127.0.0.1:8000/v1.")
     path = parts.path.rstrip("/")
     for suffix in ("/chat/completions", "/completions"):

@@ -15,11 +15,12 @@ runs, its output rows.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ class Ledger(SqliteFile):
             for table in ("blocks", "leases", "quarantine", "results WHERE record IS NULL"):
                 self._file.execute(f"DELETE FROM {table}")
             self.save_job(job)
-            self._file.execute("VACUUM")
-            self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with contextlib.suppress(sqlite3.OperationalError):  # no room for what is to make room: the job is complete
+                for statement in ("PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                    self._file.execute(statement)
 
     @property
     def has_results(self) -> bool:
@@ -173,7 +175,7 @@ class Ledger(SqliteFile):
             index.settle(output.records)
             return self._load(index, keys, after=output.through, through=self.last_result)
 
-    @contextmanager
+    @contextlib.contextmanager
     def renumbering(self) -> Iterator[int]:
         """In this block the results up to the given id are replaced by what is added, all at once or not at all."""
         with self._errors():
@@ -187,17 +189,19 @@ class Ledger(SqliteFile):
                 self._file.execute("DELETE FROM leases")
                 self.commit()
             except BaseException:
-                self._file.execute("ROLLBACK")
+                if self._file.in_transaction:  # where the disk is full, SQLite has done it
+                    self._file.execute("ROLLBACK")
                 self._next_block, self._next_result = block, result
                 raise
 
     def newest(self, last: int, through: int | None) -> Iterator[list[StoredResult]]:
         """The newest result of every record, of those up to `last`; those up to `through` stand in the output."""
         standing = 0 if through is None else through
-        sizes = (
-            "SELECT record, size FROM results WHERE id IN (SELECT max(id) FROM results WHERE id <= ? GROUP BY record)"
+        placed = self._file.execute(
+            "SELECT record, size FROM results WHERE id IN"
+            " (SELECT max(id) FROM results WHERE id <= ? AND record IS NOT NULL GROUP BY record) ORDER BY record",
+            (standing,),
         )
-        placed = self._file.execute(f"{sizes} ORDER BY record", (standing,))
         records, lengths = np.fromiter(itertools.chain.from_iterable(placed), np.int64).reshape(-1, 2).T
         offsets = np.zeros(int(records.max(initial=-1)) + 1, np.int64)
         offsets[records] = np.cumsum(lengths) - lengths
@@ -210,7 +214,7 @@ class Ledger(SqliteFile):
         while rows := found.fetchmany(_FETCHED):
             yield [
                 StoredResult(key, line, attempt, worker, None, int(offsets[record]), size, tuple(measures))
-                if number <= standing
+                if number <= standing and record is not None
                 else StoredResult(key, line, attempt, worker, block, offset, size, tuple(measures))
                 for number, record, line, key, attempt, worker, block, offset, size, *measures in rows
             ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from parallelmind.io.compression import STDIN
 from parallelmind.io.line_table import InputSummary
 from parallelmind.io.locks import HeldLock
 from parallelmind.io.numbered_names import numbered_paths, spelled_beside
-from parallelmind.jobs.carrying import carry_over, shares_records
+from parallelmind.jobs.carrying import NOWHERE, Places, carry_over, shares_records
 from parallelmind.jobs.identity import Identity, JobCompletion, other_input
 from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.options import RunOptions
@@ -63,7 +64,7 @@ class OpenJob:
         self._options = options
         self._identity = Identity.of(task)
         self.place = JobPlace(next(numbered_paths(task.out_path)))
-        self.input = self._read_input()
+        self.input = self._read_input(max_records=task.max_records)
         try:
             self._open_first_that_fits()
         except BaseException:
@@ -157,9 +158,12 @@ class OpenJob:
             ParallelMindError: it is gone or cannot be read, or the disk is full.
         """
         self.ledger.commit()
-        before, self.input = self.input, self._read_input()
+        reopened = self.input.keys[self.index.reopened_records()].tolist()
+        before, self.input = self.input, self._read_input(max_records=self.input.max_records)
         before.close()
         self._go_on(self.place.standing(self._stored))
+        places = Places(self.input.keys).find(reopened)
+        self.index.reopen_failed(places[places != NOWHERE])
 
     def finish(self) -> JobCompletion:
         """Put the output in place: the rows of all records, in input order.
@@ -199,16 +203,16 @@ class OpenJob:
     ) -> None:
         self.close()
 
-    def _read_input(self) -> JobInput:
+    def _read_input(self, *, max_records: int | None) -> JobInput:
         task, path = self.task, self.task.input_path
         check_input(path, task.input_hint)
-        if path != STDIN and self.out_path.exists() and self.out_path.samefile(path):
+        if path != STDIN and os.path.exists(self.out_path) and self.out_path.samefile(path):
             raise SettingsError(f"the output {self.out_path} is the input itself; choose another file.")
         return JobInput(
             path,
             source=task.source,
             scratch=self.out_path.parent,
-            max_records=task.max_records,
+            max_records=max_records,
             group_of=task.group_of,
         )
 

@@ -10,10 +10,11 @@ from parallelmind.io.locks import HeldLock
 from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.output import OutputFile
 from parallelmind.jobs.sqlite_file import NoJobYetError
-from parallelmind.jobs.storage import job_folder, ledger_path, storage_error
+from parallelmind.jobs.storage import job_folder, ledger_path, lock_path, storage_error
 from parallelmind.jobs.stored import Output, StoredJob
 from parallelmind.jobs.writer import describe_writer, note_writer
 
+_LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 5.0
 """For the ledger of a run that has just taken the lock."""
 
@@ -34,12 +35,18 @@ class JobPlace:
 
     def check(self, *, overwrite: bool) -> None:
         """Raises:
-        SettingsError: the output is no file.
+        SettingsError: the output is no file, or cannot be one.
         JobError: something stands there that no job of this version made, and it is not to be overwritten.
         """
-        if self.out_path.exists() and not self.out_path.is_file():
+        try:
+            is_foreign, is_other = self.is_foreign, self.out_path.exists() and not self.out_path.is_file()
+        except OSError as error:
+            raise SettingsError(
+                f"the output {self.out_path} cannot be: {error.strerror}; choose another (--out_path or --output_file)."
+            ) from error
+        if is_other:
             raise SettingsError(f"the output {self.out_path} is not a regular file; choose a file name.")
-        if overwrite or not self.is_foreign:
+        if overwrite or not is_foreign:
             return
         if self.output.has_content:
             raise foreign(self.out_path)
@@ -61,10 +68,11 @@ class JobPlace:
                 f"another run is writing {self.out_path}{describe_writer(self.folder)}; wait until it ends, end it, or "
                 "give another output (--out_path or --output_file)."
             )
-            lock = HeldLock(self.folder / "lock", busy=busy)
+            # Whoever looks whether a run is writing (`is_locked`) has the lock for a moment.
+            lock = HeldLock(lock_path(self.folder), busy=busy, seconds=_LOOK_SECONDS)
             note_writer(self.folder)
         except OSError as error:
-            raise storage_error(self.folder, error) from error
+            raise storage_error(Path(error.filename or self.folder), error) from error
         return lock
 
     def soon_stored(self) -> StoredJob | None:

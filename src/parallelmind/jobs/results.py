@@ -162,9 +162,17 @@ class ResultIndex:
     def is_todo(self, record: int) -> bool:
         return bool(self.block[record] == _ABSENT or self._reopened[record])
 
-    def reopen_failed(self) -> None:
-        """Try each failed record once more, unless its failure is final; its result stays until there is a new one."""
-        self._reopened[:] = self._retryable()
+    def reopen_failed(self, records: NDArray[np.int64] | None = None) -> None:
+        """Try each failed record, or of these, once more, unless its failure is final.
+
+        Its result stays until there is a new one.
+        """
+        chosen = slice(None) if records is None else records
+        self._reopened[chosen] = self._retryable()[chosen]
+
+    def reopened_records(self) -> NDArray[np.int64]:
+        """The records that are still to be tried once more."""
+        return np.flatnonzero(self._reopened)
 
     def failed_records(self) -> NDArray[np.int64]:
         """The records with a failed row, in input order."""

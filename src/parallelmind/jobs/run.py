@@ -68,7 +68,12 @@ def _run(task: Task, options: RunOptions, progress: Progress | None) -> JobRepor
         raise
     with opened as job:
         if options.worker_files:
-            check_worker_files(job.shown_path, world_size=options.world_size, overwrite=options.overwrite)
+            check_worker_files(
+                job.shown_path,
+                read=task.source or job.input.path,
+                world_size=options.world_size,
+                overwrite=options.overwrite,
+            )
         _tell(job)
         monitor = Monitor(job, progress or Silent())
         if job.completion is None:

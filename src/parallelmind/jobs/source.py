@@ -17,6 +17,7 @@ from parallelmind.errors import DataError
 from parallelmind.io.compression import STDIN, is_regular_or_pipe, open_plain
 from parallelmind.io.jsonl import MAX_LINE_BYTES, JsonLine, check_kind, read_line, scan_file
 from parallelmind.io.line_table import UTF8_BOM, InputSummary, LineTable, key_of
+from parallelmind.jobs.stored import valid_text
 from parallelmind.jobs.task import GroupOf
 
 PIPE = "-"
@@ -41,7 +42,7 @@ class JobInput:
     that was edited meanwhile.
 
     Args:
-        source: the file that this one was made from, if it was.
+        source: the file that this one was made from, if it was, or `STDIN` for any pipe.
         scratch: a folder for what has to be unpacked, or can be read only once.
     Raises:
         ParallelMindError: the file cannot be read.
@@ -59,7 +60,10 @@ class JobInput:
         self.path = path
         self._stamp = _stamp(path)
         self._group_of = group_of
-        self.source = os.path.realpath(source or path) if self._stamp else PIPE
+        self.max_records = max_records
+        """How many of them are read at most; None: all."""
+        is_pipe = source == STDIN or not self._stamp
+        self.source = PIPE if is_pipe else valid_text(os.path.realpath(source or path))
         """Which file it is, whatever its content."""
         self._file = open_plain(path, scratch)
         try:
@@ -96,7 +100,9 @@ class JobInput:
         """Take as many records as an earlier input had, if it begins with just those."""
         records = len(self)
         self._read_table(earlier.records)
-        if self.summary != earlier:
+        if self.summary == earlier:
+            self.max_records = earlier.records
+        else:
             self._read_table(records)
 
     def in_order(self, records: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -181,7 +187,7 @@ class JobInput:
 
 def check_input(path: Path, hint: str = "") -> None:
     """Raises DataError if no records can be read from there."""
-    if path != STDIN and not path.exists():
+    if path != STDIN and not os.path.exists(path):
         raise DataError(f"the input {path} does not exist{hint}.")
     if not is_regular_or_pipe(path):
         raise DataError(f"the input {path} is not a file or a pipe; save the records to a file first.")

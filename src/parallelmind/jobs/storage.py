@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from parallelmind.errors import JobError
+from parallelmind.io.numbered_names import numbered_paths
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SQLITE_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
@@ -20,6 +23,17 @@ def job_folder(out_path: Path) -> Path:
     # One lock and one place of writing, whatever links the output is reached by.
     real = Path(os.path.realpath(out_path))
     return real.with_name(real.name + ".job")
+
+
+def job_locks(out_path: Path) -> Iterator[Path]:
+    """The locks of the jobs whose output has this name, or the next ones (`numbered_paths`)."""
+    folders = itertools.takewhile(Path.exists, map(job_folder, numbered_paths(out_path)))
+    return (lock_path(folder) for folder in folders)
+
+
+def lock_path(folder: Path) -> Path:
+    """What the run holds that writes the job in the folder."""
+    return folder / "lock"
 
 
 def ledger_path(folder: Path) -> Path:

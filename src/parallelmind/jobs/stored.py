@@ -18,6 +18,11 @@ JOB_COLUMNS = ("kind", "source", "settings", "files", "input", "output", "next_o
 """Of the one row that is the job."""
 
 
+def valid_text(text: str) -> str:
+    """The text, or where it has bytes of a file name that are not UTF-8, with escapes for them that JSON reads too."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """A finished output."""
@@ -51,12 +56,18 @@ class StoredJob:
         """What stands in JOB_COLUMNS."""
 
         def text(value: Any) -> str | None:
-            return None if value is None else json.dumps(value, ensure_ascii=False)
+            return None if value is None else valid_text(json.dumps(value, ensure_ascii=False))
 
         plain = dataclasses.asdict(self)
         identity = plain["identity"]
         values = (plain[name] for name in JOB_COLUMNS[4:])
-        return [identity["kind"], self.source, text(identity["settings"]), text(identity["files"]), *map(text, values)]
+        return [
+            identity["kind"],
+            valid_text(self.source),
+            text(identity["settings"]),
+            text(identity["files"]),
+            *map(text, values),
+        ]
 
     @classmethod
     def of_texts(cls, kind: str, source: str, *texts: str | None) -> StoredJob:

@@ -14,7 +14,7 @@ from parallelmind.jobs.ledger import Ledger
 from parallelmind.jobs.quarantine import Suspicion
 from parallelmind.jobs.results import COUNTS, Counts
 from parallelmind.jobs.sqlite_file import NoJobYetError, damaged
-from parallelmind.jobs.storage import job_folder, ledger_path
+from parallelmind.jobs.storage import job_folder, ledger_path, lock_path
 
 _FAILURES_SHOWN = 20
 _LATEST = (
@@ -67,7 +67,7 @@ def view_job(out_path: Path) -> JobView:
     path = ledger_path(folder)
     if not path.exists():
         raise JobError(f"{out_path} has no job: {path} does not exist; give the output of a job.")
-    if is_locked(folder / "lock"):
+    if is_locked(lock_path(folder)):
         just_begun = JobError(f"the job of {out_path} has just begun; look again in a moment.")
     else:
         just_begun = JobError(f"the job of {out_path} did not get far enough to be shown; start its command again.")
@@ -97,7 +97,7 @@ def view_job(out_path: Path) -> JobView:
         return JobView(
             output=out_path,
             kind=job.identity.kind,
-            state="complete" if job.completion else "running" if is_locked(folder / "lock") else "interrupted",
+            state="complete" if job.completion else "running" if is_locked(lock_path(folder)) else "interrupted",
             records=job.input.records,
             done=done,
             failed=failed,
@@ -128,7 +128,7 @@ def _failures(ledger: Ledger) -> list[tuple[int, str]]:
 
 def _reason(rows: str | None) -> str:
     """The first error of some rows; "" if they stand in a finished output."""
-    errors = (json.loads(row).get("error") for row in (rows or "").splitlines())
+    errors = (json.loads(row).get("error") for row in (rows or "").split("\n") if row)
     return next((str(error) for error in errors if error is not None), "")
 
 

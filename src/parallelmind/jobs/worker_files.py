@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from parallelmind.errors import JobError
+from parallelmind.errors import JobError, SettingsError
 from parallelmind.io.atomic import replacing
-from parallelmind.io.compression import packing_of, packing_writer
+from parallelmind.io.compression import STDIN, packing_of, packing_writer
 from parallelmind.io.numbered_names import split_name
 from parallelmind.jobs.opening import OpenJob
 from parallelmind.jobs.results import BY_COORDINATOR, ResultIndex
@@ -31,13 +31,18 @@ def worker_files(out_path: Path) -> dict[int, Path]:
     return {int(rank): out_path.with_name(_name(out_path, int(rank))) for rank in _state(out_path)["sizes"]}
 
 
-def check_worker_files(out_path: Path, *, world_size: int, overwrite: bool) -> None:
-    """Refuse, before any work, to replace files that somebody else made.
+def check_worker_files(out_path: Path, *, read: Path, world_size: int, overwrite: bool) -> None:
+    """Refuse, before any work, to replace files that somebody else made, or the input `read`.
 
     Raises:
         JobError: names the file.
+        SettingsError: likewise.
     """
     own = worker_files(out_path)
+    for rank in {*own, *range(world_size if world_size > 1 else 0)}:
+        path = out_path.with_name(_name(out_path, rank))
+        if read != STDIN and path.exists() and read.exists() and path.samefile(read):
+            raise SettingsError(f"the input {read} is where worker {rank} of {out_path} writes; choose another output.")
     for rank in range(world_size if world_size > 1 and not overwrite else 0):
         path = out_path.with_name(_name(out_path, rank))
         if rank not in own and path.exists():

@@ -33,7 +33,7 @@ def note_writer(folder: Path) -> None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     temporary = folder / f"{_NAME}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(writer, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(writer) + "\n", encoding="utf-8")
     temporary.replace(folder / _NAME)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -16,13 +17,14 @@ from annotated_types import Ge
 
 from parallelmind.errors import DataError, JobError
 from parallelmind.io.atomic import replacing
-from parallelmind.io.compression import is_plain_file, open_plain
+from parallelmind.io.compression import STDIN, is_plain_file, open_plain
 from parallelmind.io.jsonl import JsonLine
+from parallelmind.io.locks import is_locked
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.run import run_job
 from parallelmind.jobs.statistics import Progress
-from parallelmind.jobs.storage import job_folder
+from parallelmind.jobs.storage import job_folder, job_locks
 from parallelmind.jobs.task import RecordWorker, Task, WorkerInfo, Write
 from parallelmind.retrieval.compat import text_key
 from parallelmind.retrieval.expansion import Expansion, expand_queries, load_query, remove_other_expansions
@@ -33,6 +35,7 @@ from parallelmind.retrieval.statistics import ContextStatistics, collect_context
 from parallelmind.settings.setting import Setting, Settings
 
 _LOGGER = logging.getLogger(__name__)
+_COPY = "queries.{}.input"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,8 @@ class ContextTask(Task):
 
     def __init__(self, options: ContextOptions, expansion: Expansion | None = None) -> None:
         """`expansion`: of the queries, a row each; None: another rank has it, which gives out the records."""
-        self.options, self.source, self.out_path = options, options.queries_file, options.output_file
+        self.options, self.out_path = options, options.output_file
+        self.source = options.queries_file if _is_file(options.queries_file) else STDIN
         self.input_path = options.queries_file
         if expansion is not None:
             self.input_path = expansion.path
@@ -127,10 +131,8 @@ def run_contexts(
     if run.rank.rank:
         run_job(ContextTask(options), run)  # records come from the first rank
         return None
-    queries_file = options.queries_file
-    if not is_plain_file(queries_file):
-        options = dataclasses.replace(options, queries_file=_kept(queries_file, job_folder(options.output_file)))
-    expansion = _expand(options)
+    queries = _plain(options.queries_file, job_folder(options.output_file))
+    expansion = _expand(options, queries)
     while True:
         _LOGGER.info(
             "%d queries in %s, %d duplicates dropped", expansion.queries, options.queries_file, expansion.duplicates
@@ -139,14 +141,20 @@ def run_contexts(
             _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
         report = run_job(ContextTask(options, expansion), run, progress=progress)
         assert report is not None
-        before, expansion = expansion, _expand(options)
+        if _is_file(options.queries_file):
+            queries = _plain(options.queries_file, job_folder(options.output_file))
+        before, expansion = expansion, _expand(options, queries)
         if expansion == before:
             break
         if run.rank.world_size > 1:
             raise JobError(f"{options.queries_file} was edited while the job ran; start the same command again.")
         run = dataclasses.replace(run, overwrite=False)
+    if not any(map(is_locked, job_locks(options.output_file))):  # another run may be reading one of them
+        remove_other_expansions(expansion)
+        for copy in queries.parent.glob(_COPY.format("*")):
+            if copy != queries:
+                copy.unlink(missing_ok=True)
     options = dataclasses.replace(options, output_file=report.out_path)
-    remove_other_expansions(expansion)
     statistics = collect_context_statistics(report.out_path, queries=expansion.queries, duplicates=expansion.duplicates)
     with replacing(options.statistics_file) as temporary:
         temporary.write_text(json.dumps(statistics.fields(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -159,17 +167,26 @@ def run_contexts(
     )
 
 
-def _kept(queries: Path, folder: Path) -> Path:
-    """A plain copy of what is compressed, or can be read only once."""
-    path = folder / "queries.input"
-    with open_plain(queries, folder) as source, replacing(path) as temporary, temporary.open("wb") as file:
-        shutil.copyfileobj(source, file)
+def _is_file(queries: Path) -> bool:
+    return queries != STDIN and queries.is_file()
+
+
+def _plain(queries: Path, folder: Path) -> Path:
+    """The file itself; of what is compressed, or can be read only once, a copy, which other queries do not replace."""
+    if is_plain_file(queries):
+        return queries
+    with open_plain(queries, folder) as source:
+        digest = hashlib.file_digest(source, "blake2b").hexdigest()[:16]  # type: ignore[arg-type]
+        source.seek(0)
+        path = folder / _COPY.format(digest)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file)
     return path
 
 
-def _expand(options: ContextOptions) -> Expansion:
+def _expand(options: ContextOptions, queries: Path) -> Expansion:
     return expand_queries(
-        options.queries_file,
+        queries,
         job_folder(options.output_file),
         start_index=options.start_index,
         max_samples=options.max_samples,

@@ -55,6 +55,13 @@ def test_a_bad_address(url: str) -> None:
         find_endpoint("openai", base_url=url, environ={})
 
 
+@pytest.mark.parametrize("url", ["http://name:my secret@h/v1", "http://h/v1?key=secret", "http://name:a/secret@h/v1"])
+def test_a_bad_address_is_shown_without_secrets(url: str) -> None:
+    with pytest.raises(SettingsError, match="expected an address such as") as caught:
+        find_endpoint("openai", base_url=url, environ={})
+    assert "secret" not in str(caught.value)
+
+
 def test_the_address_of_a_request_is_cut_to_the_base() -> None:
     endpoint = find_endpoint("openai", base_url="http://h:1/v1/chat/completions", environ={})
     assert endpoint.base_url == "http://h:1/v1"
