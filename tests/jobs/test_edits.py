@@ -418,3 +418,11 @@ def test_a_disk_without_room_for_what_is_unpacked_is_named(data: Path, out: Path
     path = packed(data, "gz")
     with room_for(2**20), pytest.raises(SettingsError, match=r"in\.jsonl\.gz cannot be unpacked in .*: File too large"):
         job(path, out).complete()
+
+
+def test_a_file_as_standard_input_is_read_once(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No edit of it can be noticed later, so none counts."""
+    with data.open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert job(Path("-"), out).complete(edits(data, 0, *range(20, 30))) == list(TEN)
+    assert rows(out) == of(*TEN)

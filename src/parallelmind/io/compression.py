@@ -43,7 +43,7 @@ def open_plain(path: Path, scratch: Path) -> BinaryIO:
     source = _open(path)
     start = source.read(4)  # not peek: a pipe may begin with a single byte
     packing = _packing(start)
-    if packing is None and source.seekable():
+    if packing is None and source.seekable() and path != STDIN:  # a file there cannot be looked at again by its name
         source.seek(0)
         return source
     with source:
