@@ -17,15 +17,14 @@ import uvicorn
 
 from parallelmind import Engine
 from parallelmind.server.app import create_app
+from parallelmind.server.connections import ServerConfig
 from parallelmind.server.loading import Served
 from parallelmind.server.options import ServeOptions
 from parallelmind.server.service import Service
-
-STORY = "Story: The age of Dan is 26. The hat costs 91 dollars. Emma likes blue. Tina counted 36 coins.\n"
-QUESTIONS = ["How old is Dan?", "How much does the hat cost?", "What does Emma like?"]
-ANSWERS = [" 26", " 91", " blue"]
-LONG = {"max_tokens": 1900, "ignore_eos": True, "temperature": 0}
-"""Runs until it is stopped."""
+from tests.server.texts import ANSWERS as ANSWERS
+from tests.server.texts import LONG as LONG
+from tests.server.texts import QUESTIONS as QUESTIONS
+from tests.server.texts import STORY as STORY
 
 
 def tiny_engine(*, patch_rope: bool = False, **settings: Any) -> Engine:
@@ -143,7 +142,7 @@ def running(
         return Served(engine() if callable(engine) else engine, "tiny", adapters)
 
     app = create_app(settings, load=load)
-    config = uvicorn.Config(app, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
+    config = ServerConfig(app, settings, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

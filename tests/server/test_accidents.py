@@ -65,11 +65,11 @@ def test_two_hundred_clients_that_come_and_go(server: Running) -> None:
     async def crowd() -> None:
         await asyncio.gather(*(one(*plan) for plan in plans))
 
-    server.service.options.__dict__["max_queue"] = 1000
+    server.service.admission.places += 1000
     try:
         asyncio.run(crowd())
     finally:
-        server.service.options.__dict__["max_queue"] = 256
+        server.service.admission.places -= 1000
     assert complete == sum(leave is None for _, leave in plans)
     server.wait_until(server.idle, "all requests have ended")
     assert server.kv_bytes_without_prefixes() == before

@@ -128,6 +128,7 @@ class InputProcessor:
                 visibility=seen.get(name, "isolated"),
                 adapter=name,
                 joined=request.joined,
+                share=request.share,
             )
             groups[name] = group
             group.siblings = together

@@ -76,6 +76,8 @@ class Request:
     """Of branches without parameters of their own; None: those given to `generate` or `stream`."""
     joined: tuple[JoinedBranch, ...] = ()
     """What `Engine.join` made part of main by turning keys; with it main may grow at its end, and be joined again."""
+    share: str = ""
+    """Whose request it is. Requests of several shares start by turns, so that all are given about as many tokens."""
 
     def __post_init__(self) -> None:
         given: Any = self.branches

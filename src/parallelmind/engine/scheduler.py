@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from parallelmind.engine.joining import Joins, Move
 from parallelmind.engine.readings import Company, Span
 from parallelmind.engine.sequence import BranchSequence, RequestGroup
+from parallelmind.engine.shares import Shares
 from parallelmind.engine.step import company_of
 from parallelmind.engine.texts import Place, Run
 from parallelmind.engine.tree import PageTree
@@ -88,7 +89,8 @@ class Schedule:
 class Scheduler:
     """Keeps waiting and running branches.
 
-    A finished branch gives its place to the next waiting one at once. Requests start in the order they came. A branch
+    A finished branch gives its place to the next waiting one at once. Requests start in the order they came, those of
+    several shares by turns. A branch
     starts when there is memory for what it has to read; when what the branches write fills the memory, the one that
     started last is put back, and computed again later. Branches that see each other advance together and are given
     their whole memory at the start.
@@ -125,6 +127,7 @@ class Scheduler:
         self.running: list[BranchSequence] = []
         """In the order in which they started."""
         self.waiting: deque[RequestGroup] = deque()
+        self._shares = Shares()
         self._position_of = position_of
         self._is_long = is_long
         self._weights_now = weights
@@ -139,6 +142,8 @@ class Scheduler:
 
     def add(self, group: RequestGroup) -> None:
         if group.waiting:
+            running = (branch.group for branch in self.running)
+            self._shares.enter(group.share, (other.share for other in (*self.waiting, *running)))
             self.waiting.append(group)
 
     def schedule(self) -> Schedule | None:
@@ -146,8 +151,12 @@ class Scheduler:
         self.tree.store.begin()
         if self.waiting and not self.running:
             self._weights = self._weights_now()
+        for branch in self._shares.to_put_back(self.waiting, self.running, self.max_running_branches):
+            self._put_back(branch)
         plan = Schedule(budget=self.max_batched_tokens)
         self._continue_running(plan)
+        for span in plan.spans:  # all of them of branches so far
+            self._shares.use(plan.branches[span.run].group.share, len(span.token_ids))
         self._admit(plan)
         if not plan.spans and not plan.rejected:
             self._let_unfinished_mains_go()
@@ -310,16 +319,17 @@ class Scheduler:
 
     def _admit(self, plan: Schedule) -> None:
         while self.waiting:
-            group = self.waiting[0]
+            group = self._shares.first(self.waiting)
             if group.weights is None:
                 group.weights = self._weights
             if self._reject_what_never_fits(group, plan) or not self._admit_main(group, plan):
                 return
             self._admit_branches(group, plan)
-            if group.waiting:
+            if not group.waiting:
+                if group in self.waiting:
+                    self.waiting.remove(group)
+            elif self._shares.first(self.waiting) is group:
                 return
-            if self.waiting and self.waiting[0] is group:
-                self.waiting.popleft()
 
     def _admit_main(self, group: RequestGroup, plan: Schedule) -> bool:
         """Get the group's main into the cache; False while it is not there or may not start yet."""
@@ -345,6 +355,7 @@ class Scheduler:
             return self._wait(group, plan)
         if count:
             plan.add_main(run, count)
+            self._shares.use(group.share, count)
         return count == run.num_pending
 
     def _open_main(self, group: RequestGroup) -> bool:
@@ -398,7 +409,7 @@ class Scheduler:
             if plan.budget > 0:
                 self._feed_columns(group, plan)
             return
-        while group.waiting and plan.budget > 0:
+        while group.waiting and plan.budget > 0 and self._shares.first(self.waiting) is group:
             branch = group.waiting[0]
             if not self._has_places(1):
                 return
@@ -413,6 +424,7 @@ class Scheduler:
                 count = min(run.num_pending, self._chunk, plan.budget)
                 if self.tree.reserve(run, run.num_cached + count):
                     plan.add_branch(branch, count)
+                    self._shares.use(group.share, count)
 
     def _open(self, branch: BranchSequence) -> Run:
         group = branch.group
@@ -435,6 +447,7 @@ class Scheduler:
         branch.group.waiting.remove(branch)
         branch.run = run
         self.running.append(branch)
+        self._shares.use(branch.group.share, 1)
 
     def _goes_on_as_main(self, branch: BranchSequence) -> bool:
         """Whether it stands where main's next tokens would, so that it is one text with main."""

@@ -164,8 +164,10 @@ class RequestGroup:
         adapter: str,
         is_long: bool = False,
         joined: tuple[JoinedBranch, ...] = (),
+        share: str = "",
     ):
         self.request_id = request_id
+        self.share = share
         self.main_ids = main_ids
         self.reads_main = reads_main
         """False without a main, and where the visibility hides it from the branches."""
@@ -238,6 +240,7 @@ class RequestGroup:
             adapter=self.adapter,
             is_long=True,
             joined=self.joined,
+            share=self.share,
         )
         group.siblings = self.siblings
         self.siblings.append(group)

@@ -20,6 +20,7 @@ from typing import Any
 
 from parallelmind.prompts.conversation import Message, Tool, user
 from parallelmind.prompts.encode import PromptIds, encode_branch, encode_main, encode_parts, shared_length, start_ids
+from parallelmind.prompts.length import TextTooLongError, length_bound
 from parallelmind.prompts.pieces import Piece, PieceEncoder, SplitPrompt
 from parallelmind.prompts.slots import Slots
 from parallelmind.prompts.spans import SupervisedIds, encode_spans, mark_answers
@@ -29,6 +30,8 @@ from parallelmind.settings.visibility import Visibility, sees_main
 _PROBES = ("0", "a")
 """Two texts that begin differently, and so mark where any text begins: main depends on no branch."""
 _KEPT_MAINS = 4
+_TURN = 256
+"""Tokens that a template puts in front of a turn, at most: a branch without a turn has none of them."""
 _WORD = re.compile(r"(?<=\S)[ \n](?=\S)")
 """Where a word begins, with the space or line end that belongs to its token."""
 _FAR = 100
@@ -37,13 +40,33 @@ _SEARCHED = 10_000
 
 
 class PromptEncoder:
-    """Token ids of prompts, by one tokenizer and its chat template; `options` are passed on to that."""
+    """Token ids of prompts, by one tokenizer and its chat template; `options` are passed on to that.
 
-    def __init__(self, tokenizer: Any, **options: Any) -> None:
+    Args:
+        max_tokens: texts and conversations that are certain to have more tokens are not tokenized; None: all are.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_tokens: int | None = None, **options: Any) -> None:
         self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self._bound = None if max_tokens is None else length_bound(tokenizer)
         self.template = ChatTemplate(tokenizer, **options)
         self.slots = Slots(self.template)
         self._main_of = lru_cache(_KEPT_MAINS)(self._find_main)
+
+    def check_length(self, text: str, max_tokens: int | None = None) -> None:
+        """Whether a text may have as few tokens as fit, which its length tells at once, if not for sure.
+
+        Args:
+            max_tokens: None: those of the encoder.
+        Raises:
+            TextTooLongError: it cannot.
+        """
+        most = self.max_tokens if max_tokens is None else max_tokens
+        if self._bound is not None and most is not None:
+            least = self._bound.least_tokens(text)
+            if least > most:
+                raise TextTooLongError(f"it has {least} tokens or more, {most} fit; shorten it")
 
     def texts(self, main: str, prompts: Sequence[str], *, visibility: Visibility = "isolated") -> PromptIds:
         """A main and prompts that continue it, as a record has them."""
@@ -72,14 +95,15 @@ class PromptEncoder:
         of it themselves.
 
         Raises:
-            RequestError: the chat template refuses the conversation.
+            RequestError: the chat template refuses the conversation, or it is too long for `max_tokens`.
         """
         probes = [[user(probe)] for probe in _PROBES] if any(branches) else []
-        prompts, probed = (
-            [self.template.accept([*messages, *added], tools).prompt for added in several]
-            for several in (branches, probes)
-        )
+        probed = [self._rendered(messages, added, tools) for added in probes]
         known = [self._dialogue(prompt) for prompt in probed]
+        if self.max_tokens is not None and known and shared_length(known) > self.max_tokens + _TURN:
+            # Each of many branches would render and encode all of it again, only to learn the same.
+            raise TextTooLongError(f"it has more than {self.max_tokens} tokens, which is what fits; shorten it")
+        prompts = [self._rendered(messages, added, tools) for added in branches]
         return _divided(self._encode_all(prompts, probed, known), known, visibility)
 
     def continued(self, main: str, said: str, prompts: Sequence[str]) -> PromptIds:
@@ -116,6 +140,11 @@ class PromptEncoder:
             start = start_ids(self.tokenizer)
             ids, loss_mask = start + ids, [False] * len(start) + loss_mask
         return SupervisedIds(ids, loss_mask)
+
+    def _rendered(self, messages: Sequence[Message], added: Sequence[Message], tools: Sequence[Tool]) -> str:
+        prompt = self.template.accept([*messages, *added], tools).prompt
+        self.check_length(prompt)
+        return prompt
 
     def _dialogue(self, text: str) -> list[int]:
         """A chat template writes its own special tokens; the plain form of a dialogue does not."""

@@ -20,12 +20,12 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 import parallelmind
 from parallelmind.server import branches_api, info_api, openai_api
 from parallelmind.server.api_page import api_page
+from parallelmind.server.clients import ClientGoneError
 from parallelmind.server.guards import BodyLimit, HostCheck, KeyCheck, RequestCount, SecurityHeaders
 from parallelmind.server.loading import Served, load_served
 from parallelmind.server.options import ServeOptions
 from parallelmind.server.problems import ApiError, ErrorBody, add_error_handlers
 from parallelmind.server.service import Service
-from parallelmind.server.streaming import ClientGoneError
 
 _LOGGER = logging.getLogger(__name__)
 _STATIC = Path(__file__).parent / "static"
@@ -37,6 +37,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "No such model, adapter or request"},
     408: {"model": ErrorBody, "description": "The body took too long to come"},
     413: {"model": ErrorBody, "description": "The body is too large"},
+    415: {"model": ErrorBody, "description": "The body is compressed"},
     429: {"model": ErrorBody, "description": "The queue is full; see the header Retry-After"},
     500: {"model": ErrorBody, "description": "The model failed on this request"},
     503: {"model": ErrorBody, "description": "The model is being loaded, or the server is shutting down"},

@@ -15,7 +15,9 @@ from parallelmind.engine.request import Branch, BranchResult, Request
 from parallelmind.errors import RequestError
 from parallelmind.prompts.conversation import user
 from parallelmind.prompts.encode import PromptIds
+from parallelmind.prompts.length import TextTooLongError
 from parallelmind.prompts.prompt_encoder import PromptEncoder
+from parallelmind.server.json_route import JsonRoute, Parsed, TicketOf
 from parallelmind.server.output_collector import Delta
 from parallelmind.server.problems import ApiError, error_of_result
 from parallelmind.server.schemas import (
@@ -36,7 +38,7 @@ from parallelmind.server.service import RunningRequest, Service
 from parallelmind.server.streaming import DONE, EventStream, data, results_of
 from parallelmind.settings.sampling import SamplingParams
 
-router = APIRouter(tags=["branches"])
+router = APIRouter(tags=["branches"], route_class=JsonRoute)
 
 
 def _service(http: HttpRequest) -> Service:
@@ -53,7 +55,9 @@ ServiceOf = Annotated[Service, Depends(_service)]
     response_description="The answers; with `stream`, server-sent events",
     responses={200: {"content": {"text/event-stream": {}}}},
 )
-async def create_branches(body: BranchesInput, http: HttpRequest, service: ServiceOf) -> Any:
+async def create_branches(
+    body: Annotated[BranchesInput, Parsed], http: HttpRequest, service: ServiceOf, ticket: TicketOf
+) -> Any:
     """Decode all branches of one main in parallel; main is computed once.
 
     With `stream`, each event is `data: {json}`: `{"type": "start", "id", "main_tokens", "branches": [{"index",
@@ -61,10 +65,10 @@ async def create_branches(body: BranchesInput, http: HttpRequest, service: Servi
     "finish_reason", "error", "usage"}` for each branch, `{"type": "done", "usage", "timings"}`, and `data: [DONE]`.
     """
     arrived = time.perf_counter()
-    service.check_room(len(body.branches))
     model, adapter = service.choose(body.model, body.adapter)
-    request, ids = await encode_branches(service, body, adapter)
-    running = service.submit(request, streamed=body.stream, kind="branches", arrived=arrived)
+    check_lengths(service, body)
+    request, ids = await service.in_lane(http, ticket.body_bytes, lambda: branches_request(service, body, adapter))
+    running = service.submit(request, ticket, streamed=body.stream, kind="branches", arrived=arrived)
     if body.stream:
         return EventStream(service, running, _BranchStream(running, ids))
     return _answer(running, model, await results_of(service, running, http))
@@ -93,18 +97,21 @@ async def cancel_branch(request_id: str, index: int, service: ServiceOf) -> Canc
 
 
 @router.post("/generate", response_model=GenerateOutput)
-async def generate(body: GenerateInput, http: HttpRequest, service: ServiceOf) -> GenerateOutput | Response:
+async def generate(
+    body: Annotated[GenerateInput, Parsed], http: HttpRequest, service: ServiceOf, ticket: TicketOf
+) -> GenerateOutput | Response:
     """Continue one prompt: the response is prompt and continuation, or with `return_full_text` false the latter."""
     arrived = time.perf_counter()
-    service.check_room(1)
     _, adapter = service.choose(None, body.adapter)
-    ids, prompt = await service.in_encoder(lambda prompts: _encoded(prompts, body))
+    service.check_length("prompt", body.prompt)
+    prompts = service.served.prompts
+    ids, prompt = await service.in_lane(http, ticket.body_bytes, lambda: _encoded(prompts, body))
     given = {} if body.max_new_tokens is None else {"max_new_tokens": body.max_new_tokens}
     sampling = sampling_params(body, Sampling(), **given)
     check_new_tokens(service, sampling, "max_tokens" if body.max_new_tokens is None else "max_new_tokens")
     branch = Branch(branch_id=0, sampling=sampling)
     request = Request(main=ids.main, branches=[branch], adapter=adapter, visibility="isolated")
-    running = service.submit(request, streamed=False, kind="generate", arrived=arrived)
+    running = service.submit(request, ticket, streamed=False, kind="generate", arrived=arrived)
     [result] = await results_of(service, running, http)
     if result.finish_reason in ("error", "cancelled"):
         raise error_of_result(result)
@@ -117,10 +124,18 @@ def _encoded(prompts: PromptEncoder, body: GenerateInput) -> tuple[PromptIds, st
     return ids, prompts.tokenizer.decode(ids.main, skip_special_tokens=True) if body.return_full_text else ""
 
 
-async def encode_branches(
+def check_lengths(service: Service, body: BranchesInput) -> None:
+    """Raises ApiError if a text is certain to have more tokens than fit."""
+    if body.main is not None:
+        service.check_length("main", body.main, service.max_main_tokens)
+    for index, branch in enumerate(body.branches):
+        service.check_length(f"branches.{index}.prompt", branch.prompt)
+
+
+def branches_request(
     service: Service, body: BranchesInput, adapter: str, **documented: Any
 ) -> tuple[Request, PromptIds]:
-    """The engine's request for a body, its main and prompts as token ids.
+    """The engine's request for a body, its main and prompts as token ids; it may take long.
 
     `documented` are sampling parameters that neither branch nor body can say.
 
@@ -152,9 +167,9 @@ async def encode_branches(
         )
     messages, main = body.messages, body.main or ""
     if messages is not None:
-        ids = await encode_conversation(service, messages, texts, visibility)
+        ids = encode_conversation(service, messages, texts, visibility)
     else:
-        ids = await service.in_encoder(lambda prompts: prompts.texts(main, texts, visibility=visibility))
+        ids = service.served.prompts.texts(main, texts, visibility=visibility)
     return (
         Request(
             main=ids.main,
@@ -167,18 +182,20 @@ async def encode_branches(
     )
 
 
-async def encode_conversation(
+def encode_conversation(
     service: Service, messages: Sequence[ChatMessage], texts: Sequence[str], visibility: Visibility = "isolated"
 ) -> PromptIds:
     """A conversation as main; each branch has the user's next message, or answers the conversation if that is empty.
 
     Raises:
-        ApiError: the model's chat template refuses the conversation.
+        ApiError: the model's chat template refuses the conversation, or it is too long.
     """
     said = [message.message for message in messages]
     added = [[user(text)] if text else [] for text in texts]
     try:
-        return await service.in_encoder(lambda prompts: prompts.conversation(said, added, visibility=visibility))
+        return service.served.prompts.conversation(said, added, visibility=visibility)
+    except TextTooLongError as error:
+        raise ApiError(400, f"messages: {error}", param="messages", code="context_length_exceeded") from error
     except RequestError as error:
         raise ApiError(400, str(error), param="messages") from error
 

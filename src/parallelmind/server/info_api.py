@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.requests import Request as HttpRequest
 
 import parallelmind
-from parallelmind.columnar import VISIBILITIES, pack_row
+from parallelmind.columnar import VISIBILITIES, Visibility, pack_row
 from parallelmind.errors import RequestError
-from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.prompt_encoder import PromptEncoder
 from parallelmind.server.branches_api import ServiceOf
+from parallelmind.server.json_route import JsonRoute, Parsed, TicketOf
 from parallelmind.server.problems import ApiError
 from parallelmind.server.schemas import SAMPLING_DEFAULTS, GridInput, GridOutput, GridToken, Health, PresetOutput
 from parallelmind.settings.sampling import PRESETS
@@ -24,7 +25,7 @@ MAX_GRID_TOKENS = 400
 _MAX_GRID_CHARACTERS = 40 * MAX_GRID_TOKENS
 """A longer text is too long for every tokenizer, and is refused without tokenizing it."""
 
-router = APIRouter(tags=["server"])
+router = APIRouter(tags=["server"], route_class=JsonRoute)
 
 
 @router.get("/health", response_model=Health, responses={503: {"model": Health}})
@@ -68,7 +69,7 @@ async def info(service: ServiceOf) -> dict[str, Any]:
 
 
 @router.post("/v1/grid", response_model=GridOutput)
-async def grid(body: GridInput, service: ServiceOf) -> GridOutput:
+async def grid(body: Annotated[GridInput, Parsed], http: HttpRequest, service: ServiceOf, ticket: TicketOf) -> Response:
     """The tokens of a small row with their positions, and who sees whom; nothing is generated."""
     service.choose(None, body.adapter)
     try:
@@ -78,17 +79,21 @@ async def grid(body: GridInput, service: ServiceOf) -> GridOutput:
     texts = [branch if isinstance(branch, str) else branch.prompt for branch in body.branches]
     if len(body.main) + sum(map(len, texts)) > _MAX_GRID_CHARACTERS:
         raise _too_large(None)
-
-    def encode(prompts: PromptEncoder) -> tuple[PromptIds, list[str]]:
-        ids = prompts.texts(body.main, texts, visibility=visibility)
-        flat = [*ids.main, *(token for branch in ids.branches for token in branch)]
-        if len(flat) > MAX_GRID_TOKENS:
-            raise _too_large(len(flat))
-        return ids, token_texts(prompts.tokenizer, flat)
-
-    ids, shown = await service.in_encoder(encode)
-    row = pack_row(ids.main, ids.branches)
     stride = service.served.engine.branch_stride_of(body.adapter)
+    content = await service.in_lane(
+        http, ticket.body_bytes, lambda: _drawn(service.served.prompts, body.main, texts, visibility, stride)
+    )
+    return Response(content, media_type="application/json")
+
+
+def _drawn(prompts: PromptEncoder, main: str, texts: list[str], visibility: Visibility, stride: int) -> str:
+    """The picture of a row."""
+    ids = prompts.texts(main, texts, visibility=visibility)
+    flat = [*ids.main, *(token for branch in ids.branches for token in branch)]
+    if len(flat) > MAX_GRID_TOKENS:
+        raise _too_large(len(flat))
+    shown = token_texts(prompts.tokenizer, flat)
+    row = pack_row(ids.main, ids.branches)
     drawn = row_grid(row, shown, stride=stride, visibility=visibility)
     places = zip(shown, row.branch_ids.tolist(), row.pos2d(stride).tolist(), strict=True)
     return GridOutput(
@@ -99,7 +104,7 @@ async def grid(body: GridInput, service: ServiceOf) -> GridOutput:
         visible=drawn.seen.int().tolist(),
         visibility=visibility,
         stride=stride,
-    )
+    ).model_dump_json()
 
 
 def _too_large(tokens: int | None) -> ApiError:

@@ -26,7 +26,7 @@ class Served:
     @cached_property
     def prompts(self) -> PromptEncoder:
         """Token ids for the engine."""
-        return PromptEncoder(self.engine.tokenizer)
+        return PromptEncoder(self.engine.tokenizer, max_tokens=self.engine.max_model_len)
 
 
 def load_served(options: ServeOptions) -> Served:

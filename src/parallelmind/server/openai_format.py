@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from parallelmind.server.branches_api import usage_of
 from parallelmind.server.output_collector import Delta
 from parallelmind.server.problems import error_of_result
 from parallelmind.server.streaming import DONE, data
+from parallelmind.server.written import pieces, written
 from parallelmind.visuals.tokens import token_bytes
 
 
@@ -40,15 +41,24 @@ class _Format:
     def _piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob], finish: str | None) -> dict[str, Any]:
         raise NotImplementedError
 
-    def whole(self, results: Sequence[BranchResult]) -> dict[str, Any]:
-        """The answer without streaming. Raises ApiError if every choice failed."""
+    def whole(self, results: Sequence[BranchResult]) -> Iterator[bytes]:
+        """The answer without streaming, in pieces, so that writing a long one holds up nobody for long.
+
+        Raises:
+            ApiError: every choice failed.
+        """
         if all(result.finish_reason in ("error", "cancelled") for result in results):
             raise error_of_result(results[0])
-        choices = [self._choice(index, result) for index, result in enumerate(results)]
-        for choice, result in zip(choices, results, strict=True):
+        envelope = self._envelope(self.kind, [])
+        del envelope["choices"]
+        yield b'%b,"choices":[' % written(envelope)[:-1]
+        for index, result in enumerate(results):
+            choice = self._choice(index, result)
             if result.error is not None:
                 choice["error"] = result.error
-        return self._envelope(self.kind, choices) | {"usage": _usage(dict(enumerate(results)))}
+            yield b"," if index else b""
+            yield from pieces(choice)
+        yield b'],"usage":%b}' % written(_usage(dict(enumerate(results))))
 
     def opening(self) -> bytes:
         pieces = [piece for index in range(self.choices) if (piece := self._first(index)) is not None]

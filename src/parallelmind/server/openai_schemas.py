@@ -5,7 +5,7 @@ A field of theirs that is not supported is accepted with the value that changes 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,10 @@ _WITHOUT_EFFECT: dict[str, list[Any]] = {
     "audio": [],
     "web_search_options": [],
 }
+
+
+_Item = TypeVar("_Item")
+_Several = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
 
 
 class StreamOptions(Strict):
@@ -76,12 +80,7 @@ class OpenAiInput(Sampling):
 class CompletionInput(OpenAiInput):
     """A prompt, or several; several run as branches of what they begin with in common."""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
-    )
+    prompt: Text | _Several[Text] | _Several[TokenId] | _Several[_Several[TokenId]]
     echo: bool | None = None
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Report this many of the likeliest tokens at each place."
@@ -100,11 +99,13 @@ class CompletionInput(OpenAiInput):
 class ChatInput(OpenAiInput):
     """A conversation; its choices, or the branches given, are answered in parallel under it."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    has_branches = True
+
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(min_length=1)
     max_completion_tokens: MaxNewTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    branches: list[BranchInput] | None = Field(
+    branches: Annotated[list[BranchInput], Field(fail_fast=True)] | None = Field(
         default=None, min_length=1, description="Ours: each is a choice, its prompt the user's next message."
     )
     visibility: Visibility | None = Field(default=None, description="Ours: what a branch sees; with branches only.")

@@ -58,12 +58,18 @@ class ServeOptions(ModelOptions):
     max_queue: Annotated[
         int, Ge(0), Setting("branches that may wait for a free place; more are refused with 429", _LIMITS)
     ] = 256
+    max_connections: Annotated[
+        int, Ge(2), Setting("connections at a time; a client has half of them at most", _LIMITS)
+    ] = 1024
     max_request_bytes: Annotated[int, Ge(1024), Setting("bytes in a request", _LIMITS)] = 8 * 2**20
     max_branches: Annotated[int, Ge(1), Setting("branches in a request", _LIMITS)] = 128
     max_main_tokens: Annotated[
         int | None, Ge(1), Setting("tokens in a shared text", _LIMITS, default="what the model takes")
     ] = None
     max_new_tokens: Annotated[int, Ge(1), Setting("tokens a branch may ask for", _LIMITS)] = 4096
+    max_logprobs: Annotated[
+        int, Ge(0), Setting("log-probabilities in an answer: choices × tokens × likeliest tokens", _LIMITS)
+    ] = 2**19
     max_running_branches: Annotated[int, Ge(1), Setting("branches decoded at once", _LIMITS)] = 64
     max_batched_tokens: Annotated[int, Ge(1), Setting("tokens in one forward pass", _LIMITS)] = 2048
     kv_cache_gb: Annotated[

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from parallelmind.engine.request import BranchResult, Event, TokenLogprob
+from parallelmind.server.admission import Ticket
 
 _LOGPROB_SIZE = 64
 """Characters that a token's log-probability counts for."""
@@ -33,12 +34,22 @@ class OutputCollector:
         branches: how many the request has.
         streamed: wake the reader at every delta rather than when the last branch is done.
         max_unread: characters that may wait for the reader.
+        ticket: the places that the branches have.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, branches: int, *, streamed: bool, max_unread: int):
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        branches: int,
+        *,
+        streamed: bool,
+        max_unread: int,
+        ticket: Ticket | None = None,
+    ):
         self.loop = loop
         self.branches = branches
         self.streamed = streamed
+        self.ticket = ticket
         self.results: dict[int, BranchResult] = {}
         self.created = time.perf_counter()
         self.first_token_at: float | None = None

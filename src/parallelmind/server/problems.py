@@ -15,6 +15,8 @@ from parallelmind.engine.request import BranchResult
 from parallelmind.errors import RequestError
 from parallelmind.server.schemas import SETTING_OF
 
+_MAX_SAID = 4000
+"""Characters of a message."""
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -67,8 +69,15 @@ class ApiError(Exception):
         return JSONResponse(self.content(), self.status, headers=self.headers)
 
 
+def no_json() -> ApiError:
+    """The body is something else than what all endpoints take."""
+    message = "the body must be a JSON object, sent with the header Content-Type: application/json"
+    return ApiError(400, message, code="no_json")
+
+
 def error_content(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The envelope."""
+    """The envelope; what it repeats of a request is not repeated at any length."""
+    message, param = shortened(message), param and shortened(param)
     kind = _TYPES.get(status, "invalid_request_error")
     return {"error": {"message": _sendable(message), "type": kind, "param": param and _sendable(param), "code": code}}
 
@@ -93,7 +102,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _explained(error.errors()).response()
+        return explained(error.errors()).response()
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -122,7 +131,7 @@ _HTTP_MESSAGES = {
 }
 
 
-def _explained(errors: Sequence[Any]) -> ApiError:
+def explained(errors: Sequence[Any]) -> ApiError:
     """The first of the validation errors, by the name of its field."""
     # An unknown field first: where a union was tried, it says more than "none of the forms matches".
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
@@ -134,9 +143,7 @@ def _explained(errors: Sequence[Any]) -> ApiError:
     if first["type"] == "incompatible":
         return ApiError(400, str(first["msg"]), param=str(first["ctx"]["param"]), code="invalid_value")
     if not path:
-        return ApiError(
-            400, "the body must be a JSON object, sent with the header Content-Type: application/json", code="no_json"
-        )
+        return no_json()
     if first["type"] == "extra_forbidden":
         return ApiError(
             400, f"the field {param!r} is not supported; leave it out", param=param, code="unsupported_field"
@@ -157,6 +164,11 @@ def _is_value(error: Mapping[str, Any]) -> bool:
 def _names_a_form(part: object) -> bool:
     # pydantic puts the name of the union's member into the path, such as "list[str]" or "ChatMessage".
     return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int", "float", "bool"))
+
+
+def shortened(text: str) -> str:
+    """The beginning and the end of a text of any length."""
+    return text if len(text) <= _MAX_SAID else f"{text[: _MAX_SAID // 2]} … {text[-_MAX_SAID // 2 :]}"
 
 
 def _sendable(text: str) -> str:

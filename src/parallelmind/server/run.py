@@ -14,6 +14,7 @@ import uvicorn
 
 from parallelmind.errors import ParallelMindError, SettingsError
 from parallelmind.server.app import create_app
+from parallelmind.server.connections import ServerConfig
 from parallelmind.server.loading import split_adapters
 from parallelmind.server.options import ServeOptions
 from parallelmind.server.service import Service
@@ -56,14 +57,7 @@ class _Server(uvicorn.Server):
         self.unanswered = 0
         app = create_app(options, on_failure=self._end)
         self.service: Service = app.state.service
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_CLOSE_SECONDS,
-            timeout_keep_alive=75,
-        )
+        config = ServerConfig(app, options, timeout_graceful_shutdown=_CLOSE_SECONDS)
         super().__init__(config)
 
     def _end(self) -> None:

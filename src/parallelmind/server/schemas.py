@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from parallelmind.columnar import Visibility
@@ -26,7 +34,7 @@ def _whole(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole)]
 _StopText = Annotated[Text, Field(min_length=1)]
-Stop = _StopText | Annotated[list[_StopText], Field(max_length=MOST_STOPS)]
+Stop = _StopText | Annotated[list[_StopText], Field(max_length=MOST_STOPS, fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -40,12 +48,15 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    has_branches: ClassVar[bool] = False
+    """Whether each of its `branches` is one that the engine runs."""
+
 
 class ChatMessage(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 
     @property
     def message(self) -> Message:
@@ -131,14 +142,16 @@ class BranchInput(Sampling):
 class BranchesInput(Sampling):
     """One main and the branches that run under it in parallel."""
 
+    has_branches = True
+
     model: Text | None = Field(
         default=None, max_length=500, description="The served model, an adapter, or model:adapter."
     )
     main: Text | None = Field(default=None, description="The shared text.")
-    messages: list[ChatMessage] | None = Field(
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = Field(
         default=None, min_length=1, description="The shared conversation, instead of main."
     )
-    branches: list[BranchInput] = Field(min_length=1)
+    branches: Annotated[list[BranchInput], Field(fail_fast=True)] = Field(min_length=1)
     visibility: Visibility | None = Field(default=None, description="What a branch sees; the adapter's own by default.")
     stream: bool = Field(default=False, description="Answer with server-sent events.")
 
@@ -183,7 +196,7 @@ class GridInput(Strict):
     """A row to be drawn: the text as it stands, prompts and answers."""
 
     main: Text = ""
-    branches: list[Text | GridBranch] = Field(default=[], max_length=1000)
+    branches: Annotated[list[Text | GridBranch], Field(fail_fast=True)] = Field(default=[], max_length=1000)
     visibility: Visibility | None = None
     adapter: Text = Field(default="", max_length=200, description="Its stride decides the branch positions.")
 

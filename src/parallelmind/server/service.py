@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
+
+from starlette.requests import Request as HttpRequest
 
 from parallelmind.columnar import Visibility
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import BASE_MODEL, Event, Request, num_answers
-from parallelmind.prompts.prompt_encoder import PromptEncoder
+from parallelmind.prompts.length import TextTooLongError
+from parallelmind.server.admission import Admission, Ticket
+from parallelmind.server.body_shape import ShapeLimits
+from parallelmind.server.clients import client_of, unless_gone
 from parallelmind.server.engine_thread import EngineLoad, EngineThread
+from parallelmind.server.lanes import Lanes
 from parallelmind.server.loading import Served, load_served
 from parallelmind.server.metrics import Metrics
 from parallelmind.server.options import ServeOptions
@@ -28,7 +30,6 @@ from parallelmind.server.problems import ApiError
 _LOGGER = logging.getLogger(__name__)
 _MAX_UNREAD = 2**18
 """Characters a client may be behind."""
-_MAX_RETRY_AFTER = 60
 State = Literal["loading", "ready", "draining", "failed"]
 T = TypeVar("T")
 
@@ -61,11 +62,10 @@ class Service:
         self._load = load
         self._served: Served | None = None
         self._thread: EngineThread | None = None
-        self._encoder = ThreadPoolExecutor(1, "parallelmind-encoder")
+        self.admission = Admission(options.max_unfinished_branches, options.max_request_bytes)
+        self.shape_limits = ShapeLimits()
+        self._lanes = Lanes()
         self._running: dict[str, RunningRequest] = {}
-        self._unfinished_branches = 0
-        self._finished_at: deque[float] = deque(maxlen=64)
-        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Load the model; blocks until it is there.
@@ -75,6 +75,7 @@ class Service:
         """
         try:
             self._served = self._load(self.options)
+            self.shape_limits = ShapeLimits().for_context(self._served.engine.max_model_len)
             self._thread = EngineThread(self._served.engine, self._on_event)
         except Exception as error:
             self.state, self.error = "failed", error
@@ -103,7 +104,7 @@ class Service:
         self.begin_draining()
         if self._thread is not None:
             self._thread.stop(timeout=10)
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        self._lanes.stop()
 
     @property
     def num_running(self) -> int:
@@ -112,8 +113,8 @@ class Service:
 
     @property
     def unfinished_branches(self) -> int:
-        """Branches submitted and not ended."""
-        return self._unfinished_branches
+        """Branches that have a place, from the arrival of their request to their end."""
+        return self.admission.branches
 
     def in_engine(self, function: Callable[[Engine], None]) -> None:
         """Have the engine's thread call a function between two steps."""
@@ -126,6 +127,11 @@ class Service:
         if self._served is None:
             raise self._unavailable()
         return self._served
+
+    @property
+    def max_main_tokens(self) -> int | None:
+        """Tokens of a shared text; None: what the model takes."""
+        return self.options.max_main_tokens
 
     @property
     def load(self) -> EngineLoad:
@@ -160,12 +166,31 @@ class Service:
         """What the branches of a request see."""
         return self.served.engine.visibility_of(Request(visibility=asked), adapter)
 
-    async def in_encoder(self, function: Callable[[PromptEncoder], T]) -> T:
-        """Run a function in the thread for tokenizing, so that long texts hold up neither loop nor engine."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, function, self.served.prompts)
+    async def in_lane(self, http: HttpRequest, size: int, function: Callable[[], T]) -> T:
+        """Run a function in a thread for work of so many characters, so that it holds up neither loop nor engine.
 
-    def check_room(self, branches: int) -> None:
-        """Raises ApiError if the server takes no request of so many branches now; ask before any work is done."""
+        Raises:
+            ClientGoneError: the client has hung up, and the function is not begun if it was not.
+        """
+        future = self._lanes.submit(client_of(http.scope), size, function)
+        return await unless_gone(http.receive, asyncio.wrap_future(future))
+
+    def ticket(self, http: HttpRequest) -> Ticket:
+        """Let a request in, before anything of it is read.
+
+        Raises:
+            ApiError: the server takes none now.
+        """
+        if self.health != "ready":
+            raise self._unavailable()
+        return self.admission.ticket(client_of(http.scope))
+
+    def take_places(self, ticket: Ticket, branches: int) -> None:
+        """Have places for all branches of a request, before any more work is done.
+
+        Raises:
+            ApiError: the server takes no request of so many branches, or none now.
+        """
         if self.health != "ready":
             raise self._unavailable()
         if branches > self.options.max_branches:
@@ -176,25 +201,25 @@ class Service:
                 param="branches",
                 code="too_many_branches",
             )
-        with self._lock:
-            excess = self._unfinished_branches + branches - self.options.max_unfinished_branches
-            if excess > 0 and self._unfinished_branches:
-                raise ApiError(
-                    429,
-                    f"the queue is full: {self._unfinished_branches} branches are running and waiting; try again later",
-                    code="queue_full",
-                    headers={"Retry-After": str(self._retry_after(excess))},
-                )
+        ticket.ask(branches)
 
-    def submit(self, request: Request, *, streamed: bool, kind: str, arrived: float) -> RunningRequest:
+    def check_length(self, param: str, text: str, max_tokens: int | None = None) -> None:
+        """Raises ApiError if a text is certain not to fit, before it is tokenized."""
+        try:
+            self.served.prompts.check_length(text, max_tokens)
+        except TextTooLongError as error:
+            raise ApiError(400, f"{param}: {error}", param=param, code="context_length_exceeded") from error
+
+    def submit(self, request: Request, ticket: Ticket, *, streamed: bool, kind: str, arrived: float) -> RunningRequest:
         """Start a request; its branches carry their sampling parameters.
 
         Raises:
-            ApiError: it is refused, see `check_room`, or too large.
+            ApiError: it is refused, see `take_places`, or too large.
         """
+        request = replace(request, share=ticket.client)
         branches = num_answers(request)
-        self.check_room(branches)
-        most = self.options.max_main_tokens
+        self.take_places(ticket, branches)
+        most = self.max_main_tokens
         main_tokens = len(request.main or ())
         if most is not None and main_tokens > most:
             raise ApiError(
@@ -204,10 +229,10 @@ class Service:
                 code="context_length_exceeded",
             )
         assert self._thread is not None
-        collector = OutputCollector(asyncio.get_running_loop(), branches, streamed=streamed, max_unread=_MAX_UNREAD)
+        loop = asyncio.get_running_loop()
+        collector = OutputCollector(loop, branches, streamed=streamed, max_unread=_MAX_UNREAD, ticket=ticket)
         running = RunningRequest(f"{kind}-{uuid.uuid4().hex}", request, collector, arrived)
-        with self._lock:
-            self._unfinished_branches += branches
+        ticket.is_running = True
         self._running[running.id] = running
         self._thread.submit(request, collector)
         return running
@@ -249,20 +274,11 @@ class Service:
         result = event.result
         if result is None:
             return
-        with self._lock:
-            self._unfinished_branches -= 1
-            self._finished_at.append(time.monotonic())
+        if collector.ticket is not None:
+            self.admission.branch_ended(collector.ticket)
         self.metrics.branches.labels(result.finish_reason or "error").inc()
         if result.error_kind is not None:
             self.metrics.errors.labels(result.error_kind).inc()
-
-    def _retry_after(self, excess: int) -> int:
-        """Seconds until so many branches will have ended, at the present rate."""
-        times = self._finished_at
-        if len(times) < 2:
-            return 1
-        rate = (len(times) - 1) / max(1e-3, time.monotonic() - times[0])
-        return max(1, min(_MAX_RETRY_AFTER, math.ceil(excess / rate)))
 
     def _unavailable(self) -> ApiError:
         said = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -13,8 +12,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from parallelmind.engine.request import BranchResult
+from parallelmind.server.clients import ClientGoneError, gone
 from parallelmind.server.output_collector import Delta, OutputCollector
 from parallelmind.server.service import RunningRequest, Service
+from parallelmind.server.written import written
 
 KEEP_ALIVE_SECONDS = 15.0
 SEND_TIMEOUT = 60.0
@@ -36,13 +37,9 @@ class StreamFormat(Protocol):
         """The events after the last token."""
 
 
-class ClientGoneError(Exception):
-    """The client no longer waits for the answer."""
-
-
 def data(content: Any) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + written(content) + b"\n\n"
 
 
 async def results_of(service: Service, running: RunningRequest, http: HttpRequest) -> list[BranchResult]:
@@ -110,6 +107,5 @@ async def _send(send: Callable[[Message], Awaitable[None]], message: Message) ->
 
 
 async def _abandon_when_gone(receive: Receive, collector: OutputCollector) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await gone(receive)
     collector.abandon()

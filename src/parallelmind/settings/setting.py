@@ -20,7 +20,7 @@ import math
 import operator
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, astuple, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
@@ -162,8 +162,9 @@ class Described:
         """What to say of a wrong value, after the name of the setting."""
         shown = "not right" if self.setting.secret else _shown(value)
         if self.kind is tuple and isinstance(value, tuple | list):
-            wrong = [item for item in value if not _is_valid(item, get_args(_plain(self.type))[0])]
-            shown = _shown(wrong[0]) if wrong else f"{len(value)} values"
+            is_valid = _check_of(get_args(_plain(self.type))[0])
+            wrong = next((item for item in value if not is_valid(item)), MISSING)
+            shown = f"{len(value)} values" if wrong is MISSING else _shown(wrong)
         kind = _KINDS.get(self.kind, "")
         if isinstance(value, float) and not math.isfinite(value):
             return f"is {shown}; it must be a finite number, {self.expected}.".replace("number, a number", "number")
@@ -366,14 +367,20 @@ def _expected(hint: Any) -> str:
     return " and ".join(filter(None, (low, high))) or _KINDS.get(plain, "a JSON object")
 
 
-def _is_valid(value: Any, hint: Any) -> bool:
+def _check_of(hint: Any) -> Callable[[Any], bool]:
+    """Whether a value is one of a type; the check is made once for many values."""
     from pydantic import TypeAdapter
 
-    try:
-        TypeAdapter(hint).validate_python(value, strict=True)
-    except ValueError:
-        return False
-    return True
+    adapter = TypeAdapter(hint)
+
+    def is_valid(value: Any) -> bool:
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValueError:
+            return False
+        return True
+
+    return is_valid
 
 
 def _is_of(kind: Any, value: Any) -> bool:
