@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from parallelmind.engine.request import Branch
+from parallelmind.prompts.length import LengthBound
 from parallelmind.tasks.batch import BatchReport, run_batch
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.tasks.batch_worker import Backend, branch_seed
@@ -338,3 +339,30 @@ def test_an_edited_input_gives_the_output_of_an_undisturbed_run(ten: Run, tmp_pa
     assert fresh.out.read_bytes() == ten.out.read_bytes()
     twice = [row["output"] for row in ten.rows if row.get("id") == "r2"]
     assert twice[:3] != twice[3:]
+
+
+def test_what_cannot_fit_is_not_tokenized(tmp_path: Path) -> None:
+    records = [{"text": "x" * 2000}, {"text": "x" * 1998}, {"main": "m", "branches": ["y" * 2000, "fits"]}]
+    run = Run(tmp_path, records)
+    engine, seen = FakeEngine(), []
+
+    def encode(text: str) -> list[int]:
+        seen.append(len(text))
+        return list(range(3, 3 + min(len(text), 5)))
+
+    backend = Backend(
+        engine=engine,
+        encode_main=encode,
+        encode_branch=lambda text, has_main: encode(text),
+        bound=LengthBound(of_ascii=2, of_others=2),
+    )
+    options = BatchOptions(base_model="m", data_path=run.data, out_path=run.out)
+    run_batch(options, load=lambda options: backend)
+    assert sorted(seen) == [1, 4, 1998]
+    assert [row.get("error") for row in run.rows] == [
+        "line 1: main has 2,000 characters, which are 1,000 tokens at least, and the model takes 1000; shorten it.",
+        None,
+        "line 3, branch 0: the prompt has 2,000 characters, which are 1,000 tokens at least, and the model takes 1000; "
+        "shorten it.",
+        None,
+    ]

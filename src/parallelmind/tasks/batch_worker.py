@@ -21,6 +21,7 @@ from parallelmind.io.jsonl import JsonLine
 from parallelmind.io.records import Record, parse_record, salvage_fields, shorten
 from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
+from parallelmind.prompts.length import LengthBound
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.batch_options import BatchOptions
 from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
@@ -64,6 +65,15 @@ class Backend:
     encode_main: Callable[[str], list[int]]
     encode_branch: Callable[[str, bool], list[int]]
     """(text, whether there is a main before it)."""
+    bound: LengthBound | None = None
+    """What is known of the number of tokens of a text before it is tokenized."""
+
+    def cannot_fit(self, text: str) -> str:
+        """Why a text cannot fit the model, if its length tells: tokenizing it might take minutes and gigabytes."""
+        room = self.engine.max_model_len
+        if self.bound is None or (least := self.bound.least_tokens(text)) < room:
+            return ""
+        return f"{len(text):,} characters, which are {least:,} tokens at least, and the model takes {room}"
 
 
 @dataclass(kw_only=True)
@@ -221,6 +231,9 @@ class BatchWorker:
         return answers
 
     def _encode(self, answers: _Answers, record: Record) -> None:
+        if reason := self._backend.cannot_fit(record.main):
+            answers.fail_whole(record.main, f"line {answers.line.number}: main has {reason}; shorten it.", "TooLong")
+            return
         main_ids = self._backend.encode_main(record.main) if record.main else []
         room = self._backend.engine.max_model_len
         if len(main_ids) >= room:
@@ -239,16 +252,23 @@ class BatchWorker:
         answers.first_branch_id = 1 if record.branches else 0
         prompts = record.branches or ("",)
         encode = self._backend.encode_branch
-        answers.prompt_ids = [encode(text, bool(main_ids)) if text else [] for text in prompts]
-        self._pack(answers)
+        too_long = [self._backend.cannot_fit(text) for text in prompts]
+        answers.prompt_ids = [
+            encode(text, bool(main_ids)) if text and not reason else []
+            for text, reason in zip(prompts, too_long, strict=True)
+        ]
+        self._pack(answers, too_long)
 
-    def _pack(self, answers: _Answers) -> None:
+    def _pack(self, answers: _Answers, too_long: list[str]) -> None:
         line, main, room = answers.line.number, len(answers.main_ids), self._backend.engine.max_model_len
         fitting = []
         for branch, prompt_ids in enumerate(answers.prompt_ids):
             prompt, limit = len(prompt_ids), self._limits.max_tokens
             lengths = f"line {line}, branch {branch}: main has {main} tokens and the prompt {prompt}"
-            if not main + prompt:
+            if too_long[branch]:
+                message = f"line {line}, branch {branch}: the prompt has {too_long[branch]}; shorten it."
+                answers.fail(branch, message, "TooLong")
+            elif not main + prompt:
                 answers.fail(branch, f"{lengths}; there is nothing to continue.", "Empty")
             elif main + prompt >= room:
                 answers.fail(
@@ -283,6 +303,7 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
     from parallelmind.columnar import sees_main
     from parallelmind.engine.engine import Engine
     from parallelmind.prompts.encode import encode_branch, encode_main
+    from parallelmind.prompts.length import length_bound
 
     engine = Engine.from_pretrained(
         lora_path=options.lora_path,
@@ -297,6 +318,7 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
         engine=engine,
         encode_main=lambda text: encode_main(tokenizer, text),
         encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and reads_main),
+        bound=length_bound(tokenizer),
     )
 
 
