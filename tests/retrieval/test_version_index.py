@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from parallelmind.demos.retrieval import ASSETS
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
 from parallelmind.retrieval.store import CorpusStore, default_index_path
-from parallelmind.retrieval.version_index import VersionIndex, public_name
+from parallelmind.retrieval.version_index import VersionIndex, cached_folder, public_name
 from tests.retrieval.small_corpus import NEW, OLD, new_rows, old_rows, row
 
 
@@ -148,3 +149,28 @@ def test_nothing_is_written_into_the_package(tmp_path: Path, monkeypatch: pytest
     assert default_index_path(corpus) == default_index_path(corpus / "." / "x" / "..") != default_index_path(bundled)
     monkeypatch.undo()
     assert default_index_path(corpus) == corpus / ".index"
+
+
+def test_a_process_that_stands_still_while_it_builds_costs_a_while_and_no_more(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+
+    def build(place: Path) -> None:
+        (place / "it").write_text("built")
+
+    with FileLock(tmp_path / "made.lock"):
+        made = cached_folder(folder, build, patience=0.1)
+    assert (made / "it").read_text() == "built"
+    assert cached_folder(folder, build, patience=0.0) == folder
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tmp") == []
+
+
+def test_whoever_is_faster_has_made_it(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+
+    def build(place: Path) -> None:
+        (place / "it").write_text("slow")
+        folder.mkdir()
+        (folder / "it").write_text("fast")
+
+    assert (cached_folder(folder, build) / "it").read_text() == "fast"
+    assert not list(tmp_path.glob("*.tmp"))

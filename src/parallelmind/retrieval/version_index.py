@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import secrets
 import shutil
 import sqlite3
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.jsonl import MAX_LINE_BYTES, JsonLine
@@ -25,6 +27,8 @@ from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row
 
 _FORMAT = 1
 _ROWS_KEPT = 256
+_PATIENCE_SECONDS = 120.0
+_FORGOTTEN_SECONDS = 86_400.0
 _SCHEMA = """
 CREATE TABLE rows (id INTEGER PRIMARY KEY, offset INTEGER, size INTEGER, public TEXT);
 CREATE TABLE names (name TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
@@ -167,30 +171,48 @@ def _remove_indexes_of_former_content(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def cached_folder(folder: Path, build: Callable[[Path], None], *, flag: str = "") -> Path:
+def cached_folder(
+    folder: Path, build: Callable[[Path], None], *, flag: str = "", patience: float = _PATIENCE_SECONDS
+) -> Path:
     """Return `folder`, filled by `build(temporary folder)` unless it exists; safe with many processes.
+
+    One process builds and the others wait for it, but not without end: one that stands still costs them `patience`
+    seconds, after which they build for themselves.
 
     Raises:
         SettingsError: the folder cannot be written; `flag` is the one that chooses the place.
     """
     if folder.is_dir():
         return folder
-    temporary = folder.with_name(folder.name + ".tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(Timeout):
+                stack.enter_context(lock.acquire(timeout=patience))
             if folder.is_dir():  # made by another process while we waited
                 return folder
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            try:
-                build(temporary)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            if lock.is_locked:
+                for other in folder.parent.glob(f"{folder.name}.*.tmp"):
+                    if time.time() - other.stat().st_mtime > _FORGOTTEN_SECONDS:  # of a process that was killed
+                        shutil.rmtree(other, ignore_errors=True)
+            _build_apart(folder, build)
     except OSError as error:
         raise SettingsError(
             f"{folder} cannot be written: {error.strerror or error}; free space, or permit it"
             f"{f', or choose another place with {flag}' if flag else ''}."
         ) from error
     return folder
+
+
+def _build_apart(folder: Path, build: Callable[[Path], None]) -> None:
+    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        build(temporary)
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
