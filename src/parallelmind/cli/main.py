@@ -28,8 +28,6 @@ from parallelmind.jobs.ranks import current_rank
 # Read by OpenMP when torch is imported, later. Threads that spin while they wait cost more than everything else as soon
 # as another program runs: measured on 2 cores beside one busy process, 6.1 s against 0.5 s, and no loss on idle cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Worker processes search no current folder for modules: a json.py there would take the place of Python's own.
-os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _INTERRUPTED = (130, 143)
@@ -78,6 +76,8 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
     Where it was interrupted the process ends without waiting for its threads, and without taking torch down in order,
     which takes seconds.
     """
+    # Worker processes search no current folder for modules: a json.py there would take the place of Python's own.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     code = main(argv)
     if code in _INTERRUPTED:
         atexit._run_exitfuncs()
