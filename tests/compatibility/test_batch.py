@@ -323,7 +323,7 @@ def test_num_workers(tmp_path: Path, flags: list[object], threads: int) -> None:
 
     # Each of these takes a thread so long that the next ones are begun meanwhile, and the last record is not read yet
     # when the first one is answered.
-    records = [RECORD, *[{"text": "word " * 20_000}] * 4, RECORD]
+    records = [RECORD, *[{"text": "word " * 8_000}] * 4, RECORD]
     seen: set[str] = set()
     watch = register_module_forward_pre_hook(lambda *_: seen.update(ahead()))
     try:

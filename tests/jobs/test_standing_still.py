@@ -70,6 +70,7 @@ def test_ctrl_c_ends_a_run_whose_worker_hears_nothing(tmp_path: Path, out: Path,
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_while_it_loads_is_replaced_and_given_up(tmp_path: Path, out: Path) -> None:
     data = write_input(tmp_path / "in.jsonl", [{"n": 0}])
     with pytest.raises(JobError, match=r"worker 0 stood still for \d+ seconds .* 3 times before it could begin"):
@@ -138,7 +139,10 @@ def test_who_writes_is_named(tmp_path: Path, out: Path) -> None:
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
-@pytest.mark.parametrize("at", ["work", "loading", "a system call"])
+@pytest.mark.parametrize(
+    "at",
+    ["work", pytest.param("loading", marks=pytest.mark.slow), pytest.param("a system call", marks=pytest.mark.slow)],
+)
 def test_ranks_end_with_a_torchrun_that_was_killed(tmp_path: Path, out: Path, at: str) -> None:
     pytest.importorskip("torch")
     log = tmp_path / "log"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,14 +87,9 @@ def as_chat_branch(tokenizer: Any, messages: list[Message]) -> list[int]:
 
 
 def served(tokenizer: Any, messages: list[Message], texts: list[str]) -> PromptIds:
-    prompts = PromptEncoder(tokenizer)
-
-    async def in_encoder(function: Callable[[PromptEncoder], PromptIds]) -> PromptIds:
-        return function(prompts)
-
-    service: Any = SimpleNamespace(in_encoder=in_encoder)
+    service: Any = SimpleNamespace(served=SimpleNamespace(prompts=PromptEncoder(tokenizer)))
     said = [ChatMessage(role=message["role"], content=message["content"]) for message in messages]  # type: ignore[arg-type]
-    return asyncio.run(encode_conversation(service, said, texts))
+    return encode_conversation(service, said, texts)
 
 
 def on_the_server(tokenizer: Any, messages: list[Message]) -> list[int]:

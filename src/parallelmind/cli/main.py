@@ -77,8 +77,15 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
     which takes seconds.
     """
     # Worker processes search no current folder for modules: a json.py there would take the place of Python's own.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
-    code = main(argv)
+    given = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        code = main(argv)
+    finally:  # for whoever runs this in a process of his own
+        if given is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = given
     if code in _INTERRUPTED:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
