@@ -1,11 +1,13 @@
 """The sidecar file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.sidecar import (
+    FORMAT_VERSION,
     RopeSettings,
     Sidecar,
     read_sidecar,
@@ -14,7 +16,9 @@ from parallelmind.models.sidecar import (
 )
 from tests.disks import room_for
 
-STORED = RopeSettings(ratio=0.25, mode="additive", pairs="interleaved", branch_stride=0, visibility="columnar")
+STORED = RopeSettings(
+    ratio=0.25, mode="additive", pairs="interleaved", branch_stride=0, branch_range=8, visibility="columnar"
+)
 SIDECAR = Sidecar(rope=STORED, rank=4, base_model="some/model")
 
 
@@ -28,6 +32,7 @@ SIDECAR = Sidecar(rope=STORED, rank=4, base_model="some/model")
         ("pairs", "high", "--rope_2d_pairs"),
         ("branch_stride", -1, "--branch_stride"),
         ("branch_stride", 1.5, "--branch_stride"),
+        ("branch_range", 0, "--branch_range"),
         ("visibility", "all", "--visibility"),
     ],
 )
@@ -58,7 +63,9 @@ def test_no_sidecar_is_none(tmp_path):
 
 
 def edited(**changes):
-    content = json.loads(json.dumps({"rope": vars(STORED), "rank": 4, "base_model": "m", "format_version": 1}))
+    content = json.loads(
+        json.dumps({"rope": vars(STORED), "rank": 4, "base_model": "m", "format_version": FORMAT_VERSION})
+    )
     for name, value in changes.items():
         place, _, leaf = name.rpartition("__")
         target = content[place] if place else content
@@ -80,13 +87,16 @@ def edited(**changes):
         (edited(rank=True), "'rank'"),
         (edited(rank=0), "'rank'"),
         (edited(base_model=None), "'base_model'"),
-        (edited(format_version=2), "'format_version'"),
+        (edited(format_version=FORMAT_VERSION + 1), "'format_version'"),
+        (edited(format_version=0), "'format_version'"),
         (edited(rope=3), "'rope'"),
         (edited(rope__mode=...), "'mode'"),
         (edited(rope__ratio=2), "'rope.ratio'"),
         (edited(rope__ratio="0.5"), "'rope.ratio'"),
         (edited(rope__mode=["split"]), "'rope.mode'"),
         (edited(rope__branch_stride=1.5), "'rope.branch_stride'"),
+        (edited(rope__branch_range=0), "'rope.branch_range'"),
+        (edited(rope__branch_range=...), "'branch_range'"),
         (edited(rope__new_setting=1), "'new_setting'"),
         (edited(surprise=1), "'surprise'"),
         (" " * 2_000_000, "larger than"),
@@ -107,3 +117,9 @@ def test_failed_write_keeps_the_former_sidecar(tmp_path):
         write_sidecar(tmp_path / "x.pth", Sidecar(rope=None, rank=8, base_model=""))
     assert read_sidecar(tmp_path / "x.pth") == SIDECAR
     assert [path.name for path in tmp_path.iterdir()] == ["x.parallelmind.json"]
+
+
+def test_a_sidecar_from_before_the_branch_range_is_read(tmp_path):
+    content = json.loads(edited(rope__branch_range=...)) | {"format_version": 1}
+    (tmp_path / "x.parallelmind.json").write_text(json.dumps(content))
+    assert read_sidecar(tmp_path / "x.pth").rope == replace(STORED, branch_range=None)

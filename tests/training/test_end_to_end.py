@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def test_a_merged_model_is_trained_on_with_its_own_settings(model: Path, data: P
     )
     second = train(options(merged, data, tmp_path / "second", max_steps=2))
     loaded = load_model_with_lora(str(merged), str(second.written), device="cpu", dtype="float32")
-    assert loaded.settings == RopeSettings(branch_stride=7, visibility="columnar")
+    assert loaded.settings == RopeSettings(branch_stride=7, branch_range=64, visibility="columnar")
     with pytest.raises(SettingsError, match=r"merged.*\n.*--visibility isolated given, columnar stored"):
         train(options(merged, data, tmp_path / "never", visibility="isolated"))
     with pytest.raises(SettingsError, match="do not belong together"):
@@ -296,7 +297,7 @@ def test_a_model_that_needs_2d_rope_itself_is_trained_with_it(model: Path, data:
     write_sidecar(folder, Sidecar(rope=rope, rank=1, base_model=""))
     sidecar = read_sidecar(train(options(folder, data, tmp_path / "out", max_steps=1)).written)
     assert sidecar is not None
-    assert sidecar.rope == rope
+    assert sidecar.rope == replace(rope, branch_range=64)
     for flags, message in (({"stride": 64}, "64 given, 7 stored"), ({"patch_rope": False}, "contradicts the model")):
         with pytest.raises(SettingsError, match=message):
             train(options(folder, data, tmp_path / "never", **flags))

@@ -1,7 +1,8 @@
 """Where each token of a row stands: branch id and time, and which token it must predict.
 
 A row is main followed by its branches. Main has branch id 0 and times 0…L-1; branch k has branch id k and times
-L, L+1, … (0, 1, … without a main). The branch position of branch k is k × stride.
+L, L+1, … (0, 1, … without a main). The branch position of branch k is k × stride; where a model was trained on the
+numbers 1…R only, it is that of the number that `number_in_range` gives.
 
 A token follows from the one before it in its branch (`shift_labels`), the first token of a branch from main's last
 (`branch_starts`). The first token of main follows from nothing, nor does that of a branch that has, or sees, no main.
@@ -35,9 +36,27 @@ class PackedRow:
     def __len__(self) -> int:
         return int(self.input_ids.numel())
 
-    def pos2d(self, stride: int) -> Tensor:
+    def pos2d(self, stride: int, branch_range: int | None = None) -> Tensor:
         """(branch position, time position) of each token, LongTensor [S, 2]."""
-        return pos2d_ids(self.branch_ids, self.time_ids, stride)
+        return pos2d_ids(ids_in_range(self.branch_ids, branch_range), self.time_ids, stride)
+
+
+def number_in_range(number: int, branch_range: int | None) -> int:
+    """The number whose position a branch takes, of a model that knows the numbers 1…R: after R it is 1 again.
+
+    Branches that do not see one another may share a position, so that none has to take one that the model never met.
+
+    Args:
+        branch_range: R; None: any number is as good as another.
+    """
+    return number if branch_range is None or number <= branch_range else (number - 1) % branch_range + 1
+
+
+def ids_in_range(branch_ids: Tensor, branch_range: int | None) -> Tensor:
+    """`number_in_range` of many branch ids, LongTensor [...] → [...]; main and padding keep theirs."""
+    if branch_range is None:
+        return branch_ids
+    return torch.where(branch_ids > branch_range, (branch_ids - 1) % branch_range + 1, branch_ids)
 
 
 def pos2d_ids(branch_ids: Tensor, time_ids: Tensor, stride: int) -> Tensor:

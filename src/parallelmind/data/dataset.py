@@ -22,6 +22,7 @@ from parallelmind.columnar import PackedRow, pack_row
 from parallelmind.data.batches import BatchLimits, RowPlan, StepPlanner
 from parallelmind.data.collator import MicroBatch, TrainingRow
 from parallelmind.data.encoder import DataCounts, EncodedSample, SampleEncoder
+from parallelmind.data.numbering import Numbering
 from parallelmind.data.rows import RowLimits, split_rows
 from parallelmind.data.samples import parse_sample
 from parallelmind.data.sources import JsonlSource, RecordSource, SourceRow
@@ -44,9 +45,9 @@ class Share:
 class ParallelPretrainDataset(IterableDataset[MicroBatch]):
     """Micro-batches of packed rows from a source of samples.
 
-    A record's branches are split over rows as in batch inference and keep their number; loose samples (texts,
-    conversations) become the branches of rows without a main, `limits.most` a row, or with `limits.balanced` a random
-    number from `least` to `most`.
+    A record's branches are split over rows as in batch inference; loose samples (texts, conversations) become the
+    branches of rows without a main, `limits.most` a row, or with `limits.balanced` a random number from `least` to
+    `most`. Branches keep the number of their record, unless `numbering` gives them others.
 
     Args:
         epochs: passes over the data; None: without end.
@@ -69,6 +70,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         seed: int = 42,
         learn_main: bool = False,
         share: Share | None = None,
+        numbering: Numbering | None = None,
     ):
         super().__init__()
         self.source = source
@@ -79,6 +81,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         self.shuffle = shuffle
         self.seed = seed
         self.learn_main = learn_main
+        self.numbering = numbering or Numbering()
         self.share = share or Share()
         self.planner = StepPlanner(batch, self.share.world_size * self.share.accumulation)
         self.counts = DataCounts()
@@ -141,6 +144,12 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
             if not self._plan(self._memory, 0, 0, self.counts):
                 raise DataError(_nothing(self.source.name, self.counts))
         return self._memory
+
+    def largest_row(self) -> int:
+        """Branches of the largest row there can be, of data in memory."""
+        samples = self.samples()
+        loose = sum(sample.loose for sample in samples)
+        return min(self.limits.most, max(loose, *(len(sample.branches) for sample in samples)))
 
     def steps(self, epochs: int) -> int:
         """Optimizer steps of this many epochs over data in memory."""
@@ -205,6 +214,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         lost = counts or DataCounts()
         rows = [row for sample in order if not sample.loose for row in self._record_rows(sample, lost)]
         rows += self._loose_rows([sample for sample in order if sample.loose], rng, lost)
+        rows = [replace(row, numbers=self.numbering.of_row(row.numbers, rng)) for row in rows]
         if counts is not None:
             for row in rows:
                 row.count(counts)

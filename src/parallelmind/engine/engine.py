@@ -61,6 +61,8 @@ class Engine:
         tokenizer: its tokenizer.
         visibility: what a branch sees unless its request says otherwise, see `parallelmind.columnar.visibility`.
         branch_stride: branch position = branch id × stride; without 2D RoPE branches have no position.
+        branch_range: the branch numbers 1 to R that the model was trained on; a number beyond takes the position of one
+            of them. None: any number has a position of its own.
         max_running_branches: branches decoded at once; None: as many as memory holds.
         max_running_requests: requests decoded at once; None: no limit.
         max_batched_tokens: tokens of one forward; a longer main is prefilled in chunks while others decode.
@@ -85,6 +87,7 @@ class Engine:
         *,
         visibility: Visibility = "isolated",
         branch_stride: int = DEFAULT_STRIDE,
+        branch_range: int | None = None,
         max_running_branches: int | None = 64,
         max_running_requests: int | None = None,
         max_batched_tokens: int = 2048,
@@ -106,6 +109,7 @@ class Engine:
             ("kv_cache_bytes", kv_cache_bytes, 0),
             ("prefix_cache_bytes", prefix_cache_bytes, 0),
             ("page_tokens", page_tokens, 1),
+            ("branch_range", branch_range, 1),
         ):
             if value is not None and value < least:
                 raise SettingsError(f"{name} is {value}; it must be at least {least}.")
@@ -118,7 +122,13 @@ class Engine:
         self.tokenizer = tokenizer
         self.visibility: Visibility = visibility
         self.isolate_failures = isolate_failures
-        self._runner = ModelRunner(model, branch_stride=branch_stride, adapters=adapters, deterministic=deterministic)
+        self._runner = ModelRunner(
+            model,
+            branch_stride=branch_stride,
+            branch_range=branch_range,
+            adapters=adapters,
+            deterministic=deterministic,
+        )
         self.max_model_len = self._runner.max_model_len
         """Main, prompt and new tokens of one branch fit in this."""
         kv_bytes = default_kv_cache_bytes(self._runner.device) if kv_cache_bytes is None else kv_cache_bytes
@@ -143,6 +153,7 @@ class Engine:
             num_embeddings=self._runner.num_embeddings,
             is_long=self._runner.rope_lengths.is_long,
             visibilities=default_visibilities(visibility, adapters),
+            range_of=self._runner.range_of,
         )
         self._eos_token_ids = end_token_ids(model, tokenizer)
         self._groups: dict[int, list[RequestGroup]] = {}
@@ -176,6 +187,7 @@ class Engine:
             loaded.tokenizer,
             visibility=loaded.settings.visibility,
             branch_stride=loaded.settings.branch_stride,
+            branch_range=loaded.settings.branch_range,
             adapters=loaded.adapters,
             deterministic=loading.get("deterministic"),
             **limits,
@@ -294,6 +306,10 @@ class Engine:
     def branch_stride_of(self, adapter: str = BASE_MODEL) -> int:
         """Branch position = branch id × this, for the branches that use an adapter."""
         return self._runner.stride_of(adapter)
+
+    def branch_range_of(self, adapter: str = BASE_MODEL) -> int | None:
+        """The branch numbers 1 to R that an adapter was trained on; None: unknown, or its branches have no position."""
+        return self._runner.range_of(adapter)
 
     @property
     def deterministic(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from parallelmind.columnar import VISIBILITIES, Visibility, sees_branches, sees_main
+from parallelmind.columnar import VISIBILITIES, Visibility, number_in_range, sees_branches, sees_main
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.forms import request_of
 from parallelmind.engine.request import (
@@ -94,6 +94,8 @@ class InputProcessor:
     """Whether a text of so many tokens is a long one, see `parallelmind.models.rope_lengths`."""
     visibilities: dict[str, Visibility] = field(default_factory=dict)
     """The visibility of each adapter, BASE_MODEL included, for requests that do not name one."""
+    range_of: Callable[[str], int | None] = lambda adapter: None
+    """The branch numbers 1 to R that an adapter was trained on; None: any."""
 
     def process(self, request_id: int, given: Any, sampling: SamplingParams, max_model_len: int) -> Prepared:
         """The sequences of a request of any form (`engine/forms.py`), and the errors of branches that cannot run.
@@ -105,8 +107,10 @@ class InputProcessor:
         asked = self._asked(request, sampling)
         seen = self._visibilities(request, asked)
         numbers = [one.number for one in asked]
-        for visibility in seen.values():
+        for adapter, visibility in seen.items():
             _check_numbers(numbers, visibility)
+            if sees_branches(visibility):
+                _check_range(numbers, self.range_of(adapter), visibility)
         if len(seen) > 1 and any(map(sees_branches, seen.values())):
             raise RequestError(
                 f"the branches use the adapters {', '.join(name or 'none' for name in seen)}, but with visibility "
@@ -311,3 +315,17 @@ def _check_numbers(numbers: Sequence[int], visibility: Visibility) -> None:
             f"branch_id must be 1 or more and different for each branch, got {list(numbers)}; 0 is for branches that "
             "all continue main itself and do not see one another."
         )
+
+
+def _check_range(numbers: Sequence[int], branch_range: int | None, visibility: Visibility) -> None:
+    """Branches that see one another need positions of their own, or each would take another's tokens for its own."""
+    places: dict[int, int] = {}
+    for number in numbers:
+        other = places.setdefault(number_in_range(number, branch_range), number)
+        if other != number:
+            raise RequestError(
+                f"the row has branches {other} and {number}, and the adapter was trained on the numbers 1 to "
+                f"{branch_range}: with visibility {visibility!r} the two would stand at one position; give a row at "
+                f"most {branch_range} branches that follow one another (in batch --branches_per_sample {branch_range}),"
+                f" or train with --branch_range {max(numbers)}."
+            )

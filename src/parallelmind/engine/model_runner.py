@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import FULL, find_rope_patch, pos2d_ids
+from parallelmind.columnar import FULL, find_rope_patch, ids_in_range, number_in_range, pos2d_ids
 from parallelmind.engine.attention import engine_attention, rounds_alike
 from parallelmind.engine.cuda import graphs
 from parallelmind.engine.cuda.attention import has_kernels
@@ -51,7 +51,7 @@ class ModelOutput:
 
 
 class ModelRunner:
-    """A model, its branch stride, and which of the two attention paths it takes.
+    """A model, the positions of its branches, and which of the two attention paths it takes.
 
     Raises:
         UnsupportedModelError: other layers than attention, or logits that differ from the model's own forward.
@@ -62,11 +62,13 @@ class ModelRunner:
         model: Any,
         *,
         branch_stride: int,
+        branch_range: int | None = None,
         adapters: AdapterSet | None = None,
         deterministic: bool | None = None,
     ):
         self.model: Any = model
         self.branch_stride = branch_stride
+        self.branch_range = branch_range
         self.adapters: AdapterSet | None = None
         rope = find_rope_patch(model)
         self.patched = rope is not None
@@ -260,26 +262,36 @@ class ModelRunner:
         """What the rotary embedding takes for tokens of branch ids and times [T]: [T], or [T, 2] with 2D RoPE."""
         if not self.patched:
             return time
-        positions = pos2d_ids(branch, time, self.branch_stride)
+        positions = pos2d_ids(ids_in_range(branch, self.branch_range), time, self.branch_stride)
         if self.adapters is not None:
             for adapter, start, end in adapter_ranges:
                 if self.adapters.settings(adapter) is None:
                     # The branch position at which a token's 2D rotation is the model's own (columnar/rope.py).
                     positions[start:end, 0] = time[start:end] if self._plain_branch_is_time else 0
                 else:
-                    positions[start:end, 0] = branch[start:end] * self.stride_of(adapter)
+                    numbers = ids_in_range(branch[start:end], self.range_of(adapter))
+                    positions[start:end, 0] = numbers * self.stride_of(adapter)
         return positions
 
     def branch_position(self, adapter: str, branch_id: int) -> int:
         """Branch position of a branch; 0 where its tokens stand as those of main do."""
         if not self.patched or (self.adapters is not None and self.adapters.settings(adapter) is None):
             return 0
-        return branch_id * self.stride_of(adapter)
+        return number_in_range(branch_id, self.range_of(adapter)) * self.stride_of(adapter)
 
     def stride_of(self, adapter: str) -> int:
         """Branch position = branch id × this, with the adapter."""
         settings = None if self.adapters is None else self.adapters.settings(adapter)
         return self.branch_stride if settings is None else settings.branch_stride
+
+    def range_of(self, adapter: str) -> int | None:
+        """The branch numbers 1…R that the adapter was trained on; None: unknown, or it has no positions of branches."""
+        if not self.patched or self.stride_of(adapter) == 0:
+            return None
+        if self.adapters is None:
+            return self.branch_range
+        settings = self.adapters.settings(adapter)
+        return None if settings is None else settings.branch_range
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from parallelmind.columnar import Reach, pos2d_ids
+from parallelmind.columnar import Reach, number_in_range, pos2d_ids
 from parallelmind.engine.pages import PageStore
 from parallelmind.engine.readings import Span
 from parallelmind.engine.step import Step
@@ -162,4 +162,5 @@ def _forward(runner: ModelRunner, tree: PageTree, spans: list[Span]) -> dict[Run
 
 def _positions(runner: ModelRunner, main: int, branch_id: int, count: int) -> Tensor:
     time = torch.arange(main + count)
-    return pos2d_ids((time >= main) * branch_id, time, runner.branch_stride) if runner.patched else time
+    number = number_in_range(branch_id, runner.branch_range)
+    return pos2d_ids((time >= main) * number, time, runner.branch_stride) if runner.patched else time

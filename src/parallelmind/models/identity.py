@@ -57,4 +57,5 @@ def rope_in_effect(options: ModelOptions, lora_path: str | None) -> dict[str, An
     resolved = resolve_rope(options.base_model, lora_path, **flags)
     if not resolved.patched:
         return {"patch_rope": False, "visibility": resolved.settings.visibility}
-    return {"patch_rope": True, **dataclasses.asdict(resolved.settings)}
+    settings = dataclasses.asdict(resolved.settings)
+    return {"patch_rope": True} | {name: value for name, value in settings.items() if value is not None}

@@ -69,6 +69,7 @@ def resolve_rope(
     rope_2d_mode: str | None = None,
     rope_2d_pairs: str | None = None,
     branch_stride: int | None = None,
+    branch_range: int | None = None,
     visibility: str | None = None,
     adapter: str | None = None,
     training: bool = False,
@@ -93,18 +94,19 @@ def resolve_rope(
     stored, owner = of_adapter, name
     notes = []
     if of_model is not None:
-        if of_adapter is not None and of_adapter.rope != of_model.rope:
+        if of_adapter is not None and not _are_alike(of_adapter.rope, of_model.rope):
             raise SettingsError(
                 f"--base_model {base_model} needs {of_model.rope or 'no 2D RoPE'}, but {name} was trained with "
                 f"{of_adapter.rope or 'none'}: they do not belong together; give the adapter's own base model."
             )
-        stored, owner = of_model, f"the model {base_model}"
+        stored, owner = of_adapter or of_model, f"the model {base_model}"
         notes.append(f"{owner} says itself which 2D RoPE it needs (parallelmind.json)")
     given = {
         "rope_2d_ratio": rope_2d_ratio,
         "rope_2d_mode": rope_2d_mode,
         "rope_2d_pairs": rope_2d_pairs,
         "branch_stride": branch_stride,
+        "branch_range": branch_range,
         "visibility": visibility,
     }
     settings = _settings(stored, {name: value for name, value in given.items() if value is not None}, owner)
@@ -211,7 +213,14 @@ def _settings(stored: Sidecar | None, given: Mapping[str, Any], owner: str) -> R
             + "\n".join(contradictions)
             + "\nLeave these flags out to use the stored values, or train an adapter with the values given."
         )
-    return stored.rope
+    return replace(stored.rope, branch_range=stored.rope.branch_range or asked.branch_range)
+
+
+def _are_alike(one: RopeSettings | None, other: RopeSettings | None) -> bool:
+    """Whether two turn alike; they may have been trained on other numbers of branches."""
+    if one is None or other is None:
+        return one is other
+    return replace(one, branch_range=None) == replace(other, branch_range=None)
 
 
 def _refuse_contradiction(name: str, rope: RopeSettings, other_name: str, other: RopeSettings) -> None:
@@ -225,6 +234,9 @@ def _refuse_contradiction(name: str, rope: RopeSettings, other_name: str, other:
 
 
 def _same(left: Any, right: Any) -> bool:
+    """Whether a given value is the stored one, or none is stored."""
+    if right is None:
+        return True
     if isinstance(left, str) or isinstance(right, str):
         return bool(left == right)
     return math.isclose(left, right, rel_tol=1e-9)

@@ -21,7 +21,8 @@ from parallelmind.settings.visibility import VISIBILITIES, Visibility
 
 SIDECAR_NAME = "parallelmind.json"
 """In a folder."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 did not say which branch numbers an adapter was trained on."""
 _MAX_BYTES = 1 << 20
 _SHOWN = 5
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -42,6 +43,9 @@ class RopeSettings:
     """Branch position = branch id x stride. 0 puts all branches at one position."""
     visibility: Visibility = "isolated"
     """What a branch token sees besides its own branch: main; main and the other branches' past; nothing."""
+    branch_range: int | None = None
+    """The branch numbers 1 to R that were trained; a number beyond takes the position of one of them. None: unknown,
+    so that every number has a position of its own."""
 
     def __post_init__(self) -> None:
         for flag, name in ROPE_FLAGS.items():
@@ -53,10 +57,13 @@ class RopeSettings:
 def _problem(name: str, value: Any) -> str | None:
     if name in _CHOICES:
         return None if value in _CHOICES[name] else f"must be {' or '.join(_CHOICES[name])}"
+    if name == "branch_range" and value is None:
+        return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if name == "ratio":
         return None if number and 0 <= value <= 1 else "must be a number from 0 to 1"
-    return None if number and isinstance(value, int) and value >= 0 else "must be an integer of 0 or more"
+    least = 1 if name == "branch_range" else 0
+    return None if number and isinstance(value, int) and value >= least else f"must be an integer of {least} or more"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,10 +143,9 @@ def _parse(content: Any, path: Path) -> Sidecar:
     names = [field.name for field in dataclasses.fields(Sidecar)]
     fields = _object(content, names, path, "the file")
     version = _typed(fields, "format_version", int, path)
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise AdapterError(
-            f"{path}: field 'format_version' is {version}, but this ParallelMind reads "
-            f"{FORMAT_VERSION}; upgrade "
+            f"{path}: field 'format_version' is {version}, but this ParallelMind reads 1 to {FORMAT_VERSION}; upgrade "
             "it, or save the adapter again"
         )
     rank = _typed(fields, "rank", int, path)
@@ -147,7 +153,8 @@ def _parse(content: Any, path: Path) -> Sidecar:
         raise AdapterError(f"{path}: field 'rank' must be 1 or more, not {rank}")
     rope = None
     if fields["rope"] is not None:
-        values = _object(fields["rope"], list(ROPE_FLAGS.values()), path, "field 'rope'")
+        known = [name for name in ROPE_FLAGS.values() if version > 1 or name != "branch_range"]
+        values = _object(fields["rope"], known, path, "field 'rope'")
         for name, value in values.items():
             if problem := _problem(name, value):
                 raise AdapterError(f"{path}: field 'rope.{name}' {problem}, not {value!r}")

@@ -19,6 +19,10 @@ TINY_MODEL = "tiny"
 
 LARGEST_STRIDE = 2**20
 """Positions of many branches beyond it would lose precision."""
+LARGEST_RANGE = 2**16
+"""Branch numbers that can be trained: as many branches as one row may have."""
+DEFAULT_RANGE = 64
+"""Branch numbers that are trained where branches see one another."""
 DEFAULT_STRIDE = 128
 """Branch position = branch id × stride."""
 
@@ -28,6 +32,7 @@ ROPE_FLAGS = {
     "rope_2d_pairs": "pairs",
     "branch_stride": "branch_stride",
     "visibility": "visibility",
+    "branch_range": "branch_range",
 }
 """The flags of a row's 2D settings, and the field of `RopeSettings` that each one is about."""
 
@@ -69,6 +74,17 @@ BranchStride = Annotated[
     Ge(0),
     Le(LARGEST_STRIDE),
     Setting("branch position = branch id x stride", _GROUP, default=f"the adapter's, else {DEFAULT_STRIDE}"),
+]
+BranchRange = Annotated[
+    int | None,
+    Ge(1),
+    Le(LARGEST_RANGE),
+    Setting(
+        "the branch numbers 1 to R that the adapter was trained on; a branch beyond stands where one of them does",
+        _GROUP,
+        default="the adapter's, else all",
+        flag=Flag(metavar="R"),
+    ),
 ]
 VisibilityOption = Annotated[
     Visibility | None,
@@ -164,6 +180,7 @@ class AdaptedModelSettings(LoadingSettings):
     rope_2d_mode: RopeMode = None
     rope_2d_pairs: RopePairs = None
     branch_stride: BranchStride = None
+    branch_range: BranchRange = None
     visibility: VisibilityOption = None
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parallelmind.columnar import Visibility, sees_branches, sees_main
 from parallelmind.data.batches import BatchLimits, StepPlanner
 from parallelmind.data.dataset import ParallelPretrainDataset, Share
 from parallelmind.data.encoder import SampleEncoder
+from parallelmind.data.numbering import Numbering
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource, RecordSource
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import current_rank
+from parallelmind.models.sidecar import RopeSettings
+from parallelmind.settings.model import DEFAULT_RANGE
 from parallelmind.training.model import Trainee
 from parallelmind.training.options import TrainOptions
 
@@ -50,6 +53,19 @@ def batching(options: TrainOptions, visibility: Visibility) -> Batching:
     return Batching(
         batch=BatchLimits(size=size, by_samples=rows, whole_rows=whole), accumulation=accumulation, note=note
     )
+
+
+def _numbering(options: TrainOptions, known: RopeSettings, dataset: ParallelPretrainDataset) -> Numbering:
+    """The branch numbers of a run, over those that the adapter to continue from knows.
+
+    Branches that do not see one another can share positions, so no more are trained than the data has in a row.
+    """
+    if options.branch_range is not None:
+        return Numbering(branch_range=options.branch_range or None)
+    least = options.most_branches if options.use_streaming else dataset.largest_row()
+    if sees_branches(known.visibility):
+        least = max(options.most_branches, DEFAULT_RANGE)
+    return Numbering(branch_range=max(least, known.branch_range or 0))
 
 
 def _row_limits(options: TrainOptions) -> RowLimits:
@@ -116,12 +132,20 @@ def load_data(
     total: int | None = options.max_steps
     if not options.use_streaming:
         dataset.samples()
+    if trainee.patched:
+        dataset.numbering = _numbering(options, trainee.settings, dataset)
     if options.max_steps < 0:
         total = None if options.use_streaming else dataset.steps(options.epochs)
     if held_out is None:
         return dataset, total, None
     evaluation = ParallelPretrainDataset(
-        held_out, encoder, limits=limits, batch=batches.batch, shuffle=False, learn_main=options.learn_main
+        held_out,
+        encoder,
+        limits=limits,
+        batch=batches.batch,
+        shuffle=False,
+        learn_main=options.learn_main,
+        numbering=replace(dataset.numbering, drawn=False),
     )
     evaluation.samples()
     return dataset, total, evaluation

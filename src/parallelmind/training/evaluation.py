@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from parallelmind.columnar import number_in_range
 from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
 from parallelmind.data.encoder import EncodedBranch, EncodedSample
 from parallelmind.engine.engine import Engine
@@ -19,6 +22,9 @@ from parallelmind.training.forward import PackedForward
 
 _SPARE_TOKENS = 8
 """The same text may be written with other tokens than the tokenizer's own choice."""
+_MOST_GROUPS = 8
+_Question = tuple[Request, list[str]]
+"""A row of prompts, and the right answer of each."""
 
 
 class Evaluation:
@@ -28,6 +34,9 @@ class Evaluation:
         batches: of all processes; each takes its share.
         samples: those whose completions, and last turns of the assistant, are generated and compared; texts without a
             prompt have no one answer.
+        most: branches of a row at most.
+        branch_range: the branch numbers 1 to R that are trained, which the questions are spread over; None: those of
+            the records.
     """
 
     def __init__(
@@ -38,18 +47,26 @@ class Evaluation:
         tokenizer: Any,
         collator: ParallelPretrainCollator,
         forward: PackedForward,
+        most: int,
+        branch_range: int | None = None,
     ):
+        self._branch_range = branch_range
+        self._groups = number_groups(branch_range)
         self._batches = batches
         self._tokenizer = tokenizer
         self._collator = collator
         self._forward = forward
         end = tokenizer.eos_token_id
-        self._questions = [q for sample in samples if (q := _question(sample, tokenizer, end)) is not None]
+        found = (_question(sample, tokenizer, end) for sample in samples)
+        self._questions = list(_rows((one for one in found if one is not None), most, branch_range))
 
     def run(self, model: Any, *, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
-        """`loss`, and `exact` if there are answers; the same on all processes. The model is left in eval mode."""
+        """`loss`, and if there are answers `exact`, in all and by branch number: `exact_1-8` (`number_groups`).
+
+        All processes find the same. The model is left in eval mode.
+        """
         model.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         with torch.no_grad():
             for micro in self._batches[rank::world_size]:
                 inputs = self._collator(micro)
@@ -58,35 +75,63 @@ class Evaluation:
                 sums[0] += self._forward.loss(model, inputs).double()
                 sums[1] += count
         with _plain_forward(unwrap(model)):
-            right, asked = self._exact(model, rank, world_size)
-        sums[2] += right
-        sums[3] += asked
+            hits = self._exact(model, rank, world_size).to(device)
         if world_size > 1:
             dist.all_reduce(sums)
-        loss, tokens, right_all, asked_all = sums.tolist()
+            dist.all_reduce(hits)
+        loss, tokens = sums.tolist()
         metrics = {"loss": loss / max(tokens, 1)}
+        right_all, asked_all = hits.sum(0).tolist()
         if asked_all:
             metrics["exact"] = right_all / asked_all
+        for (first, last), (right, asked) in zip(self._groups, hits.tolist(), strict=False):
+            if asked:
+                metrics[f"exact_{first}" if first == last else f"exact_{first}-{last}"] = right / asked
         return metrics
 
-    def _exact(self, model: Any, rank: int, world_size: int) -> tuple[int, int]:
+    def _exact(self, model: Any, rank: int, world_size: int) -> Tensor:
+        """(right, asked) of each group of branch numbers, [G, 2]; of all in one row where there are no groups."""
+        hits = torch.zeros(max(1, len(self._groups)), 2, dtype=torch.float64)
         questions = self._questions[rank::world_size]
         if not questions:
-            return 0, 0
+            return hits
         engine = Engine(
             unwrap(model),
             self._tokenizer,
             visibility=self._forward.visibility,
             branch_stride=self._forward.stride,
+            branch_range=self._branch_range,
         )
         results = engine.generate([request for request, _ in questions])
-        pairs = [
-            (answer, expected)
-            for result, (_, answers) in zip(results, questions, strict=True)
-            for answer, expected in zip(result.branches, answers, strict=True)
-        ]
-        right = sum(a.finish_reason == "stop" and a.text.strip() == expected.strip() for a, expected in pairs)
-        return right, len(pairs)
+        for result, (request, answers) in zip(results, questions, strict=True):
+            for branch, answer, expected in zip(request.branches, result.branches, answers, strict=True):
+                assert isinstance(branch, Branch)
+                assert branch.branch_id is not None
+                number = number_in_range(branch.branch_id, self._branch_range)
+                group = next((place for place, (_, last) in enumerate(self._groups) if number <= last), 0)
+                right = answer.finish_reason == "stop" and answer.text.strip() == expected.strip()
+                hits[group] += torch.tensor([right, 1])
+        return hits
+
+
+def number_groups(branch_range: int | None) -> list[tuple[int, int]]:
+    """The trained branch numbers in at most 8 groups of (first, last); none where there is nothing to compare."""
+    if branch_range is None or branch_range == 1:
+        return []
+    size = -(-branch_range // _MOST_GROUPS)
+    return [(first, min(first + size - 1, branch_range)) for first in range(1, branch_range + 1, size)]
+
+
+def _rows(questions: Iterable[_Question], most: int, branch_range: int | None) -> Iterator[_Question]:
+    """Rows of at most `most` branches, whose numbers go round the trained ones."""
+    number = 0
+    for request, answers in questions:
+        for start in range(0, len(answers), most):
+            branches = [one for one in request.branches[start : start + most] if isinstance(one, Branch)]
+            if branch_range is not None:
+                branches = [replace(one, branch_id=number + place) for place, one in enumerate(branches, start=1)]
+            number += len(branches)
+            yield replace(request, branches=branches), answers[start : start + most]
 
 
 @contextmanager
@@ -100,7 +145,7 @@ def _plain_forward(model: Any) -> Iterator[None]:
             model.forward = wrapped
 
 
-def _question(sample: EncodedSample, tokenizer: Any, end: int) -> tuple[Request, list[str]] | None:
+def _question(sample: EncodedSample, tokenizer: Any, end: int) -> _Question | None:
     """The prompts of a sample's branches that have one right answer, and the answers."""
     branches, answers = [], []
     for branch in sample.branches:

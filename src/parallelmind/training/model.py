@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ class Trainee:
 
     def sidecar(self, base_model: str) -> Sidecar:
         return Sidecar(rope=self.rope.rope, rank=self.rank, base_model=base_model)
+
+    def train_on_numbers(self, branch_range: int | None) -> None:
+        """Note which branch numbers are trained: what inference is to use."""
+        self.rope = replace(self.rope, settings=replace(self.rope.settings, branch_range=branch_range))
 
     @property
     def vocab_size(self) -> int:
@@ -157,7 +161,7 @@ def _restore_precision(model: Any, path: str) -> None:
 def _tokenizer(options: TrainOptions) -> Any:
     if options.tokenizer_path is not None:
         return load_tokenizer_from(options.tokenizer_path, flag="--tokenizer_path")
-    return load_tokenizer(ModelOptions.of(options))
+    return load_tokenizer(ModelOptions.of(options, branch_range=None))
 
 
 def _base_model(options: TrainOptions, device: str) -> nn.Module:
@@ -165,6 +169,7 @@ def _base_model(options: TrainOptions, device: str) -> nn.Module:
     loading = ModelOptions.of(
         options,
         device=device if quantized else "cpu",
+        branch_range=None,  # what is to be trained, not what the model knows
         # A model trained whole keeps its weights in float32; the forward computes in the dtype asked for.
         dtype="float32" if options.task == "pretrain" else options.dtype,
     )

@@ -10,7 +10,9 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from parallelmind.errors import SettingsError
 from parallelmind.settings.model import (
+    DEFAULT_RANGE,
     DEFAULT_STRIDE,
+    LARGEST_RANGE,
     LARGEST_STRIDE,
     QuantizedLoadingSettings,
     RopeMode,
@@ -172,6 +174,18 @@ class TrainOptions(QuantizedLoadingSettings):
             flag=Flag(also=("--branch_stride",)),
         ),
     ] = None  # fmt: skip
+    branch_range: Annotated[
+        int | None,
+        Ge(0),
+        Le(LARGEST_RANGE),
+        Setting(
+            "train the branch numbers 1 to R, each row with some of them at random; inference uses no others. 0: the "
+            "numbers that branches have in their record",
+            _MODEL,
+            default=f"the branches of the largest row; where branches see one another at least {DEFAULT_RANGE}",
+            flag=Flag(metavar="R"),
+        ),
+    ] = None
     visibility: VisibilityOption = None
 
     data_path: Annotated[Path | None, Setting("the records, JSONL", _DATA)] = None
@@ -265,6 +279,11 @@ class TrainOptions(QuantizedLoadingSettings):
             raise SettingsError(
                 f"--min_branches_per_sample {self.min_branches_per_sample} is above the most branches of a row, "
                 f"{self.most_branches}."
+            )
+        if self.branch_range and self.branch_range < self.most_branches:
+            raise SettingsError(
+                f"--branch_range {self.branch_range} is below the most branches of a row, {self.most_branches}, whose "
+                "numbers must differ; raise it, or lower --branches_per_sample."
             )
         self._check_sources()
         if self.task == "pretrain":

@@ -13,7 +13,7 @@ from typing import Any
 
 from parallelmind.columnar import PackedRow, Visibility
 from parallelmind.io.atomic import replacing
-from parallelmind.training.report_charts import Series, line_chart
+from parallelmind.training.report_charts import Series, bar_chart, line_chart
 from parallelmind.training.report_row import row_section
 from parallelmind.training.report_style import STYLE
 from parallelmind.visuals.grid import row_grid
@@ -45,7 +45,7 @@ class TrainingReport:
     train_history: Sequence[Mapping[str, Any]]
     """Entries with `step` and any of `loss`, `learning_rate`, `tokens_per_second`."""
     eval_history: Sequence[Mapping[str, Any]]
-    """Entries with `step` and any of `loss`, `exact` (0 to 1)."""
+    """Entries with `step` and any of `loss`, `exact` (0 to 1), and `exact_1-8`, … of the branches of these numbers."""
     example_row: PackedRow | None
     example_tokens: Sequence[str]
     """The text of each of its tokens."""
@@ -120,10 +120,12 @@ def _curves(report: TrainingReport) -> str:
     top = 1.08 * max((value for _, value in speeds), default=1.0)
     speed = [Series("tokens per second", "plain", speeds)]
     rate = [Series("learning rate", "plain", _points(train, "learning_rate"))]
-    charts = [
+    charts: list[tuple[str, list[Series], str]] = [
         ("Loss", loss, line_chart(loss, label="Loss over steps", show=_number)),
         ("Exact answers, held out", exact,
          line_chart(exact, label="Exact answers over steps", show=_percent, limits=(0.0, 1.04))),
+        ("Exact answers by branch number, last", [],
+         bar_chart(_by_number(held), label="Exact answers by branch number", show=_percent)),
         ("Tokens per second", speed,
          line_chart(speed, label="Tokens per second over steps", show=_number, limits=(0.0, top))),
         ("Learning rate", rate, line_chart(rate, label="Learning rate over steps", show=_short)),
@@ -196,6 +198,17 @@ def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
         (float(entry["step"]), float(entry[name]))
         for entry in history
         if _is_number(entry.get(name)) and math.isfinite(entry[name])
+    ]
+
+
+def _by_number(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """The branch numbers of each group and its share of exact answers, at the last evaluation."""
+    last = history[-1] if history else {}
+    beginning = "exact_"
+    return [
+        (name.removeprefix(beginning).replace("-", "–"), float(value))
+        for name, value in last.items()
+        if name.startswith(beginning) and _is_number(value)
     ]
 
 

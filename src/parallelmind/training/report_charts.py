@@ -16,6 +16,7 @@ from parallelmind.visuals.grid import RowGrid, branch_colour
 
 _WIDTH, _HEIGHT = 480, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 34
+_NAMED = 14
 _MOST_POINTS = 300
 _MOST_PIXELS = 1024
 _TICKS = 4
@@ -79,6 +80,34 @@ def line_chart(
                 f'<circle class="{line.kind} {dot}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="4">'
                 f"<title>{title}</title></circle>"
             )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def bar_chart(bars: Sequence[tuple[str, float]], *, label: str, show: Callable[[float], str]) -> str:
+    """Shares from 0 to 1 by name, as an SVG element that scales with the page; "" if there are none.
+
+    Args:
+        label: what the chart shows, for people who do not see it.
+        show: a value as text.
+    """
+    if not bars:
+        return ""
+    each = (_WIDTH - _LEFT - _RIGHT) / len(bars)
+    floor, height = _HEIGHT - _BOTTOM, _HEIGHT - _TOP - _BOTTOM - _NAMED
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
+    for share in (0.0, 0.5, 1.0):
+        y = floor - share * height
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(show(share))}</text>')
+    for place, (name, value) in enumerate(bars):
+        left, top = _LEFT + (place + 0.15) * each, floor - value * height
+        middle = left + 0.35 * each
+        parts.append(
+            f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{0.7 * each:.1f}" height="{value * height:.1f}"/>'
+            f'<text x="{middle:.1f}" y="{top - 5:.1f}" text-anchor="middle">{escape(show(value))}</text>'
+            f'<text x="{middle:.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{escape(name)}</text>'
+        )
     parts.append("</svg>")
     return "".join(parts)
 

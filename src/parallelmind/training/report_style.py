@@ -33,6 +33,7 @@ vertical-align:middle;margin-right:6px}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{fill:var(--muted);font-size:12.5px;font-variant-numeric:tabular-nums}
 svg .rule{stroke:var(--line);stroke-width:1}
+svg .bar{fill:var(--held)}
 svg polyline{fill:none;stroke:var(--k);stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 svg .dot{fill:var(--k);stroke:var(--card);stroke-width:2}
 svg .hover{fill:var(--k);opacity:0}svg .hover:hover{opacity:1}

@@ -36,6 +36,11 @@ from parallelmind.training.trainer import PackedTrainer
 _LOGGER = logging.getLogger(__name__)
 _FLEX_BLOCK = 128
 """FlexAttention computes blocks of this many tokens."""
+_ALONE = (
+    "every row has one branch, so the adapter never meets another one: with --visibility {visibility} several branches "
+    "under one main are not what it was trained for; give data with several branches a record (parallelmind convert "
+    "--branches_per_sample), or train with --visibility isolated"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +90,15 @@ def _train(
 ) -> TrainReport:
     """Train under the name that was taken."""
     trainee = load_trainee(options, device=device)
-    if current_rank().rank == 0:
-        for note in notes:
-            _LOGGER.info("%s", note)
     if not (options.load_in_4bit or options.load_in_8bit):
         trainee.model.to(device)
     dataset, total, evaluation_data = load_data(options, trainee, batches)
+    trainee.train_on_numbers(dataset.numbering.branch_range)
+    if sees_branches(trainee.settings.visibility) and not options.use_streaming and dataset.largest_row() == 1:
+        notes = [*notes, _ALONE.format(visibility=trainee.settings.visibility)]
+    if current_rank().rank == 0:
+        for note in notes:
+            _LOGGER.info("%s", note)
     arguments = training_arguments(
         options,
         run.files,
@@ -117,7 +125,7 @@ def _train(
         two_axes=forward.patched,
         pad_to_multiple_of=_FLEX_BLOCK if device.startswith("cuda") else 1,
     )
-    evaluation = _evaluation(options, evaluation_data, trainee.tokenizer, collator, forward)
+    evaluation = _evaluation(options, evaluation_data, trainee, collator, forward)
     metrics, interruption, end = MetricsLog(files.metrics), Interruption(), EndOfData()
 
     def save(step: int | None) -> Path:
@@ -203,14 +211,22 @@ def _train(
 def _evaluation(
     options: TrainOptions,
     data: ParallelPretrainDataset | None,
-    tokenizer: Any,
+    trainee: Trainee,
     collator: ParallelPretrainCollator,
     forward: PackedForward,
 ) -> Evaluation | None:
     if data is None:
         return None
     asked = data.samples()[: options.eval_samples]
-    return Evaluation(list(data), asked, tokenizer=tokenizer, collator=collator, forward=forward)
+    return Evaluation(
+        list(data),
+        asked,
+        tokenizer=trainee.tokenizer,
+        collator=collator,
+        forward=forward,
+        most=options.most_branches,
+        branch_range=trainee.settings.branch_range,
+    )
 
 
 def _trainer(files: RunFiles, **parts: Any) -> PackedTrainer:
@@ -264,7 +280,8 @@ def _write_report(
 ) -> Path:
     row, loss_mask = trainer.example or (None, None)
     evaluations = [
-        {"step": entry["step"], "loss": entry["eval_loss"], "exact": entry.get("eval_exact")}
+        {"step": entry["step"]}
+        | {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
         for entry in metrics.entries
         if "eval_loss" in entry
     ]
