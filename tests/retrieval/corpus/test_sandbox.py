@@ -215,7 +215,7 @@ def test_the_sandbox_of_pip(apart: Sandbox, tmp_path: Path) -> None:
 @pytest.mark.skipif(not build_filter(), reason="system calls of this machine are not known")
 def test_system_calls_that_get_around_limits_are_refused(apart: Sandbox, tmp_path: Path) -> None:
     code = """
-        import ctypes, json, os, socket
+        import ctypes, json, mmap, os, socket
         libc = ctypes.CDLL(None, use_errno=True)
         def refused(what):
             try:
@@ -224,6 +224,11 @@ def test_system_calls_that_get_around_limits_are_refused(apart: Sandbox, tmp_pat
                 return True
         print(json.dumps(refused(lambda: os.memfd_create("memory"))))
         print(json.dumps(refused(lambda: libc.shmget(0, 4096, 0o1600))))
+        print(json.dumps(refused(lambda: libc.semget(0, 32000, 0o1600))))
+        # Pages that all have let go of are still there, and no process has them.
+        print(json.dumps(refused(lambda: mmap.mmap(-1, 4096))))
+        print(json.dumps(refused(lambda: mmap.mmap(os.open("/dev/zero", os.O_RDONLY), 4096, prot=mmap.PROT_READ))))
+        mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         print(json.dumps(refused(lambda: libc.syscall(ctypes.c_long(250), 0, -3, 0, 0, 0))))  # keyctl
         print(json.dumps(refused(lambda: libc.syscall(ctypes.c_long(425), 8, 0, 0, 0, 0))))  # io_uring_setup
         print(json.dumps([refused(lambda: socket.socket(family, kind).fileno()) for family, kind in
@@ -231,7 +236,7 @@ def test_system_calls_that_get_around_limits_are_refused(apart: Sandbox, tmp_pat
         """
     if os.uname().machine != "x86_64":
         code = code.replace("(250)", "(219)")
-    assert answers(apart, tmp_path, code) == [True, True, True, True, [False, False, False, True, True, True]]
+    assert answers(apart, tmp_path, code) == [*[True] * 7, [False, False, False, True, True, True]]
 
 
 @pytest.mark.skipif(not build_filter(), reason="system calls of this machine are not known")
@@ -300,6 +305,23 @@ def test_memory_of_many_processes(apart: Sandbox, tmp_path: Path) -> None:
     result, _ = run(apart, tmp_path, code, memory_bytes=300 * MIB)
     assert result.excess == "took more than 300 MiB of memory"
     assert not result.survived
+
+
+def test_memory_of_processes_whose_first_thread_has_ended(apart: Sandbox, tmp_path: Path) -> None:
+    """Of such a process /proc/PID shows no memory."""
+    code = """
+        import ctypes, os, threading, time
+        def hold():
+            held = bytearray(os.urandom(150 * 2**20))
+            time.sleep(20)
+        for _ in range(3):
+            if os.fork() == 0:
+                threading.Thread(target=hold).start()
+                ctypes.CDLL(None).syscall(ctypes.c_long(EXIT), 0)
+        time.sleep(20)
+        """.replace("EXIT", "60" if os.uname().machine == "x86_64" else "93")
+    result, _ = run(apart, tmp_path, code, memory_bytes=500 * MIB)
+    assert result.excess == "took more than 500 MiB of memory"
 
 
 def test_forks_without_end(apart: Sandbox, tmp_path: Path) -> None:
