@@ -172,6 +172,18 @@ def test_finished_versions_are_kept_and_half_finished_ones_are_not(tmp_path: Pat
     assert "shapes.new.fresh" in rows(tmp_path)
 
 
+def test_no_package_takes_the_place_of_another_ones(tmp_path: Path) -> None:
+    evil = make_wheel(tmp_path, {"evil/__init__.py": "", "shapes/__init__.py": '"""Poison."""'}, name="evil")
+    build(tmp_path, make_wheel(tmp_path, SHAPES), no_runtime=True)
+    before = rows(tmp_path)
+    for options in ({}, {"overwrite": True}):
+        error = build(tmp_path, evil, no_runtime=True, **options)[evil.name].error
+        assert "installs a package named shapes, and" in error
+        assert "has 1.0 of it from shapes; choose another --corpus_path" in error
+    assert rows(tmp_path) == before
+    assert not (tmp_path / "corpora/evil").exists()
+
+
 def inspecting(pid: int) -> list[psutil.Process]:
     """The processes of a build, once one of them is the inspection; waits for it."""
     for _ in range(1200):

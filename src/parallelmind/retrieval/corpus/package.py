@@ -18,7 +18,7 @@ from parallelmind.retrieval.corpus.environment import (
 )
 from parallelmind.retrieval.corpus.fetch import Archive, fetch, fetch_source, open_archive
 from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime
-from parallelmind.retrieval.corpus.meta import CorpusMeta, write_meta
+from parallelmind.retrieval.corpus.meta import CorpusMeta, meta_file, read_meta, write_meta
 from parallelmind.retrieval.corpus.names import compiled_modules, find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.newdocs import find_newdocs
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
@@ -78,6 +78,7 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
     names = find_import_names(root)
     if not names:
         raise DataError(f"{archive.path.name} holds no Python package; give the archive of one that can be imported.")
+    _refuse_names_of_others(corpus_path, archive, names)
     found = {}
     for name in names:
         on_stage(f"reading {name}")
@@ -86,6 +87,18 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
     shutil.rmtree(unpacked)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
     return [_write(task, archive, names, found[name], runtime) for name in names]
+
+
+def _refuse_names_of_others(corpus_path: Path, archive: Archive, names: list[str]) -> None:
+    """Whoever installs a package `numpy` must not take the place of numpy's own corpus."""
+    for name in names:
+        path = meta_file(corpus_path, name, archive.version)
+        other = read_meta(path).distribution if path.exists() else archive.distribution
+        if other != archive.distribution:
+            raise DataError(
+                f"{archive.path.name} installs a package named {name}, and {path.parent} has {archive.version} of it"
+                f" from {other}; choose another --corpus_path, or delete {path}."
+            )
 
 
 class _Runtime:

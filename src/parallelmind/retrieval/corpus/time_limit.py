@@ -9,7 +9,7 @@ from types import FrameType
 
 from parallelmind.errors import DataError
 
-_AGAIN_SECONDS = 1.0
+_AGAIN_SECONDS = 2.0
 _KILL_SECONDS = 30.0
 
 
@@ -28,13 +28,14 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)  # what a destructor raises leads nowhere
         raise _OutOfTime
 
     if not hasattr(signal, "SIGALRM"):
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_SECONDS)  # again: what a destructor raises leads nowhere
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     signal.setitimer(signal.ITIMER_PROF, seconds + _KILL_SECONDS)
     try:
         yield
