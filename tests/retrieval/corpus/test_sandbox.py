@@ -307,23 +307,6 @@ def test_memory_of_many_processes(apart: Sandbox, tmp_path: Path) -> None:
     assert not result.survived
 
 
-def test_memory_of_processes_whose_first_thread_has_ended(apart: Sandbox, tmp_path: Path) -> None:
-    """Of such a process /proc/PID shows no memory."""
-    code = """
-        import ctypes, os, threading, time
-        def hold():
-            held = bytearray(os.urandom(150 * 2**20))
-            time.sleep(20)
-        for _ in range(3):
-            if os.fork() == 0:
-                threading.Thread(target=hold).start()
-                ctypes.CDLL(None).syscall(ctypes.c_long(EXIT), 0)
-        time.sleep(20)
-        """.replace("EXIT", "60" if os.uname().machine == "x86_64" else "93")
-    result, _ = run(apart, tmp_path, code, memory_bytes=500 * MIB)
-    assert result.excess == "took more than 500 MiB of memory"
-
-
 def test_forks_without_end(apart: Sandbox, tmp_path: Path) -> None:
     code = """
         import os

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -38,8 +39,13 @@ def install(
         pip.download(archive.path, wheels, python, dependencies=True, constraints=constraints)
     except DataError as error:
         raise DataError(f"{archive.path.name} does not install for this interpreter: {error}") from error
-    with time_limit(seconds, f"unpacking {archive.path.name} and what it depends on"):
-        unpack_wheels(sorted(wheels.glob("*.whl")), folder)
+    # In the sandbox root is nobody, who could not read what only root may; around it nobody else comes here.
+    mask = os.umask(0o022)
+    try:
+        with time_limit(seconds, f"unpacking {archive.path.name} and what it depends on"):
+            unpack_wheels(sorted(wheels.glob("*.whl")), folder)
+    finally:
+        os.umask(mask)
     shutil.rmtree(wheels)
 
 

@@ -121,8 +121,7 @@ def _view(readable: Sequence[str], writable: Sequence[str], network: bool) -> di
     seen = [target for _, target in pairs]
     named = outermost({path for path in readable if not is_seen(path, seen)})
     pairs += [(os.path.realpath(path), path) for path in named]
-    links["/dev/shm"] = _SCRATCH
-    for name in ("/tmp", "/var/tmp"):  # unless something that is needed lies in there
+    for name in ("/tmp", "/var/tmp", "/dev/shm"):  # unless something that is needed lies in there
         if not any(is_seen(path, [name]) for path in (*named, *writable)):
             links[name] = _SCRATCH
     return {
