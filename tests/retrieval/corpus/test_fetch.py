@@ -80,6 +80,20 @@ def test_a_version_that_does_not_exist(tmp_path: Path, offered: Path) -> None:
         get(tmp_path, "shapes==1.16.9")
 
 
+def test_a_user_without_a_home(tmp_path: Path, offered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, for a number that no user has."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    wheel = make_wheel(offered, SHAPES)
+    assert get(tmp_path, "shapes==1.0").name == wheel.name
+
+
 class _Index(BaseHTTPRequestHandler):
     def __init__(self, pages: dict[str, tuple[str, bytes]], *args: object) -> None:
         self.pages = pages
