@@ -17,7 +17,7 @@ import pytest
 
 from parallelmind.errors import SettingsError
 from parallelmind.retrieval.corpus import inspector
-from parallelmind.retrieval.corpus.build import BuildOptions, BuildResult, build_corpora
+from parallelmind.retrieval.corpus.build import BuildOptions, BuildResult, _Runner, build_corpora
 from parallelmind.retrieval.corpus.meta import meta_file, read_meta
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, read_corpus
 from tests.retrieval.corpus.sandboxes import sandbox_or_none
@@ -101,15 +101,15 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "python").symlink_to(sys.executable)
     monkeypatch.chdir(tmp_path)
     wheel = Path("shapes-1.0-py3-none-any.whl")
-    for more in ({}, {"python": "./python", "overwrite": True}):
-        (result,) = build(Path(), wheel, **more).values()
-        assert (result.error, result.metas[0].runtime_failure) == ("", "")
-        assert rows(Path())["shapes.living.perimeter"].source == "runtime"
+    (result,) = build(Path(), wheel, python="./python").values()
+    assert (result.error, result.metas[0].runtime_failure) == ("", "")
+    assert rows(Path())["shapes.living.perimeter"].source == "runtime"
 
 
 EVIL = {"loop": "while True: print('x' * 10**6)", "kill": "import os\nos._exit(1)"}
 
 
+@pytest.mark.slow  # what becomes of such an inspection is in test_runtime.py
 def test_packages_that_misbehave_are_described_by_their_files(tmp_path: Path) -> None:
     wheels = [
         make_wheel(tmp_path, {f"{name}/__init__.py": code + '\ndef f():\n    """Here."""\n'}, name=name)
@@ -155,7 +155,16 @@ def test_a_source_archive_is_read_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "setup_ran").exists()
 
 
-def test_finished_versions_are_kept_and_half_finished_ones_are_not(tmp_path: Path) -> None:
+def would_keep(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> bool:
+    """Whether a build would keep what there is; nothing is built."""
+    with monkeypatch.context() as patched:
+        patched.setattr(_Runner, "run", lambda self, name, task: BuildResult(name, []))
+        return build(tmp_path, wheel, no_runtime=True, **options)[wheel.name].kept
+
+
+def test_finished_versions_are_kept_and_half_finished_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel = make_wheel(tmp_path, SHAPES)
     build(tmp_path, wheel, no_runtime=True)
     corpus, meta = corpus_file(tmp_path / "corpora", "shapes", "1.0"), meta_file(tmp_path / "corpora", "shapes", "1.0")
@@ -163,14 +172,14 @@ def test_finished_versions_are_kept_and_half_finished_ones_are_not(tmp_path: Pat
     assert build(tmp_path, wheel, no_runtime=True)[wheel.name].kept
     assert not build(tmp_path, wheel, no_runtime=True, corpus_type="both")[wheel.name].kept
     assert build(tmp_path, wheel, no_runtime=True, corpus_type="srccodes")[wheel.name].kept
-    assert not build(tmp_path, wheel, no_runtime=True, overwrite=True)[wheel.name].kept
+    assert not would_keep(tmp_path, wheel, monkeypatch, overwrite=True)
     # Killed before the end: there is no description yet, or not every file.
     meta.unlink()
     corpus.write_text("half")
     assert not build(tmp_path, wheel, no_runtime=True)[wheel.name].kept
     assert corpus.read_bytes() == before
     corpus.unlink()
-    assert not build(tmp_path, wheel, no_runtime=True)[wheel.name].kept
+    assert not would_keep(tmp_path, wheel, monkeypatch)
     # The same name and version, other content.
     changed = make_wheel(tmp_path, SHAPES | {"shapes/new.py": "def fresh(): ..."})
     assert not build(tmp_path, changed, no_runtime=True)[wheel.name].kept
@@ -181,10 +190,9 @@ def test_no_package_takes_the_place_of_another_ones(tmp_path: Path) -> None:
     evil = make_wheel(tmp_path, {"evil/__init__.py": "", "shapes/__init__.py": '"""Poison."""'}, name="evil")
     build(tmp_path, make_wheel(tmp_path, SHAPES), no_runtime=True)
     before = rows(tmp_path)
-    for options in ({}, {"overwrite": True}):
-        error = build(tmp_path, evil, no_runtime=True, **options)[evil.name].error
-        assert "installs a package named shapes, and" in error
-        assert "has 1.0 of it from shapes; choose another --corpus_path" in error
+    error = build(tmp_path, evil, no_runtime=True, overwrite=True)[evil.name].error
+    assert "installs a package named shapes, and" in error
+    assert "has 1.0 of it from shapes; choose another --corpus_path" in error
     assert rows(tmp_path) == before
     assert not (tmp_path / "corpora/evil").exists()
 
@@ -201,7 +209,7 @@ def inspecting(pid: int) -> list[psutil.Process]:
     raise AssertionError("no inspection")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_killed_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
     corpora = tmp_path / "corpora"
     wheel = make_wheel(tmp_path, {"slow/__init__.py": "import time\ntime.sleep(600)\n"}, name="slow")

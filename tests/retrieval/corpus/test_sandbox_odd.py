@@ -56,7 +56,7 @@ def test_memory_of_processes_whose_first_thread_has_ended(apart: Sandbox, tmp_pa
     code = """
         import ctypes, os, threading, time
         def hold():
-            held = bytearray(os.urandom(150 * 2**20))
+            held = bytearray(b"x") * (150 * 2**20)
             time.sleep(20)
         for _ in range(3):
             if os.fork() == 0:
