@@ -64,5 +64,5 @@ def test_memory_of_processes_whose_first_thread_has_ended(apart: Sandbox, tmp_pa
                 ctypes.CDLL(None).syscall(ctypes.c_long(EXIT), 0)
         time.sleep(20)
         """.replace("EXIT", "60" if os.uname().machine == "x86_64" else "93")
-    result, _ = run(apart, tmp_path, code, memory_bytes=500 * MIB)
-    assert result.excess == "took more than 500 MiB of memory"
+    result, _ = run(apart, tmp_path, code, memory_bytes=400 * MIB)
+    assert result.excess == "took more than 400 MiB of memory"
