@@ -170,7 +170,7 @@ def test_packages_that_take_too_much(project: Path, tmp_path: Path) -> None:
         assert rows[f"{name}.f"] == "Here."
 
 
-@pytest.mark.parametrize("flag", [[], ["--unsafe_inspection"]])
+@pytest.mark.parametrize("flag", [pytest.param([], marks=pytest.mark.slow), ["--unsafe_inspection"]])
 def test_a_source_archive_that_tries_everything(project: Path, tmp_path: Path, flag: list[str]) -> None:
     """Its setup.py, build backend and packages are read, and nothing of them runs; also where a wheel needs it."""
     if not flag:

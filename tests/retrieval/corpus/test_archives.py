@@ -168,8 +168,8 @@ def test_the_limits_of_wheels_hold_for_all_of_them(tmp_path: Path) -> None:
     wheels = [make_wheel(tmp_path, {f"{name}.py": "#" * 2000}, name=name) for name in ("one", "two")]
     with pytest.raises(DataError, match=r"two-1\.0-py3-none-any\.whl: member 'two\.py' is beyond the 4,000 bytes"):
         unpack_wheels(wheels, tmp_path / "out", UnpackLimits(total_bytes=4_000))
-    with pytest.raises(DataError, match=r"two-1\.0.* is beyond the 5 members"):
-        unpack_wheels(wheels, tmp_path / "out", UnpackLimits(members=5))
+    with pytest.raises(DataError, match=r"two-1\.0.* is beyond the 6 members"):
+        unpack_wheels(wheels, tmp_path / "out", UnpackLimits(members=6))
     bad = make_wheel(tmp_path, {"x-1.0.data/purelib/../../../evil.py": ""}, name="bad")
     with pytest.raises(DataError, match="leaves the target folder"):
         unpack_wheels([bad], tmp_path / "deep/out")
@@ -218,3 +218,64 @@ def test_damage(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None
     make(tmp_path / name)
     with pytest.raises(DataError, match=f"{name} is damaged"):
         unpack(tmp_path / name, tmp_path / "out")
+
+
+def _bad_text(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("éé.py", "")
+    path.write_bytes(path.read_bytes().replace("éé".encode(), b"\xff\xfe\xff\xfe"))
+
+
+def _bad_number(path: Path) -> None:
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("a.py")
+        entry.pax_headers = {"GNU.sparse.size": "many"}
+        tar.addfile(entry)
+
+
+@pytest.mark.parametrize(("name", "make"), [("text.whl", _bad_text), ("number.tar.gz", _bad_number)])
+def test_what_the_libraries_do_not_expect(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    make(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        unpack(tmp_path / name, tmp_path / "out")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Old source archives have them, for documentation and tests."""
+    with tarfile.open(tmp_path / "old.tar.gz", "w:gz", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name in ("old-1.0/café.txt", "old-1.0/old.py"):
+            tar.addfile(tarfile.TarInfo(name))
+    unpack(tmp_path / "old.tar.gz", tmp_path / "out")
+    assert (tmp_path / "out/old-1.0/old.py").exists()
+
+
+def test_folders_count_as_members(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "deep.whl", "w") as archive:
+        archive.writestr("a/b/c/x.py", "")
+        archive.writestr("a/b/c/y.py", "")
+    unpack(tmp_path / "deep.whl", tmp_path / "out", UnpackLimits(members=5))
+    with pytest.raises(DataError, match="beyond the 4 members"):
+        unpack(tmp_path / "deep.whl", tmp_path / "out", UnpackLimits(members=4))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_unpack_all_at_once(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "odd.whl", "w", method) as archive:
+        archive.writestr("a.py", "")
+    with pytest.raises(DataError, match=r"'a\.py' is packed in another way than wheels are"):
+        unpack(tmp_path / "odd.whl", tmp_path / "out")
+    with tarfile.open(tmp_path / "odd.tar.gz", "w:bz2") as tar:
+        tar.addfile(tarfile.TarInfo("a.py"))
+    with pytest.raises(DataError, match="is damaged"):
+        unpack(tmp_path / "odd.tar.gz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_that_fill_the_memory(tmp_path: Path, kind: bytes) -> None:
+    size = 2**21
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
+        entry = tarfile.TarInfo("header")
+        entry.type, entry.size = kind, size
+        tar.addfile(entry, io.BytesIO(bytes(size)))
+    with pytest.raises(DataError, match="a header of 2,097,152 bytes"):
+        unpack(tmp_path / "bad.tar.gz", tmp_path / "out")

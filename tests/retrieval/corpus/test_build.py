@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from parallelmind.errors import SettingsError
 from parallelmind.retrieval.corpus import inspector
-from parallelmind.retrieval.corpus.build import BuildOptions, BuildResult, build_corpora
+from parallelmind.retrieval.corpus.build import BuildOptions, BuildResult, _Runner, build_corpora
 from parallelmind.retrieval.corpus.meta import meta_file, read_meta
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, read_corpus
 from tests.retrieval.corpus.sandboxes import sandbox_or_none
@@ -59,7 +60,11 @@ LIVING = SHAPES | {
 
 def test_a_wheel_that_runs(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, LIVING)
-    (result,) = build(tmp_path, wheel, corpus_type="both").values()
+    mask = os.umask(0o077)  # as of a careful root, who is nobody in the sandbox
+    try:
+        (result,) = build(tmp_path, wheel, corpus_type="both").values()
+    finally:
+        os.umask(mask)
     assert (result.error, result.kept) == ("", False)
     (meta,) = result.metas
     assert meta == read_meta(meta_file(tmp_path / "corpora", "shapes", "1.0"))
@@ -96,15 +101,15 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "python").symlink_to(sys.executable)
     monkeypatch.chdir(tmp_path)
     wheel = Path("shapes-1.0-py3-none-any.whl")
-    for more in ({}, {"python": "./python", "overwrite": True}):
-        (result,) = build(Path(), wheel, **more).values()
-        assert (result.error, result.metas[0].runtime_failure) == ("", "")
-        assert rows(Path())["shapes.living.perimeter"].source == "runtime"
+    (result,) = build(Path(), wheel, python="./python").values()
+    assert (result.error, result.metas[0].runtime_failure) == ("", "")
+    assert rows(Path())["shapes.living.perimeter"].source == "runtime"
 
 
 EVIL = {"loop": "while True: print('x' * 10**6)", "kill": "import os\nos._exit(1)"}
 
 
+@pytest.mark.slow  # what becomes of such an inspection is in test_runtime.py
 def test_packages_that_misbehave_are_described_by_their_files(tmp_path: Path) -> None:
     wheels = [
         make_wheel(tmp_path, {f"{name}/__init__.py": code + '\ndef f():\n    """Here."""\n'}, name=name)
@@ -150,7 +155,16 @@ def test_a_source_archive_is_read_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "setup_ran").exists()
 
 
-def test_finished_versions_are_kept_and_half_finished_ones_are_not(tmp_path: Path) -> None:
+def would_keep(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> bool:
+    """Whether a build would keep what there is; nothing is built."""
+    with monkeypatch.context() as patched:
+        patched.setattr(_Runner, "run", lambda self, name, task: BuildResult(name, []))
+        return build(tmp_path, wheel, no_runtime=True, **options)[wheel.name].kept
+
+
+def test_finished_versions_are_kept_and_half_finished_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel = make_wheel(tmp_path, SHAPES)
     build(tmp_path, wheel, no_runtime=True)
     corpus, meta = corpus_file(tmp_path / "corpora", "shapes", "1.0"), meta_file(tmp_path / "corpora", "shapes", "1.0")
@@ -158,18 +172,29 @@ def test_finished_versions_are_kept_and_half_finished_ones_are_not(tmp_path: Pat
     assert build(tmp_path, wheel, no_runtime=True)[wheel.name].kept
     assert not build(tmp_path, wheel, no_runtime=True, corpus_type="both")[wheel.name].kept
     assert build(tmp_path, wheel, no_runtime=True, corpus_type="srccodes")[wheel.name].kept
-    assert not build(tmp_path, wheel, no_runtime=True, overwrite=True)[wheel.name].kept
+    assert not would_keep(tmp_path, wheel, monkeypatch, overwrite=True)
     # Killed before the end: there is no description yet, or not every file.
     meta.unlink()
     corpus.write_text("half")
     assert not build(tmp_path, wheel, no_runtime=True)[wheel.name].kept
     assert corpus.read_bytes() == before
     corpus.unlink()
-    assert not build(tmp_path, wheel, no_runtime=True)[wheel.name].kept
+    assert not would_keep(tmp_path, wheel, monkeypatch)
     # The same name and version, other content.
     changed = make_wheel(tmp_path, SHAPES | {"shapes/new.py": "def fresh(): ..."})
     assert not build(tmp_path, changed, no_runtime=True)[wheel.name].kept
     assert "shapes.new.fresh" in rows(tmp_path)
+
+
+def test_no_package_takes_the_place_of_another_ones(tmp_path: Path) -> None:
+    evil = make_wheel(tmp_path, {"evil/__init__.py": "", "shapes/__init__.py": '"""Poison."""'}, name="evil")
+    build(tmp_path, make_wheel(tmp_path, SHAPES), no_runtime=True)
+    before = rows(tmp_path)
+    error = build(tmp_path, evil, no_runtime=True, overwrite=True)[evil.name].error
+    assert "installs a package named shapes, and" in error
+    assert "has 1.0 of it from shapes; choose another --corpus_path" in error
+    assert rows(tmp_path) == before
+    assert not (tmp_path / "corpora/evil").exists()
 
 
 def inspecting(pid: int) -> list[psutil.Process]:
@@ -184,7 +209,7 @@ def inspecting(pid: int) -> list[psutil.Process]:
     raise AssertionError("no inspection")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_killed_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
     corpora = tmp_path / "corpora"
     wheel = make_wheel(tmp_path, {"slow/__init__.py": "import time\ntime.sleep(600)\n"}, name="slow")

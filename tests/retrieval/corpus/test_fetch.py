@@ -14,7 +14,8 @@ import pytest
 from packaging.version import Version
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.retrieval.corpus.environment import fitting_interpreter
+from parallelmind.retrieval.corpus import pip
+from parallelmind.retrieval.corpus.environment import fitting_interpreter, older_dependencies
 from parallelmind.retrieval.corpus.fetch import fetch, open_archive
 from parallelmind.retrieval.corpus.names import find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.package_index import PackageIndex
@@ -80,6 +81,21 @@ def test_a_version_that_does_not_exist(tmp_path: Path, offered: Path) -> None:
         get(tmp_path, "shapes==1.16.9")
 
 
+def test_a_user_without_a_home(offered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, for a number that no user has."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    environment, files = pip._configured()
+    assert "NETRC" not in environment
+    assert offered in files
+
+
 class _Index(BaseHTTPRequestHandler):
     def __init__(self, pages: dict[str, tuple[str, bytes]], *args: object) -> None:
         self.pages = pages
@@ -129,6 +145,20 @@ def test_indexes(tmp_path: Path, served: tuple[str, dict[str, tuple[str, bytes]]
     with pytest.raises(DataError, match="but the index says"):
         index.download(item, tmp_path / "other")
     assert not list((tmp_path / "other").glob("*"))
+
+
+def test_indexes_that_lead_elsewhere(tmp_path: Path, served: tuple[str, dict[str, tuple[str, bytes]]]) -> None:
+    """To a file of this machine, or to another folder than the one to download to."""
+    url, pages = served
+    local = make_sdist(tmp_path, SHAPES).as_uri()
+    addresses = [local, local.replace("file", "FILE"), f" {local}", "/shapes-1.0-1%2F..%2F..%2Fx-py3-none-any.whl"]
+    links = "".join(f'<a href="{address}">x</a>' for address in addresses)
+    pages["/simple/shapes/"] = ("text/html", links.encode())
+    assert PackageIndex([f"{url}/simple"], []).files("shapes") == []
+    names = ["shapes-1.0-1/../../x-py3-none-any.whl", "shapes-1.0-1\x1b[2J-py3-none-any.whl"]
+    page = json.dumps({"files": [{"filename": name, "url": "x"} for name in names]}).encode()
+    pages["/simple/shapes/"] = ("application/vnd.pypi.simple.v1+json", page)
+    assert PackageIndex([f"{url}/simple"], []).files("shapes") == []
 
 
 def test_a_yanked_version_is_taken_only_by_its_number(
@@ -197,6 +227,24 @@ def test_an_interpreter_for_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fitting("cp36-cp36m-manylinux1_x86_64") is None
     assert fitting("cp27-cp27mu-manylinux1_x86_64") is None
     assert fitting("py3-none-any") is None
+
+
+@pytest.mark.parametrize(
+    ("requirement", "version", "rules"),
+    [
+        ("base", "2.1", ["base<2"]),
+        ("base==2.*", "2.1", []),
+        ("base>=1.3", "2.1", ["base<2"]),
+        ("base===2.1", "2.1", ["base<2"]),
+        ("base", "newest", []),
+        ("base ~ 3", "2.1", []),
+    ],
+)
+def test_older_dependencies(tmp_path: Path, requirement: str, version: str, rules: list[str]) -> None:
+    for name, known, more in (("shapes", "1.0", f"Requires-Dist: {requirement}\n"), ("base", version, "")):
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {known}\n{more}"
+        write_package(tmp_path, {f"{name}-{known}.dist-info/METADATA": text})
+    assert older_dependencies(tmp_path, "shapes") == rules
 
 
 def test_import_names(tmp_path: Path) -> None:

@@ -136,6 +136,30 @@ def test_a_bad_package(tmp_path: Path, code: str, failure: str, seconds: float) 
     assert report.objects == []
 
 
+def test_exits_of_what_is_lazy_or_shown(tmp_path: Path) -> None:
+    code = '''
+        class Odd:
+            def __repr__(self):
+                raise KeyboardInterrupt
+        def f(odd=Odd()):
+            """Here."""
+        def __getattr__(name):
+            raise SystemExit(name)
+        __all__ = ["f", "lazy"]
+        '''
+    report = inspect(tmp_path, {"odd/__init__.py": code})
+    assert report.failure == ""
+    assert (by_name(report)["odd.f"].doc, by_name(report)["odd.f"].signature) == ("Here.", "")
+
+
+@pytest.mark.parametrize("name", ["json", "typing", "sys"])
+def test_modules_of_python_are_not_taken_for_the_package(tmp_path: Path, name: str) -> None:
+    """Backports have such names; what is in use here is another version."""
+    report = inspect(tmp_path, {f"{name}.py": 'def f():\n    """Here."""\n'}, name)
+    assert report.failure == f"importing {name} failed: ImportError: Python has a module of its own of this name"
+    assert report.objects == []
+
+
 def test_a_fork_is_described_once(tmp_path: Path) -> None:
     code = '''
         import os

@@ -215,7 +215,7 @@ def test_the_sandbox_of_pip(apart: Sandbox, tmp_path: Path) -> None:
 @pytest.mark.skipif(not build_filter(), reason="system calls of this machine are not known")
 def test_system_calls_that_get_around_limits_are_refused(apart: Sandbox, tmp_path: Path) -> None:
     code = """
-        import ctypes, json, os, socket
+        import ctypes, json, mmap, os, socket
         libc = ctypes.CDLL(None, use_errno=True)
         def refused(what):
             try:
@@ -224,6 +224,11 @@ def test_system_calls_that_get_around_limits_are_refused(apart: Sandbox, tmp_pat
                 return True
         print(json.dumps(refused(lambda: os.memfd_create("memory"))))
         print(json.dumps(refused(lambda: libc.shmget(0, 4096, 0o1600))))
+        print(json.dumps(refused(lambda: libc.semget(0, 32000, 0o1600))))
+        # Pages that all have let go of are still there, and no process has them.
+        print(json.dumps(refused(lambda: mmap.mmap(-1, 4096))))
+        print(json.dumps(refused(lambda: mmap.mmap(os.open("/dev/zero", os.O_RDONLY), 4096, prot=mmap.PROT_READ))))
+        mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         print(json.dumps(refused(lambda: libc.syscall(ctypes.c_long(250), 0, -3, 0, 0, 0))))  # keyctl
         print(json.dumps(refused(lambda: libc.syscall(ctypes.c_long(425), 8, 0, 0, 0, 0))))  # io_uring_setup
         print(json.dumps([refused(lambda: socket.socket(family, kind).fileno()) for family, kind in
@@ -231,7 +236,7 @@ def test_system_calls_that_get_around_limits_are_refused(apart: Sandbox, tmp_pat
         """
     if os.uname().machine != "x86_64":
         code = code.replace("(250)", "(219)")
-    assert answers(apart, tmp_path, code) == [True, True, True, True, [False, False, False, True, True, True]]
+    assert answers(apart, tmp_path, code) == [*[True] * 7, [False, False, False, True, True, True]]
 
 
 @pytest.mark.skipif(not build_filter(), reason="system calls of this machine are not known")
@@ -278,7 +283,7 @@ def test_files_without_end(apart: Sandbox, tmp_path: Path) -> None:
         for number in range(10**7):
             os.close(os.open(f"/scratch/{number}", os.O_CREAT))
         """
-    result, _ = run(apart, tmp_path, code, scratch_bytes=16 * MIB, seconds=3 if apart.kind == "bubblewrap" else 60)
+    result, _ = run(apart, tmp_path, code, scratch_bytes=16 * MIB, seconds=1 if apart.kind == "bubblewrap" else 60)
     # bwrap cannot limit their number: there only the time does.
     assert ("took too long" if apart.kind == "bubblewrap" else "No space left") in result.failure
 
@@ -293,7 +298,7 @@ def test_memory_of_many_processes(apart: Sandbox, tmp_path: Path) -> None:
         import os, time
         for _ in range(8):
             if os.fork() == 0:
-                held = [bytearray(os.urandom(2**20)) for _ in range(100)]
+                held = bytearray(b"x") * (100 * 2**20)
                 time.sleep(60)
         time.sleep(60)
         """
@@ -302,23 +307,27 @@ def test_memory_of_many_processes(apart: Sandbox, tmp_path: Path) -> None:
     assert not result.survived
 
 
+FORKS = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass\n"
+# Of root in bubblewrap nothing but the look holds their number: here they do not double, lest the machine stands still.
+FORKS_IN_LINE = """
+    import os, time
+    for _ in range(400):
+        if os.fork() == 0:
+            break
+    time.sleep(30)
+    """
+
+
 def test_forks_without_end(apart: Sandbox, tmp_path: Path) -> None:
-    code = """
-        import os
-        while True:
-            try:
-                os.fork()
-            except OSError:
-                pass
-        """
-    result, _ = run(apart, tmp_path, code, processes=40, threads=60, seconds=20)
+    held = apart.kind == "namespaces" or os.getuid() != 0
+    result, _ = run(apart, tmp_path, FORKS if held else FORKS_IN_LINE, processes=40, threads=60, seconds=20)
     assert result.excess in ("started more than 40 processes", "took too long")
     assert not result.survived
 
 
 def test_sleep_and_loops_end(apart: Sandbox, tmp_path: Path) -> None:
     for code in ("import time; time.sleep(1000)", "while True: pass"):
-        result, _ = run(apart, tmp_path, code, seconds=1.5)
+        result, _ = run(apart, tmp_path, code, seconds=1.0)
         assert result.failure == "took too long and was stopped"
 
 
@@ -378,7 +387,7 @@ def test_a_forged_description_is_about_the_package_alone(apart: Sandbox, tmp_pat
 
 
 def test_a_package_that_prints_without_end(apart: Sandbox, tmp_path: Path) -> None:
-    code = "print('x' * 10**9)\ndef f():\n    '''Here.'''\n"
+    code = "print('x' * 10**8)\ndef f():\n    '''Here.'''\n"
     assert [item.doc for item in inspect(apart, tmp_path, code).objects if item.type == "function"] == ["Here."]
     shutil.rmtree(tmp_path / "package")
     flood = "import os\nwhile True:\n    for number in range(3, 20):\n        try: os.write(number, bytes(2**16))\n"

@@ -118,6 +118,9 @@ def test_filters_jump_to_where_they_should(machine: str) -> None:
     setrlimit, prlimit = {"x86_64": (160, 302), "aarch64": (164, 261)}[machine]
     assert result(setrlimit, 4) == result(prlimit, 0, 4, 0x1000) == result(prlimit, 0, 4, 1 << 32) == refused | 1
     assert result(setrlimit, 7) == result(prlimit, 4, 7, 0x1000) == result(prlimit, 0, 4, 0) == allowed
+    mmap = {"x86_64": 9, "aarch64": 222}[machine]
+    assert [result(mmap, 0, 1, 3, flags) for flags in (0x21, 0x23)] == [refused | 1] * 2  # shared, without a file
+    assert [result(mmap, 0, 1, 3, flags) for flags in (0x01, 0x02, 0x22)] == [allowed] * 3
     other = "aarch64" if machine == "x86_64" else "x86_64"
     assert result(openat, of=other) == 0x80000000
     assert build_filter("riscv64") == b""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import lzma
+import os
 import posixpath
 import stat
 import struct
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Literal, Self
 
 from parallelmind.errors import DataError
 
@@ -25,10 +26,21 @@ _MIB = 2**20
 _CHUNK = 256 * 1024
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-    *(EOFError, NotImplementedError, RuntimeError, OverflowError, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError, OverflowError, ValueError, struct.error),
 )
 _READ_SUFFIXES = frozenset({".py", ".pyi", ".txt", ".cfg", ".toml"})
 _READ_NAMES = frozenset({"RECORD", "METADATA", "WHEEL", "PKG-INFO"})
+# The others unpack as much as they please at once, whatever is read of it.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LONG_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_LONGEST_HEADER = _MIB
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +48,7 @@ class UnpackLimits:
     """An archive beyond these limits is refused."""
 
     members: int = 100_000
+    """Files, and the folders they lie in."""
     member_bytes: int = 4096 * _MIB
     total_bytes: int = 8192 * _MIB
     ratio: int = 500
@@ -45,7 +58,7 @@ class UnpackLimits:
 
 
 def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> None:
-    """Write the texts of a .whl, .zip or .tar.* to `target`: Python files, stubs and metadata, else names only.
+    """Write the texts of a .whl, .zip or .tar.gz to `target`: Python files, stubs and metadata, else names only.
 
     Raises:
         DataError: the archive is damaged, or a member is refused; names the archive, the member and the reason.
@@ -85,6 +98,8 @@ def _installed_name(member: str) -> str | None:
 def _explained(archive: Path, target: Path) -> Iterator[None]:
     try:
         yield
+    except DataError:  # a ValueError, as well
+        raise
     except _DAMAGED as error:
         raise DataError(f"{archive.name} is damaged: {error or type(error).__name__}; download it again.") from error
     except OSError as error:
@@ -99,6 +114,7 @@ class _Budget:
     def __init__(self, archive: str, limits: UnpackLimits) -> None:
         self.archive, self.limits = archive, limits
         self.members = self.written = 0
+        self._folders = {PurePosixPath()}
 
     def refuse(self, member: str, reason: str) -> DataError:
         return DataError(f"{self.archive}: member {member!r:.200} {reason}; the archive is not unpacked.")
@@ -115,8 +131,13 @@ class _Budget:
             raise self.refuse(member, "has an absolute or foreign path")
         if ".." in path.parts:
             raise self.refuse(member, "leaves the target folder")
-        if len(path.parts) > self.limits.depth or any(len(part.encode()) > 255 for part in path.parts):
+        if len(path.parts) > self.limits.depth or any(len(os.fsencode(part)) > 255 for part in path.parts):
             raise self.refuse(member, "has a path that is too long")
+        for folder in path.parents:
+            if folder in self._folders:
+                break
+            self._folders.add(folder)
+            self.count(member)
         return target / path
 
     def copy(self, source: IO[bytes], destination: Path, member: str, packed: int) -> None:
@@ -151,6 +172,8 @@ def _unpack_zip(archive: Path, target: Path, budget: _Budget, place: Callable[[s
                 raise budget.refuse(info.filename, "is a link or a special file")
             if info.flag_bits & 1:
                 raise budget.refuse(info.filename, "is encrypted")
+            if info.compress_type not in _METHODS:
+                raise budget.refuse(info.filename, "is packed in another way than wheels are, by deflate")
             if info.is_dir():
                 continue
             budget.check(info.filename, info.file_size, info.compress_size)
@@ -165,9 +188,23 @@ def _unpack_zip(archive: Path, target: Path, budget: _Budget, place: Callable[[s
                     _mark(destination)
 
 
+class _TarMember(tarfile.TarInfo):
+    """Is not made of headers that are too large to be read at once, as they are."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _LONG_HEADERS and found.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {found.size:,} bytes")
+        return found
+
+
 def _unpack_tar(archive: Path, target: Path, budget: _Budget) -> None:
     packed = archive.stat().st_size
-    with tarfile.open(archive, "r|*") as file:
+    with archive.open("rb") as opened:
+        # Not "r|*": what else there is unpacks as much as it pleases at once.
+        mode: Literal["r|gz", "r|"] = "r|gz" if opened.read(len(_GZIP)) == _GZIP else "r|"
+    with tarfile.open(archive, mode, tarinfo=_TarMember) as file:
         for info in file:
             budget.count(info.name)
             destination = budget.destination(info.name, target)

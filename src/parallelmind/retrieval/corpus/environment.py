@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,18 +12,22 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.archives import unpack_wheels
 from parallelmind.retrieval.corpus.fetch import Archive
 from parallelmind.retrieval.corpus.pip import Pip
+from parallelmind.retrieval.corpus.time_limit import time_limit
 
+_LOWEST = (">=", "==", "~=")
 _OLDEST_PYTHON = 7  # 3.7, for which the inspector and pip still work
 
 
-def install(archive: Archive, folder: Path, python: str | None, pip: Pip, constraints: Sequence[str] = ()) -> None:
-    """Unpack a wheel and its dependencies, which are wheels too: none of their code is run.
+def install(
+    archive: Archive, folder: Path, python: str | None, pip: Pip, seconds: float, constraints: Sequence[str] = ()
+) -> None:
+    """Unpack a wheel and its dependencies, which are wheels too, in some seconds at most: none of their code is run.
 
     Raises:
         DataError: there are none for this interpreter, or one is refused; says why.
@@ -34,7 +39,13 @@ def install(archive: Archive, folder: Path, python: str | None, pip: Pip, constr
         pip.download(archive.path, wheels, python, dependencies=True, constraints=constraints)
     except DataError as error:
         raise DataError(f"{archive.path.name} does not install for this interpreter: {error}") from error
-    unpack_wheels(sorted(wheels.glob("*.whl")), folder)
+    # In the sandbox root is nobody, who could not read what only root may; around it nobody else comes here.
+    mask = os.umask(0o022)
+    try:
+        with time_limit(seconds, f"unpacking {archive.path.name} and what it depends on"):
+            unpack_wheels(sorted(wheels.glob("*.whl")), folder)
+    finally:
+        os.umask(mask)
     shutil.rmtree(wheels)
 
 
@@ -73,9 +84,10 @@ def older_dependencies(folder: Path, distribution: str) -> list[str]:
             requirement = Requirement(text)
             name = canonicalize_name(requirement.name)
             major = Version(installed[name].version).major
-        except (InvalidRequirement, KeyError):
+            asked = [rule.version.removesuffix(".*") for rule in requirement.specifier if rule.operator in _LOWEST]
+            lowest = [Version(version).major for version in asked]
+        except (InvalidRequirement, InvalidVersion, KeyError):
             continue
-        lowest = [Version(rule.version).major for rule in requirement.specifier if rule.operator in (">=", "==", "~=")]
         rule = f"{name}<{major}"
         if major > max(lowest, default=0) and rule not in rules:
             rules.append(rule)

@@ -80,6 +80,9 @@ class Importer:
         self.pid = os.getpid()
 
     def run(self) -> None:
+        if self.package in sys.modules or self.package in sys.builtin_module_names:  # such as typing, of old
+            self.errors[self.package] = "ImportError: Python has a module of its own of this name"
+            return
         root = self.load(self.package)
         if root is not None:
             self.load_below(root)
@@ -277,9 +280,10 @@ def public_members(module: types.ModuleType) -> Iterator[tuple[str, Any, bool]]:
         if name.startswith("_"):
             continue
         try:
-            yield name, getattr(module, name), name in exported
-        except Exception:
+            value = getattr(module, name)
+        except BaseException:  # also SystemExit, of a lazy module that lacks what it needs
             continue
+        yield name, value, name in exported
 
 
 def is_public(name: str) -> bool:
@@ -294,7 +298,7 @@ def in_package(cls: type, package: str) -> bool:
 def accessed(cls: type, member: str) -> Any:
     try:
         return getattr(cls, member)
-    except Exception:
+    except BaseException:
         return None
 
 
@@ -337,7 +341,7 @@ def signature(value: Any, kind: str, bound: bool) -> str:
         parameters = [one.replace(annotation=unquoted(one.annotation)) for one in parameters]
         found = found.replace(parameters=parameters, return_annotation=unquoted(found.return_annotation))
         text = ADDRESS.sub("", str(found))
-    except Exception:
+    except BaseException:  # of the __repr__ of a default, which may be anything
         return ""
     return text if len(text) <= MAX_SIGNATURE else ""
 

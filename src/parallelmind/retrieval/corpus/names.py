@@ -50,6 +50,7 @@ _DISTRIBUTIONS = {
     "zmq": "pyzmq",
 }
 _SUFFIXES = re.compile(r"(?:\.py|\.pyi|(?:\.[\w-]+)?\.(?:so|pyd))$")
+_ARCHIVE_NAME = re.compile(r"[\w.+!-]+")
 _OUTSIDE = frozenset({"docs", "doc", "examples", "example", "benchmarks", "scripts", "bin", "tools", "licenses"})
 
 
@@ -98,6 +99,8 @@ def parse_archive_name(name: str) -> tuple[str, Version]:
     Raises:
         ValueError: it is not such a name.
     """
+    if not _ARCHIVE_NAME.fullmatch(name):  # packaging lets a wheel's tags be anything, also a path
+        raise ValueError("only letters, digits and . _ - + ! are expected in it")
     distribution, version, *_ = parse_wheel_filename(name) if name.endswith(".whl") else parse_sdist_filename(name)
     return distribution, version
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.archives import unpack
@@ -21,15 +18,16 @@ from parallelmind.retrieval.corpus.environment import (
 )
 from parallelmind.retrieval.corpus.fetch import Archive, fetch, fetch_source, open_archive
 from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime
-from parallelmind.retrieval.corpus.meta import CorpusMeta, write_meta
+from parallelmind.retrieval.corpus.meta import CorpusMeta, meta_file, read_meta, write_meta
 from parallelmind.retrieval.corpus.names import compiled_modules, find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.newdocs import find_newdocs
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.pip import Pip
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
-from parallelmind.retrieval.corpus.sandbox.running import Limits
+from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
 from parallelmind.retrieval.corpus.static import analyse
+from parallelmind.retrieval.corpus.time_limit import time_limit
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
 
 
@@ -74,20 +72,33 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
     on_stage(f"unpacking {archive.path.name}")
     unpacked = scratch / "unpacked"
     unpacked.mkdir()
-    with _time_limit(task.timeout, f"unpacking {archive.path.name}"):
+    with time_limit(task.timeout, f"unpacking {archive.path.name}"):
         unpack(archive.path, unpacked)
     root = unpacked if archive.is_wheel else source_root(unpacked)
     names = find_import_names(root)
     if not names:
         raise DataError(f"{archive.path.name} holds no Python package; give the archive of one that can be imported.")
+    _refuse_names_of_others(corpus_path, archive, names)
     found = {}
     for name in names:
         on_stage(f"reading {name}")
-        with _time_limit(task.timeout, f"reading the files of {name}"):
+        with time_limit(task.timeout, f"reading the files of {name}"):
             found[name] = _read(root, name)
     shutil.rmtree(unpacked)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
     return [_write(task, archive, names, found[name], runtime) for name in names]
+
+
+def _refuse_names_of_others(corpus_path: Path, archive: Archive, names: list[str]) -> None:
+    """Whoever installs a package `numpy` must not take the place of numpy's own corpus."""
+    for name in names:
+        path = meta_file(corpus_path, name, archive.version)
+        other = read_meta(path).distribution if path.exists() else archive.distribution
+        if other != archive.distribution:
+            raise DataError(
+                f"{archive.path.name} installs a package named {name}, and {path.parent} has {archive.version} of it"
+                f" from {other}; choose another --corpus_path, or delete {path}."
+            )
 
 
 class _Runtime:
@@ -117,14 +128,17 @@ class _Runtime:
     def _install(self) -> None:
         """For our interpreter, or else for one on PATH that the wheel was made for."""
         try:
-            install(self._archive, self._folder, self._python, self._pip)
+            self._install_for(self._python)
         except DataError:
             other = fitting_interpreter(self._archive) if self._task.own_python else None
             if other is None:
                 raise
             self._on_stage(f"installing {self._archive.path.name} for {other}")
             self._interpreter = self._python = other
-            install(self._archive, self._folder, other, self._pip)
+            self._install_for(other)
+
+    def _install_for(self, python: str | None, constraints: Sequence[str] = ()) -> None:
+        install(self._archive, self._folder, python, self._pip, self._task.timeout, constraints)
 
     @property
     def dependencies(self) -> dict[str, str]:
@@ -140,7 +154,7 @@ class _Runtime:
         if report.failure and (rules := older_dependencies(self._folder, self._archive.distribution)):
             self._on_stage(f"trying {', '.join(rules)}")
             try:
-                install(self._archive, self._folder, self._python, self._pip, rules)
+                self._install_for(self._python, rules)
             except DataError:
                 return report
             second = self._inspect(import_name)
@@ -170,16 +184,19 @@ def _read(root: Path, import_name: str) -> _Read:
     return _Read(import_name, objects, static.resolve, static.unread, compiled_modules(root, import_name))
 
 
-def _add_source_newdocs(found: _Read, archive: Archive, scratch: Path) -> tuple[dict[str, PackageObject], str]:
+def _add_source_newdocs(
+    found: _Read, archive: Archive, scratch: Path, seconds: float
+) -> tuple[dict[str, PackageObject], str]:
     """`add_newdoc` calls that are compiled into a wheel, from the source archive: numpy's ufuncs."""
     folder = scratch / "source"
     folder.mkdir(exist_ok=True)
     source = fetch_source(archive, folder) if archive.is_wheel else None
     if source is None:
         return found.objects, ""
-    unpack(source.path, folder / "unpacked")
-    docs = find_newdocs(source_root(folder / "unpacked"), found.import_name)
-    return add_newdocs(found.objects, docs, found.resolve), source.path.name
+    with time_limit(seconds, f"reading {source.path.name}"):
+        unpack(source.path, folder / "unpacked")
+        docs = find_newdocs(source_root(folder / "unpacked"), found.import_name)
+        return add_newdocs(found.objects, docs, found.resolve), source.path.name
 
 
 def _write(
@@ -197,7 +214,7 @@ def _write(
     if report is not None and report.objects:
         objects, coverage = add_runtime(objects, report.objects)
     elif not task.archive and any(item.source == "add_newdoc" for item in found.objects.values()):
-        objects, source_archive = _add_source_newdocs(found, archive, runtime.scratch)
+        objects, source_archive = _add_source_newdocs(found, archive, runtime.scratch, task.timeout)
     origin = Origin(
         distribution=archive.distribution,
         version=archive.version,
@@ -218,14 +235,14 @@ def _write(
         wheel=archive.path.name,
         wheel_sha256=archive.sha256,
         source_archive=source_archive,
-        unread_files=found.unread,
+        unread_files=list(map(printable, found.unread)),
         rows=rows,
         documented=dict(sorted(documented.items())),
         runtime_requested=task.runtime_requested,
         runtime_python=report.python if report is not None else "",
         runtime_failure=report.failure if report is not None else "",
         module_errors=report.module_errors if report is not None else {},
-        compiled_modules=found.compiled,
+        compiled_modules=list(map(printable, found.compiled)),
         sandbox=task.sandbox if inspected else "",
         dependencies=runtime.dependencies if inspected else {},
         runtime_documented=coverage.runtime_documented if coverage else None,
@@ -233,23 +250,6 @@ def _write(
     )
     write_meta(corpus_path, meta)
     return meta
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float, what: str) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise DataError(f"{what} took more than {seconds:g} seconds; raise --timeout.")
-
-    if not hasattr(signal, "SIGALRM"):
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,7 +158,7 @@ def _offered(page: str, content: bytes, kind: str) -> Iterator[IndexFile]:
 
 def _leads_home(page: str, url: str) -> bool:
     """Whether a page on the network offers a file of this machine."""
-    return url.startswith("file:") and not page.startswith("file:")
+    return urllib.parse.urlsplit(url).scheme == "file" and not page.startswith("file:")
 
 
 class _Links(HTMLParser):

@@ -141,7 +141,7 @@ def _configured() -> tuple[dict[str, str], list[Path]]:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    netrc = Path(os.path.expanduser(os.environ.get("NETRC", "~/.netrc")))
     files = [netrc] if netrc.is_file() else []
     if files:
         environment["NETRC"] = str(netrc.absolute())

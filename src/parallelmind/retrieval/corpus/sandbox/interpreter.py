@@ -38,6 +38,7 @@ NETWORK_SETTINGS = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
     "/etc/protocols",
 )
+_INTO_EVERY_PROGRAM = ("LD_PRELOAD", "LD_AUDIT")
 _PARTS = ("bin", "lib", "lib32", "lib64")
 _SECONDS = 60
 
@@ -61,8 +62,11 @@ def find_interpreter(python: str) -> Interpreter:
         SettingsError: it does not run.
     """
     command = [python, "-I", "-S", "-c", _QUESTION]
+    environment = {name: value for name, value in os.environ.items() if name not in _INTO_EVERY_PROGRAM}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd="/")
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd="/", env=environment
+        )
         told = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise SettingsError(
@@ -71,7 +75,10 @@ def find_interpreter(python: str) -> Interpreter:
     program = os.path.realpath(told["program"])
     parts = {os.path.realpath(Path(prefix, part)) for prefix in told["prefixes"] for part in _PARTS}
     libraries = {os.path.dirname(os.path.realpath(path)) for path in told["libraries"]}
-    beside = tuple(sorted(folder for folder in libraries if not is_seen(folder, [*_SYSTEM, *parts])))
+    home = os.path.realpath(os.path.expanduser("~"))  # is not shown, not even for a library in it
+    beside = tuple(
+        sorted(path for path in libraries if not is_seen(path, [*_SYSTEM, *parts]) and not is_seen(home, [path]))
+    )
     folders = {path for path in (*parts, *beside, program) if os.path.exists(path) and not is_seen(path, _SYSTEM)}
     return Interpreter(program, outermost(folders), beside)
 

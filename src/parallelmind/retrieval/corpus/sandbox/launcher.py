@@ -300,7 +300,7 @@ def write(path: str, text: str, flags: int = 0) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    given = [text.encode() if text is not None else None for text in (source, target, kind)]
+    given = [os.fsencode(text) if text is not None else None for text in (source, target, kind)]
     call("mount", *given, ctypes.c_ulong(flags), options.encode(), name=target)
 
 
@@ -310,7 +310,7 @@ def set_attributes(path: str, attributes: int, recursive: bool = True) -> None:
         wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
         flags = ctypes.c_uint(_AT_RECURSIVE if recursive else 0)
         size = ctypes.c_size_t(len(wanted))
-        call("syscall", ctypes.c_long(_SYS_MOUNT_SETATTR), _AT_FDCWD, path.encode(), flags, wanted, size, name=path)
+        call("syscall", ctypes.c_long(_SYS_MOUNT_SETATTR), _AT_FDCWD, os.fsencode(path), flags, wanted, size, name=path)
 
 
 def call(function: str, *arguments: Any, name: str = "") -> None:

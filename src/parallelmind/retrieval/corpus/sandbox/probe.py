@@ -40,9 +40,9 @@ def find_sandbox() -> Sandbox:
             return Sandbox(kind)
         faults.append(f"{kind}: {fault}")
     raise SettingsError(
-        f"there is no sandbox to run the packages in ({'; '.join(faults)}). On Linux, install bubblewrap or permit user"
-        " namespaces; or give --no_runtime to describe packages by their files alone, or --unsafe_inspection to run"
-        " their code with all that you may do yourself."
+        f"there is no sandbox to run the packages in ({'; '.join(faults)}). On Linux, install bubblewrap 0.8 or newer,"
+        " or permit user namespaces; or give --no_runtime to describe packages by their files alone, or"
+        " --unsafe_inspection to run their code with all that you may do yourself."
     )
 
 

@@ -9,6 +9,7 @@ import re
 import selectors
 import signal
 import subprocess
+import sys
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ _SHOWN_BYTES = 2000
 _LOOK_SECONDS = 0.2
 _FOLDER_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 2.0
+# In /proc/PID; not every kernel has the first, nor may everyone read it.
+_MEMORY_FILES = (("smaps_rollup", rb"^(?:Swap)?Pss:\s+(\d+)"), ("status", rb"^Vm(?:RSS|Swap):\s+(\d+)"))
 _NPROC_PER_NAMESPACE = (5, 14)  # the version of Linux that counts processes per user namespace
 
 
@@ -204,11 +207,25 @@ def _processes(pid: int) -> list[psutil.Process]:
 
 
 def _memory(processes: Sequence[psutil.Process], kind: str) -> int:
+    """Bytes of memory of processes ("rss", or "pss": each one's part of what several share), with what is swapped."""
+    if sys.platform == "linux":
+        return sum(_memory_on_linux(process.pid, kind) for process in processes)
     total = 0
     for process in processes:
-        with contextlib.suppress(psutil.Error, AttributeError):
-            total += process.memory_info().rss if kind == "rss" else process.memory_full_info().pss
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_info().rss
     return total
+
+
+def _memory_on_linux(pid: int, kind: str) -> int:
+    # Where the first thread has ended before the others, only theirs show what the process has.
+    places = [Path(f"/proc/{pid}"), *Path(f"/proc/{pid}/task").glob("*")]
+    for name, sizes in _MEMORY_FILES if kind == "pss" else _MEMORY_FILES[1:]:
+        for place in places:
+            with contextlib.suppress(OSError):
+                if found := re.findall(sizes, (place / name).read_bytes(), re.MULTILINE):
+                    return 1024 * sum(map(int, found))
+    return 0
 
 
 def _size(folder: Path) -> int:

@@ -28,7 +28,8 @@ Kind = Literal["bubblewrap", "namespaces", ""]
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _SCRATCH = "/scratch"
 _SETUP_FAILED, _MOST_SHOWN = ("no sandbox: ", "bwrap: "), 300
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Without /dev/zero: shared mappings of it are memory that no process is charged for.
+_DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
 _TEXTS = {
     "/etc/passwd": f"root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534:nobody:{_SCRATCH}:/bin/false\n",
     "/etc/group": "root:x:0:\nnogroup:x:65534:\n",
@@ -120,8 +121,7 @@ def _view(readable: Sequence[str], writable: Sequence[str], network: bool) -> di
     seen = [target for _, target in pairs]
     named = outermost({path for path in readable if not is_seen(path, seen)})
     pairs += [(os.path.realpath(path), path) for path in named]
-    links["/dev/shm"] = _SCRATCH
-    for name in ("/tmp", "/var/tmp"):  # unless something that is needed lies in there
+    for name in ("/tmp", "/var/tmp", "/dev/shm"):  # unless something that is needed lies in there
         if not any(is_seen(path, [name]) for path in (*named, *writable)):
             links[name] = _SCRATCH
     return {

@@ -18,6 +18,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
+    "semget": (64, 190),
     # namespaces and mounts, of which a tmpfs would be memory as well
     "unshare": (272, 97),
     "setns": (308, 268),
@@ -70,9 +71,10 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "iopl": (172, None),
     "ioperm": (173, None),
 }
-_CLONE, _CLONE3, _SOCKET = (56, 220), 435, (41, 198)
+_CLONE, _CLONE3, _SOCKET, _MMAP = (56, 220), 435, (41, 198), (9, 222)
 _SETRLIMIT, _PRLIMIT64, _RLIMIT_CORE = (160, 164), (302, 261), 4
 _NEW_NAMESPACES = 0x7E020000
+_MAP_SHARED, _MAP_ANONYMOUS = 1, 0x20
 _FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 _X32_CALLS = 0x40000000
 
@@ -121,6 +123,13 @@ def build_filter(machine: str = "") -> bytes:
         (_JUMP_EQUAL, 0, 4, _CLONE[column]),
         (_LOAD, 0, 0, _ARGUMENTS_AT),
         (_JUMP_ANY_BIT, 0, 1, _NEW_NAMESPACES),
+        (_RETURN, 0, 0, _FAIL | errno.EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+        # Memory that is shared and has no file stays when all who share it have let go of its pages, uncounted.
+        (_JUMP_EQUAL, 0, 5, _MMAP[column]),
+        (_LOAD, 0, 0, _ARGUMENTS_AT + 24),
+        (_JUMP_ANY_BIT, 0, 2, _MAP_SHARED),
+        (_JUMP_ANY_BIT, 0, 1, _MAP_ANONYMOUS),
         (_RETURN, 0, 0, _FAIL | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
         (_JUMP_EQUAL, 1, 0, _SOCKET[column]),
