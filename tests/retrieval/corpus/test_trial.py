@@ -85,6 +85,16 @@ def test_what_is_wrong_with_each_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert find_fault(Sandbox("namespaces")) == "needs Linux"
 
 
+def test_root_gets_no_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel exempts root from the limit of processes, so that one that forks without end stops the machine."""
+    monkeypatch.setattr(probe, "find_fault", lambda apart: "leaks" if apart.kind == "namespaces" else "")
+    monkeypatch.setattr(probe.os, "geteuid", lambda: 1000)
+    assert probe.find_sandbox.__wrapped__() == Sandbox("bubblewrap")
+    monkeypatch.setattr(probe.os, "geteuid", lambda: 0)
+    with pytest.raises(SettingsError, match="bubblewrap: it does not limit how many processes root starts"):
+        probe.find_sandbox.__wrapped__()
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_filters_jump_to_where_they_should(machine: str) -> None:
     """A small machine for the program, as the kernel has it: a few calls that must pass, and a few that must not."""

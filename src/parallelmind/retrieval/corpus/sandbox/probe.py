@@ -36,7 +36,10 @@ def find_sandbox() -> Sandbox:
     """
     faults = []
     for kind in _ORDER:
-        if not (fault := find_fault(Sandbox(kind))):
+        fault = find_fault(Sandbox(kind))
+        if not fault and kind == "bubblewrap" and os.geteuid() == 0:
+            fault = "it does not limit how many processes root starts, so another user must start this"
+        if not fault:
             return Sandbox(kind)
         faults.append(f"{kind}: {fault}")
     raise SettingsError(
