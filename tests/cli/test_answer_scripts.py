@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import few
 from tests.tasks.answering import context_row, read_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def test_what_is_missing_is_told_with_a_command_that_works(checkout: Path, tmp_p
     assert not (tmp_path / CONTEXTS).exists()  # a try-out does not take the place of the user's own
 
 
-@pytest.mark.parametrize("place", ["checkout", "scripts", "elsewhere"])
+@pytest.mark.parametrize("place", few(["elsewhere", "checkout", "scripts"]))
 def test_the_documented_defaults_from_any_folder(checkout: Path, tmp_path: Path, place: str) -> None:
     folder = {"checkout": checkout, "scripts": checkout / "other", "elsewhere": tmp_path / "elsewhere"}[place]
     folder.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ import pytest
 
 from parallelmind.cli.main import main
 from parallelmind.models.identity import bundled_model_path
+from tests.cases import few
 from tests.cli.batch_runs import arguments, rows
 from tests.jobs.ledgers import ask, stored_results
 from tests.random_model import save_random_model
@@ -119,7 +120,7 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     assert "is complete already" in again.stderr
 
 
-@pytest.mark.parametrize(("sent", "code", "workers"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 0)])
+@pytest.mark.parametrize(("sent", "code", "workers"), few([(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 0)]))
 def test_an_interrupted_run_with_workers_ends_them_and_continues(
     data: Path,
     out: Path,

@@ -14,6 +14,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsPro
 
 from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.errors import RequestError
+from tests.cases import few
 from tests.engine.asking import GREEDY, MAIN, answer
 from tests.families import DEVICE, char_tokenizer, tiny_model
 
@@ -103,7 +104,7 @@ def test_a_bias_bans_and_forces(model: Any, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("visibility", ["isolated", "columnar", "strict"])
-@pytest.mark.parametrize("temperature", [0.0, 1.2])
+@pytest.mark.parametrize("temperature", few([1.2, 0.0]))
 def test_alone_and_in_company(visibility: Any, temperature: float) -> None:
     """Every parameter beside every other, and none: no branch knows of the others' parameters."""
     engine = Engine(tiny_model("qwen2"), char_tokenizer(), visibility=visibility)

@@ -16,6 +16,7 @@ from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.engine import attention
 from parallelmind.engine.cuda.graphs import ForwardGraphs
 from parallelmind.engine.cuda.inputs import KernelInputs, StepInputs
+from tests.cases import few
 from tests.families import CHUNKED, CHUNKED_FAMILY, DEVICE, char_tokenizer, tiny_model
 
 pytest.importorskip("triton", minversion="3.7")
@@ -38,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize("visibility", ["isolated", "columnar"])
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("family", few(CASES, 2))
 def test_kernels_equal_the_attention_of_the_cpu(family: str, visibility: Any) -> None:
     if visibility == "columnar" and family != "qwen2":
         pytest.skip("one family suffices for branches that see each other")

@@ -28,6 +28,7 @@ from parallelmind.engine.request import JoinedBranch
 from parallelmind.engine.texts import Place
 from parallelmind.errors import RequestError, UnsupportedModelError
 from tests.broken_models import failing
+from tests.cases import few
 from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
 
 GREEDY = SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True, logprobs=0)
@@ -273,7 +274,7 @@ def test_joins_take_forks_with_what_they_continue() -> None:
     assert len(everything.main) == len(tokens) + sum(len(BRANCHES[i]) + len(answers[i].token_ids) for i in range(2))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", few(range(4), 2))
 def test_random_joins(seed: int) -> None:
     """Joins of joins, tight limits, cancellations and failures: answers are those of an engine of their own."""
     rng = random.Random(seed)

@@ -12,6 +12,7 @@ from parallelmind import Engine, Request, SamplingParams
 from parallelmind.columnar import FULL, Reach
 from parallelmind.errors import UnsupportedModelError
 from parallelmind.models.layer_reach import read_reaches, short_reaches
+from tests.cases import few
 from tests.engine.asking import GREEDY, MAIN, answer
 from tests.families import DEVICE, WITHOUT_ROPE, char_tokenizer, tiny_model
 
@@ -95,7 +96,7 @@ def test_what_a_layer_sees_is_what_its_mask_says(family: str, settings: dict[str
         ("llama4_text", _MIXED_CHUNKS | {"attention_chunk_size": 300}),
     ],
 )
-@pytest.mark.parametrize("budget", [2048, 700, 37])
+@pytest.mark.parametrize("budget", few([700, 2048, 37]))
 def test_long_prompts_are_those_of_the_models_own_forward(family: str, settings: dict[str, Any], budget: int) -> None:
     """Blocks that hundreds of tokens read, behind windows and chunks, in forwards of many and of few tokens."""
     model = tiny_model(family, **settings)

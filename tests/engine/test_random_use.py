@@ -13,6 +13,7 @@ from parallelmind.columnar import (
     auto_pair_indices,
     patch_model_with_interleaved_2d_rope,
 )
+from tests.cases import few
 from tests.families import char_tokenizer, tiny_model
 
 MAINS = ["shared", "shared-and-longer", "another-main-text", "", "m" * 37]
@@ -36,7 +37,7 @@ def random_request(rng: random.Random) -> Request:
 
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", few(range(4)))
 def test_random_use(visibility: Visibility, seed: int) -> None:
     rng = random.Random(seed)
     model = tiny_model("qwen2")

@@ -162,13 +162,13 @@ def assert_same_in_any_company(
 @pytest.mark.parametrize(
     ("family", "dtype", "count"),
     [
-        ("gemma2", torch.float32, 1),
         ("gpt_oss", torch.float32, 2),
-        ("llama4_text", torch.float32, 1),
+        pytest.param("gemma2", torch.float32, 1, marks=pytest.mark.slow),
+        pytest.param("llama4_text", torch.float32, 1, marks=pytest.mark.slow),
         pytest.param("qwen2", torch.bfloat16, 2, marks=HALF),
         pytest.param("mixtral", torch.bfloat16, 1, marks=HALF),
         pytest.param("phi", torch.bfloat16, 1, marks=HALF),
-        ("qwen2", torch.float32, 3),
+        pytest.param("qwen2", torch.float32, 3, marks=pytest.mark.slow),
     ],
 )
 def test_models_wide_enough_for_products_in_parts(family: str, dtype: torch.dtype, count: int) -> None:

@@ -17,6 +17,7 @@ from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
 from parallelmind.engine.pages import PageStore
 from tests.broken_models import failing
+from tests.cases import few
 from tests.engine.asking import GREEDY
 from tests.families import char_tokenizer, tiny_model
 
@@ -104,7 +105,7 @@ def test_a_branch_that_may_become_long_does_not_keep_the_others_out(model: Any) 
 
 
 @pytest.mark.parametrize("patched", [False, True])
-@pytest.mark.parametrize("page_tokens", [1, 4])
+@pytest.mark.parametrize("page_tokens", few([4, 1]))
 def test_branches_that_are_put_back_go_on_as_if_nothing_had_been(patched: bool, page_tokens: int) -> None:
     model = patched_model() if patched else tiny_model("qwen2")
     sampling = SamplingParams(max_new_tokens=30, temperature=1.0, seed=3, ignore_eos=True, logprobs=2)

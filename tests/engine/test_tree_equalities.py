@@ -12,6 +12,7 @@ import torch
 
 from parallelmind import Branch, BranchResult, Engine, Request, RequestResult, SamplingParams
 from parallelmind.columnar import pack_row
+from tests.cases import few
 from tests.engine.test_equalities import full_forward
 from tests.engine.test_equalities import model_of as model_of_family
 from tests.engine.test_join import assert_same, text
@@ -21,10 +22,10 @@ from tests.families import CHUNKED, CHUNKED_FAMILY, DEVICE, char_tokenizer, tiny
 STRIDE = 16
 PARAMS = SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True, logprobs=0)
 CASES = [
-    ("qwen2", None),
     ("qwen2", "split"),
-    ("gemma2", None),
     ("gpt_oss", "additive"),
+    ("qwen2", None),
+    ("gemma2", None),
     ("deepseek_v3", "split"),
     ("longrope", None),
     (CHUNKED_FAMILY, None),
@@ -32,7 +33,7 @@ CASES = [
 MORE_CASES = [("gemma2", "split"), ("gpt_oss", None), ("deepseek_v3", None), ("longrope", "split"), ("mistral", None)]
 ROOM = {("longrope", "split"): 54}
 """Tokens of key/value cache with which branches are put back, where 66 are enough for all."""
-ALL_CASES = [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)]
+ALL_CASES = few([*CASES, *MORE_CASES], len(CASES))
 
 
 def model_of(family: str, patch: str | None) -> Any:
@@ -118,7 +119,7 @@ def test_cached_decoding_with_forks_is_one_full_forward(family: str, patch: str 
         assert [one.logprob for one in branch.logprobs] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(("family", "patch"), ALL_CASES)
+@pytest.mark.parametrize(("family", "patch"), few([*CASES, *MORE_CASES], 2))
 def test_what_is_put_back_and_then_joined_is_as_if_undisturbed(family: str, patch: str | None) -> None:
     """Branches and forks that are put back equal those alone, and their join a fresh request with the joined text."""
     model = model_of(family, patch)

@@ -25,6 +25,7 @@ from parallelmind.engine.pages import PageStore
 from parallelmind.engine.texts import Place
 from parallelmind.engine.tree import PageTree
 from parallelmind.models.layer_reach import read_reaches
+from tests.cases import few
 from tests.engine.test_tree import text
 from tests.families import DEVICE, char_tokenizer, tiny_model
 
@@ -173,7 +174,7 @@ def test_many_branches_keep_the_tail_of_main(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("visibility", VISIBILITIES)
+@pytest.mark.parametrize("visibility", few(reversed(VISIBILITIES), 1))
 def test_branches_that_see_each_other_let_pages_go_together(name: str, visibility: Visibility) -> None:
     model = MODELS[name]()
     request = Request(main=text(30), branches=[text(9, 1), text(2, 2), text(5, 3)])
@@ -224,7 +225,7 @@ def test_forks_share_the_window_of_what_they_continue(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral", "mistral with 2D RoPE"])
-@pytest.mark.parametrize("prefix_pages", [0, 7, 500])
+@pytest.mark.parametrize("prefix_pages", few([7, 0, 500]))
 def test_joined_mains_are_what_they_are_with_all_pages(family: str, prefix_pages: int) -> None:
     model = MODELS[family]()
     request = Request(main=text(45), branches=[text(9, 1), text(14, 2), text(3, 5)])
@@ -265,7 +266,7 @@ def test_pages_are_shared_among_texts_that_have_let_different_ones_go() -> None:
     assert tree.store.num_taken == 0
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))])
+@pytest.mark.parametrize("seed", few(range(20)))
 def test_random_use(name: str, seed: int) -> None:
     rng = random.Random(seed)
     model = MODELS[name]()
