@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import threading
@@ -15,6 +16,8 @@ import psutil
 import pytest
 
 from parallelmind.prompts.encode import PromptIds
+from parallelmind.server.loading import load_served
+from parallelmind.server.options import ServeOptions
 from tests.server.serving import ANSWERS, QUESTIONS, STORY, Answer, Running, running, tiny_engine
 
 MIB = 2**20
@@ -246,3 +249,9 @@ def test_a_queue_full_of_one_clients_branches_is_open_to_another(attacked: Runni
 
     asyncio.run(crowd())
     attacked.wait_until(attacked.idle, "all is forgotten")
+
+
+def test_a_request_of_many_objects_has_python_not_go_through_the_whole_process_for_garbage() -> None:
+    gc.unfreeze()  # what conftest.py passes over, in order to be fast
+    load_served(ServeOptions(base_model="tiny", dtype="float32", kv_cache_gb=0.1))
+    assert len(gc.get_objects()) < gc.get_freeze_count() / 10
