@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fastapi import applications
 
 from parallelmind.prompts.encode import PromptIds
 from parallelmind.server.loading import load_served
@@ -255,3 +256,28 @@ def test_a_request_of_many_objects_has_python_not_go_through_the_whole_process_f
     gc.unfreeze()  # what conftest.py passes over, in order to be fast
     load_served(ServeOptions(base_model="tiny", dtype="float32", kv_cache_gb=0.1))
     assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+
+
+def test_the_description_of_the_api_is_made_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go_on = applications.get_openapi, threading.Event()
+
+    def slow(**settings: Any) -> Any:
+        assert go_on.wait(20)
+        return real(**settings)
+
+    monkeypatch.setattr(applications, "get_openapi", slow)
+    with running(tiny_engine) as server:
+        found: list[Answer] = []
+        threads = [
+            threading.Thread(target=lambda path=path: found.append(server.get(path)))
+            for path in ("/openapi.json", "/docs")
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        assert server.get("/health").status == 200
+        assert not found, "it is not made yet"
+        go_on.set()
+        for thread in threads:
+            thread.join(60)
+        assert [answer.status for answer in found] == [200, 200]
