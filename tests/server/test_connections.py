@@ -154,6 +154,14 @@ def test_answers_that_nobody_reads_are_not_kept_in_any_number(monkeypatch: pytes
         assert max(lengths[:-1]) < 100_000, "they are cut off for the last one"
 
 
+def test_a_request_with_two_lengths_is_refused(roomy: Running) -> None:
+    head = f"{POST}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(roomy, f"{head}0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()) as [client]:
+        answer = rest(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_head_that_is_too_large_is_refused_before_it_is_taken_apart(roomy: Running) -> None:
     for sent in (
         b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 40_000 + b"\r\n",

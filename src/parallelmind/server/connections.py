@@ -28,6 +28,7 @@ _MOST_UNREAD = 2**27
 """Bytes of answers that wait for clients to take them, all together; a client may have half of them."""
 _MAX_HEAD = 2**14
 """Bytes of a request's first line and headers."""
+_LENGTHS = {b"content-length", b"transfer-encoding"}
 _FREE_CHUNKS, _LEAST_CHUNK = 1024, 256
 """Beyond so many chunks of a body, they must have so many bytes on average."""
 _BACKLOG = 256
@@ -260,6 +261,9 @@ class _CountedConnection(h11.Connection):
                 raise h11.RemoteProtocolError("the head of the request is too large", error_status_hint=431)
             self._chunks = self._body = 0
         event = super().next_event()
+        if isinstance(event, h11.Request) and {name for name, _ in event.headers} >= _LENGTHS:
+            # One of them is a lie, by which what stands in front of the server may find another end of the body.
+            raise h11.RemoteProtocolError("the request has Content-Length and Transfer-Encoding; send one of them")
         if isinstance(event, h11.Data):
             self._chunks += 1
             self._body += len(event.data)
