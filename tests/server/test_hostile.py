@@ -180,6 +180,20 @@ def test_a_large_answer_holds_up_nobody(attacked: Running) -> None:
     assert watched.slowest < SLOW / 2
 
 
+def test_prompts_are_repeated_in_answers_up_to_a_size() -> None:
+    body = {"prompt": "é" * 700, "n": 100, "echo": True, "max_tokens": 1, "temperature": 0}
+    with running(tiny_engine, max_request_bytes=65536) as server:
+        refused = server.post("/v1/completions", body)
+        assert (refused.status, refused.error["code"], refused.error["param"]) == (400, "too_long_echo", "echo")
+        assert "70000 characters" in refused.error["message"]
+        beside, in_lane = [], server.service.in_lane
+        server.service.in_lane = lambda http, size, work: beside.append(size) or in_lane(http, size, work)  # type: ignore[assignment, method-assign]
+        answer = server.post("/v1/completions", body | {"n": 90})
+    assert len(answer.json["choices"]) == 90
+    assert all(choice["text"].startswith("é" * 700) for choice in answer.json["choices"])
+    assert beside[-1] == 63000, "so long an answer is written beside the event loop"
+
+
 @contextlib.contextmanager
 def slow_tokenizer(server: Running) -> Iterator[tuple[list[int], threading.Event]]:
     """No bound is known, and long texts wait in the tokenizer; the lengths of those that came to it."""
