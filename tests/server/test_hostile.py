@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import socket
 import threading
@@ -17,6 +18,8 @@ import pytest
 from fastapi import applications
 
 from parallelmind.prompts.encode import PromptIds
+from parallelmind.server.body_shape import BodyShape
+from parallelmind.server.lanes import Turns
 from parallelmind.server.loading import load_served
 from parallelmind.server.options import ServeOptions
 from tests.server.serving import ANSWERS, QUESTIONS, STORY, Answer, Running, running, tiny_engine
@@ -148,6 +151,30 @@ def test_a_body_that_no_request_needs_is_refused_at_once(attacked: Running, name
     # The body is here several times, since client and server are one process.
     assert watched.grown < 6 * len(body) + 100 * MIB
     attacked.wait_until(lambda: attacked.service.unfinished_branches == 0, "its place is free again")
+
+
+def test_bodies_that_come_at_once_are_counted_one_after_the_other(
+    attacked: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = BodyShape.feed
+
+    def slow(shape: BodyShape, piece: bytes) -> None:
+        time.sleep(0.02)
+        real(shape, piece)
+
+    monkeypatch.setattr(BodyShape, "feed", slow)
+    body = json.dumps({"prompt": ["a"] * 50_000}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", attacked.port), timeout=60)) for _ in range(40)
+        ]
+        with Watched(attacked) as watched:
+            for client in clients:
+                client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            for client in clients:
+                assert b" 400 " in client.recv(1000)
+    assert watched.slowest < SLOW / 5
 
 
 def test_a_compressed_body_is_refused_unread(attacked: Running) -> None:
@@ -295,3 +322,22 @@ def test_the_description_of_the_api_is_made_beside_the_event_loop(monkeypatch: p
         for thread in threads:
             thread.join(60)
         assert [answer.status for answer in found] == [200, 200]
+
+
+def test_clients_take_turns() -> None:
+    turns, order = Turns(), list[str]()
+
+    async def take(client: str) -> None:
+        async with turns.turn(client):
+            order.append(client)
+
+    async def rounds() -> None:
+        tasks = [asyncio.create_task(take(client)) for client in ("a", "a", "a", "a", "b")]
+        tasks[1].cancel()
+        while not all(task.done() for task in tasks):
+            order.append("|")
+            await asyncio.sleep(0)
+
+    asyncio.run(rounds())
+    assert "".join(order).replace("|", "") == "abaa"
+    assert not any(one.isalpha() and other.isalpha() for one, other in itertools.pairwise(order))
