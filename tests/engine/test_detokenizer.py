@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -73,6 +74,32 @@ def test_the_earliest_stop_text_counts() -> None:
     assert run(TOKENIZERS[0], "one two three", ("three", "two"))[1] == "one "
     assert run(TOKENIZERS[0], "中文。答案", ("。",))[1] == "中文"
     assert run(TOKENIZERS[0], "almost sto", ("stop",))[1] == "almost sto"
+
+
+@given(text=st.text("ab", max_size=40), stops=st.lists(st.text("ab", min_size=1, max_size=12), max_size=3))
+def test_what_may_be_a_stop_text_is_held_back_and_nothing_else(text: str, stops: list[str]) -> None:
+    detokenizer, shown, read = Detokenizer(TOKENIZERS[0], stops), "", ""
+    for token in byte_tokenizer()(text, add_special_tokens=False)["input_ids"]:
+        shown += detokenizer.push(token)
+        read = text[: len(read) + 1]
+        found = [at for stop in stops if (at := read.find(stop)) >= 0]
+        if found:
+            assert detokenizer.stopped
+            assert shown == read[: min(found)]
+            return
+        begun = [k for k in range(len(read) + 1) if any(stop.startswith(read[len(read) - k :]) for stop in stops)]
+        assert shown == read[: len(read) - max(begun, default=0)]
+
+
+@pytest.mark.parametrize("stops", [["x" * 4_000_000], ["x" * 2000 + f"y{number}" for number in range(64)]])
+def test_a_stop_text_costs_no_more_the_longer_it_is(stops: list[str]) -> None:
+    detokenizer, [token] = (
+        Detokenizer(TOKENIZERS[0], stops),
+        byte_tokenizer()("x", add_special_tokens=False)["input_ids"],
+    )
+    begun = time.perf_counter()
+    assert "".join(detokenizer.push(token) for _ in range(2500)) == "x" * (500 if len(stops) > 1 else 0)
+    assert time.perf_counter() - begun < 10  # minutes when every length was tried
 
 
 def test_an_unfinished_character_at_the_end_is_shown_as_such() -> None:

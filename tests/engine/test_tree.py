@@ -15,7 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallelmind import Branch, Engine, Request, SamplingParams
 from parallelmind.columnar import auto_pair_indices, patch_model_with_interleaved_2d_rope
+from parallelmind.engine import tree
 from parallelmind.engine.pages import PageStore
+from parallelmind.engine.texts import Place
+from parallelmind.engine.tree import PageTree
 from tests.broken_models import failing
 from tests.cases import few
 from tests.engine.asking import GREEDY
@@ -69,6 +72,21 @@ def test_a_long_chat_is_held_once(model: Any) -> None:
     assert engine.kv_cache_tokens <= len(main) + PAGE
     fresh = engine_of(model).generate([Request(main=main)], GREEDY)[0].branches[0]
     assert engine.generate([Request(main=main)], GREEDY)[0].branches[0].token_ids == fresh.token_ids
+
+
+def test_a_text_is_not_compared_with_all_that_begin_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind one system prompt, or one beginning-of-text token, there may be thousands."""
+    held = PageTree(PageStore(64, 1000), 500)
+    for number in range(300):
+        other = held.open(None, Place(), [1] * 32 + [2 + number] * 32)
+        assert held.reserve(other, 64)
+        held.note_computed(other, other.num_pending)
+        held.close(other)
+    compared, equal = list[Sequence[int]](), tree._equal
+    monkeypatch.setattr(tree, "_equal", lambda one, two: compared.append(one) or equal(one, two))
+    assert held.open(None, Place(), [1] * 32 + [1000] * 40).num_reused == 32
+    assert held.open(None, Place(), [1] * 32 + [150] * 32 + [5]).num_reused == 64
+    assert len(compared) <= 4
 
 
 def test_equal_beginnings_of_branches_are_computed_once() -> None:

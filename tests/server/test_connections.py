@@ -126,6 +126,42 @@ def test_a_reader_that_takes_nothing_of_a_whole_answer_is_cut_off(hasty: Running
     assert len(answer) < 500_000, "the rest was thrown away"
 
 
+@contextlib.contextmanager
+def unread_answer(server: Running, address: str) -> Iterator[socket.socket]:
+    """A connection on which an answer of 300 KB is there, of which the client has taken nothing."""
+    raw = json.dumps({"prompt": "\x01" * 800, "n": 64, "max_tokens": 1, "echo": True, "temperature": 0}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    before = server.service.metrics.requests.labels("/v1/completions", "200")._value.get()
+    with socket.socket() as client:
+        client.settimeout(60)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.bind((address, 0))
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        answered = server.service.metrics.requests.labels("/v1/completions", "200")._value
+        server.wait_until(lambda: answered.get() > before, "it is answered")
+        yield client
+
+
+def test_answers_that_nobody_reads_are_not_kept_in_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_MOST_UNREAD", 2**20)
+    with running(tiny_engine, send_buffer=4096) as server, contextlib.ExitStack() as stack:
+        other = stack.enter_context(unread_answer(server, "127.0.0.2"))
+        deaf = [stack.enter_context(unread_answer(server, "127.0.0.1")) for _ in range(4)]
+        assert len(rest(other)) > 300_000, "it has less than its half of the bytes that wait"
+        lengths = [len(rest(client)) for client in deaf]
+        assert lengths[-1] > 300_000
+        assert max(lengths[:-1]) < 100_000, "they are cut off for the last one"
+
+
+def test_a_request_with_two_lengths_is_refused(roomy: Running) -> None:
+    head = f"{POST}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(roomy, f"{head}0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()) as [client]:
+        answer = rest(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_head_that_is_too_large_is_refused_before_it_is_taken_apart(roomy: Running) -> None:
     for sent in (
         b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 40_000 + b"\r\n",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import itertools
 import json
 import socket
 import threading
@@ -13,8 +15,13 @@ from typing import Any
 
 import psutil
 import pytest
+from fastapi import applications
 
 from parallelmind.prompts.encode import PromptIds
+from parallelmind.server.body_shape import BodyShape
+from parallelmind.server.lanes import Turns
+from parallelmind.server.loading import load_served
+from parallelmind.server.options import ServeOptions
 from tests.server.serving import ANSWERS, QUESTIONS, STORY, Answer, Running, running, tiny_engine
 
 MIB = 2**20
@@ -146,6 +153,30 @@ def test_a_body_that_no_request_needs_is_refused_at_once(attacked: Running, name
     attacked.wait_until(lambda: attacked.service.unfinished_branches == 0, "its place is free again")
 
 
+def test_bodies_that_come_at_once_are_counted_one_after_the_other(
+    attacked: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = BodyShape.feed
+
+    def slow(shape: BodyShape, piece: bytes) -> None:
+        time.sleep(0.02)
+        real(shape, piece)
+
+    monkeypatch.setattr(BodyShape, "feed", slow)
+    body = json.dumps({"prompt": ["a"] * 50_000}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", attacked.port), timeout=60)) for _ in range(40)
+        ]
+        with Watched(attacked) as watched:
+            for client in clients:
+                client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            for client in clients:
+                assert b" 400 " in client.recv(1000)
+    assert watched.slowest < SLOW / 5
+
+
 def test_a_compressed_body_is_refused_unread(attacked: Running) -> None:
     answer = attacked.post("/generate", b"\x1f\x8b" + b"\x00" * 1000, **{"Content-Encoding": "gzip"})
     assert (answer.status, answer.error["code"]) == (415, "compressed")
@@ -174,6 +205,20 @@ def test_a_large_answer_holds_up_nobody(attacked: Running) -> None:
     assert {len(choice["logprobs"]["content"]) for choice in choices} == {60}
     assert json.dumps(answer.json, ensure_ascii=False, separators=(",", ":")).encode() == answer.body
     assert watched.slowest < SLOW / 2
+
+
+def test_prompts_are_repeated_in_answers_up_to_a_size() -> None:
+    body = {"prompt": "é" * 700, "n": 100, "echo": True, "max_tokens": 1, "temperature": 0}
+    with running(tiny_engine, max_request_bytes=65536) as server:
+        refused = server.post("/v1/completions", body)
+        assert (refused.status, refused.error["code"], refused.error["param"]) == (400, "too_long_echo", "echo")
+        assert "70000 characters" in refused.error["message"]
+        beside, in_lane = [], server.service.in_lane
+        server.service.in_lane = lambda http, size, work: beside.append(size) or in_lane(http, size, work)  # type: ignore[assignment, method-assign]
+        answer = server.post("/v1/completions", body | {"n": 90})
+    assert len(answer.json["choices"]) == 90
+    assert all(choice["text"].startswith("é" * 700) for choice in answer.json["choices"])
+    assert beside[-1] == 63000, "so long an answer is written beside the event loop"
 
 
 @contextlib.contextmanager
@@ -246,3 +291,53 @@ def test_a_queue_full_of_one_clients_branches_is_open_to_another(attacked: Runni
 
     asyncio.run(crowd())
     attacked.wait_until(attacked.idle, "all is forgotten")
+
+
+def test_a_request_of_many_objects_has_python_not_go_through_the_whole_process_for_garbage() -> None:
+    gc.unfreeze()  # what conftest.py passes over, in order to be fast
+    load_served(ServeOptions(base_model="tiny", dtype="float32", kv_cache_gb=0.1))
+    assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+
+
+def test_the_description_of_the_api_is_made_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go_on = applications.get_openapi, threading.Event()
+
+    def slow(**settings: Any) -> Any:
+        assert go_on.wait(20)
+        return real(**settings)
+
+    monkeypatch.setattr(applications, "get_openapi", slow)
+    with running(tiny_engine) as server:
+        found: list[Answer] = []
+        threads = [
+            threading.Thread(target=lambda path=path: found.append(server.get(path)))
+            for path in ("/openapi.json", "/docs")
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        assert server.get("/health").status == 200
+        assert not found, "it is not made yet"
+        go_on.set()
+        for thread in threads:
+            thread.join(60)
+        assert [answer.status for answer in found] == [200, 200]
+
+
+def test_clients_take_turns() -> None:
+    turns, order = Turns(), list[str]()
+
+    async def take(client: str) -> None:
+        async with turns.turn(client):
+            order.append(client)
+
+    async def rounds() -> None:
+        tasks = [asyncio.create_task(take(client)) for client in ("a", "a", "a", "a", "b")]
+        tasks[1].cancel()
+        while not all(task.done() for task in tasks):
+            order.append("|")
+            await asyncio.sleep(0)
+
+    asyncio.run(rounds())
+    assert "".join(order).replace("|", "") == "abaa"
+    assert not any(one.isalpha() and other.isalpha() for one, other in itertools.pairwise(order))

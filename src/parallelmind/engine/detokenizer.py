@@ -10,6 +10,44 @@ from tokenizers.decoders import DecodeStream
 _INCOMPLETE = "�"
 
 
+class _StopSearch:
+    """Looks for a stop text in a text as that grows (Knuth, Morris and Pratt).
+
+    What it costs depends on the text that is read, not on the length of the stop text, which a client chooses.
+    """
+
+    def __init__(self, stop: str):
+        self.stop = stop
+        self._borders = [0, 0]
+        """Of each beginning of the stop text that was met, by its length: how much of it comes again at its end."""
+        self.met = 0
+        """So many characters of the stop text are the end of what was read."""
+
+    def read(self, text: str) -> int | None:
+        """Read on; returns behind how many characters of `text` the whole stop text was met, if it was."""
+        stop, borders = self.stop, self._borders
+        start = 0 if self.met else text.find(stop[0])
+        if start < 0:
+            return None
+        for count, character in enumerate(text[start:], start + 1):
+            while self.met and stop[self.met] != character:
+                self.met = borders[self.met]
+            if stop[self.met] == character:
+                self.met += 1
+                if self.met == len(stop):
+                    return count
+                if self.met == len(borders):
+                    self._add_border()
+        return None
+
+    def _add_border(self) -> None:
+        stop, borders = self.stop, self._borders
+        last, border = stop[len(borders) - 1], borders[-1]
+        while border and stop[border] != last:
+            border = borders[border]
+        borders.append(border + (stop[border] == last))
+
+
 class Detokenizer:
     """Text of one branch as it grows.
 
@@ -22,7 +60,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, stop_texts: Sequence[str] = (), *, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._stop_texts = tuple(stop_texts)
+        self._searches = [_StopSearch(text) for text in stop_texts]
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._stream = DecodeStream(skip_special_tokens=True) if self._backend is not None else None
         self._token_ids: list[int] = []
@@ -46,14 +84,13 @@ class Detokenizer:
         except Exception:
             self._token_ids.pop()  # `finish` would fail on it again
             raise
-        longest = max(map(len, self._stop_texts), default=0)
-        start = max(self._start, before - longest + 1)
-        found = [at for text in self._stop_texts if (at := self._decoded.find(text, start)) >= 0]
+        new = self._decoded[before:]
+        found = [before + end - len(one.stop) for one in self._searches if (end := one.read(new)) is not None]
         if found:
             self.stopped = True
             self._decoded = self._decoded[: min(found)]
             return self._emit(len(self._decoded))
-        return self._emit(len(self._decoded) - self._possible_stop())
+        return self._emit(len(self._decoded) - max((one.met for one in self._searches), default=0))
 
     def finish(self) -> tuple[str, str]:
         """(the whole text, the part of it not returned by `push` yet)."""
@@ -76,14 +113,6 @@ class Detokenizer:
                 self._stream = None
         whole: str = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
         return "" if whole.endswith(_INCOMPLETE) else whole[len(self._decoded) :]
-
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the text that is the beginning of a stop text."""
-        for length in range(max(map(len, self._stop_texts), default=1) - 1, 0, -1):
-            end = self._decoded[self._start :][-length:]
-            if len(end) == length and any(text.startswith(end) for text in self._stop_texts):
-                return length
-        return 0
 
     def _emit(self, end: int) -> str:
         new = self._decoded[self._emitted : end]

@@ -273,7 +273,11 @@ class PageTree:
         wanted = run.tokens[start : start + self.store.page_tokens]
         best: Page | None = None
         most = (0, False, 0)
+        # A page that is better than the best so far has this token of the text, and most of thousands have not.
+        better = 0
         for page in self._children(self._page_before(run, index)).get((run.plain_place, wanted[0]), ()):
+            if len(page.tokens) <= better or page.tokens[better] != wanted[better]:
+                continue
             if index < len(run.pages) and page is run.pages[index]:
                 continue
             equal = len(wanted) if page.tokens == wanted else _equal(page.tokens, wanted)
@@ -284,6 +288,10 @@ class PageTree:
             found = (equal, is_held, min(equal, page.computed))
             if equal and (is_held or not only_computed) and found > most:
                 best, most = page, found
+                is_whole = found == (equal, True, equal)
+                if is_whole and equal >= min(limit, len(wanted)):
+                    break
+                better = equal if is_whole else equal - 1
         return best, most[0]
 
     def _first_seen(self, run: Run, count: int) -> int:
@@ -456,6 +464,9 @@ class PageTree:
         """Whether all of an unused page stands in another one; if it is the other way round, that one is dropped."""
         count = len(page.tokens)
         for other in list(self._children(page.parent)[page.key]):
+            both = min(count, len(other.tokens))
+            if both and other.tokens[both - 1] != page.tokens[both - 1]:
+                continue
             if other is page or other.joined != page.joined:
                 continue
             if count <= other.computed and other.tokens[:count] == page.tokens:

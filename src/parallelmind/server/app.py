@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 import parallelmind
 from parallelmind.server import branches_api, info_api, openai_api
@@ -77,6 +78,7 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=lifespan,
         middleware=_middleware(service),
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
@@ -86,9 +88,8 @@ def create_app(
     for module in (openai_api, branches_api, info_api):
         app.include_router(module.router, responses=_PROBLEMS)
     app.add_api_route("/", _page, include_in_schema=False)
-    app.add_api_route("/docs", lambda: HTMLResponse(api_page(app.openapi())), include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_STATIC, check_dir=False))
-    _without_422(app)
+    _describe(app)
     return app
 
 
@@ -135,20 +136,35 @@ async def _nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
-def _without_422(app: FastAPI) -> None:
-    """Wrong fields are answered with 400, which FastAPI's own description does not know."""
-    describe = app.openapi
+def _describe(app: FastAPI) -> None:
+    """Add the description of the API, which takes a second to make: when it is first asked for, beside the event loop.
 
-    def described() -> dict[str, Any]:
+    Wrong fields are answered with 400, not with FastAPI's own 422.
+    """
+    describe, making = app.openapi, threading.Lock()
+
+    @cache
+    def made() -> tuple[dict[str, Any], str]:
         schema = describe()
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
-        return schema
+        return schema, api_page(schema)
+
+    def described() -> dict[str, Any]:
+        with making:
+            return made()[0]
+
+    def page() -> HTMLResponse:
+        with making:
+            return HTMLResponse(made()[1])
 
     app.openapi = described  # type: ignore[method-assign]
+    # These are no coroutines: FastAPI calls them in threads.
+    app.add_api_route("/openapi.json", lambda: JSONResponse(app.openapi()), include_in_schema=False)
+    app.add_api_route("/docs", page, include_in_schema=False)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,8 +24,11 @@ IDLE_SECONDS = 75
 READ_SECONDS = 30.0
 """In so much time a client must take _LEAST_READ bytes of an answer that waits for it."""
 _LEAST_READ = 2**14
+_MOST_UNREAD = 2**27
+"""Bytes of answers that wait for clients to take them, all together; a client may have half of them."""
 _MAX_HEAD = 2**14
 """Bytes of a request's first line and headers."""
+_LENGTHS = {b"content-length", b"transfer-encoding"}
 _FREE_CHUNKS, _LEAST_CHUNK = 1024, 256
 """Beyond so many chunks of a body, they must have so many bytes on average."""
 _BACKLOG = 256
@@ -67,6 +70,7 @@ class ConnectionPlaces:
         self.most = most
         self._count: Counter[str] = Counter()
         self._doing: dict[Doing, dict[str, dict[GuardedProtocol, None]]] = {"idle": {}, "receiving": {}, "busy": {}}
+        self._unread: dict[GuardedProtocol, None] = {}
 
     def __len__(self) -> int:
         return self._count.total()
@@ -93,12 +97,34 @@ class ConnectionPlaces:
             if not peers:
                 del self._doing[connection.doing][client]
             if doing is None:
+                self._unread.pop(connection, None)
                 self._count[client] -= 1
                 if not self._count[client]:
                     del self._count[client]
         connection.doing = doing
         if doing is not None:
             self._doing[doing].setdefault(client, {})[connection] = None
+
+    def waits_for_reader(self, connection: GuardedProtocol) -> None:
+        """An answer is larger than what the system takes of it.
+
+        Readers may be slow, but where too many bytes wait for several, the client for whom most do is cut off where it
+        has waited longest.
+        """
+        self._unread[connection] = None
+        while len(self._unread) > 1:
+            answers = Counter(one.address for one in self._unread)
+            waiting = Counter[str]()
+            for one in self._unread:
+                waiting[one.address] += one.transport.get_write_buffer_size()
+            [(client, most)] = waiting.most_common(1)
+            if waiting.total() <= _MOST_UNREAD and (most <= _MOST_UNREAD // 2 or answers[client] == 1):
+                break
+            next(one for one in self._unread if one.address == client).drop()
+
+    def goes_on_reading(self, connection: GuardedProtocol) -> None:
+        """The system takes what is written again."""
+        self._unread.pop(connection, None)
 
     def _give_up(self, clients: Iterable[str]) -> bool:
         order = list(clients)
@@ -155,10 +181,13 @@ class GuardedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        if self.doing is not None:
+            self.config.places.waits_for_reader(self)
         self._await_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.config.places.goes_on_reading(self)
         if self._read_timer is not None and not self.transport.is_closing():
             self._read_timer.cancel()
             self._read_timer = None
@@ -232,6 +261,9 @@ class _CountedConnection(h11.Connection):
                 raise h11.RemoteProtocolError("the head of the request is too large", error_status_hint=431)
             self._chunks = self._body = 0
         event = super().next_event()
+        if isinstance(event, h11.Request) and {name for name, _ in event.headers} >= _LENGTHS:
+            # One of them is a lie, by which what stands in front of the server may find another end of the body.
+            raise h11.RemoteProtocolError("the request has Content-Length and Transfer-Encoding; send one of them")
         if isinstance(event, h11.Data):
             self._chunks += 1
             self._body += len(event.data)

@@ -99,8 +99,12 @@ async def _body(request: Request, service: Service, ticket: Ticket, model: type[
     try:
         async for piece in request.stream():
             ticket.hold(len(piece))
-            shape.feed(piece)
             received.append(piece)
+            if ticket.body_bytes <= _AT_ONCE:
+                shape.feed(piece)
+            else:  # hundreds may come at once
+                async with service.turns.turn(ticket.client):
+                    shape.feed(piece)
     except ClientDisconnect as error:
         raise ClientGoneError from error
 

@@ -1,12 +1,18 @@
-"""Threads for what takes long: parsing, tokenizing and writing of large requests, beside the event loop."""
+"""Threads for what takes long: parsing, tokenizing and writing of large requests, beside the event loop.
+
+And turns on the loop itself, for what is short but may have to be done for many at once.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 _HEAVY = 2**16
@@ -86,3 +92,19 @@ class Lanes:
     def stop(self) -> None:
         self._light.stop()
         self._heavy.stop()
+
+
+class Turns:
+    """One turn in each round of the event loop, each client's in their order and one client after the other."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Lock()
+        self._of_client: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """The block is one turn."""
+        # Of each client one waits for all: these are asked in the order in which they came.
+        async with self._of_client.setdefault(client, asyncio.Lock()), self._all:
+            yield
+            await asyncio.sleep(0)

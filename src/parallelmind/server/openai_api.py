@@ -38,7 +38,7 @@ _COMPLETION_TOKENS = 16
 _LOGPROB_SIZE = 32
 """Characters that a log-probability takes in an answer."""
 _AT_ONCE = 2**15
-"""Characters of log-probabilities that are written faster than a thread is asked to."""
+"""Characters of log-probabilities and prompts that are written faster than a thread is asked to."""
 
 
 @router.get("/models")
@@ -95,6 +95,15 @@ def _completion(
     if not body.echo:
         return request, None
     texts = [one if isinstance(one, str) else prompts.tokenizer.decode(one) for one in several]
+    repeated, most = (body.n or 1) * sum(map(len, texts)), service.options.max_request_bytes
+    if repeated > most:
+        raise ApiError(
+            400,
+            f"the answer would repeat {repeated} characters of prompts (choices × prompts), this server repeats "
+            f"{most}; ask for fewer choices, or leave echo out",
+            param="echo",
+            code="too_long_echo",
+        )
     return request, [text for text in texts for _ in range(body.n or 1)]
 
 
@@ -132,7 +141,7 @@ async def _answer(
     if body.stream:
         return EventStream(service, running, form)
     results = await results_of(service, running, http)
-    size = _LOGPROB_SIZE * sum(1 + len(one.top) for result in results for one in result.logprobs)
+    size = _LOGPROB_SIZE * sum(1 + len(one.top) for result in results for one in result.logprobs) + form.repeated
 
     def written() -> bytes:
         return b"".join(form.whole(results))

@@ -31,6 +31,11 @@ class _Format:
     kind = ""
     chunk_kind = ""
 
+    @property
+    def repeated(self) -> int:
+        """Characters of prompts in the answer."""
+        return 0
+
     def _choice(self, index: int, result: BranchResult) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -148,6 +153,10 @@ class Completion(_Format):
 
     kind = "text_completion"
     chunk_kind = "text_completion"
+
+    @property
+    def repeated(self) -> int:
+        return sum(map(len, self.echoes or ()))
 
     def _choice(self, index: int, result: BranchResult) -> dict[str, Any]:
         text = result.text if self.echoes is None else self.echoes[index] + result.text

@@ -20,7 +20,7 @@ from parallelmind.server.admission import Admission, Ticket
 from parallelmind.server.body_shape import ShapeLimits
 from parallelmind.server.clients import client_of, unless_gone
 from parallelmind.server.engine_thread import EngineLoad, EngineThread
-from parallelmind.server.lanes import Lanes
+from parallelmind.server.lanes import Lanes, Turns
 from parallelmind.server.loading import Served, load_served
 from parallelmind.server.metrics import Metrics
 from parallelmind.server.options import ServeOptions
@@ -65,6 +65,7 @@ class Service:
         self.admission = Admission(options.max_unfinished_branches, options.max_request_bytes)
         self.shape_limits = ShapeLimits()
         self._lanes = Lanes()
+        self.turns = Turns()
         self._running: dict[str, RunningRequest] = {}
 
     def start(self) -> None:
