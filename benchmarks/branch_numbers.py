@@ -110,10 +110,9 @@ def main() -> None:
     names = [f"{first}–{last}" for first, last in NUMBERS]
     header = [
         "visibility",
-        "branch numbers in training",
+        "numbers in training",
         "steps",
         "seed",
-        "time",
         *names,
         *(f"of 64: {n}" for n in names),
     ]

@@ -81,6 +81,43 @@ def test_two_clients_that_ask_for_much_get_as_much() -> None:
     assert 7 <= sum(request_id < 20 for request_id in order[:20]) <= 13
 
 
+def _largest_step(engine: Engine) -> int:
+    """Tokens of prompts in the largest of the steps up to the end."""
+    largest = 0
+    while engine.has_unfinished():
+        before = engine.stats.prompt_tokens
+        engine.step()
+        largest = max(largest, engine.stats.prompt_tokens - before)
+    return largest
+
+
+@pytest.mark.parametrize("place", ["main", "branches"])
+def test_long_texts_of_one_client_do_not_make_the_steps_of_others_long(place: str) -> None:
+    """A forward of 400 tokens would hold up whoever gets one token of it; alone, a client has them all at once."""
+    ids = [5 + n % 300 for n in range(380)]
+    sampling = SamplingParams(max_new_tokens=2, temperature=0)
+    several = [Branch(prompt=[7 + number, *ids], sampling=sampling) for number in range(4)]
+    long = Request(branches=several) if place == "branches" else Request(main=ids, branches=[[3]], sampling=sampling)
+    expected = tiny_engine(max_batched_tokens=400).generate([long])[0]
+    alone = tiny_engine(max_batched_tokens=400)
+    alone.add_request(dataclasses.replace(long, share="long"))
+    assert _largest_step(alone) > 350
+    engine = tiny_engine(max_batched_tokens=400)
+    engine.add_request(_request("short", 1, 40))
+    engine.step()
+    number = engine.add_request(dataclasses.replace(long, share="long"))
+    found: dict[int, list[int]] = {}
+    largest = 0
+    while engine.has_unfinished():
+        before = engine.stats.prompt_tokens
+        for event in engine.step():
+            if event.result is not None and event.request_index == number:
+                found[event.branch_index] = event.result.token_ids
+        largest = max(largest, engine.stats.prompt_tokens - before)
+    assert largest <= 2 * 400 // 4
+    assert [found[index] for index in sorted(found)] == [branch.token_ids for branch in expected.branches]
+
+
 def test_without_shares_requests_end_in_the_order_they_came() -> None:
     engine = tiny_engine(max_running_branches=1)
     for tokens in (5, 1, 3):

@@ -19,6 +19,8 @@ _SPARE = 16
 """One page is kept free for so many running branches when another one is let in: it should not be put back at once."""
 _LARGEST_CHUNK = 4
 """Where texts let pages go, this part of all pages is what a chunk of one of them fills at most."""
+_BESIDE_OTHERS = 4
+"""Where several clients wait for a forward, its chunks are this part of what they are for one."""
 
 
 @dataclass
@@ -124,6 +126,8 @@ class Scheduler:
         if tree.lets_go:
             tokens = tree.store.max_pages * tree.store.page_tokens
             self._chunk = min(max_batched_tokens, max(1, tokens // _LARGEST_CHUNK))
+        self._chunk_beside = max(1, self._chunk // _BESIDE_OTHERS)
+        """So many tokens of texts that have begun, and as many of those that begin, where several clients wait."""
         self.running: list[BranchSequence] = []
         """In the order in which they started."""
         self.waiting: deque[RequestGroup] = deque()
@@ -157,6 +161,8 @@ class Scheduler:
         self._continue_running(plan)
         for span in plan.spans:  # all of them of branches so far
             self._shares.use(plan.branches[span.run].group.share, len(span.token_ids))
+        if self._shares.are_several:
+            plan.budget = min(plan.budget, self._chunk_beside)
         self._admit(plan)
         if not plan.spans and not plan.rejected:
             self._let_unfinished_mains_go()
@@ -272,11 +278,13 @@ class Scheduler:
         rest = [branch for branch in self.running if not branch.group.in_step]
         ready = [branch for branch in rest if branch.run is not None and self.tree.advance(branch.run)]
         # Decoding before prefilling: a long prompt must not hold up the branches that already stream.
+        room = self._chunk_beside if self._shares.are_several else plan.budget
         for branch in sorted(ready, key=lambda branch: branch.num_pending > 1):
             pending = branch.num_pending
-            count = min(pending, self._chunk, max(1 if pending == 1 else 0, plan.budget))
+            count = 1 if pending == 1 else min(pending, self._chunk, room, max(0, plan.budget))
             if branch.run is not None and count and self._reserve(branch, count, plan):
                 plan.add_branch(branch, count)
+                room -= count if pending > 1 else 0
 
     def _reserve(self, branch: BranchSequence, count: int, plan: Schedule) -> bool:
         """Have pages for its next tokens, at the cost of branches that started later, else of its own place."""

@@ -33,19 +33,24 @@ class Shares:
         """Tokens are run for a share."""
         self._used[share] = self._used.get(share, 0) + tokens
 
+    @property
+    def are_several(self) -> bool:
+        """More than one client has something to do."""
+        return len(self._used) > 1
+
     def used(self, group: RequestGroup) -> int:
         """What the share of a request has used."""
         return self._used.get(group.share, 0)
 
     def first(self, waiting: Sequence[RequestGroup]) -> RequestGroup:
         """The request whose turn it is: that of the share with the least use, and of its requests the first."""
-        return waiting[0] if len(self._used) <= 1 else min(waiting, key=self.used)
+        return min(waiting, key=self.used) if self.are_several else waiting[0]
 
     def to_put_back(
         self, waiting: Sequence[RequestGroup], running: Sequence[BranchSequence], places: int | None
     ) -> list[BranchSequence]:
         """Branches that give their places to the request whose turn it is, the ones that started last."""
-        if len(self._used) <= 1 or not waiting or places is None:
+        if not self.are_several or not waiting or places is None:
             return []
         group = self.first(waiting)
         needed = len(group.waiting) if group.in_step else 1
