@@ -222,7 +222,7 @@ class SampleEncoder:
 
     def _conversation(self, branch: SampleBranch, has_main: bool, where: str) -> tuple[list[int], list[bool]]:
         try:
-            ids, loss_mask = self.prompts.supervised(branch.messages, has_main=has_main, tools=branch.tools)
+            ids, loss_mask, _ = self.prompts.supervised(branch.messages, has_main=has_main, tools=branch.tools)
         except RequestError as error:
             raise DataError(f"{where}: {error}") from error
         if not any(loss_mask):

@@ -24,6 +24,7 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
 }
 """Names of roles, and what chat templates call them."""
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -54,6 +55,32 @@ def content_text(content: Any, where: str, *, may_be_empty: bool = True) -> str:
             texts.append(text_field(part.get("text"), f'{where}[{place}]."text"', may_be_empty=True))
         content = "".join(texts)
     return text_field(content, where, may_be_empty=may_be_empty)
+
+
+def is_learned(message: Message) -> bool:
+    """Whether training supervises a turn: the assistant's, but for those of `"weight": 0`."""
+    return message["role"] == "assistant" and message.get("weight", 1) != 0
+
+
+def thought_and_answer(message: Message) -> tuple[str, str]:
+    """What an assistant's turn thinks, in a field of its own or in its text, and what it says."""
+    content = str(message["content"])
+    thought = next((message[name] for name in _THOUGHTS if isinstance(message.get(name), str)), "")
+    if "</think>" in content:
+        thought = thought or content.partition("</think>")[0].rpartition("<think>")[2]
+        content = content.rpartition("</think>")[2]
+    return thought.strip(), content.strip()
+
+
+def called(message: Message) -> list[str]:
+    """The names of the tools that a turn calls."""
+    return [tool_name(call) for call in message.get("tool_calls") or ()]
+
+
+def tool_name(tool: Mapping[str, Any]) -> str:
+    """The name of a tool, or of one that is called: OpenAI has both under "function"."""
+    inner = tool.get("function")
+    return str((inner if isinstance(inner, Mapping) else tool).get("name", ""))
 
 
 def parse_messages(value: Any, where: str) -> tuple[Message, ...]:

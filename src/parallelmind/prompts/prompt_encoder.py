@@ -132,14 +132,13 @@ class PromptEncoder:
         Raises:
             RequestError: the chat template refuses the conversation.
         """
-        marked = mark_answers(self.tokenizer, self.template, messages, tools)
-        ids, loss_mask = encode_spans(self.tokenizer, marked)
+        ids, loss_mask, lost = encode_spans(self.tokenizer, mark_answers(self.template, messages, tools))
         if has_main and ids and ids[0] == self.tokenizer.bos_token_id:
-            return SupervisedIds(ids[1:], loss_mask[1:])
-        if not has_main and not self.template.is_own:
+            return SupervisedIds(ids[1:], loss_mask[1:], lost)
+        if ids and not has_main and not self.template.is_own:
             start = start_ids(self.tokenizer)
             ids, loss_mask = start + ids, [False] * len(start) + loss_mask
-        return SupervisedIds(ids, loss_mask)
+        return SupervisedIds(ids, loss_mask, lost)
 
     def _rendered(self, messages: Sequence[Message], added: Sequence[Message], tools: Sequence[Tool]) -> str:
         prompt = self.template.accept([*messages, *added], tools).prompt
