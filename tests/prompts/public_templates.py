@@ -46,7 +46,7 @@ QWEN25 = (
     " %}" + _CHATML_TURN + "{%- elif m.role == 'assistant' %}{{- '<|im_start|>' + m.role }}"
     "{%- if m.content %}{{- '\n' + m.content }}{%- endif %}"
     "{%- for call in m.tool_calls %}{%- if call.function is defined %}{%- set call = call.function %}{%- endif %}"
-    "{{- '\n<tool_call>\n{\"name\": \"' + call.name + '\", \"arguments\": ' }}{{- call.arguments | tojson }}"
+    '{{- \'\n<tool_call>\n{"name": "\' + call.name + \'", "arguments": \' }}{{- call.arguments | tojson }}'
     "{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}"
     "{%- elif m.role == 'tool' %}" + _QWEN_RESULT + "{%- endif %}{%- endfor %}" + _CHATML_REPLY
 )
@@ -73,7 +73,7 @@ QWEN3 = (
     "{%- for call in m.tool_calls or [] %}"
     "{%- if (loop.first and content) or not loop.first %}{{- '\n' }}{%- endif %}"
     "{%- if call.function %}{%- set call = call.function %}{%- endif %}"
-    "{{- '<tool_call>\n{\"name\": \"' + call.name + '\", \"arguments\": ' }}"
+    '{{- \'<tool_call>\n{"name": "\' + call.name + \'", "arguments": \' }}'
     "{%- if call.arguments is string %}{{- call.arguments }}{%- else %}{{- call.arguments | tojson }}{%- endif %}"
     "{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}"
     "{%- elif m.role == 'tool' %}" + _QWEN_RESULT + "{%- endif %}{%- endfor %}" + _CHATML_REPLY + ""
@@ -112,7 +112,8 @@ LLAMA31 = (
     "{%- if m.tool_calls | length != 1 %}{{ raise_exception('only one tool call at a time') }}{%- endif %}"
     "{%- set call = m.tool_calls[0].function %}{%- set role = 'assistant' %}" + _LLAMA3_HEAD + ""
     "{{- '{\"name\": \"' + call.name + '\", \"parameters\": ' }}{{- call.arguments | tojson + '}<|eot_id|>' }}"
-    "{%- elif m.role == 'tool' %}{%- set role = 'ipython' %}" + _LLAMA3_HEAD + "{{- m.content | tojson + '<|eot_id|>' }}"
+    "{%- elif m.role == 'tool' %}{%- set role = 'ipython' %}" + _LLAMA3_HEAD + ""
+    "{{- m.content | tojson + '<|eot_id|>' }}"
     "{%- else %}{%- set role = m.role %}" + _LLAMA3_HEAD + "{{- m.content | trim + '<|eot_id|>' }}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{%- set role = 'assistant' %}" + _LLAMA3_HEAD + "{%- endif %}"
 )
@@ -126,27 +127,31 @@ MISTRAL_V1 = (
 def _mistral(space: str) -> str:
     """Version 3, and the tokenizer called tekken, which has no space around control tokens."""
     return (
-        "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set turns = messages[1:] %}"
-        "{%- else %}{%- set turns = messages %}{%- endif %}"
-        "{%- set asked = turns | selectattr('role', 'equalto', 'user') | list %}"
-        "{%- set ns = namespace(index=0) %}{%- for m in turns %}"
-        "{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}"
-        "{%- if (m.role == 'user') != (ns.index % 2 == 0) %}" + _ALTERNATE + "{%- endif %}"
-        "{%- set ns.index = ns.index + 1 %}{%- endif %}{%- endfor %}{{- bos_token }}"
-        "{%- for m in turns %}{%- if m.role == 'user' %}"
-        "{%- if tools and m == asked[-1] %}{{- '[AVAILABLE_TOOLS]S' }}{{- tools | tojson + '[/AVAILABLE_TOOLS]' }}"
-        "{%- endif %}{%- if loop.last and system is defined %}"
-        "{{- '[INST]S' + system + '\n\n' + m.content + '[/INST]' }}"
-        "{%- else %}{{- '[INST]S' + m.content + '[/INST]' }}{%- endif %}"
-        "{%- elif m.tool_calls %}{{- '[TOOL_CALLS]S[' }}{%- for call in m.tool_calls %}"
-        "{%- if call.id | length != 9 %}{{ raise_exception('Tool call IDs should be 9 long!') }}{%- endif %}"
-        "{%- set out = call.function | tojson %}{{- out[:-1] + ', \"id\": \"' + call.id + '\"}' }}"
-        "{{- ', ' if not loop.last else ']' + eos_token }}{%- endfor %}"
-        "{%- elif m.role == 'assistant' %}{{- 'S' + m.content + eos_token }}"
-        "{%- elif m.role == 'tool' %}{{- '[TOOL_RESULTS]S{\"content\": ' + m.content + ', \"call_id\": \"' }}"
-        "{{- m.tool_call_id + '\"}[/TOOL_RESULTS]' }}"
-        "{%- else %}{{ raise_exception('Only user and assistant roles are supported') }}{%- endif %}{%- endfor %}"
-    ).replace("]S", "]" + space).replace("'S'", f"'{space}'")
+        (
+            "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set turns = messages[1:] %}"
+            "{%- else %}{%- set turns = messages %}{%- endif %}"
+            "{%- set asked = turns | selectattr('role', 'equalto', 'user') | list %}"
+            "{%- set ns = namespace(index=0) %}{%- for m in turns %}"
+            "{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}"
+            "{%- if (m.role == 'user') != (ns.index % 2 == 0) %}" + _ALTERNATE + "{%- endif %}"
+            "{%- set ns.index = ns.index + 1 %}{%- endif %}{%- endfor %}{{- bos_token }}"
+            "{%- for m in turns %}{%- if m.role == 'user' %}"
+            "{%- if tools and m == asked[-1] %}{{- '[AVAILABLE_TOOLS]S' }}{{- tools | tojson + '[/AVAILABLE_TOOLS]' }}"
+            "{%- endif %}{%- if loop.last and system is defined %}"
+            "{{- '[INST]S' + system + '\n\n' + m.content + '[/INST]' }}"
+            "{%- else %}{{- '[INST]S' + m.content + '[/INST]' }}{%- endif %}"
+            "{%- elif m.tool_calls %}{{- '[TOOL_CALLS]S[' }}{%- for call in m.tool_calls %}"
+            "{%- if call.id | length != 9 %}{{ raise_exception('Tool call IDs should be 9 long!') }}{%- endif %}"
+            "{%- set out = call.function | tojson %}{{- out[:-1] + ', \"id\": \"' + call.id + '\"}' }}"
+            "{{- ', ' if not loop.last else ']' + eos_token }}{%- endfor %}"
+            "{%- elif m.role == 'assistant' %}{{- 'S' + m.content + eos_token }}"
+            "{%- elif m.role == 'tool' %}{{- '[TOOL_RESULTS]S{\"content\": ' + m.content + ', \"call_id\": \"' }}"
+            "{{- m.tool_call_id + '\"}[/TOOL_RESULTS]' }}"
+            "{%- else %}{{ raise_exception('Only user and assistant roles are supported') }}{%- endif %}{%- endfor %}"
+        )
+        .replace("]S", "]" + space)
+        .replace("'S'", f"'{space}'")
+    )
 
 
 _GEMMA_TURNS = (

@@ -140,6 +140,23 @@ class PromptEncoder:
             ids, loss_mask = start + ids, [False] * len(start) + loss_mask
         return SupervisedIds(ids, loss_mask, lost)
 
+    def supervised_branches(
+        self, main: Sequence[Message], branches: Sequence[Sequence[Message]], *, tools: Sequence[Tool] = ()
+    ) -> tuple[list[int], list[SupervisedIds]]:
+        """A conversation and branches that continue it by turns, answers included: main, and each branch as a whole.
+
+        main is what `conversation` gives these branches when their last answers are asked for.
+
+        Raises:
+            RequestError: the chat template refuses the conversation.
+        """
+        wholes = [self.supervised([*main, *added], has_main=False, tools=tools) for added in branches]
+        asked = [whole.ids[: _last_answer(whole.loss_mask)] for whole in wholes if any(whole.loss_mask)]
+        is_asked = any(added and added[0]["role"] != "assistant" for added in branches)
+        probes = [self._dialogue(self._rendered(main, [user(probe)], tools)) for probe in _PROBES] if is_asked else []
+        length = shared_length([*asked, *probes]) if asked else 0
+        return wholes[0].ids[:length] if asked else [], wholes
+
     def _rendered(self, messages: Sequence[Message], added: Sequence[Message], tools: Sequence[Tool]) -> str:
         prompt = self.template.accept([*messages, *added], tools).prompt
         self.check_length(prompt)
@@ -180,6 +197,12 @@ class PromptEncoder:
     def _find_main(self, main: tuple[Piece, ...]) -> list[int]:
         """What main is whatever follows it."""
         return _divided([self._conversation((*main, Piece(probe, is_data=True))) for probe in _PROBES]).main
+
+
+def _last_answer(loss_mask: Sequence[bool]) -> int:
+    """Where the last run of supervised tokens begins."""
+    marks = bytes(loss_mask)
+    return marks.rfind(0, 0, marks.rfind(1)) + 1
 
 
 def _divided(

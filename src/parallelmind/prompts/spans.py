@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from parallelmind.errors import RequestError
@@ -119,7 +118,7 @@ class _Marking:
         if text.startswith(prompt):
             return text
         before, probe, end = self._render([*turns[:-1], _PROBED]).partition(PROBE)
-        start = _with_space(text, len(commonprefix([before, text])))
+        start = _with_space(text, shared_length([before, text]))
         if not probe or start < len(before.rstrip()):
             return text
         if not prompt.rstrip().endswith(_OPENING) or before.rstrip().endswith(_OPENING):
@@ -200,7 +199,9 @@ class _Marking:
     def _end_of_words(self, place: int, start: int) -> int | None:
         """Where what an answer says ends, and its end mark begins."""
         _, probe, behind = self._probed(place)
-        if probe and self.text.endswith(behind) and len(self.text) - len(behind) >= start:
+        if not probe:  # the template does not write what this turn says
+            return None
+        if self.text.endswith(behind) and len(self.text) - len(behind) >= start:
             return len(self.text) - len(behind)
         _, answer = thought_and_answer(self._turns[place])
         at = -1 if self._turns[place].get("tool_calls") else self.text.find(answer, start)
