@@ -35,6 +35,11 @@ def role_of(name: str) -> str:
     return ROLES.get(name.lower(), name)
 
 
+def system(text: str) -> Message:
+    """A system message."""
+    return {"role": "system", "content": text}
+
+
 def assistant(text: str) -> Message:
     """A message of the assistant."""
     return {"role": "assistant", "content": text}
@@ -125,7 +130,7 @@ def _parse_turn(turn: Any, where: str) -> Message:
     if "weight" in turn:
         _check_weight(turn["weight"], f'{where}."weight"')
     rest = {key: item for key, item in turn.items() if key not in (*names, _CALL_ROLE) and item is not None}
-    return {**rest, **({"tool_calls": calls} if calls else {}), "role": role_of(name), "content": text}
+    return {"role": role_of(name), "content": text, **rest, **({"tool_calls": calls} if calls else {})}
 
 
 def _check_weight(value: Any, where: str) -> None:
@@ -212,10 +217,10 @@ def under_row_system(messages: Sequence[Message], row: Mapping[str, Any]) -> lis
 
     It takes the place of the system turns.
     """
-    system = row.get("system", row.get("system_prompt"))
-    if not isinstance(system, str) or not system.strip():
+    instructions = row.get("system", row.get("system_prompt"))
+    if not isinstance(instructions, str) or not instructions.strip():
         return list(messages)
-    return [{"role": "system", "content": system}, *(turn for turn in messages if turn["role"] != "system")]
+    return [{"role": "system", "content": instructions}, *(turn for turn in messages if turn["role"] != "system")]
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
