@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from parallelmind.errors import RequestError
-from parallelmind.prompts.conversation import Message, Tool, called, is_learned, thought_and_answer, tool_name
+from parallelmind.prompts.conversation import Message, Tool, called, is_learned, thought_and_answer
 from parallelmind.prompts.encode import closed, encode_branch, shared_length
 from parallelmind.prompts.template import PROBE, ChatTemplate
 
@@ -75,7 +75,7 @@ def mark_answers(template: ChatTemplate, messages: Sequence[Message], tools: Seq
         behind=len(messages) - last - 1,
         turns=unwritten,
         shortened=shortened,
-        tools=sum(tool_name(tool) not in marking.text for tool in tools),
+        tools=0 if not tools or marking.writes_tools() else len(tools),
     )
     return MarkedText(marking.text, spans, marking.is_open, lost)
 
@@ -107,6 +107,10 @@ class _Marking:
                 spans.append(found)
                 shortened += not all(said in self.text[slice(*found)] for said in thought_and_answer(turn))
         return spans, unwritten, shortened
+
+    def writes_tools(self) -> bool:
+        """Whether the template takes notice of the tools."""
+        return self._template.render(self._turns) != self._template.render(self._turns, tools=self._tools)
 
     def _written(self, turns: list[Message], prompt: str) -> str:
         """What the template writes, behind the prompt that asks for the last turn.
@@ -147,7 +151,9 @@ class _Marking:
         """The turn of the assistant at this place, at `position` or behind."""
         start = self._start(place, position)
         stop = None if start is None else self._stop(place, start)
-        if start is None or stop is None or not _says(self._turns[place], self.text[start:stop]):
+        if start is None or stop is None:
+            return None
+        if not _says(self._turns[place], self._template.end_marks.sub("", self.text[start:stop])):
             return None
         return start, stop
 
