@@ -244,19 +244,19 @@ class BatchWorker:
 
     def _encode(self, answers: _Answers, record: Record | Dialogue) -> None:
         if isinstance(record, Dialogue):
-            return self._encode_dialogue(answers, record)
+            self._encode_dialogue(answers, record)
+            return
+        where = f"line {answers.line.number}: main has"
         if reason := self._backend.cannot_fit(record.main):
-            answers.fail_whole(record.main, f"line {answers.line.number}: main has {reason}; shorten it.", "TooLong")
+            answers.fail_whole(record.main, f"{where} {reason}; shorten it.", "TooLong")
             return
         main_ids = self._backend.encode_main(record.main) if record.main else []
         room = self._backend.engine.max_model_len
         if len(main_ids) >= room:
-            answers.fail_whole(
-                record.main,
-                f"line {answers.line.number}: main has {len(main_ids)} tokens, and the model takes "
-                f"{room} with at least one new token; shorten it.",
-                "TooLong",
+            error = (
+                f"{where} {len(main_ids)} tokens, and the model takes {room} with at least one new token; shorten it."
             )
+            answers.fail_whole(record.main, error, "TooLong")
             return
         answers.main_ids = main_ids
         answers.expect(record.inputs)
