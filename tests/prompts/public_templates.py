@@ -128,7 +128,8 @@ def _mistral(space: str) -> str:
     """Version 3, and the tokenizer called tekken, which has no space around control tokens."""
     return (
         (
-            "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set turns = messages[1:] %}"
+            "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}"
+            "{%- set turns = messages[1:] %}"
             "{%- else %}{%- set turns = messages %}{%- endif %}"
             "{%- set asked = turns | selectattr('role', 'equalto', 'user') | list %}"
             "{%- set ns = namespace(index=0) %}{%- for m in turns %}"

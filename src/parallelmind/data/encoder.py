@@ -287,11 +287,12 @@ class SampleEncoder:
             )
         counts.unlearned_turns += lost.weighted - unlearned
         counts.unanswered_turns += lost.behind
-        counts.unwritten_turns += lost.turns
+        counts.unwritten_turns += lost.turns + lost.calls
         counts.shortened_turns += lost.shortened
         counts.unwritten_tools += lost.tools
         for number, what in (
             (lost.turns, "turns of the assistant, which are not learned"),
+            (lost.calls, "calls of tools, which are not learned"),
             (lost.shortened, "thoughts, or words beside a call"),
             (lost.tools, "tools"),
         ):

@@ -32,6 +32,8 @@ class NotLearned:
     """Turns behind the last one that is learned."""
     turns: int = 0
     """Turns of the assistant that the chat template does not write, or not as they are."""
+    calls: int = 0
+    """Turns of the assistant whose calls the chat template does not write."""
     shortened: int = 0
     """Turns of the assistant whose thoughts, or words beside a call, the chat template leaves out."""
     tools: int = 0
@@ -70,10 +72,12 @@ def mark_answers(template: ChatTemplate, messages: Sequence[Message], tools: Seq
     turns, prompt = template.accept(messages[:last], tools) if last else ([], "")
     marking = _Marking(template, [*turns, messages[last]], tools, prompt)
     spans, unwritten, shortened = marking.spans()
+    calls = sum(bool(turn.get("tool_calls")) for turn in unwritten)
     lost = NotLearned(
         weighted=weighted,
         behind=len(messages) - last - 1,
-        turns=unwritten,
+        turns=len(unwritten) - calls,
+        calls=calls,
         shortened=shortened,
         tools=0 if not tools or marking.writes_tools() else len(tools),
     )
@@ -91,16 +95,17 @@ class _Marking:
         self.text = self._written(turns, prompt)
         self.is_open = False
 
-    def spans(self) -> tuple[list[Span], int, int]:
-        """The spans, and how many of the turns to learn are not written, or not as a whole."""
+    def spans(self) -> tuple[list[Span], list[Message], int]:
+        """The spans, which of the turns to learn are not written, and how many not as a whole."""
         spans: list[Span] = []
-        unwritten = shortened = position = 0
+        unwritten: list[Message] = []
+        shortened = position = 0
         for place, turn in enumerate(self._turns):
             if turn["role"] != "assistant":
                 continue
             found = self._find(place, position)
             if found is None:
-                unwritten += is_learned(turn)
+                unwritten += [turn] if is_learned(turn) else []
                 continue
             position = found[1]
             if is_learned(turn):
@@ -153,9 +158,16 @@ class _Marking:
         stop = None if start is None else self._stop(place, start)
         if start is None or stop is None:
             return None
-        if not _says(self._turns[place], self._template.end_marks.sub("", self.text[start:stop])):
+        if not self._says(self._turns[place], self.text[start:stop]):
             return None
         return start, stop
+
+    def _says(self, turn: Message, written: str) -> bool:
+        """Whether what the template wrote is what the turn does: its calls, or else its answer."""
+        if names := called(turn):
+            plain = self._template.end_marks.sub("", written)
+            return all(name in plain for name in names)
+        return thought_and_answer(turn)[1] in written
 
     def _start(self, place: int, position: int) -> int | None:
         """Where the answer begins: behind the prompt that asks for it."""
@@ -212,12 +224,6 @@ class _Marking:
         _, answer = thought_and_answer(self._turns[place])
         at = -1 if self._turns[place].get("tool_calls") else self.text.find(answer, start)
         return at + len(answer) if answer and at >= 0 else None
-
-
-def _says(turn: Message, written: str) -> bool:
-    """Whether what the template wrote is what the turn does: its calls, or else its answer."""
-    names = called(turn)
-    return all(name in written for name in names) if names else thought_and_answer(turn)[1] in written
 
 
 def _with_space(text: str, start: int) -> int:
