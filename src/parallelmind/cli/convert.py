@@ -35,7 +35,7 @@ branches. Turns of the assistant with "weight": 0 stay, and are not learned.
 How rows become records:
   Rows with the same main share a record, also when other rows lie between them, as long as fewer than 10,000
   branches or 64 million characters wait for more. All others fill records together; a main that only one row
-  has is the first turn of its branch then. The same file always gives the same records.
+  has stands in its branch then: {"main", "messages"}. The same file always gives the same records.
   To share a long instruction of many inputs: --main_field instruction --prompt_field input.
   In the default visibility, isolated, the branches of a record do not see each other, so each is trained as it
   would be alone. columnar lets them: before you train with it, convert with --group_by main or

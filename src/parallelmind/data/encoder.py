@@ -178,14 +178,30 @@ class SampleEncoder:
         counts: DataCounts,
     ) -> EncodedBranch | None:
         branch, where = sample.branches[place], _place(sample, place)
-        own = encode_branch(self.tokenizer, branch.main, has_main=bool(seen)) if self.sees_main else []
+        turns = self._turns(branch, bool(seen), where) if branch.turns else None
+        own = turns[0] if turns else encode_branch(self.tokenizer, branch.main, has_main=bool(seen))
+        own = own if self.sees_main else []
         before = main_tokens + len(own)
         if not self._has_room(before):
             self._lost(self._too_long(where, before), counts)
             counts.dropped_branches += 1
             return None
-        ids, loss_mask = self._branch(branch, parts, bool(seen or own), where, counts)
+        if turns:
+            ids, loss_mask = self._checked(turns[1], where, counts, unlearned=sum(map(_is_answer, branch.turns)))
+            ids, loss_mask = ids[len(own) :], loss_mask[len(own) :]
+        else:
+            ids, loss_mask = self._branch(branch, parts, bool(seen or own), where, counts)
         return self._finished(sample, place, ids, loss_mask, (seen, own), before, counts)
+
+    def _turns(self, branch: SampleBranch, has_main: bool, where: str) -> tuple[list[int], SupervisedIds]:
+        """The turns before a branch, and all of it with them."""
+        try:
+            own, [whole] = self.prompts.supervised_branches(
+                branch.turns, [branch.messages], tools=branch.tools, has_main=has_main
+            )
+        except RequestError as error:
+            raise DataError(f"{where}: {error}") from error
+        return own, whole
 
     def _finished(
         self,

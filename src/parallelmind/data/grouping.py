@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from parallelmind.data.sft_forms import Branch, BranchSample, Main
-from parallelmind.prompts.conversation import unlearned
 
 GroupBy = Literal["all", "main", "none"]
 
@@ -145,6 +144,4 @@ def _with_main(sample: BranchSample) -> Branch:
     branch: dict[str, Any] = (
         {"prompt": "", "completion": sample.branch} if isinstance(sample.branch, str) else sample.branch
     )
-    if isinstance(sample.main, str):
-        return {"main": sample.main, **branch}
-    return {**branch, "messages": [*unlearned(sample.main), *branch["messages"]]}
+    return {"main": sample.main, **branch}

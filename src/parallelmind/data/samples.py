@@ -69,6 +69,8 @@ class SampleBranch:
     """What the assistant may call in these turns, for the chat template to write."""
     main: str = ""
     """A main of this branch only, which stands before all of it."""
+    turns: tuple[Message, ...] = ()
+    """Instead of `main`, turns that `messages` continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ def _with_main(row: Mapping[str, Any], where: str) -> Sample:
             prompt = text_field(item, name, may_be_empty=bool(main))
             answered = text_field(answers[place], f'{where}: "answers"[{place}]')
             branch = SampleBranch(prompt=prompt, completion=answered)
+        if turns and (own := [field for field in ("main", "tools") if getattr(branch, field) or branch.turns]):
+            raise DataError(f'{name} has {quoted(own)}, under a "main" of turns; put all turns into the branch.')
         branches.append(_under_turns(branch, name) if turns else branch)
     tools = row_tools(row, where + ": ") if turns else ()
     return Sample(main=text, branches=tuple(branches), where=where, turns=turns, tools=tools)
@@ -149,11 +153,6 @@ def _with_main(row: Mapping[str, Any], where: str) -> Sample:
 
 def _under_turns(branch: SampleBranch, name: str) -> SampleBranch:
     """A branch under a conversation: its prompt is the user's next message, as it is when the model is asked."""
-    if branch.main or branch.tools:
-        raise DataError(
-            f'{name} has {quoted(["main" if branch.main else "tools"])}, and so has the conversation in "main"; put it '
-            "there, or all turns into the branch."
-        )
     if branch.messages:
         return branch
     if not branch.prompt:
@@ -167,6 +166,9 @@ def _under_turns(branch: SampleBranch, name: str) -> SampleBranch:
 def _branch_object(item: Mapping[str, Any], name: str) -> SampleBranch:
     branch = _conversation(item, "messages", name + ".") if "messages" in item else _completion(item, name + ".")
     own = item.get("main")
+    if isinstance(own, list):
+        turns = tuple(unlearned(parse_messages(own, f'{name}."main"')))
+        return replace(_under_turns(branch, name), turns=turns, tools=branch.tools)
     return branch if own is None else replace(branch, main=text_field(own, f'{name}."main"', may_be_empty=True))
 
 

@@ -183,10 +183,11 @@ def _of_record(row: Mapping[str, Any]) -> list[BranchSample]:
 
 def _under(main: str, branch: Branch) -> BranchSample:
     """A branch's own main, which `grouping` gave it, becomes main again, so that it can be grouped anew."""
-    if isinstance(branch, dict) and "main" in branch:
-        own = _text(branch["main"], 'the "main" of a branch')
-        if not main:
-            return BranchSample(own, {key: value for key, value in branch.items() if key != "main"})
+    if isinstance(branch, dict) and "main" in branch and not main:
+        own, rest = branch["main"], {key: value for key, value in branch.items() if key != "main"}
+        if isinstance(own, list):
+            return _under_turns(_turns(branch, "main")[0], rest, row_tools(rest))
+        return BranchSample(_text(own, 'the "main" of a branch'), rest)
     return BranchSample(main, branch)
 
 
@@ -197,7 +198,7 @@ def _under_turns(main: list[Message], branch: Branch, tools: Sequence[Tool]) -> 
         branch = {"messages": [user(branch["prompt"]), assistant(branch["completion"])]}
     if not tools:
         return BranchSample(main, branch)
-    return BranchSample("", {"messages": [*unlearned(main), *branch["messages"]], "tools": list(tools)})
+    return BranchSample("", {**branch, "messages": [*unlearned(main), *branch["messages"]], "tools": list(tools)})
 
 
 def _of_pair(row: Mapping[str, Any], settings: SampleSettings) -> BranchSample:
@@ -299,9 +300,9 @@ def _turns(row: Mapping[str, Any], name: str) -> tuple[list[Message], tuple[str,
     for place, turn in enumerate(parse_messages(row.get(name), f'"{name}"')):
         where = f'"{name}"[{place}]'
         if turn["role"] not in ROLES.values():
-            raise DataError(f"{where} has the role {show_value(turn['role'])}; known: {', '.join(ROLES)}")
+            raise DataError(f'{where}."role" is {show_value(turn["role"])}; known: {", ".join(ROLES)}')
         if not turn["content"].strip() and "tool_calls" not in turn and turn["role"] != "system":
-            raise DataError(f"{where} says nothing")
+            raise DataError(f'{where}."content" is empty')
         dropped |= dict.fromkeys(key for key in turn if key not in _PASSED_ON)
         if turn["content"] or turn["role"] != "system":
             turns.append({key: value for key, value in turn.items() if key in _PASSED_ON})

@@ -161,10 +161,10 @@ def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
     """OpenAI has arguments as JSON text; chat templates take objects, and would write a text in quotes."""
     arguments = function.get("arguments")
     try:
-        found = json.loads(arguments) if isinstance(arguments, str) else arguments
+        found = json.loads(arguments) if isinstance(arguments, str) else None
     except ValueError:
-        found = arguments
-    return {**function, "arguments": found if isinstance(found, Mapping) else arguments}
+        found = None
+    return {**function, "arguments": found} if isinstance(found, Mapping) else dict(function)
 
 
 def _call_in(text: str) -> list[Tool]:

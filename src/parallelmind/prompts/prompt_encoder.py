@@ -141,21 +141,29 @@ class PromptEncoder:
         return SupervisedIds(ids, loss_mask, lost)
 
     def supervised_branches(
-        self, main: Sequence[Message], branches: Sequence[Sequence[Message]], *, tools: Sequence[Tool] = ()
+        self,
+        main: Sequence[Message],
+        branches: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Tool] = (),
+        has_main: bool = False,
     ) -> tuple[list[int], list[SupervisedIds]]:
         """A conversation and branches that continue it by turns, answers included: main, and each branch as a whole.
 
-        main is what `conversation` gives these branches when their last answers are asked for.
+        main is what `conversation` gives these branches when their last answers are asked for. `has_main` is said of
+        the conversation, as in `supervised`.
 
         Raises:
             RequestError: the chat template refuses the conversation.
         """
-        wholes = [self.supervised([*main, *added], has_main=False, tools=tools) for added in branches]
+        wholes = [self.supervised([*main, *added], has_main=has_main, tools=tools) for added in branches]
         asked = [whole.ids[: _last_answer(whole.loss_mask)] for whole in wholes if any(whole.loss_mask)]
+        if not asked:
+            return [], wholes
         is_asked = any(added and added[0]["role"] != "assistant" for added in branches)
         probes = [self._dialogue(self._rendered(main, [user(probe)], tools)) for probe in _PROBES] if is_asked else []
-        length = shared_length([*asked, *probes]) if asked else 0
-        return wholes[0].ids[:length] if asked else [], wholes
+        cut = int(has_main and bool(probes) and probes[0][:1] == [self.tokenizer.bos_token_id])
+        return asked[0][: shared_length([*asked, *(probe[cut:] for probe in probes)])], wholes
 
     def _rendered(self, messages: Sequence[Message], added: Sequence[Message], tools: Sequence[Tool]) -> str:
         prompt = self.template.accept([*messages, *added], tools).prompt

@@ -138,5 +138,7 @@ def _asked(row: Mapping[str, Any], field: str, name: str) -> AskedTurns:
     turns: Sequence[Message] = under_row_system(parse_messages(row[field], f'{name}"{field}"'), row)
     if turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    own = text_field(row.get("main") or "", f'{name}"main"', may_be_empty=True)
-    return AskedTurns(tuple(turns), row_tools(row, name), own)
+    own = row.get("main") or ""
+    if isinstance(own, list):
+        return AskedTurns((*parse_messages(own, f'{name}"main"'), *turns), row_tools(row, name))
+    return AskedTurns(tuple(turns), row_tools(row, name), text_field(own, f'{name}"main"', may_be_empty=True))
