@@ -32,7 +32,8 @@ _LOGGER = logging.getLogger(__name__)
 _NOT_LEARNED = {
     "unlearned_turns": "turns of the assistant are not learned: their weight is 0",
     "unanswered_turns": "turns are left out: no turn that is learned follows them",
-    "unwritten_turns": "turns of the assistant are not learned: the chat template does not write them, or not their calls",
+    "unwritten_turns": "turns of the assistant are not learned: the chat template does not write them, or not their "
+    "calls",
     "shortened_turns": "turns of the assistant are learned without thoughts, or words beside a call: the chat template "
     "leaves them out",
     "unwritten_tools": "tools are unknown to the model: the chat template does not write them",
