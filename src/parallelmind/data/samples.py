@@ -95,11 +95,6 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
     Raises:
         DataError: names `where`, the field, the value found, and what is expected.
     """
-    if found := [name for name in _PREFERENCES if name in row]:
-        raise DataError(
-            f"{where} has {quoted(found)}: a preference, which is not trained on here; keep the better answer, as "
-            '{"prompt", "completion"} or as the last turn of {"messages"}.'
-        )
     kinds = {kind for name, kind in _KINDS.items() if name in row}
     if len(kinds) > 1:
         clash = [name for name in _KINDS if name in row]
@@ -113,6 +108,11 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
         branch = _conversation(row, name, where + ": ")
     elif kinds == {"completion"}:
         branch = _completion(row, where + ": ")
+    elif found := [name for name in _PREFERENCES if name in row]:
+        raise DataError(
+            f"{where} has {quoted(found)}: a preference, which is not trained on here; keep the better answer, as "
+            '{"prompt", "completion"} or as the last turn of {"messages"}.'
+        )
     else:
         raise DataError(
             f"{where} has none of the fields of a sample (found: {field_names(row)}); expected {_FORMS}. Alpaca and "

@@ -106,7 +106,7 @@ def samples_of(row: Any, settings: SampleSettings) -> list[BranchSample]:
             raise DataError('has no text in "text"' if isinstance(row, dict) else "is not a text")
         return [BranchSample("", _whole(text, "the text"))]
     fields = _object(row, form)
-    if found := [name for name in _PREFERENCES if name in fields]:
+    if form == "alpaca" and (found := [name for name in _PREFERENCES if name in fields]):
         raise DataError(f"has {quoted(found)}: a preference, which is not trained on; give the better answer alone")
     if form == "records":
         return _of_record(fields)
