@@ -10,6 +10,8 @@ from itertools import groupby
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from parallelmind.chat import ChatSession, Exchange
 from parallelmind.data.encoder import DataCounts, EncodedSample, SampleEncoder
@@ -444,3 +446,33 @@ def test_what_is_not_learned_is_counted(name: str, turns: list[Turn], expected: 
     names = ("unlearned_turns", "unanswered_turns", "unwritten_turns", "shortened_turns", "unwritten_tools")
     assert {key: value for key, value in asdict(counts).items() if key in names and value} == expected
     assert bool(counts.notes) == any(not key.startswith("un") or "written" in key for key in expected)
+
+
+TOKENIZERS = {name: public_tokenizer(name) for name in EXPECTED}
+texts = st.text(st.characters(codec="utf-8", exclude_characters="<[｜"), min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(EXPECTED)),
+    said=st.lists(st.tuples(texts, texts), min_size=1, max_size=3),
+    system=st.one_of(st.just(""), texts),
+)
+@example(name="mistral-v3", said=[("a", "a"), ("s", "s")], system="s")
+@example(name="qwen3", said=[("user", "assistant\n"), (" think", "\nuser")], system="")
+@example(name="deepseek-r1", said=[("a", " a "), ("a\n", " a\n")], system="a")
+def test_for_any_texts(name: str, said: list[tuple[str, str]], system: str) -> None:
+    """Every answer is learned, and the last one follows from the prompt that asks for it."""
+    tokenizer = TOKENIZERS[name]
+    turns = [turn for asked, answered in said for turn in (user(asked), assistant(answered))]
+    turns = [{"role": "system", "content": system}, *turns] if system else turns
+    prompts = PromptEncoder(tokenizer)
+    ids, loss_mask, lost = prompts.supervised(turns, has_main=False)
+    assert not any(asdict(lost).values())
+    runs = groupby(zip(ids, loss_mask, strict=True), key=lambda pair: pair[1])
+    written = [tokenizer.decode([token for token, _ in run]) for is_learned, run in runs if is_learned]
+    assert len(written) == len(said)
+    for text, (_, answered) in zip(written, said, strict=True):
+        assert answered.strip() in text
+    start = bytes(loss_mask).rfind(0, 0, bytes(loss_mask).rfind(1)) + 1
+    assert ids[:start] == prompts.conversation(turns[:-1]).main

@@ -176,16 +176,26 @@ class _Marking:
             prompt = self._prompt if is_last else self._render(self._turns[:place], reply=True)
             if prompt and self.text.startswith(prompt):
                 return len(prompt)
-            said = self._turns[place - 1]["content"].strip()
-            behind = prompt[prompt.rfind(said) :]
-            for mark in (behind, behind.rstrip().removesuffix(_OPENING)):
-                if said and mark and (found := self.text.find(mark, position)) >= 0:
-                    return found + len(mark)
+            if (found := self._behind_prompt(place, position)) is not None:
+                return found
         before, probe, _ = self._probed(place)
         # What a template writes before a first turn (BOS, a system message of its own) is not the assistant's.
         if probe and self.text.startswith(before) and len(before) >= position:
             return _with_space(before, len(before))
         return None
+
+    def _behind_prompt(self, place: int, position: int) -> int | None:
+        """Where the answer begins by what the prompt has between the turn before it and the answer."""
+        asked = self._turns[place - 1]
+        prompt = self._render([*self._turns[: place - 1], {**asked, "content": PROBE}], reply=True)
+        _, probe, behind = prompt.partition(PROBE)
+        if not probe or not (said := asked["content"].strip()):
+            return None
+        mark = said + behind.rstrip().removesuffix(_OPENING) if behind.rstrip().endswith(_OPENING) else said + behind
+        found = self.text.find(mark, position)
+        if found < 0:
+            return None
+        return found + len(said + behind if self.text.startswith(said + behind, found) else mark)
 
     def _stop(self, place: int, start: int) -> int | None:
         """Where the answer ends, end mark included."""
