@@ -15,7 +15,8 @@ from parallelmind.settings.visibility import RULES
 from parallelmind.visuals.grid import Cell, Column, RowGrid, branch_colour
 
 _MOST_MAIN = 160
-_MOST_RUN = 40
+_MOST_CONTEXT = 40
+_MOST_LEARNED = 400
 _MOST_TIMES = 48
 _COLUMN_WIDTH = 16
 _TIME_WIDTH = 6
@@ -93,7 +94,7 @@ def _learned_text(column: Column) -> Text:
     for supervised, run in groupby(column.cells, key=lambda cell: cell.supervised):
         cells = tuple(run)
         text.append("«" if supervised else "")
-        for cell in _shortened(cells, _MOST_RUN):
+        for cell in _shortened(cells, _MOST_LEARNED if supervised else _MOST_CONTEXT):
             if isinstance(cell, int):
                 text.append(f" … {cell} more tokens … ", style="italic dim")
             else:
