@@ -45,11 +45,11 @@ def test_the_documented_script(source, tmp_path):
     assert done.returncode == 0, done.stderr
     counts = "4 rows read = 3 converted + 1 skipped; 1 records with 3 branches, 3.0 on average (at most 3 in one)"
     assert counts in done.stderr
-    assert "0 records of one main (0 branches) + 1 of unrelated rows (3 branches) + 0 of one branch" in done.stderr
+    assert "1 records of one main (3 branches) + 0 of unrelated rows (0 branches) + 0 of one branch" in done.stderr
     assert "skipped: line 4 has none of the fields" in done.stderr
     text = output.read_text(encoding="utf-8")
     assert "你是厨师。" in text
-    asked = [branch["messages"][1]["content"] for branch in json.loads(text)["branches"]]
+    asked = [branch["messages"][0]["content"] for branch in json.loads(text)["branches"]]
     assert asked == ["第0道菜？", "第1道菜？", "第2道菜？"]
 
 
@@ -59,7 +59,7 @@ def test_flags_reach_the_converter(source, tmp_path, capsys):
     assert main(["convert", "--input", str(source), "--output", str(output), *flags]) == 0
     records = [parse_record(line) for line in read_lines(output)]  # what the batch command reads
     assert [(record.main, record.branches) for record in records] == [
-        ("你是厨师。", ("第0道菜？",)), ("你是厨师。", ("第1道菜？",))
+        ("你是厨师。\n", ("第0道菜？",)), ("你是厨师。\n", ("第1道菜？",))
     ]  # fmt: skip
     assert "2 rows read = 2 converted + 0 skipped" in capsys.readouterr().err
 

@@ -37,6 +37,7 @@ def test_a_record_in_the_terminal_and_as_png(records, model, tmp_path, capsys):
     for part in ("a│b", "position 10", "position 20", "F *", "visibility columnar", "2 of main + 7 in 2"):
         assert part in output.out
     assert "de *" not in output.out
+    assert "branch 2: de«F" in output.out
     assert png.read_bytes().startswith(b"\x89PNG")
     assert f"the picture is in {png}" in output.err
 

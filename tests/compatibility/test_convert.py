@@ -47,10 +47,10 @@ def test_conversations(row: dict[str, Any], tmp_path: Path) -> None:
 
 @proves("convert", '{"instruction", "input", "output"}')
 def test_alpaca(tmp_path: Path) -> None:
-    """The input is the main, the instruction the prompt, the output the completion; no input is no main."""
+    """The input is main, as a system turn, the instruction the question, the output the answer; no input, no main."""
     row = {"instruction": "Translate.", "input": "水", "output": "water"}
-    branch = {"prompt": "Translate.", "completion": "water"}
-    assert converted(tmp_path, row) == [{"main": "水", "branches": [branch]}]
+    branch = {"messages": [{"role": "user", "content": "Translate."}, {"role": "assistant", "content": "water"}]}
+    assert converted(tmp_path, row) == [{"main": [{"role": "system", "content": "水"}], "branches": [branch]}]
     assert converted(tmp_path, row | {"input": ""}) == [{"main": "", "branches": [branch]}]
 
 

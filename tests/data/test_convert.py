@@ -18,9 +18,21 @@ from parallelmind.errors import DataError, SettingsError
 Q, A = "苹果多少钱一斤？", "五块。\n不讲价 🍎"
 ASKED = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
 PAIR = {"prompt": Q, "completion": A}
+PARTED = {"prompt": Q, "completion": f"\n{A}"}
 CHAT = {"messages": ASKED}
 SYSTEM = {"role": "system", "content": "简短。"}
+STALL = [{"role": "system", "content": "水果摊"}]
+BOTH = {"role": "system", "content": "简短。\n\ni"}
 SHAREGPT = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
+
+
+def turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def said(main: Any) -> str:
+    """What a main, or a conversation, begins with."""
+    return main if isinstance(main, str) else main[0]["content"]
 
 
 def converted(tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any) -> tuple[list[Any], ConvertReport]:
@@ -37,26 +49,31 @@ def converted(tmp_path: Path, rows: Any, name: str = "in.jsonl", **options: Any)
     ("row", "main", "branch"),
     [
         ({"conversations": ASKED}, "", CHAT),
-        ({"conversations": [SYSTEM, *ASKED]}, "", {"messages": [SYSTEM, *ASKED]}),
+        ({"conversations": [SYSTEM, *ASKED]}, [SYSTEM], CHAT),
         ({"conversations": SHAREGPT}, "", CHAT),
-        ({"system": "简短。", "conversations": SHAREGPT}, "", {"messages": [SYSTEM, *ASKED]}),
+        ({"system": "简短。", "conversations": SHAREGPT}, [SYSTEM], CHAT),
         ({"messages": ASKED}, "", CHAT),
-        ({"system": "简短。", "messages": SHAREGPT}, "", {"messages": [SYSTEM, *ASKED]}),
+        ({"system": "简短。", "messages": SHAREGPT}, [SYSTEM], CHAT),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, ASKED[1]]}, "", CHAT),
-        ({"instruction": Q, "input": "", "output": A}, "", PAIR),
-        ({"instruction": Q, "input": "水果摊", "output": A}, "水果摊", PAIR),
-        ({"instruction": Q, "input": "水果摊", "output": A, "system": "s"}, "s\n\n水果摊", PAIR),
+        ({"instruction": Q, "input": "", "output": A}, "", CHAT),
+        ({"instruction": Q, "input": "水果摊\n", "output": A}, STALL, CHAT),
+        ({"instruction": Q, "input": "水果摊", "output": A, "system": "s"},
+         [{"role": "system", "content": "s\n\n水果摊"}], CHAT),
+        ({"instruction": Q, "output": A, "system": "简短。"}, [SYSTEM], CHAT),
         ({"instruction": "b", "output": "c", "history": [[Q, A]]}, "",
          {"messages": [*ASKED, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}),
-        ({"instruction": "b", "input": "水果摊", "output": "c", "history": [[Q, A]], "system": "简短。"}, "",
-         {"messages": [
-             SYSTEM, *ASKED, {"role": "user", "content": "b\n水果摊"}, {"role": "assistant", "content": "c"}
-         ]}),
-        ({"question": Q, "answer": A, "context": "水果摊"}, "水果摊", PAIR),
+        ({"instruction": "b", "input": "水果摊", "output": "c", "history": [[Q, A]], "system": "简短。"},
+         [{"role": "system", "content": "简短。\n\n水果摊"}],
+         {"messages": [*ASKED, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}),
+        ({"question": Q, "answer": A, "context": "水果摊"}, STALL, CHAT),
+        ({"prompt": Q, "completion": A}, "", CHAT),
+        ({"prompt": ASKED[:1], "completion": ASKED[1:]}, "", CHAT),
         ({"text": "一行字"}, "", "一行字"),
         ({"main": "m", "branches": [PAIR]}, "m", PAIR),
         ({"main": "m", "branches": [Q], "answers": [A]}, "m", PAIR),
         ({"main": "", "branches": [{"main": "m", **PAIR}]}, "m", PAIR),
+        ({"main": STALL, "branches": [Q], "answers": [A]}, STALL, CHAT),
+        ({"main": "", "branches": [{"main": STALL, **CHAT}]}, STALL, CHAT),
     ],
 )  # fmt: skip
 def test_forms_of_rows(tmp_path, row, main, branch):
@@ -68,13 +85,13 @@ def test_forms_of_rows(tmp_path, row, main, branch):
 @pytest.mark.parametrize(
     ("options", "chat", "pair"),
     [
-        ({}, ("", [SYSTEM, *ASKED]), ("简短。\n\ni", PAIR)),
+        ({}, ([SYSTEM], ASKED), ([BOTH], {"messages": ASKED})),
         ({"main_from": "none"}, ("", [SYSTEM, *ASKED]),
          ("", {"messages": [SYSTEM, {"role": "user", "content": f"{Q}\ni"}, ASKED[1]]})),
-        ({"main_from": "system"}, ("简短。", ASKED), ("简短。", {"prompt": f"{Q}\ni", "completion": A})),
-        ({"main_from": "context"}, ("", [SYSTEM, *ASKED]), ("i", {"messages": [SYSTEM, *ASKED]})),
-        ({"branch_form": "messages"}, ("", [SYSTEM, *ASKED]),
-         ("", {"messages": [SYSTEM, {"role": "user", "content": f"{Q}\ni"}, ASKED[1]]})),
+        ({"main_from": "system"}, ([SYSTEM], ASKED),
+         ([SYSTEM], {"messages": [{"role": "user", "content": f"{Q}\ni"}, ASKED[1]]})),
+        ({"main_from": "context"}, ("", [SYSTEM, *ASKED]), ([BOTH], {"messages": ASKED})),
+        ({"branch_form": "messages"}, ([SYSTEM], ASKED), ([BOTH], {"messages": ASKED})),
     ],
 )  # fmt: skip
 def test_what_becomes_main(tmp_path, options, chat, pair):
@@ -88,9 +105,9 @@ def test_what_becomes_main(tmp_path, options, chat, pair):
 def test_branch_forms(tmp_path):
     rows = [{"messages": ASKED}, {"messages": [*ASKED, {"role": "user", "content": "b"}, ASKED[1]]}]
     written = {"prompt": f"User: {Q}\nAssistant: {A}\nUser: b\nAssistant:", "completion": f" {A}"}
-    assert converted(tmp_path, rows, branch_form="prompt")[0] == [{"main": "", "branches": [PAIR, written]}]
+    assert converted(tmp_path, rows, branch_form="prompt")[0] == [{"main": "", "branches": [PARTED, written]}]
     rows = [{"messages": [SYSTEM, *ASKED]}, {"instruction": "b", "output": A, "history": [[Q, A]], "system": "简短。"}]
-    assert converted(tmp_path, rows, branch_form="prompt")[0] == [{"main": "简短。", "branches": [PAIR, written]}]
+    assert converted(tmp_path, rows, branch_form="prompt")[0] == [{"main": "简短。\n", "branches": [PARTED, written]}]
     alpaca = [{"instruction": Q, "output": A}]
     assert converted(tmp_path, alpaca, branch_form="messages")[0] == [{"main": "", "branches": [CHAT]}]
 
@@ -101,7 +118,7 @@ def test_system_turns_that_a_field_replaces_are_counted(tmp_path):
         {"system": "简短。", "messages": [SYSTEM, *ASKED]},
     ]
     records, report = converted(tmp_path, rows)
-    assert records == [{"main": "", "branches": [{"messages": [SYSTEM, *ASKED]}] * 2}]
+    assert records == [{"main": [SYSTEM], "branches": [CHAT] * 2}]
     assert report.replaced_turns == 1
 
 
@@ -123,11 +140,14 @@ def test_rows_with_one_main_share_records_and_the_others_fill_records_together(t
     rows[3:3] = [{"instruction": "alone", "output": "x"}, {"instruction": "own", "input": "c", "output": "x"}]
     records, report = converted(tmp_path, rows, branches_per_sample=3)
     asked = [
-        (record["main"], [branch.get("main", "") + branch["prompt"] for branch in record["branches"]])
+        (
+            said(record["main"]),
+            [said(branch.get("main", "")) + said(branch["messages"]) for branch in record["branches"]],
+        )
         for record in records
     ]
     assert asked == [("a", ["0", "2", "4"]), ("b", ["1", "3", "5"]), ("", ["alone", "cown", "a6"]), ("b", ["7"])]
-    assert records[2]["branches"][1] == {"main": "c", "prompt": "own", "completion": "x"}
+    assert records[2]["branches"][1] == {"main": [{"role": "system", "content": "c"}], "messages": turns("own", "x")}
     assert (report.rows, report.branches, report.records, report.largest_record) == (10, 10, 4, 3)
     assert (report.shared_records, report.shared_branches) == (2, 6)
     assert (report.mixed_records, report.mixed_branches) == (1, 3)
@@ -135,8 +155,12 @@ def test_rows_with_one_main_share_records_and_the_others_fill_records_together(t
 
 def test_grouping_by_main_only_and_not_at_all(tmp_path):
     rows = [{"instruction": str(i), "input": ["a", "", "b", "a"][i], "output": "x"} for i in range(4)]
-    one_each = [{"main": row["input"], "branches": [{"prompt": row["instruction"], "completion": "x"}]} for row in rows]
-    shared = {"main": "a", "branches": [*one_each[0]["branches"], *one_each[3]["branches"]]}
+    mains = [[{"role": "system", "content": row["input"]}] if row["input"] else "" for row in rows]
+    one_each = [
+        {"main": main, "branches": [{"messages": turns(row["instruction"], "x")}]}
+        for main, row in zip(mains, rows, strict=True)
+    ]
+    shared = {"main": mains[0], "branches": [*one_each[0]["branches"], *one_each[3]["branches"]]}
     assert converted(tmp_path, rows, group_by="main")[0] == [one_each[1], shared, one_each[2]]
     assert converted(tmp_path, rows, group_by="none")[0] == one_each
     assert converted(tmp_path, rows, branches_per_sample=1)[0] == one_each
@@ -169,14 +193,17 @@ def test_csv_with_quotes_line_breaks_and_own_column_names(tmp_path):
         )
     )
     assert [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] == [
-        {"main": "水果", "branches": [PAIR, {"prompt": 'say "hi", twice', "completion": "x"}]}
+        {
+            "main": [{"role": "system", "content": "水果"}],
+            "branches": [CHAT, {"messages": turns('say "hi", twice', "x")}],
+        }
     ]
     assert [(row.line, row.reason) for row in report.skipped] == [(5, "has 1 cells, the header has 3")]
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(tmp_path):
     records, report = converted(tmp_path, 'prompt,answer\na,b\nc,"d\ne,f\ng,h\n', name="in.csv")
-    assert [record["branches"] for record in records] == [[{"prompt": "a", "completion": "b"}]]
+    assert [record["branches"] for record in records] == [[{"messages": turns("a", "b")}]]
     assert [(row.line, row.reason) for row in report.skipped] == [(3, "is not valid CSV (unexpected end of data)")]
 
 
@@ -197,7 +224,7 @@ def test_plain_text_lines(tmp_path):
 def test_json_lists(tmp_path, indent):
     rows = [{"conversations": ASKED}, {"instruction": 'a "}],{" b', "output": A}, 12, {"text": "é"}]
     records, report = converted(tmp_path, json.dumps(rows, ensure_ascii=False, indent=indent), name="in.json")
-    assert [record["branches"] for record in records] == [[CHAT, {"prompt": 'a "}],{" b', "completion": A}, "é"]]
+    assert [record["branches"] for record in records] == [[CHAT, {"messages": turns('a "}],{" b', A)}, "é"]]
     assert [row.reason for row in report.skipped] == ["is a number (12); expected an object"]
     if indent:
         lines = json.dumps(rows, ensure_ascii=False, indent=indent).splitlines()
@@ -261,6 +288,12 @@ BAD = [
     ({"text": ""}, "no text"),
     ({"main": "m", "branches": [{"prompt": "p"}]}, r'"branches"\[0\] is neither'),
     ({"main": "", "branches": [{"main": 1, **PAIR}]}, 'the "main" of a branch is a number'),
+    ({"prompt": ASKED[:1], "chosen": ASKED[1:], "rejected": ASKED[1:]}, 'has "chosen" and "rejected": a preference'),
+    ({"chosen": ASKED, "rejected": ASKED}, 'has "chosen" and "rejected": a preference'),
+    ({"prompt": ASKED[:1], "completion": A}, '"completion" is a text'),
+    ({"messages": [ASKED[0], {**ASKED[1], "weight": 0.5}]}, r'"messages"\[1\]."weight" is a number \(0.5\); expected'),
+    ({"messages": [ASKED[0], {**ASKED[1], "weight": 0}]}, "no turn of the assistant to learn"),
+    ({"messages": [ASKED[0], {"role": "assistant", "tool_calls": [{}]}]}, '"tool_calls" is a list'),
     ({"id": 1}, "none of the fields"),
     ([1], "expected an object"),
 ]

@@ -83,11 +83,15 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 FORMS["everything"] = [row for number in range(ROWS) for row in [rows[number] for rows in FORMS.values()]]
-AS_THEY_ARE = ("conversations", "sharegpt", "sharegpt system", "messages", "prompt", "text", "records")
+AS_THEY_ARE = ("conversations", "sharegpt", "sharegpt system", "messages", "text", "records")
 """Forms that training reads as well, without any conversion."""
 
 
-RECORDS = {"alpaca mixed": 3, "records": 6, "everything": 25}
+RECORDS = {
+    **dict.fromkeys(("conversations", "sharegpt", "sharegpt system", "messages", "alpaca history", "alpaca mixed"), 3),
+    "records": 6,
+    "everything": 26,
+}
 """What 12 rows become, where it is not two: mains that some of them share stand over records of their own."""
 
 
@@ -153,9 +157,9 @@ def test_packed_rows_are_the_rows_alone(tmp_path: Path, form: str, tokenizer: An
         assert packed == seen(source, tokenizer)
 
 
-@pytest.mark.parametrize("settings", [{"max_seq_len": 9}, {"max_model_len": 30}, {"sees_main": False}])
+@pytest.mark.parametrize("settings", [{"max_seq_len": 22}, {"max_model_len": 56}, {"sees_main": False}])
 def test_limits_and_strict_visibility_cut_both_the_same(tmp_path: Path, settings: dict[str, Any]) -> None:
-    rows = [*FORMS["alpaca own"], *FORMS["alpaca shared"], alpaca(99, "more than the model has positions")]
+    rows = [*FORMS["alpaca own"], *FORMS["alpaca shared"], alpaca(99, "more than the model has positions" * 2)]
     output, _ = converted(save(tmp_path / "rows.jsonl", rows))
     apart, _ = converted(output, branches_per_sample=1)
     assert len(apart.read_text("utf-8").splitlines()) == len(rows)

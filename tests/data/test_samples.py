@@ -43,7 +43,20 @@ TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "he
             [SampleBranch(main="o", prompt="p", completion="c"), SampleBranch(main="o", messages=tuple(TURNS))],
             False,
         ),
+        (
+            {"main": "", "branches": [{"main": TURNS, "messages": TURNS}]},
+            "",
+            [SampleBranch(turns=(TURNS[0], {**TURNS[1], "weight": 0}), messages=tuple(TURNS))],
+            False,
+        ),
         ({"text": "t"}, "", [SampleBranch(completion="t")], True),
+        (
+            {"prompt": [*TURNS, TURNS[0]], "completion": TURNS[1:], "tools": None},
+            "",
+            [SampleBranch(messages=(TURNS[0], {**TURNS[1], "weight": 0}, *TURNS))],
+            True,
+        ),
+        ({"messages": TURNS, "chosen": TURNS}, "", [SampleBranch(messages=tuple(TURNS))], True),
         ({"prompt": "p", "completion": "c"}, "", [SampleBranch(prompt="p", completion="c")], True),
         ({"messages": TURNS, "source": "x"}, "", [SampleBranch(messages=tuple(TURNS))], True),
         (
@@ -57,6 +70,29 @@ TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "he
 def test_forms(row: dict[str, Any], main: str, branches: list[SampleBranch], loose: bool) -> None:
     sample = parse_sample(row, "f line 1")
     assert (sample.main, list(sample.branches), sample.loose, sample.where) == (main, branches, loose, "f line 1")
+
+
+def test_branches_that_continue_turns() -> None:
+    """A text with its answer is the user's message and the assistant's; turns of the assistant in main are context."""
+    branches = ["hi", {"prompt": "hi", "completion": "hello"}, {"messages": TURNS}]
+    row = {"main": TURNS, "branches": branches, "answers": ["hello", None, None], "functions": [{"name": "f"}]}
+    sample = parse_sample(row, "f line 1")
+    assert sample.turns == (TURNS[0], {**TURNS[1], "weight": 0})
+    assert sample.branches == (SampleBranch(messages=tuple(TURNS)),) * 3
+    assert sample.tools == ({"type": "function", "function": {"name": "f"}},)
+    assert (sample.main, sample.loose) == ("", False)
+
+
+def test_calls_are_what_chat_templates_take() -> None:
+    function = {"name": "f", "arguments": '{"a": 1}'}
+    turns = [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": function}]}]
+    taken = {"name": "f", "arguments": {"a": 1}}
+    [branch] = parse_sample({"messages": turns}, "row").branches
+    assert branch.messages[1]["tool_calls"] == [{"id": "1", "function": taken}]
+    turns[1] = {"role": "assistant", "content": None, "function_call": function, "tool_calls": None}
+    [branch] = parse_sample({"messages": turns}, "row").branches
+    assert branch.messages[1]["tool_calls"] == [{"type": "function", "function": taken}]
+    assert branch.messages[1]["content"] == ""
 
 
 @pytest.mark.parametrize(
@@ -77,6 +113,22 @@ def test_forms(row: dict[str, Any], main: str, branches: list[SampleBranch], loo
         ({"messages": [{"role": "user"}]}, '"messages"[0] has no "content"'),
         ({"conversations": [{"from": "gpt", "value": 3}]}, '"conversations"[0]."value" is a number (3)'),
         ({"text": ""}, '"text" is empty'),
+        (
+            {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[1:]},
+            'has "chosen" and "rejected": a preference',
+        ),
+        ({"prompt": TURNS[:1], "completion": "c"}, '"completion" is a text ("c"); expected a list of turns'),
+        ({"prompt": TURNS, "completion": TURNS[:1]}, '"completion" has no turn of the assistant'),
+        ({"messages": [{**TURNS[1], "weight": 2}]}, '"messages"[0]."weight" is a number (2); expected 1, or 0'),
+        ({"messages": [{**TURNS[1], "weight": True}]}, '"messages"[0]."weight" is a boolean (true); expected'),
+        (
+            {"messages": [{**TURNS[1], "tool_calls": "f"}]},
+            '"messages"[0]."tool_calls" is a text ("f"); expected a list',
+        ),
+        ({"messages": [{**TURNS[1], "function_call": "f"}]}, '"messages"[0]."function_call" is a text ("f")'),
+        ({"main": TURNS, "branches": ["text"]}, '"branches"[0] is a text under a conversation'),
+        ({"main": TURNS, "branches": [{"main": "m", "messages": TURNS}]}, '"branches"[0] has "main", under a "main"'),
+        ({"main": [], "branches": ["a"], "answers": ["b"]}, '"main" is a list ([]); expected a list of turns'),
     ],
 )
 def test_a_bad_row_names_place_and_field(row: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ SUPERVISED = [
     [" 26", " Dan"],
     [" 26"],
     [" 26"],
+    [" 26"],
     [":小明住在北京。"],  # without a main, nothing predicts the first token, which is 故事
     [" 26"],
     [" Hello! 👋 Bye!"],

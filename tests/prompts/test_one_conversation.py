@@ -121,7 +121,8 @@ def prompt_of(tokenizer: Any, row: dict[str, Any], answer: str) -> list[int]:
     start = branch.loss_mask.rfind(0, 0, stop) + 1
     written = list(branch.ids[start:stop])
     assert answer.strip() in tokenizer.decode(written) or tokenizer.unk_token_id in written
-    return list(branch.ids[:start])
+    main = sample.main if isinstance(row.get("main"), list) else ()
+    return [*main, *branch.ids[:start]]
 
 
 def trained(tokenizer: Any, messages: list[Message], answer: str = ANSWER) -> list[int]:

@@ -25,7 +25,7 @@ STRICT = "{{ raise_exception('roles must alternate') }}"
 def supervised_text(template: str | None, turns: list[dict[str, str]] = TURNS, **options: Any) -> tuple[str, list[str]]:
     """The whole text, and each run of supervised tokens."""
     tokenizer = byte_tokenizer(template)
-    ids, loss_mask = PromptEncoder(tokenizer).supervised(turns, has_main=options.get("has_main", False))
+    ids, loss_mask, _ = PromptEncoder(tokenizer).supervised(turns, has_main=options.get("has_main", False))
     runs: list[list[int]] = []
     for index, (token, is_supervised) in enumerate(zip(ids, loss_mask, strict=True)):
         if is_supervised:
@@ -101,7 +101,7 @@ def test_a_token_never_holds_the_end_of_a_prompt_and_the_beginning_of_its_answer
     asked, answer = {"role": "user", "content": "one?"}, {"role": "assistant", "content": "\nyes"}
     assert "\n\n" in tokenizer.tokenize("one?\n\nyes")
     prompts = PromptEncoder(tokenizer)
-    ids, loss_mask = prompts.supervised([asked, answer, asked, answer], has_main=False)
+    ids, loss_mask, _ = prompts.supervised([asked, answer, asked, answer], has_main=False)
     asking = prompts.conversation([asked, answer, asked]).main
     assert ids[: len(asking)] == asking
     assert loss_mask[len(asking) - 1 : len(asking) + 1] == [False, True]

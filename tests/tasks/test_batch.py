@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from parallelmind.engine.request import Branch
+from parallelmind.errors import RequestError
+from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.length import LengthBound
 from parallelmind.tasks.batch import BatchReport, run_batch
 from parallelmind.tasks.batch_options import BatchOptions
+from parallelmind.tasks.batch_records import Dialogue
 from parallelmind.tasks.batch_worker import Backend, branch_seed
 from tests.fake_engine import FakeEngine, encode, fake_backend
 
@@ -221,6 +225,33 @@ def test_texts_without_tokens_are_refused(tmp_path: Path) -> None:
     options = BatchOptions(base_model="m", data_path=run.data, out_path=run.out)
     run_batch(options, progress=Recorder(), load=lambda options: backend)
     assert "there is nothing to continue" in run.rows[0]["error"]
+
+
+def test_records_with_conversations_are_encoded_as_such(tmp_path: Path) -> None:
+    """Each turn of the user has its answer; what the chat template refuses is the error of its record."""
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    records = [{"main": turns, "branches": ["Sure?", "Why?"], "id": "a"}, {"messages": turns[1:], "id": "b"}]
+    run = Run(tmp_path, [*records, {"main": "m", "branches": ["t"]}])
+
+    def encode_dialogue(record: Dialogue) -> PromptIds:
+        if record.fields.get("id") == "b":
+            raise RequestError("refused")
+        return PromptIds(encode("said"), [encode(text) for text in record.inputs])
+
+    engine = FakeEngine()
+    backend = dataclasses.replace(fake_backend(engine), encode_dialogue=encode_dialogue)
+    options = BatchOptions(base_model="m", data_path=run.data, out_path=run.out)
+    report = run_batch(options, progress=Recorder(), load=lambda options: backend)
+    assert report is not None
+    assert (report.answered, report.failed, report.generations) == (2, 1, 3)
+    assert [(row["input"], row["line"], row.get("branch"), row.get("id")) for row in run.rows] == [
+        ("Sure?", 1, 0, "a"), ("Why?", 1, 1, "a"), ("", 2, None, "b"), ("t", 3, 0, None)
+    ]  # fmt: skip
+    assert run.rows[2]["error"] == "line 2: refused"
+    assert [list(request.main) for request in engine.requests] == [encode("said"), encode("m")]
+    again = dataclasses.replace(options, as_messages=True, overwrite=True)
+    run_batch(again, progress=Recorder(), load=lambda options: backend)
+    assert list(engine.requests[-1].main) == encode("said")
 
 
 def interrupt_at(number: int) -> Callable[[int], None]:

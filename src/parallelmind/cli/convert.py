@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
 
@@ -13,26 +14,28 @@ EPILOG = """\
 What is read (each row by its own fields, unless --format says otherwise):
   conversations  {"conversations": [{"role": "user", "content": "..."}, ...]}
   sharegpt       {"conversations": [{"from": "human", "value": "..."}, ...], "system": "..."}
-  messages       {"messages": [{"role": "user", "content": "..."}, ...]}
+  messages       {"messages": [{"role": "user", "content": "..."}, ...]}, also "tools" or "functions"
   alpaca         {"instruction", "input", "output"}, also "system" and "history"; instruction may be called
-                 prompt, question or query, output completion, response or answer, input context
+                 prompt, question or query, output completion, response or answer, input context;
+                 prompt and completion may be lists of turns
   text           {"text": "..."}, or any file whose lines are plain text (.txt)
   csv            a header, then rows with columns as in alpaca or text (.csv; .tsv with tabs)
   records        {"main", "branches"}, to group them anew
 as JSONL, one big JSON list, CSV, TSV or text, always UTF-8. Files of any size: they are streamed.
 
-What is written: {"main": "...", "branches": [...]}, one JSON line a record; every branch is one of
-  {"messages": [...]}            conversations; the assistant's turns are supervised
-  {"prompt", "completion"}       alpaca, question and answer; the completion is supervised
+What is written: {"main": ..., "branches": [...]}, one JSON line a record; every branch is one of
+  {"messages": [...]}            conversations, alpaca, question and answer; the assistant's turns are supervised
   "..."                          plain text; all of it is supervised
-main is the context (alpaca's "input") and the system prompt of rows that become prompt and completion. In
-messages both stay where they are: only there does the model's chat template write them as it writes them for
-the conversation alone.
+  {"prompt", "completion"}       with --branch_form prompt; the completion is supervised
+main is a system turn, [{"role": "system", "content": "..."}], with the system prompt and the context (alpaca's
+"input"): a chat model's template writes it in place of a persona of its own, and the branches are what the user asks
+under it, as under the system prompt, or the shared text, of a chat. Conversations with tools are whole in their
+branches. Turns of the assistant with "weight": 0 stay, and are not learned.
 
 How rows become records:
   Rows with the same main share a record, also when other rows lie between them, as long as fewer than 10,000
   branches or 64 million characters wait for more. All others fill records together; a main that only one row
-  has stands in its branch then: {"main", "prompt", "completion"}. The same file always gives the same records.
+  has stands in its branch then: {"main", "messages"}. The same file always gives the same records.
   To share a long instruction of many inputs: --main_field instruction --prompt_field input.
   In the default visibility, isolated, the branches of a record do not see each other, so each is trained as it
   would be alone. columnar lets them: before you train with it, convert with --group_by main or
@@ -46,6 +49,7 @@ Exit codes: 0 converted (some rows may have been skipped), 1 nothing converted o
 
 _LOGGER = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
+_NAMED_FIELDS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +92,16 @@ def run(args: argparse.Namespace) -> int:
     if report.replaced_turns:
         _LOGGER.warning(
             '%d system turns were left out: the field "system" of their row took their place', report.replaced_turns
+        )
+    if report.unlearned_turns:
+        _LOGGER.warning("%d turns of the assistant are not learned: their weight is 0", report.unlearned_turns)
+    for name, rows in report.dropped_fields.most_common(_NAMED_FIELDS):
+        _LOGGER.warning("the field %s of turns was left out in %d rows", json.dumps(name, ensure_ascii=False), rows)
+    if report.separated:
+        _LOGGER.warning(
+            "%d branches got a line end between main, question and answer, which would have been glued: it stands in "
+            "main and in the completion, so that models are asked without it",
+            report.separated,
         )
     for row in report.skipped:
         _LOGGER.warning("skipped: line %d %s", row.line, row.reason)

@@ -29,6 +29,16 @@ Where a run with other settings has the name, the new one is called NAME_2, NAME
 """
 
 _LOGGER = logging.getLogger(__name__)
+_NOT_LEARNED = {
+    "unlearned_turns": "turns of the assistant are not learned: their weight is 0",
+    "unanswered_turns": "turns are left out: no turn that is learned follows them",
+    "unwritten_turns": "turns of the assistant are not learned: the chat template does not write them, or not their "
+    "calls",
+    "shortened_turns": "turns of the assistant are learned without thoughts, or words beside a call: the chat template "
+    "leaves them out",
+    "unwritten_tools": "tools are unknown to the model: the chat template does not write them",
+}
+"""What counts of the data say besides what is cut."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +72,11 @@ def run(args: argparse.Namespace) -> int:
             "cut: %d branches by %d tokens; dropped: %d branches, %d records (--strict makes this an error)",
             counts["cut_branches"], counts["cut_tokens"], counts["dropped_branches"], counts["dropped_records"],
         )  # fmt: skip
-        for note in counts["notes"]:
-            _LOGGER.warning("%s", note)
+    for name, what in _NOT_LEARNED.items():
+        if counts[name]:
+            _LOGGER.warning("%d %s", counts[name], what)
+    for note in counts["notes"]:
+        _LOGGER.warning("%s", note)
     if counts["unpredicted_tokens"]:
         _LOGGER.info(
             "the first tokens of %d texts are not supervised: no prompt is before them, and no main that they see",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -63,16 +64,17 @@ class ConvertOptions(Settings):
     main_from: Annotated[
         MainFrom,
         Setting(
-            "what becomes main; the rest stays in the branch: the system prompt as its first message, the context "
-            "behind the question; auto takes both, and nothing of messages",
+            "what becomes main, as a system turn: system, the system prompt (a context stays behind the question); "
+            "context, both in rows that have a context; auto, both; none, neither",
             _MEANING,
         ),
     ] = "auto"
     branch_form: Annotated[
         BranchForm,
         Setting(
-            "messages, or prompt and completion (several turns are written as User: ... Assistant: ... and only the "
-            "last one is supervised); auto is as listed below",
+            "auto and messages: the model's chat template writes them, or User: ... Assistant: ... for a model without "
+            "one; prompt: texts as they are, with a line end between them, also for chat models (several turns are "
+            "written as User: ... Assistant: ... and only the last one is supervised)",
             _MEANING,
         ),
     ] = "auto"
@@ -150,6 +152,12 @@ class ConvertReport:
     """Turns left out since no turn of the assistant followed them."""
     replaced_turns: int = 0
     """System turns left out since their row has a field "system", which took their place."""
+    unlearned_turns: int = 0
+    """Turns of the assistant that stay, but are not to be learned: those of weight 0."""
+    separated: int = 0
+    """Branches of texts in which a line end was put between what would have been glued."""
+    dropped_fields: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Fields of turns that were left out, and in how many rows."""
     skipped_rows: int = 0
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     """The first of them."""
@@ -214,6 +222,9 @@ def _samples(
             report.converted += 1
             report.cut_turns += sum(sample.cut_turns for sample in samples)
             report.replaced_turns += sum(sample.replaced_turns for sample in samples)
+            report.unlearned_turns += sum(sample.unlearned_turns for sample in samples)
+            report.separated += sum(sample.separated for sample in samples)
+            report.dropped_fields.update({name for sample in samples for name in sample.dropped_fields})
             yield from samples
         if on_row is not None:
             on_row(report)

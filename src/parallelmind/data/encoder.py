@@ -10,8 +10,10 @@ from typing import Any
 
 from parallelmind.data.samples import Sample, SampleBranch
 from parallelmind.errors import DataError, RequestError
+from parallelmind.prompts.conversation import Message
 from parallelmind.prompts.encode import closed, encode_branch, encode_main, encode_parts
 from parallelmind.prompts.prompt_encoder import PromptEncoder
+from parallelmind.prompts.spans import SupervisedIds
 
 _LISTED = 20
 
@@ -40,6 +42,16 @@ class DataCounts:
     """Branches that do not fit a row, or of which no supervised token is left."""
     dropped_records: int = 0
     """Records of which no branch is left."""
+    unlearned_turns: int = 0
+    """Turns of the assistant that are not learned since their weight is 0."""
+    unanswered_turns: int = 0
+    """Turns left out since they are behind the last one that is learned."""
+    unwritten_turns: int = 0
+    """Turns of the assistant that are not learned since the chat template does not write them, or not their calls."""
+    shortened_turns: int = 0
+    """Learned turns whose thoughts, or words beside a call, the chat template leaves out."""
+    unwritten_tools: int = 0
+    """Tools that the chat template does not write."""
     notes: list[str] = field(default_factory=list)
     """The first branches and records that were cut or dropped, each with its place in the data."""
 
@@ -116,10 +128,16 @@ class SampleEncoder:
             DataError: names file, line and branch; with `strict` also for what would be cut or dropped.
         """
         counts.records += 1
+        encoded = self._encode_turns(sample, counts) if sample.turns else self._encode_texts(sample, counts)
+        if encoded is None or not encoded.branches:
+            counts.dropped_records += 1
+            return None
+        return encoded
+
+    def _encode_texts(self, sample: Sample, counts: DataCounts) -> EncodedSample | None:
         main = encode_main(self.tokenizer, sample.main)
         if not self._has_room(len(main)):
             self._lost(self._too_long(sample.where, len(main)), counts)
-            counts.dropped_records += 1
             return None
         # All in one call, which takes a fraction of the time of one call each.
         parts = encode_parts(
@@ -129,11 +147,26 @@ class SampleEncoder:
             self._encode_branch(sample, place, main if self.sees_main else [], len(main), parts, counts)
             for place in range(len(sample.branches))
         ]
-        branches = tuple(branch for branch in encoded if branch is not None)
-        if not branches:
-            counts.dropped_records += 1
+        return _encoded(sample, main, encoded)
+
+    def _encode_turns(self, sample: Sample, counts: DataCounts) -> EncodedSample | None:
+        """A conversation as main, whose branches are whole with it."""
+        added = [branch.messages for branch in sample.branches]
+        try:
+            main, wholes = self.prompts.supervised_branches(sample.turns, added, tools=sample.tools)
+        except RequestError as error:
+            raise DataError(f"{sample.where}: {error}") from error
+        if not self._has_room(len(main)):
+            self._lost(self._too_long(sample.where, len(main)), counts)
             return None
-        return EncodedSample(array("i", main), branches, sample.where, sample.loose, sample.main)
+        encoded = []
+        for place, whole in enumerate(wholes):
+            where = f'{sample.where}: "branches"[{place}]'
+            ids, loss_mask = self._checked(whole, where, counts, unlearned=sum(map(_is_answer, sample.turns)))
+            start = len(main) if self.sees_main else 0
+            seen = ids[:start]
+            encoded.append(self._finished(sample, place, ids[start:], loss_mask[start:], (seen, []), len(main), counts))
+        return _encoded(sample, main, encoded)
 
     def _encode_branch(
         self,
@@ -144,18 +177,47 @@ class SampleEncoder:
         parts: Mapping[str, list[int]],
         counts: DataCounts,
     ) -> EncodedBranch | None:
-        branch = sample.branches[place]
-        where = sample.where if sample.loose else f'{sample.where}: "branches"[{place}]'
-        own = encode_branch(self.tokenizer, branch.main, has_main=bool(seen)) if self.sees_main else []
+        branch, where = sample.branches[place], _place(sample, place)
+        turns = self._turns(branch, bool(seen), where) if branch.turns else None
+        own = turns[0] if turns else encode_branch(self.tokenizer, branch.main, has_main=bool(seen))
+        own = own if self.sees_main else []
         before = main_tokens + len(own)
         if not self._has_room(before):
             self._lost(self._too_long(where, before), counts)
             counts.dropped_branches += 1
             return None
-        ids, loss_mask = self._branch(branch, parts, bool(seen or own), where)
+        if turns:
+            ids, loss_mask = self._checked(turns[1], where, counts, unlearned=sum(map(_is_answer, branch.turns)))
+            ids, loss_mask = ids[len(own) :], loss_mask[len(own) :]
+        else:
+            ids, loss_mask = self._branch(branch, parts, bool(seen or own), where, counts)
+        return self._finished(sample, place, ids, loss_mask, (seen, own), before, counts)
+
+    def _turns(self, branch: SampleBranch, has_main: bool, where: str) -> tuple[list[int], SupervisedIds]:
+        """The turns before a branch, and all of it with them."""
+        try:
+            own, [whole] = self.prompts.supervised_branches(
+                branch.turns, [branch.messages], tools=branch.tools, has_main=has_main
+            )
+        except RequestError as error:
+            raise DataError(f"{where}: {error}") from error
+        return own, whole
+
+    def _finished(
+        self,
+        sample: Sample,
+        place: int,
+        ids: list[int],
+        loss_mask: list[bool],
+        before: tuple[Sequence[int], list[int]],
+        tokens_before: int,
+        counts: DataCounts,
+    ) -> EncodedBranch | None:
+        """A branch within the limits; `before` are the main that it sees, and its own."""
+        (seen, own), where = before, _place(sample, place)
         self._check_vocabulary([*seen, *own, *ids], where)
-        ids, loss_mask = self._cut(ids, loss_mask, before, where, counts)
-        unpredicted = loss_mask[0] and not (seen or own)
+        ids, loss_mask = self._cut(ids, loss_mask, tokens_before, where, counts)
+        unpredicted = any(loss_mask[:1]) and not (seen or own)
         if unpredicted:
             loss_mask[0] = False
         if not any(loss_mask):
@@ -166,7 +228,7 @@ class SampleEncoder:
         own_mask = [self.learn_main] * len(own)
         if own and not seen:
             own_mask[0] = False  # nothing is before it
-        return EncodedBranch(array("i", own + ids), bytes(own_mask + loss_mask), place + 1, branch)
+        return EncodedBranch(array("i", own + ids), bytes(own_mask + loss_mask), place + 1, sample.branches[place])
 
     def lost_rows(self, sample: EncodedSample, places: list[int], limit: int, counts: DataCounts) -> None:
         """Count the branches at these places, which do not fit a row beside their main."""
@@ -207,10 +269,10 @@ class SampleEncoder:
         return ids[:limit], loss_mask[:limit]
 
     def _branch(
-        self, branch: SampleBranch, parts: Mapping[str, list[int]], has_main: bool, where: str
+        self, branch: SampleBranch, parts: Mapping[str, list[int]], has_main: bool, where: str, counts: DataCounts
     ) -> tuple[list[int], list[bool]]:
         if branch.messages:
-            return self._conversation(branch, has_main, where)
+            return self._conversation(branch, has_main, where, counts)
         first = branch.prompt or branch.completion
         start = parts[first] if has_main else encode_main(self.tokenizer, first)
         if branch.prompt:
@@ -220,19 +282,54 @@ class SampleEncoder:
         begins = not has_main and ids[0] == self.tokenizer.bos_token_id
         return ids, [not begins] + [True] * (len(ids) - 1)
 
-    def _conversation(self, branch: SampleBranch, has_main: bool, where: str) -> tuple[list[int], list[bool]]:
+    def _conversation(
+        self, branch: SampleBranch, has_main: bool, where: str, counts: DataCounts
+    ) -> tuple[list[int], list[bool]]:
         try:
-            ids, loss_mask = self.prompts.supervised(branch.messages, has_main=has_main, tools=branch.tools)
+            found = self.prompts.supervised(branch.messages, has_main=has_main, tools=branch.tools)
         except RequestError as error:
             raise DataError(f"{where}: {error}") from error
-        if not any(loss_mask):
+        return self._checked(found, where, counts)
+
+    def _checked(
+        self, found: SupervisedIds, where: str, counts: DataCounts, *, unlearned: int = 0
+    ) -> tuple[list[int], list[bool]]:
+        """What is supervised of a conversation, and what is not counted; `unlearned` turns are not meant to be."""
+        lost = found.lost
+        if lost.turns and not any(found.loss_mask):
             raise DataError(
                 f"{where}: the assistant's turns are not found in what the tokenizer's chat template renders; give a "
                 'tokenizer with another template (--tokenizer_path), or the form {"prompt", "completion"}.'
             )
-        return ids, loss_mask
+        counts.unlearned_turns += lost.weighted - unlearned
+        counts.unanswered_turns += lost.behind
+        counts.unwritten_turns += lost.turns + lost.calls
+        counts.shortened_turns += lost.shortened
+        counts.unwritten_tools += lost.tools
+        for number, what in (
+            (lost.turns, "turns of the assistant, which are not learned"),
+            (lost.calls, "calls of tools, which are not learned"),
+            (lost.shortened, "thoughts, or words beside a call"),
+            (lost.tools, "tools"),
+        ):
+            if number:
+                self._lost(f"{where}: the chat template does not write {number} {what}", counts)
+        return found.ids, found.loss_mask
 
     def _lost(self, what: str, counts: DataCounts) -> None:
         if self.strict:
             raise DataError(f"{what}; --strict allows no loss: shorten the row, or raise the limit.")
         counts.note(what)
+
+
+def _encoded(sample: Sample, main: Sequence[int], branches: Sequence[EncodedBranch | None]) -> EncodedSample:
+    kept = tuple(branch for branch in branches if branch is not None)
+    return EncodedSample(array("i", main), kept, sample.where, sample.loose, sample.main)
+
+
+def _place(sample: Sample, place: int) -> str:
+    return sample.where if sample.loose else f'{sample.where}: "branches"[{place}]'
+
+
+def _is_answer(turn: Message) -> bool:
+    return bool(turn["role"] == "assistant")

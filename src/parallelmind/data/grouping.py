@@ -10,11 +10,12 @@ a limit, whatever the size of the data, and the order follows from the data alon
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from parallelmind.data.sft_forms import Branch, BranchSample
+from parallelmind.data.sft_forms import Branch, BranchSample, Main
 
 GroupBy = Literal["all", "main", "none"]
 
@@ -33,7 +34,7 @@ class GroupingLimits:
 class Group:
     """The content of one record."""
 
-    main: str
+    main: Main
     branches: list[Branch]
 
 
@@ -57,6 +58,7 @@ class Grouping:
         self._limits = limits or GroupingLimits()
         self._most = min(most, self._limits.waiting_samples)
         self._open: dict[str, _Open] = {}
+        """By `_key` of their main."""
         self._samples = self._characters = 0
         self._filler = _Open([], 0)
 
@@ -82,36 +84,36 @@ class Grouping:
 
     def _join(self, sample: BranchSample) -> Iterator[Group]:
         """Add a sample to the others with its main."""
-        size = len(str(sample.branch))
-        group = self._open.get(sample.main)
+        size, key = len(str(sample.branch)), _key(sample.main)
+        group = self._open.get(key)
         if group is not None and group.characters + size > self._limits.record_characters:
-            yield from self._close(sample.main)
+            yield from self._close(key)
             group = None
         if group is None:
-            group = self._open[sample.main] = _Open([], len(sample.main))
-            self._characters += len(sample.main)
+            group = self._open[key] = _Open([], len(key))
+            self._characters += len(key)
         group.samples.append(sample)
         group.characters += size
         self._samples += 1
         self._characters += size
         if len(group.samples) == self._most:
-            yield from self._close(sample.main)
+            yield from self._close(key)
 
-    def _close(self, main: str) -> Iterator[Group]:
-        group = self._open.pop(main)
+    def _close(self, key: str) -> Iterator[Group]:
+        group = self._open.pop(key)
         self._samples -= len(group.samples)
         self._characters -= group.characters
         if len(group.samples) == 1:
             yield from self._fill(group.samples[0])
         else:
-            yield Group(main, [sample.branch for sample in group.samples])
+            yield Group(group.samples[0].main, [sample.branch for sample in group.samples])
 
     def _fill(self, sample: BranchSample) -> Iterator[Group]:
         """Add a sample to others that have nothing in common with it."""
         if self._group_by != "all" or (sample.main and _has_main(sample.branch)):
             yield Group(sample.main, [sample.branch])
             return
-        size = len(sample.main) + len(str(sample.branch))
+        size = len(_key(sample.main)) + len(str(sample.branch))
         if self._filler.characters + size > self._limits.record_characters:
             yield from self._flush()
         self._filler.samples.append(sample)
@@ -129,6 +131,11 @@ class Grouping:
 
 def _has_main(branch: Branch) -> bool:
     return isinstance(branch, dict) and "main" in branch
+
+
+def _key(main: Main) -> str:
+    """Equal for equal mains; no text begins as a conversation's does."""
+    return main if isinstance(main, str) else "\x00" + json.dumps(main, ensure_ascii=False)
 
 
 def _with_main(sample: BranchSample) -> Branch:

@@ -6,14 +6,17 @@
 | `{"main", "branches": [text, …], "answers": [text, …]}` | the answers; the branch texts are their prompts |
 | `{"main", "branches": [{"prompt", "completion"}, …]}` | the completions |
 | `{"main", "branches": [{"messages": […]}, …]}` | the assistant's turns |
+| `{"main": [turn, …], "branches": […]}` | the same of the branches, which continue these turns |
 | `{"text"}` | the text |
 | `{"prompt", "completion"}` | the completion |
+| `{"prompt": [turn, …], "completion": [turn, …]}` | the assistant's turns of the completion |
 | `{"conversations": […]}`, `{"messages": […]}` | the assistant's turns |
 
-Beside turns may stand `system`, which takes the place of system turns, and `tools`, which the chat template writes into
-the prompt. The forms of one branch may be mixed. A branch that is an object may have a `main` of its own, which it
-alone sees: it stands before the branch, in the same tokens as the main of a record. The last three rows have no main:
-they are *loose*, several of them become the branches of one packed row. Other fields are ignored.
+Beside turns may stand `system`, which takes the place of system turns, and `tools` (or `functions`), which the chat
+template writes into the prompt. A turn of the assistant with `"weight": 0` is not supervised. The forms of one branch
+may be mixed. A branch that is an object may have a `main` of its own, which it alone sees: it stands before the branch,
+in the same tokens as the main of a record. The last four rows have no main: they are *loose*, several of them become
+the branches of one packed row. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +28,17 @@ from typing import Any
 
 from parallelmind.errors import DataError
 from parallelmind.io.records import field_names, quoted, show_value, text_field
-from parallelmind.prompts.conversation import Message, Tool, parse_messages, parse_tools, under_row_system
+from parallelmind.prompts.conversation import (
+    Message,
+    Tool,
+    assistant,
+    is_learned,
+    parse_messages,
+    row_tools,
+    under_row_system,
+    unlearned,
+    user,
+)
 
 _FORMS = (
     '{"main", "branches"}, {"text"}, {"prompt", "completion"}, {"messages": [{"role", "content"}, …]} or '
@@ -37,7 +50,9 @@ _KINDS = {
     "text": "text",
     "messages": "messages",
     "conversations": "messages",
+    "completion": "completion",
 }
+_PREFERENCES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,8 @@ class SampleBranch:
     """What the assistant may call in these turns, for the chat template to write."""
     main: str = ""
     """A main of this branch only, which stands before all of it."""
+    turns: tuple[Message, ...] = ()
+    """Instead of `main`, turns that `messages` continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +83,10 @@ class Sample:
     """File and line, for messages."""
     loose: bool = False
     """Without a main of its own: may share a packed row with other loose samples."""
+    turns: tuple[Message, ...] = ()
+    """Instead of `main`, the turns that all branches continue by theirs."""
+    tools: tuple[Tool, ...] = ()
+    """What the assistant may call in these turns and those of the branches."""
 
 
 def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -> Sample:
@@ -75,10 +96,8 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
         DataError: names `where`, the field, the value found, and what is expected.
     """
     kinds = {kind for name, kind in _KINDS.items() if name in row}
-    if "completion" in row:
-        kinds.add("completion")
     if len(kinds) > 1:
-        clash = [name for name in (*_KINDS, "completion") if name in row]
+        clash = [name for name in _KINDS if name in row]
         raise DataError(f"{where} has {quoted(clash)}; expected one of {_FORMS}.")
     if kinds == {"main"}:
         return _with_main(row, where)
@@ -89,6 +108,11 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
         branch = _conversation(row, name, where + ": ")
     elif kinds == {"completion"}:
         branch = _completion(row, where + ": ")
+    elif found := [name for name in _PREFERENCES if name in row]:
+        raise DataError(
+            f"{where} has {quoted(found)}: a preference, which is not trained on here; keep the better answer, as "
+            '{"prompt", "completion"} or as the last turn of {"messages"}.'
+        )
     else:
         raise DataError(
             f"{where} has none of the fields of a sample (found: {field_names(row)}); expected {_FORMS}. Alpaca and "
@@ -100,31 +124,51 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
 def _with_main(row: Mapping[str, Any], where: str) -> Sample:
     if missing := [name for name in ("main", "branches") if name not in row]:
         raise DataError(f"{where} has no {quoted(missing)} (found: {field_names(row)}); expected {_FORMS}.")
-    main = text_field(row["main"], f'{where}: "main"', may_be_empty=True)
-    items = row["branches"]
+    items, main = row["branches"], row["main"]
     if not isinstance(items, list) or not items:
         raise DataError(f'{where}: "branches" is {show_value(items)}; expected a list of at least one branch.')
     answers = row.get("answers")
     if answers is not None and (not isinstance(answers, list) or len(answers) != len(items)):
         found = f"a list of {len(answers)}" if isinstance(answers, list) else show_value(answers)
         raise DataError(f'{where}: "answers" is {found}; expected a list of {len(items)}, one for each branch.')
+    turns = tuple(unlearned(parse_messages(main, f'{where}: "main"'))) if isinstance(main, list) else ()
+    text = "" if turns else text_field(main, f'{where}: "main"', may_be_empty=True)
     branches = []
     for place, item in enumerate(items):
         name = f'{where}: "branches"[{place}]'
         if isinstance(item, dict):
-            branches.append(_branch_object(item, name))
+            branch = _branch_object(item, name)
         elif answers is None:
-            branches.append(SampleBranch(completion=text_field(item, name)))
+            branch = SampleBranch(completion=text_field(item, name))
         else:
             prompt = text_field(item, name, may_be_empty=bool(main))
-            answer = text_field(answers[place], f'{where}: "answers"[{place}]')
-            branches.append(SampleBranch(prompt=prompt, completion=answer))
-    return Sample(main=main, branches=tuple(branches), where=where)
+            answered = text_field(answers[place], f'{where}: "answers"[{place}]')
+            branch = SampleBranch(prompt=prompt, completion=answered)
+        if turns and (own := [field for field in ("main", "tools") if getattr(branch, field) or branch.turns]):
+            raise DataError(f'{name} has {quoted(own)}, under a "main" of turns; put all turns into the branch.')
+        branches.append(_under_turns(branch, name) if turns else branch)
+    tools = row_tools(row, where + ": ") if turns else ()
+    return Sample(main=text, branches=tuple(branches), where=where, turns=turns, tools=tools)
+
+
+def _under_turns(branch: SampleBranch, name: str) -> SampleBranch:
+    """A branch under a conversation: its prompt is the user's next message, as it is when the model is asked."""
+    if branch.messages:
+        return branch
+    if not branch.prompt:
+        raise DataError(
+            f'{name} is a text under a conversation, which says nothing of an answer; expected {{"messages"}} or '
+            '{"prompt", "completion"}.'
+        )
+    return SampleBranch(messages=(user(branch.prompt), assistant(branch.completion)))
 
 
 def _branch_object(item: Mapping[str, Any], name: str) -> SampleBranch:
     branch = _conversation(item, "messages", name + ".") if "messages" in item else _completion(item, name + ".")
     own = item.get("main")
+    if isinstance(own, list):
+        turns = tuple(unlearned(parse_messages(own, f'{name}."main"')))
+        return replace(_under_turns(branch, name), turns=turns, tools=branch.tools)
     return branch if own is None else replace(branch, main=text_field(own, f'{name}."main"', may_be_empty=True))
 
 
@@ -135,10 +179,21 @@ def _completion(item: Mapping[str, Any], name: str) -> SampleBranch:
                 f'{name}"{field}" is missing (found: {field_names(item)}); expected {{"prompt", "completion"}} or '
                 '{"messages"}.'
             )
+    if isinstance(item["prompt"], list) or isinstance(item["completion"], list):
+        return _continued(item, name)
     return SampleBranch(
         prompt=text_field(item["prompt"], f'{name}"prompt"', may_be_empty=True),
         completion=text_field(item["completion"], f'{name}"completion"', may_be_empty=bool(item["prompt"])),
     )
+
+
+def _continued(item: Mapping[str, Any], name: str) -> SampleBranch:
+    """A conversation in two parts, of which only the second is learned, as TRL has it."""
+    asked, completion = (parse_messages(item[field], f'{name}"{field}"') for field in ("prompt", "completion"))
+    if not any(is_learned(turn) for turn in completion):
+        raise DataError(f'{name}"completion" has no turn of the assistant; there is nothing to train on.')
+    messages = under_row_system((*unlearned(asked), *completion), item)
+    return SampleBranch(messages=tuple(messages), tools=row_tools(item, name))
 
 
 def _conversation(row: Mapping[str, Any], field: str, name: str) -> SampleBranch:
@@ -147,4 +202,4 @@ def _conversation(row: Mapping[str, Any], field: str, name: str) -> SampleBranch
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{where} has no turn of the assistant; there is nothing to train on.")
     messages = tuple(under_row_system(messages, row))
-    return SampleBranch(messages=messages, tools=parse_tools(row.get("tools"), f'{name}"tools"'))
+    return SampleBranch(messages=messages, tools=row_tools(row, name))

@@ -42,12 +42,30 @@ def parse_record(line: JsonLine) -> Record:
     Raises:
         DataError: names the line, the field, the value found, and what is expected.
     """
+    return parse_texts(load_record(line), line.number)
+
+
+def load_record(line: JsonLine) -> dict[str, Any]:
+    """The row of a line.
+
+    Raises:
+        DataError: it is too long or no object, or its id cannot be copied.
+    """
     where = f"line {line.number}"
     if line.too_long:
         raise DataError(f"{where} has {line.size:,} bytes, more than one record may have; split it.")
     row = load_object(line.content, where)
     _check_id(row, where)
-    fields = {"id": row["id"]} if "id" in row else {}
+    return row
+
+
+def parse_texts(row: Mapping[str, Any], number: int) -> Record:
+    """The record of a row, which stands in the line of this number.
+
+    Raises:
+        DataError: names the line, the field, the value found, and what is expected.
+    """
+    where, fields = f"line {number}", copied_fields(row)
     if "text" in row:
         if clash := [name for name in ("main", "branches") if name in row]:
             raise DataError(f'{where} has "text" and {quoted(clash)}; expected {_FORMS}, not both.')
@@ -56,6 +74,11 @@ def parse_record(line: JsonLine) -> Record:
         raise DataError(f"{where} has no {quoted(missing)} (found: {field_names(row)}); expected {_FORMS}.")
     main = text_field(row["main"], f'{where}: "main"', may_be_empty=True)
     return Record(main=main, branches=_branches(row["branches"], where, main), fields=fields)
+
+
+def copied_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the output rows of a record copy."""
+    return {"id": row["id"]} if "id" in row else {}
 
 
 def salvage_fields(line: JsonLine) -> dict[str, Any]:
@@ -73,7 +96,7 @@ def salvage_fields(line: JsonLine) -> dict[str, Any]:
         _check_id(row, "")
     except DataError:
         return fields
-    return fields | ({"id": row["id"]} if "id" in row else {})
+    return fields | copied_fields(row)
 
 
 def shorten(text: str, limit: int = _SHOWN) -> str:

@@ -132,14 +132,38 @@ class PromptEncoder:
         Raises:
             RequestError: the chat template refuses the conversation.
         """
-        marked = mark_answers(self.tokenizer, self.template, messages, tools)
-        ids, loss_mask = encode_spans(self.tokenizer, marked)
+        ids, loss_mask, lost = encode_spans(self.tokenizer, mark_answers(self.template, messages, tools))
         if has_main and ids and ids[0] == self.tokenizer.bos_token_id:
-            return SupervisedIds(ids[1:], loss_mask[1:])
-        if not has_main and not self.template.is_own:
+            return SupervisedIds(ids[1:], loss_mask[1:], lost)
+        if ids and not has_main and not self.template.is_own:
             start = start_ids(self.tokenizer)
             ids, loss_mask = start + ids, [False] * len(start) + loss_mask
-        return SupervisedIds(ids, loss_mask)
+        return SupervisedIds(ids, loss_mask, lost)
+
+    def supervised_branches(
+        self,
+        main: Sequence[Message],
+        branches: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Tool] = (),
+        has_main: bool = False,
+    ) -> tuple[list[int], list[SupervisedIds]]:
+        """A conversation and branches that continue it by turns, answers included: main, and each branch as a whole.
+
+        main is what `conversation` gives these branches when their last answers are asked for. `has_main` is said of
+        the conversation, as in `supervised`.
+
+        Raises:
+            RequestError: the chat template refuses the conversation.
+        """
+        wholes = [self.supervised([*main, *added], has_main=has_main, tools=tools) for added in branches]
+        asked = [whole.ids[: _last_answer(whole.loss_mask)] for whole in wholes if any(whole.loss_mask)]
+        if not asked:
+            return [], wholes
+        is_asked = any(added and added[0]["role"] != "assistant" for added in branches)
+        probes = [self._dialogue(self._rendered(main, [user(probe)], tools)) for probe in _PROBES] if is_asked else []
+        cut = int(has_main and bool(probes) and probes[0][:1] == [self.tokenizer.bos_token_id])
+        return asked[0][: shared_length([*asked, *(probe[cut:] for probe in probes)])], wholes
 
     def _rendered(self, messages: Sequence[Message], added: Sequence[Message], tools: Sequence[Tool]) -> str:
         prompt = self.template.accept([*messages, *added], tools).prompt
@@ -181,6 +205,12 @@ class PromptEncoder:
     def _find_main(self, main: tuple[Piece, ...]) -> list[int]:
         """What main is whatever follows it."""
         return _divided([self._conversation((*main, Piece(probe, is_data=True))) for probe in _PROBES]).main
+
+
+def _last_answer(loss_mask: Sequence[bool]) -> int:
+    """Where the last run of supervised tokens begins."""
+    marks = bytes(loss_mask)
+    return marks.rfind(0, 0, marks.rfind(1)) + 1
 
 
 def _divided(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -48,6 +49,16 @@ class ChatTemplate:
     def source(self) -> str:
         """The template's own text."""
         return str(getattr(self._tokenizer, "chat_template", None) or "")
+
+    @cached_property
+    def end_marks(self) -> re.Pattern[str]:
+        """The special tokens that may stand behind an answer."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special} | set(self._tokenizer.all_special_tokens)
+        if self._tokenizer.bos_token != self._tokenizer.eos_token:
+            tokens.discard(self._tokenizer.bos_token)
+        marks = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
 
     def render(self, messages: Sequence[Message], *, reply: bool = False, tools: Sequence[Tool] = ()) -> str:
         """The text of a conversation; with `reply`, up to where the assistant's next turn begins.

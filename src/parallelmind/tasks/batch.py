@@ -83,6 +83,7 @@ class BatchTask(Task):
             limits=options.row_limits,
             seed=options.seed,
             num_workers=options.num_workers,
+            as_messages=options.as_messages,
             on_step=alive,
         )
 

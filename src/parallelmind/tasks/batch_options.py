@@ -44,6 +44,14 @@ class BatchOptions(ModelOptions, SamplingSettings):
     data_path: Annotated[Path, Setting("input JSONL (.gz, .zst; - is the standard input)", "files", identity=False)]
     out_path: Annotated[Path, Setting("output JSONL; .gz or .zst compresses", "files", identity=False)]
     max_samples: MaxSamples = None
+    as_messages: Annotated[
+        bool,
+        Setting(
+            "main is a system turn and each branch a message of the user, as the model's chat template writes them; "
+            "without it texts are taken as they are",
+            "files",
+        ),
+    ] = False
     retry_failed: Annotated[bool, Setting("try the records that failed before again", "files", identity=False)] = False
     overwrite: Annotated[
         bool, Setting("drop earlier results and start again (leave it out to continue)", "files", identity=False)

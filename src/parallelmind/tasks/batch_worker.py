@@ -16,14 +16,16 @@ from typing import Any, Protocol, TypeVar
 
 from parallelmind.data.rows import RowLimits, split_rows
 from parallelmind.engine.request import LASTING_ERRORS, Branch, BranchResult, Event, Request
-from parallelmind.errors import DataError
+from parallelmind.errors import DataError, RequestError
 from parallelmind.io.jsonl import JsonLine
-from parallelmind.io.records import Record, parse_record, salvage_fields, shorten
+from parallelmind.io.records import Record, salvage_fields, shorten
 from parallelmind.jobs.results import RecordResult
 from parallelmind.jobs.task import WorkerInfo, Write
+from parallelmind.prompts.encode import PromptIds
 from parallelmind.prompts.length import LengthBound
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.tasks.batch_options import BatchOptions
+from parallelmind.tasks.batch_records import Dialogue, read_record
 from parallelmind.tasks.job_engine import PREFIX_CACHE_BYTES, spread_over
 
 _LOGGER = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class Backend:
     encode_main: Callable[[str], list[int]]
     encode_branch: Callable[[str, bool], list[int]]
     """(text, whether there is a main before it)."""
+    encode_dialogue: Callable[[Dialogue], PromptIds] | None = None
+    """Main and branches of a record with conversations."""
     bound: LengthBound | None = None
     """What is known of the number of tokens of a text before it is tokenized."""
 
@@ -98,6 +102,9 @@ class _Answers:
     """A branch failed that may succeed when it is tried again."""
     counts: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.perf_counter)
+
+    def expect(self, inputs: tuple[str, ...]) -> None:
+        self.inputs, self.rows, self.missing = inputs, [None] * len(inputs), len(inputs)
 
     def fail(self, branch: int, error: str, error_class: str, *, retryable: bool = False) -> None:
         self.error_class = self.error_class or error_class
@@ -157,9 +164,11 @@ class BatchWorker:
         limits: RowLimits,
         seed: int = 0,
         num_workers: int = 1,
+        as_messages: bool = False,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._backend = backend
+        self._as_messages = as_messages
         self._sampling = sampling
         self._limits = limits
         self._seed = seed
@@ -215,39 +224,42 @@ class BatchWorker:
     def _prepare(self, line: JsonLine) -> _Answers:
         answers = _Answers(line=line)
         try:
-            record = parse_record(line)
+            record = read_record(line, as_messages=self._as_messages)
         except DataError as error:
             answers.fields = salvage_fields(line)
             answers.fail_whole(answers.fields["input"], str(error), "DataError")
             return answers
         answers.fields = record.fields
+        main = record.main_text if isinstance(record, Dialogue) else record.main
         try:
             self._encode(answers, record)
+        except RequestError as error:
+            answers.fail_whole(main, f"line {line.number}: {error}", "RequestError")
         except Exception as error:  # tokenizers raise plain Exception; one text must not stop the job
             _LOGGER.debug("line %d cannot be tokenised", line.number, exc_info=True)
             reason = shorten(f"{type(error).__name__}: {error}", 200)
             message = f"line {line.number} cannot be tokenised ({reason})."
-            answers.fail_whole(record.main, message, "TokenizerError")
+            answers.fail_whole(main, message, "TokenizerError")
         return answers
 
-    def _encode(self, answers: _Answers, record: Record) -> None:
+    def _encode(self, answers: _Answers, record: Record | Dialogue) -> None:
+        if isinstance(record, Dialogue):
+            self._encode_dialogue(answers, record)
+            return
+        where = f"line {answers.line.number}: main has"
         if reason := self._backend.cannot_fit(record.main):
-            answers.fail_whole(record.main, f"line {answers.line.number}: main has {reason}; shorten it.", "TooLong")
+            answers.fail_whole(record.main, f"{where} {reason}; shorten it.", "TooLong")
             return
         main_ids = self._backend.encode_main(record.main) if record.main else []
         room = self._backend.engine.max_model_len
         if len(main_ids) >= room:
-            answers.fail_whole(
-                record.main,
-                f"line {answers.line.number}: main has {len(main_ids)} tokens, and the model takes "
-                f"{room} with at least one new token; shorten it.",
-                "TooLong",
+            error = (
+                f"{where} {len(main_ids)} tokens, and the model takes {room} with at least one new token; shorten it."
             )
+            answers.fail_whole(record.main, error, "TooLong")
             return
         answers.main_ids = main_ids
-        answers.inputs = record.inputs
-        answers.rows = [None] * len(record.inputs)
-        answers.missing = len(record.inputs)
+        answers.expect(record.inputs)
         # A {"text"} record is one continuation of main itself: branch id 0.
         answers.first_branch_id = 1 if record.branches else 0
         prompts = record.branches or ("",)
@@ -258,6 +270,12 @@ class BatchWorker:
             for text, reason in zip(prompts, too_long, strict=True)
         ]
         self._pack(answers, too_long)
+
+    def _encode_dialogue(self, answers: _Answers, record: Dialogue) -> None:
+        assert self._backend.encode_dialogue is not None
+        answers.main_ids, answers.prompt_ids = self._backend.encode_dialogue(record)
+        answers.expect(record.inputs)
+        self._pack(answers, [""] * len(record.inputs))
 
     def _pack(self, answers: _Answers, too_long: list[str]) -> None:
         line, main, room = answers.line.number, len(answers.main_ids), self._backend.engine.max_model_len
@@ -304,6 +322,7 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
     from parallelmind.engine.engine import Engine
     from parallelmind.prompts.encode import encode_branch, encode_main
     from parallelmind.prompts.length import length_bound
+    from parallelmind.prompts.prompt_encoder import PromptEncoder
 
     engine = Engine.from_pretrained(
         lora_path=options.lora_path,
@@ -314,10 +333,12 @@ def load_backend(options: BatchOptions, worker: WorkerInfo | None = None) -> Bac
         kv_cache_bytes=None if options.kv_cache_gb is None else int(options.kv_cache_gb * 2**30),
     )
     tokenizer, reads_main = engine.tokenizer, sees_main(engine.visibility)
+    prompts = PromptEncoder(tokenizer, max_tokens=engine.max_model_len)
     return Backend(
         engine=engine,
         encode_main=lambda text: encode_main(tokenizer, text),
         encode_branch=lambda text, has_main: encode_branch(tokenizer, text, has_main=has_main and reads_main),
+        encode_dialogue=lambda record: record.encode(prompts, engine.visibility),
         bound=length_bound(tokenizer),
     )
 

@@ -17,6 +17,7 @@ from parallelmind.data.encoder import EncodedBranch, EncodedSample
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, Request
 from parallelmind.models.lora_layers import unwrap
+from parallelmind.prompts.conversation import is_learned, thought_and_answer
 from parallelmind.settings.sampling import SamplingParams
 from parallelmind.training.forward import PackedForward
 
@@ -173,8 +174,8 @@ def _last_turn(branch: EncodedBranch, tokenizer: Any) -> tuple[int, int, str] | 
     stop = branch.loss_mask.rfind(1) + 1
     start = branch.loss_mask.rfind(0, 0, stop) + 1
     messages = branch.sample_branch.messages
-    last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
-    content = messages[last]["content"].strip()
+    last = max(place for place, message in enumerate(messages) if is_learned(message))
+    _, content = thought_and_answer(messages[last])
     written: str = tokenizer.decode(list(branch.ids[start:stop]), skip_special_tokens=True).strip()
     if last < 1 or not content or not written.endswith(content):  # nothing before it, no text, or cut
         return None

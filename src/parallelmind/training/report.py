@@ -31,6 +31,11 @@ _COUNTED = {
     "cut_tokens": "tokens cut off",
     "dropped_branches": "branches dropped",
     "dropped_records": "records dropped",
+    "unlearned_turns": "turns of the assistant of weight 0, not supervised",
+    "unanswered_turns": "turns left out behind the last one that is supervised",
+    "unwritten_turns": "turns of the assistant that the chat template does not write, not supervised",
+    "shortened_turns": "supervised turns whose thoughts or words the chat template leaves out",
+    "unwritten_tools": "tools that the chat template does not write",
 }
 
 

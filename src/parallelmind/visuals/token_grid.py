@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,6 +15,8 @@ from parallelmind.settings.visibility import RULES
 from parallelmind.visuals.grid import Cell, Column, RowGrid, branch_colour
 
 _MOST_MAIN = 160
+_MOST_CONTEXT = 40
+_MOST_LEARNED = 400
 _MOST_TIMES = 48
 _COLUMN_WIDTH = 16
 _TIME_WIDTH = 6
@@ -30,7 +33,8 @@ def terminal_picture(grid: RowGrid, *, width: int = 100) -> RenderableType:
     for start in range(0, len(grid.columns), per_table):
         parts.append(_branch_table(grid.columns[start : start + per_table]))
     if any(cell.supervised for column in grid.columns for cell in column.cells):
-        parts.append(Text("underlined and *: supervised in training", style="dim"))
+        parts.append(Text("underlined and *: supervised in training; the same in «»:", style="dim"))
+        parts += [_learned_text(column) for column in grid.columns]
     parts.append(mask_text(grid, width=width))
     return Group(*parts)
 
@@ -82,6 +86,21 @@ def _main_panel(grid: RowGrid) -> Panel:
     last = len(grid.main) - 1
     title = f"[bold]main[/bold]  branch id 0, branch position 0, time 0…{last}"
     return Panel(text, title=title, title_align="left", border_style=branch_colour(0), box=box.ROUNDED)
+
+
+def _learned_text(column: Column) -> Text:
+    """A branch in a line, its supervised tokens in guillemets; long stretches are shortened."""
+    text = Text(f"branch {column.number}: ", style=branch_colour(column.number))
+    for supervised, run in groupby(column.cells, key=lambda cell: cell.supervised):
+        cells = tuple(run)
+        text.append("«" if supervised else "")
+        for cell in _shortened(cells, _MOST_LEARNED if supervised else _MOST_CONTEXT):
+            if isinstance(cell, int):
+                text.append(f" … {cell} more tokens … ", style="italic dim")
+            else:
+                text.append(cell.text, style="underline" if supervised else "dim")
+        text.append("»" if supervised else "")
+    return text
 
 
 def _style(cell: Cell, shade: int) -> str:
