@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -187,6 +188,22 @@ def test_a_body_in_crumbs_is_refused_and_one_in_chunks_is_not(roomy: Running) ->
     with connected(roomy, head + chunks) as [client]:
         assert b" 200 OK" in rest(client)
     roomy.wait_until(roomy.idle, "nothing is left")
+
+
+def test_a_request_that_goes_wrong_after_its_head_is_answered_once(
+    roomy: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer that was on its way has no place behind the refusal, and is no error of ours."""
+    errors: list[str] = []
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda message, *_, **__: errors.append(message))
+    head = b"GET / HTTP/1.1\r\nHost: elsewhere.example\r\nTransfer-Encoding: chunked\r\n\r\n"  # refused at once
+    with connected(roomy, head + b"no length\r\n") as [client]:
+        answer = rest(client)
+    with connected(roomy, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") as [client]:
+        assert rest(client).startswith(b"HTTP/1.1 200")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert errors == []
 
 
 def test_requests_one_behind_the_other_are_all_answered(roomy: Running) -> None:

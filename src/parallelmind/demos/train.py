@@ -99,6 +99,7 @@ def train_options(task: DemoTask, folder: Path, visibility: Visibility, steps: i
         eval_samples=_EVALUATED_RECORDS,
         eval_interval=max(1, steps // 4),
         branches_per_sample=task.branches,
+        branch_range=task.branches,  # as few positions as that are learned in a few minutes
         batch_size=128,
         max_steps=steps,
         learning_rate=5e-3,

@@ -197,6 +197,9 @@ class GuardedProtocol(H11Protocol):
             super().send_400_response(msg)
         except h11.LocalProtocolError:  # an answer has begun
             self.transport.abort()
+        if self.cycle is not None and not self.cycle.response_complete:  # its answer has no place any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def drop(self) -> None:
         """Close the connection now."""
