@@ -241,7 +241,7 @@ def test_a_merged_model_is_trained_on_with_its_own_settings(model: Path, data: P
     )
     second = train(options(merged, data, tmp_path / "second", max_steps=2))
     loaded = load_model_with_lora(str(merged), str(second.written), device="cpu", dtype="float32")
-    assert loaded.settings == RopeSettings(branch_stride=7, branch_range=64, visibility="columnar")
+    assert loaded.settings == RopeSettings(pairs="interleaved", branch_stride=7, branch_range=64, visibility="columnar")
     with pytest.raises(SettingsError, match=r"merged.*\n.*--visibility isolated given, columnar stored"):
         train(options(merged, data, tmp_path / "never", visibility="isolated"))
     with pytest.raises(SettingsError, match="do not belong together"):

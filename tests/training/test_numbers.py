@@ -88,6 +88,32 @@ def test_training_says_that_no_branch_meets_another(
     assert "every row has one branch" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, "low"),
+        ({"visibility": "columnar"}, "interleaved"),
+        ({"visibility": "columnar", "rope_2d_pairs": "low"}, "low"),
+        ({"visibility": "strict"}, "low"),
+    ],
+)
+def test_branches_that_see_one_another_are_trained_with_interleaved_pairs(
+    flags: dict[str, Any], expected: str, model: Path, data: Path, tmp_path: Path
+) -> None:
+    written = train(options(model, data, tmp_path / "out", max_steps=1, **flags)).written
+    found = read_sidecar(written)
+    assert found is not None
+    assert found.rope is not None
+    assert found.rope.pairs == expected
+    # An adapter that does not say so was trained with what was the default then.
+    written.with_suffix(".parallelmind.json").unlink()
+    again = train(options(model, data, tmp_path / "again", max_steps=1, load_lora=str(written), **flags)).written
+    continued = read_sidecar(again)
+    assert continued is not None
+    assert continued.rope is not None
+    assert continued.rope.pairs == flags.get("rope_2d_pairs", "low")
+
+
 def test_groups_of_numbers() -> None:
     assert number_groups(None) == number_groups(1) == []
     assert number_groups(3) == [(1, 1), (2, 2), (3, 3)]

@@ -29,6 +29,7 @@ from parallelmind.models.sidecar import (
     sidecar_path,
 )
 from parallelmind.settings.model import ROPE_FLAGS
+from parallelmind.settings.visibility import RULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ def resolve_rope(
     Args:
         base_model: None is a new model.
         adapter: what errors call the adapter; None: its path.
-        training: the adapter is the one that training continues from.
+        training: for a training, which the adapter is continued by; a new one for branches that see one another gets
+            interleaved pairs unless `rope_2d_pairs` says otherwise.
     Raises:
         SettingsError: a value is wrong, or contradicts what the adapter or the model was trained with.
         AdapterError: the adapter is not there, or its sidecar is damaged.
@@ -109,7 +111,10 @@ def resolve_rope(
         "branch_range": branch_range,
         "visibility": visibility,
     }
-    settings = _settings(stored, {name: value for name, value in given.items() if value is not None}, owner)
+    in_effect = {name: value for name, value in given.items() if value is not None}
+    if training and stored is None and lora_path is None and visibility is not None and _see_others(visibility):
+        in_effect.setdefault("rope_2d_pairs", "interleaved")
+    settings = _settings(stored, in_effect, owner)
     if stored is not None:
         patched = stored.rope is not None
         if patch_rope is not None and patch_rope != patched:
@@ -214,6 +219,15 @@ def _settings(stored: Sidecar | None, given: Mapping[str, Any], owner: str) -> R
             + "\nLeave these flags out to use the stored values, or train an adapter with the values given."
         )
     return replace(stored.rope, branch_range=stored.rope.branch_range or asked.branch_range)
+
+
+def _see_others(visibility: str) -> bool:
+    """Whether branches see one another, so that they are trained with interleaved pairs.
+
+    With the slowest pairs alone it is a matter of luck whether a training finds how to read what others have written at
+    any of many distances (benchmarks/branch_numbers.py).
+    """
+    return visibility in RULES and RULES[visibility].sees_branches
 
 
 def _are_alike(one: RopeSettings | None, other: RopeSettings | None) -> bool:

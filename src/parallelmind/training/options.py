@@ -16,7 +16,6 @@ from parallelmind.settings.model import (
     LARGEST_STRIDE,
     QuantizedLoadingSettings,
     RopeMode,
-    RopePairs,
     RopeRatio,
     VisibilityOption,
 )
@@ -164,7 +163,13 @@ class TrainOptions(QuantizedLoadingSettings):
     patch_rope: Annotated[bool | None, Setting("turn 2D RoPE on", _MODEL, default="on", flag=Flag(form="pair"))] = None
     rope_2d_ratio: RopeRatio = None
     rope_2d_mode: RopeMode = None
-    rope_2d_pairs: RopePairs = None
+    rope_2d_pairs: Annotated[
+        Literal["low", "interleaved"] | None,
+        Setting(
+            "which pairs: the slowest, or spread evenly", _MODEL,
+            default="the adapter's, else low; interleaved where branches see one another",
+        ),
+    ] = None  # fmt: skip
     stride: Annotated[
         int | None,
         Ge(0),
