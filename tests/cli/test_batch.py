@@ -216,7 +216,8 @@ def loading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_defaults_leave_the_adapter_its_say(data: Path, out: Path, loading: dict[str, Any]) -> None:
     with pytest.raises(StopError):
         main(arguments(data, out))
-    undecided = "lora_path lora_rank rope_2d_ratio patch_rope rope_2d_mode rope_2d_pairs branch_stride visibility"
+    undecided = "lora_path lora_rank rope_2d_ratio patch_rope rope_2d_mode rope_2d_pairs branch_stride"
+    undecided += " branch_range visibility"
     assert loading == dict.fromkeys([*undecided.split(), "device", "device_map", "deterministic", "kv_cache_bytes"]) | {
         "base_model": "m",
         "dtype": "bfloat16",

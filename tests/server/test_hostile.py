@@ -252,7 +252,7 @@ def test_texts_of_clients_that_are_gone_are_not_tokenized(attacked: Running) -> 
             with socket.create_connection(("127.0.0.1", attacked.port)) as client:
                 client.sendall(head + body)
                 attacked.wait_until(lambda: attacked.service.unfinished_branches > 0, "the text has come")
-        attacked.wait_until(lambda: bool(come), "the first is tokenized")
+                attacked.wait_until(lambda: bool(come), "the first is tokenized")
         with Watched(attacked) as watched:
             assert attacked.post("/generate", ASK).json == {"response": ANSWERS[0]}
         assert watched.slowest < SLOW

@@ -88,7 +88,7 @@ def test_a_response_without_end_is_cut(status: int) -> None:
         sent = server.sent_without_end
     assert said is not None
     assert len(said) < 600
-    assert sent < (100 if status == 200 else 20) * 2**20
+    assert sent < (100 if status == 200 else 50) * 2**20  # most of it in the buffers of the system
 
 
 @pytest.mark.parametrize(
