@@ -82,7 +82,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
     for layer in lora_layers(model).values():
         layer.lora.B.weight.data.normal_(std=0.05, generator=generator)
     path = tmp_path_factory.mktemp("adapter") / "adapter.pth"
-    return str(save_lora(model, path, sidecar=Sidecar(rope=RopeSettings(), rank=4, base_model="tiny")))
+    return str(save_lora(model, path, sidecar=Sidecar(rope=RopeSettings(branch_range=2), rank=4, base_model="tiny")))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallelmind import Branch, Engine, Request, RequestResult, SamplingParams
-from parallelmind.columnar import ids_in_range, number_in_range
+from parallelmind.columnar import ids_in_range, number_in_range, numbers_in_range
 from parallelmind.errors import SettingsError
 from parallelmind.models.adapters import AdapterSet, attach_adapters
 from parallelmind.models.sidecar import RopeSettings
@@ -37,6 +37,9 @@ def numbered(numbers: list[int], prompts: list[str] = PROMPTS) -> list[Branch]:
 def test_a_number_in_range_stays_and_others_go_round() -> None:
     assert [number_in_range(number, 3) for number in range(8)] == [0, 1, 2, 3, 1, 2, 3, 1]
     assert number_in_range(5000, None) == 5000
+    assert numbers_in_range([4, 9], None) == [4, 9]
+    with pytest.raises(ValueError, match="2 branches, 1 positions"):
+        numbers_in_range([1, 2], 1)
     ids = torch.tensor([-1, 0, 1, 3, 4, 9])
     assert ids_in_range(ids, 3).tolist() == [-1, 0, 1, 3, 1, 3]
     assert ids_in_range(ids, None) is ids
@@ -70,11 +73,23 @@ def test_branches_that_see_one_another_are_refused_one_position() -> None:
     [result] = engine.generate([Request(main=MAIN, branches=PROMPTS)], GREEDY)
     assert {answer.finish_reason for answer in result.branches} == {"error"}
     error = result.branches[0].error or ""
-    assert "branches 1 and 9" in error
+    assert "the row has 9 branches" in error
     assert "--branch_range 9" in error
     assert "--branches_per_sample 8" in error
-    [answered] = engine.generate([Request(main=MAIN, branches=numbered(list(range(5, 13)), PROMPTS[:8]))], GREEDY)
-    assert {answer.finish_reason for answer in answered.branches} == {"length"}
+
+
+@pytest.mark.parametrize(
+    "numbers", [[5, 6, 7, 8, 9, 10, 11, 12], [1, 2, 3, 4, 5, 6, 7, 9], [1, 9, 17, 25, 33, 41, 49, 57]]
+)
+def test_a_row_that_has_room_is_not_refused(numbers: list[int]) -> None:
+    """Branches of a record were left out, as those that are too long: those that would meet are numbered anew."""
+    engine, prompts = engine_of(branch_range=8, visibility="columnar"), PROMPTS[:8]
+    [result] = engine.generate([Request(main=MAIN, branches=numbered(numbers, prompts))], GREEDY)
+    placed = [5, 6, 7, 8, 1, 2, 3, 4] if numbers[0] == 5 else list(range(1, 9))
+    [expected] = engine_of(visibility="columnar").generate(
+        [Request(main=MAIN, branches=numbered(placed, prompts))], GREEDY
+    )
+    assert tokens(result) == tokens(expected)
 
 
 def test_each_adapter_has_the_range_it_was_trained_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from parallelmind import Branch, Engine, Request, SamplingParams, load_model_with_lora
 from parallelmind.columnar import VISIBILITIES, Visibility
+from parallelmind.server.info_api import _drawn
 from tests.server.serving import ANSWERS, LONG, QUESTIONS, STORY, Running, running, stream, tiny_engine
 
 
@@ -225,6 +226,11 @@ def test_the_grid_is_the_rows_definition(server: Running) -> None:
         too_large = server.post("/v1/grid", {"main": main, "branches": []})
         assert too_large.status == 400
         assert "400 tokens at most" in too_large.error["message"]
+
+
+def test_the_grid_has_the_positions_of_an_adapter_that_was_trained_on_few(server: Running) -> None:
+    drawn = json.loads(_drawn(server.service.served.prompts, "Dan is", ["How"] * 3, "isolated", 128, 2))
+    assert [(one["branch"], one["position"][0]) for one in drawn["tokens"][2:]] == [(1, 128), (2, 256), (3, 128)]
 
 
 def test_what_the_server_says_of_itself(server: Running) -> None:

@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     for line in (
         f"head -3 {out_path}",
         f"{command} batch --base_model tiny --data_path YOUR.jsonl --out_path answers.jsonl --temperature 0",
-        f"{command} batch --base_model Qwen/Qwen2.5-0.5B-Instruct --data_path YOUR.jsonl --out_path answers.jsonl",
+        f"{command} batch --base_model Qwen/Qwen2.5-0.5B-Instruct --as_messages "
+        "--data_path YOUR.jsonl --out_path answers.jsonl",
         f"{command} batch --help",
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True, style="cyan")

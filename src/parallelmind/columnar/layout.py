@@ -52,6 +52,22 @@ def number_in_range(number: int, branch_range: int | None) -> int:
     return number if branch_range is None or number <= branch_range else (number - 1) % branch_range + 1
 
 
+def numbers_in_range(numbers: Sequence[int], branch_range: int | None) -> list[int]:
+    """`number_in_range` of branches that see one another, which must not stand at one position.
+
+    Where two would, since numbers between them are left out, the branches are numbered anew, in order.
+
+    Raises:
+        ValueError: there are more of them than positions.
+    """
+    found = [number_in_range(number, branch_range) for number in numbers]
+    if branch_range is None or len(set(found)) == len(found):
+        return found
+    if len(found) > branch_range:
+        raise ValueError(f"{len(found)} branches, {branch_range} positions")
+    return list(range(1, len(found) + 1))
+
+
 def ids_in_range(branch_ids: Tensor, branch_range: int | None) -> Tensor:
     """`number_in_range` of many branch ids, LongTensor [...] → [...]; main and padding keep theirs."""
     if branch_range is None:

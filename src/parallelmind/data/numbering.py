@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parallelmind.columnar import number_in_range
+from parallelmind.columnar import numbers_in_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,4 @@ class Numbering:
             return numbers
         if self.drawn:
             return sorted(rng.sample(range(1, self.branch_range + 1), len(numbers)))
-        found = [number_in_range(number, self.branch_range) for number in numbers]
-        # Where branches of the record were dropped, what is left may not be R numbers that follow one another.
-        return found if len(set(found)) == len(found) else range(1, len(numbers) + 1)
+        return numbers_in_range(numbers, self.branch_range)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallelmind.columnar import number_in_range
 from parallelmind.demos.batch import read_demo_records
 from parallelmind.doctor.check import Check, CheckFailedError, DoctorOptions, NotApplicableError, Once, Subject
 from parallelmind.engine.engine import Engine
@@ -114,8 +115,10 @@ def _reference(base_model: str, **given: Any) -> tuple[str, list[Alone]]:
         + (f"2D RoPE on ({loaded.settings.mode})" if patched else "2D RoPE off")
     )
     stride = loaded.settings.branch_stride if patched else None
+    most = loaded.settings.branch_range
     return summary, [
-        _one_by_one(model, tokenizer, branch, number, stride) for number, branch in enumerate(_BRANCHES, start=1)
+        _one_by_one(model, tokenizer, branch, number_in_range(number, most), stride)
+        for number, branch in enumerate(_BRANCHES, start=1)
     ]
 
 

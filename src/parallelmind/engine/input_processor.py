@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from parallelmind.columnar import VISIBILITIES, Visibility, number_in_range, sees_branches, sees_main
+from parallelmind.columnar import VISIBILITIES, Visibility, numbers_in_range, sees_branches, sees_main
 from parallelmind.engine.detokenizer import Detokenizer
 from parallelmind.engine.forms import request_of
 from parallelmind.engine.request import (
@@ -110,7 +110,7 @@ class InputProcessor:
         for adapter, visibility in seen.items():
             _check_numbers(numbers, visibility)
             if sees_branches(visibility):
-                _check_range(numbers, self.range_of(adapter), visibility)
+                numbers = _apart(numbers, self.range_of(adapter), visibility)
         if len(seen) > 1 and any(map(sees_branches, seen.values())):
             raise RequestError(
                 f"the branches use the adapters {', '.join(name or 'none' for name in seen)}, but with visibility "
@@ -139,7 +139,7 @@ class InputProcessor:
             together.append(group)
         problems: list[Problem] = []
         index = 0
-        for one, prompt in zip(asked, prompts, strict=True):
+        for one, number, prompt in zip(asked, numbers, prompts, strict=True):
             prompt_ids = [] if isinstance(prompt, RequestError) else prompt
             room = max_model_len - len(main_ids) - len(prompt_ids)
             for choice in range(one.params.n):
@@ -147,7 +147,7 @@ class InputProcessor:
                 sequence = BranchSequence(
                     group=group,
                     index=index,
-                    branch_id=one.number,
+                    branch_id=number,
                     prompt_ids=prompt_ids,
                     params=params,
                     max_new_tokens=min(params.max_new_tokens, room),
@@ -317,15 +317,14 @@ def _check_numbers(numbers: Sequence[int], visibility: Visibility) -> None:
         )
 
 
-def _check_range(numbers: Sequence[int], branch_range: int | None, visibility: Visibility) -> None:
-    """Branches that see one another need positions of their own, or each would take another's tokens for its own."""
-    places: dict[int, int] = {}
-    for number in numbers:
-        other = places.setdefault(number_in_range(number, branch_range), number)
-        if other != number:
-            raise RequestError(
-                f"the row has branches {other} and {number}, and the adapter was trained on the numbers 1 to "
-                f"{branch_range}: with visibility {visibility!r} the two would stand at one position; give a row at "
-                f"most {branch_range} branches that follow one another (in batch --branches_per_sample {branch_range}),"
-                f" or train with --branch_range {max(numbers)}."
-            )
+def _apart(numbers: list[int], branch_range: int | None, visibility: Visibility) -> list[int]:
+    """The numbers of branches that see one another: at one position, each would take another's tokens for its own."""
+    try:
+        return numbers_in_range(numbers, branch_range)
+    except ValueError:
+        raise RequestError(
+            f"the row has {len(numbers)} branches, and the adapter was trained on the numbers 1 to {branch_range}; "
+            f"with visibility {visibility!r} branches see one another, and some would stand at one position; give a "
+            f"row at most {branch_range} branches (in batch --branches_per_sample {branch_range}), or train with "
+            f"--branch_range {len(numbers)}."
+        ) from None

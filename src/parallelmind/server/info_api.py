@@ -79,14 +79,22 @@ async def grid(body: Annotated[GridInput, Parsed], http: HttpRequest, service: S
     texts = [branch if isinstance(branch, str) else branch.prompt for branch in body.branches]
     if len(body.main) + sum(map(len, texts)) > _MAX_GRID_CHARACTERS:
         raise _too_large(None)
-    stride = service.served.engine.branch_stride_of(body.adapter)
+    engine = service.served.engine
+    steps = engine.branch_stride_of(body.adapter), engine.branch_range_of(body.adapter)
     content = await service.in_lane(
-        http, ticket.body_bytes, lambda: _drawn(service.served.prompts, body.main, texts, visibility, stride)
+        http, ticket.body_bytes, lambda: _drawn(service.served.prompts, body.main, texts, visibility, *steps)
     )
     return Response(content, media_type="application/json")
 
 
-def _drawn(prompts: PromptEncoder, main: str, texts: list[str], visibility: Visibility, stride: int) -> str:
+def _drawn(
+    prompts: PromptEncoder,
+    main: str,
+    texts: list[str],
+    visibility: Visibility,
+    stride: int,
+    branch_range: int | None,
+) -> str:
     """The picture of a row."""
     ids = prompts.texts(main, texts, visibility=visibility)
     flat = [*ids.main, *(token for branch in ids.branches for token in branch)]
@@ -95,7 +103,7 @@ def _drawn(prompts: PromptEncoder, main: str, texts: list[str], visibility: Visi
     shown = token_texts(prompts.tokenizer, flat)
     row = pack_row(ids.main, ids.branches)
     drawn = row_grid(row, shown, stride=stride, visibility=visibility)
-    places = zip(shown, row.branch_ids.tolist(), row.pos2d(stride).tolist(), strict=True)
+    places = zip(shown, row.branch_ids.tolist(), row.pos2d(stride, branch_range).tolist(), strict=True)
     return GridOutput(
         tokens=[
             GridToken(text=text, branch=branch, time=time, position=(position, time))
