@@ -49,7 +49,7 @@ def bash(command: object, *more: str, cwd: Path, **variables: str) -> subprocess
     )
 
 
-@pytest.mark.parametrize("script", [WORKERS, PIPELINE])
+@pytest.mark.parametrize("script", few([PIPELINE, WORKERS]))
 def test_what_is_missing_is_told_with_a_command_that_works(checkout: Path, tmp_path: Path, script: str) -> None:
     done = bash(checkout / FOLDER / script, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -89,7 +89,7 @@ def test_each_adapter_answers_as_alone(family: str, tmp_path: Path) -> None:
     assert len(answers) > 4, "the adapters must matter for this to test anything"
 
 
-@pytest.mark.parametrize("visibility", ["isolated", "columnar", "strict"])
+@pytest.mark.parametrize("visibility", few(["columnar", "isolated", "strict"]))
 def test_adapters_and_visibilities_mix_in_one_engine(visibility: Visibility, tmp_path: Path) -> None:
     paths = {name: save_adapter(tmp_path / name, "qwen2", seed) for seed, name in enumerate(SETTINGS)}
     engine = together("qwen2", paths, max_batched_tokens=9, max_running_branches=6)
@@ -249,7 +249,7 @@ def test_a_request_with_two_adapters_is_one_request(tmp_path: Path) -> None:
     assert (engine.num_running_branches, engine.num_waiting_branches) == (2, 1)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "cohere", "deepseek_v3"])
+@pytest.mark.parametrize("family", few(["cohere", "qwen2", "deepseek_v3"]))
 def test_forks_and_joins_with_turned_keys_are_those_of_the_adapter_alone(family: str, tmp_path: Path) -> None:
     """Also without an adapter, whose positions are the unpatched model's, and for an adapter of another stride."""
     paths = {name: save_adapter(tmp_path / name, family, seed) for seed, name in enumerate(SETTINGS)}
