@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from parallelmind.errors import JobError
+from parallelmind.jobs.worker_state import WorkerState
 from tests.jobs.launching import RANK
 from tests.jobs.ledgers import stored_results
 from tests.jobs.tasks import Records, doubled, read_rows, run, write_input
@@ -90,6 +91,15 @@ def test_a_coordinator_that_was_stopped_blames_no_worker(tmp_path: Path, out: Pa
     assert process.returncode == 0, said
     assert "a new one takes its place" not in said
     assert read_rows(out) == doubled(120)
+
+
+def test_a_message_that_waited_to_be_heard_sets_no_clock_back() -> None:
+    worker = WorkerState(state="working")
+    worker.hears(10.0, progress=True)
+    worker.forgive(30.0)
+    worker.hears(10.5, progress=True)  # it came before the pause, and was heard after it
+    assert not worker.hang(41.0, timeout=2.0)
+    assert worker.hang(42.5, timeout=2.0)
 
 
 def test_a_result_that_comes_late_from_a_stopped_worker_does_not_count(tmp_path: Path, out: Path) -> None:

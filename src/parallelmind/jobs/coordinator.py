@@ -324,7 +324,7 @@ class Coordinator:
         deaf = max(0.0, now - self._listened - _DEAF_SECONDS)
         self._listened = now
         for rank, worker in enumerate(self._workers):
-            worker.last_sign, worker.last_beat = worker.last_sign + deaf, worker.last_beat + deaf
+            worker.forgive(deaf)
             if self._record_timeout and (reason := worker.hang(now, self._record_timeout)):
                 if not self._inbox.empty():
                     return  # a sign of life may be among what was not heard yet

@@ -60,10 +60,15 @@ class WorkerState:
         self.beats = self.has_begun = self.has_finished = False
 
     def hears(self, at: float, *, progress: bool) -> None:
-        """A message came."""
-        self.beats, self.last_beat = True, at
+        """A message came, at this time; one that waited to be heard sets nothing back."""
+        self.beats, self.last_beat = True, max(self.last_beat, at)
         if progress:
-            self.last_sign = at
+            self.last_sign = max(self.last_sign, at)
+
+    def forgive(self, seconds: float) -> None:
+        """For so long nobody listened: this silence is not its own."""
+        self.last_sign += seconds
+        self.last_beat += seconds
 
     def hang(self, now: float, timeout: float) -> str:
         """Why it is to be ended, if it is; `timeout` is in seconds."""
