@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import torch
-
 from tests.docs.blocks import ROOT
 
 SUBSTITUTED: list[tuple[str, str]] = [
@@ -65,8 +63,6 @@ def _installed(package: str) -> Callable[[], bool]:
 
 
 NEEDS = [
-    Needs(r"train .*--load_in_4bit", torch.cuda.is_available, "cannot be trained with on a CPU"),
-    Needs(r"--load_in_(4|8)bit", _installed("bitsandbytes"), "pip install 'parallelmind[quant]'"),
     Needs(r"--use_wandb|--report_to wandb", _installed("wandb"), "pip install 'parallelmind[wandb]'"),
     Needs(r"--report_to trackio", _installed("trackio"), "pip install 'parallelmind[trackio]'"),
 ]

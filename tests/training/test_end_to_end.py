@@ -184,8 +184,6 @@ def test_fields_of_training_arguments_are_flags(model: Path, data: Path, tmp_pat
         (["--hidden_size", "3"], 1, "--hidden_size makes a new model; it needs --task pretrain"),
         (["--task", "pretrain", "--lora_dropout", "0.1"], 1, "--lora_dropout is about LoRA"),
         (["--lr_scheduler_type", "linear", "--use_streaming"], 1, "give --max_steps"),
-        (["--load_in_8bit"], 1, "pip install 'parallelmind[quant]'"),
-        (["--load_in_4bit"], 1, "--load_in_4bit cannot be trained with on a CPU"),
     ],
 )
 def test_wrong_flags(

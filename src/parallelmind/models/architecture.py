@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from parallelmind.errors import UnsupportedModelError
+from parallelmind.models.quantization import is_quantized
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"} | {
     "dense",
@@ -81,7 +82,7 @@ def takes_positions(model: nn.Module) -> bool:
 def rounding_tolerance(model: Any) -> float:
     """By how much logits of two ways to the same result may differ, as a share of the largest one."""
     # 8-bit layers round what goes into them, too.
-    if getattr(model, "is_quantized", False):
+    if is_quantized(model):
         return _HALF_TOLERANCE
     return _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
 

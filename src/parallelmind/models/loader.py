@@ -8,7 +8,6 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from parallelmind.errors import SettingsError, first_line, is_out_of_memory
 from parallelmind.models.adapters import AdapterSet, attach_adapters
 from parallelmind.models.identity import AdapterPath, model_path
+from parallelmind.models.quantization import is_quantized, is_to_be_quantized, quantization_of, settle
 from parallelmind.models.rope_settings import resolve_rope, resolve_ropes
 from parallelmind.models.sidecar import RopeSettings
 from parallelmind.settings.model import ModelOptions, dtype_name
@@ -197,8 +197,8 @@ def load_base_model(options: ModelOptions, *, attn_implementation: str | None = 
         _check_device_map(options.device_map)
     how: dict[str, Any] = {"dtype": resolve_dtype(options.dtype, name)}
     device = None if options.device_map is not None else resolve_device(options.device)[0]
-    if options.load_in_8bit or options.load_in_4bit:
-        how["quantization_config"] = _quantization(options, how["dtype"])
+    how |= quantization_of(options, how["dtype"])
+    if is_to_be_quantized(options):
         how["device_map"] = {"": device}
     if options.device_map is not None:
         how["device_map"] = options.device_map
@@ -222,8 +222,10 @@ def load_base_model(options: ModelOptions, *, attn_implementation: str | None = 
                 f"--load_in_4bit, --load_in_8bit, another --device, or --device_map auto. ({first_line(error)})"
             ) from error
         raise SettingsError(_not_loaded("--base_model", name, error)) from error
+    if is_quantized(model):
+        settle(model)
     # A quantized model's layers name their weights otherwise than its files.
-    if (missing := sorted(report["missing_keys"])) and not getattr(model, "is_quantized", False):
+    elif missing := sorted(report["missing_keys"]):
         raise SettingsError(
             f"--base_model {name}: its files lack {len(missing)} of the model's weights "
             f"({', '.join(missing[:3])}); copy or download it again."
@@ -243,24 +245,6 @@ def _check_device_map(given: str) -> None:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise SettingsError(f"--device_map is {given!r}, and this machine has {count} GPUs; {accepted}.")
-
-
-def _quantization(options: ModelOptions, dtype: torch.dtype) -> Any:
-    """4 bits are NF4, with quantized constants: Dettmers et al., 2023, https://arxiv.org/abs/2305.14314."""
-    if find_spec("bitsandbytes") is None:
-        raise SettingsError(
-            "--load_in_4bit and --load_in_8bit need bitsandbytes, which is not installed; run: "
-            "pip install 'parallelmind[quant]'"
-        )
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_8bit=options.load_in_8bit,
-        load_in_4bit=options.load_in_4bit,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _not_loaded(flag: str, name: str, error: Exception) -> str:

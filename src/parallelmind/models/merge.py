@@ -13,6 +13,7 @@ from parallelmind.errors import AdapterError, SettingsError
 from parallelmind.models.loader import load_model
 from parallelmind.models.lora import adapter_rank, merge_lora
 from parallelmind.models.merge_options import MergeOptions
+from parallelmind.models.quantization import is_quantized
 from parallelmind.models.sidecar import RopeSettings, Sidecar, write_sidecar
 from parallelmind.settings.model import ModelOptions, dtype_name
 
@@ -42,6 +43,11 @@ def merge_to_folder(options: MergeOptions) -> MergeReport:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise SettingsError(f"--output_dir {output} exists already; give a new name, or remove it first.")
     loaded = load_model(ModelOptions.of(options), options.lora_path)
+    if is_quantized(loaded.model):
+        raise SettingsError(
+            f"--base_model {options.base_model} is stored quantized, so what the adapter adds would be rounded away; "
+            "merge into the model that it was made of, or give both to the other commands, which take --lora_path."
+        )
     model = merge_lora(loaded.model)
     rope = loaded.settings if loaded.patch_rope else None
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")

@@ -15,6 +15,7 @@ from parallelmind.columnar import Reach
 from parallelmind.errors import UnsupportedModelError, first_line, is_out_of_memory
 from parallelmind.models.architecture import attention_switched, in_eval_mode, model_configs, takes_positions
 from parallelmind.models.layer_reach import AttentionNotReachedError, read_reaches, short_reaches
+from parallelmind.models.quantization import is_quantized
 
 _FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 """What a forward raises where a model does not know what it is given."""
@@ -116,7 +117,7 @@ class OwnForward:
         except _FORWARD_ERRORS:
             pass  # it has one way only
         # 8-bit layers round what goes into them, too.
-        dtype = torch.bfloat16 if getattr(model, "is_quantized", False) else model.dtype
+        dtype = torch.bfloat16 if is_quantized(model) else model.dtype
         most = _MOST.get(dtype, _HALF_MOST)
         return max(_FLOOR.get(dtype, _HALF_FLOOR), min(_TIMES_NOISE * noise, most))
 

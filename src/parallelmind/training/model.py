@@ -15,10 +15,12 @@ from parallelmind.models.loader import DTYPES, load_base_model, load_tokenizer, 
 from parallelmind.models.lora import apply_lora, load_lora
 from parallelmind.models.lora_layers import ADAPTER, lora_layers
 from parallelmind.models.lora_read import read_adapter
+from parallelmind.models.quantization import is_quantized, is_to_be_quantized, settle
 from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.models.sidecar import RopeSettings, Sidecar
 from parallelmind.settings.model import ModelOptions
 from parallelmind.training.options import TrainOptions
+from parallelmind.training.quantized import check_gradients
 from parallelmind.training.resolving import NEW_MODEL, new_model_values, resolve_rank, rope_of_run
 
 
@@ -78,11 +80,6 @@ def training_device(options: TrainOptions) -> tuple[str, str | None]:
         raise SettingsError(f"--dtype is {options.dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if options.dtype == "float16" and not device.startswith("cuda"):
         raise SettingsError("--dtype float16 cannot be trained in on a CPU; use --dtype bfloat16 or float32.")
-    if options.load_in_4bit and torch.device(device).type == "cpu":
-        raise SettingsError(
-            "--load_in_4bit cannot be trained with on a CPU: there the gradients through bitsandbytes' 4-bit layers "
-            "are wrong, so the adapter would not learn what the data says; use --load_in_8bit, or a GPU."
-        )
     if options.dtype == "bfloat16" and device.startswith("cuda"):
         with torch.cuda.device(device):
             supported = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -117,6 +114,8 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
     if options.load_lora is not None:
         _restore_precision(model, options.load_lora)
     model.train()
+    if is_quantized(model):
+        check_gradients(model, DTYPES[options.dtype], _quantized_by(options))
     return Trainee(model=model, tokenizer=tokenizer, rope=rope, rank=rank)
 
 
@@ -165,18 +164,29 @@ def _tokenizer(options: TrainOptions) -> Any:
 
 
 def _base_model(options: TrainOptions, device: str) -> nn.Module:
-    quantized = options.load_in_4bit or options.load_in_8bit
-    loading = ModelOptions.of(
-        options,
-        device=device if quantized else "cpu",
-        branch_range=None,  # what is to be trained, not what the model knows
-        # A model trained whole keeps its weights in float32; the forward computes in the dtype asked for.
-        dtype="float32" if options.task == "pretrain" else options.dtype,
-    )
-    model: nn.Module = load_base_model(loading)
-    if quantized:
+    loading = ModelOptions.of(options, branch_range=None)  # what is to be trained, not what the model knows
+    if is_to_be_quantized(loading):
+        if options.task == "pretrain":
+            raise SettingsError(
+                f"--task pretrain: {options.base_model} is stored quantized, and such weights are not trained; take "
+                "the model that it was made of, or --task lora."
+            )
+    else:
+        device = "cpu"
+    # A model trained whole keeps its weights in float32; the forward computes in the dtype asked for.
+    dtype = "float32" if options.task == "pretrain" else options.dtype
+    model: nn.Module = load_base_model(replace(loading, device=device, dtype=dtype))
+    if is_quantized(model):
+        settle(model, trained=True)
         model._hf_peft_config_loaded = True  # type: ignore[assignment]  # else Trainer refuses a quantized model
     return model
+
+
+def _quantized_by(options: TrainOptions) -> str:
+    """The flag that says so; a model may also be stored so."""
+    if options.load_in_4bit or options.load_in_8bit:
+        return "--load_in_4bit" if options.load_in_4bit else "--load_in_8bit"
+    return f"--base_model {options.base_model}"
 
 
 def _new_model(options: TrainOptions, tokenizer: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import SettingsError, TrainingError, first_line, is_out_of_memory
 from parallelmind.jobs.ranks import current_rank
+from parallelmind.models.quantization import is_quantized
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import EndOfData, Interruption, Reporting, SilentTraining, TrainProgress
 from parallelmind.training.data import Batching, batching, load_data
@@ -90,7 +91,7 @@ def _train(
 ) -> TrainReport:
     """Train under the name that was taken."""
     trainee = load_trainee(options, device=device)
-    if not (options.load_in_4bit or options.load_in_8bit):
+    if not is_quantized(trainee.model):
         trainee.model.to(device)
     dataset, total, evaluation_data = load_data(options, trainee, batches)
     trainee.train_on_numbers(dataset.numbering.branch_range)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from parallelmind.models.cpu.elementwise import EvenActivation, is_activation
 from parallelmind.models.cpu.instructions import has_native, has_packed
 from parallelmind.models.cpu.packed_linear import PackedLinear
+from parallelmind.models.quantization import is_quantized, to_float32
 
 
 def optimize_for_cpu(model: Any, *, deterministic: bool = True) -> list[str]:
@@ -29,11 +30,12 @@ def optimize_for_cpu(model: Any, *, deterministic: bool = True) -> list[str]:
     notes = []
     dtype = model.dtype
     if dtype in (torch.float16, torch.bfloat16) and not has_native(dtype):
-        model.float()
+        to_float32(model)
         name = str(dtype).removeprefix("torch.")
         notes.append(f"this processor has no {name} instructions: computing in float32, which is faster here")
-    if model.dtype == torch.float32 and any(hasattr(module, "lora_A") for module in model.modules()):
-        # Imported here, as PEFT takes seconds to import. Not in half precision, where the sum would be rounded.
+    exact = model.dtype == torch.float32 and not is_quantized(model)
+    if exact and any(hasattr(module, "lora_A") for module in model.modules()):
+        # Imported here, as PEFT takes seconds to import. Not in fewer bits, where the sum would be rounded.
         from parallelmind.models.lora import merge_lora
 
         merge_lora(model)
