@@ -14,6 +14,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Tests name models that nobody has; without a network each question to the Hub about one takes 20 seconds to fail.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What libraries compile as they are imported (bitsandbytes, for two seconds) and nobody calls.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Kernels for GPUs are interpreted where there is none; Triton decides so when it is imported.
 if os.environ.get("PARALLELMIND_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -73,4 +75,12 @@ def float32_unless_marked() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModelOptions, "loading", checked)
+        yield
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile compiles, also in programs that the test starts."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    with torch._dynamo.config.patch(disable=False):
         yield

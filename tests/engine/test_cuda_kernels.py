@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize("visibility", ["isolated", "columnar"])
-@pytest.mark.parametrize("family", few(CASES, 2))
+@pytest.mark.parametrize("family", few(CASES))
 def test_kernels_equal_the_attention_of_the_cpu(family: str, visibility: Any) -> None:
     if visibility == "columnar" and family != "qwen2":
         pytest.skip("one family suffices for branches that see each other")

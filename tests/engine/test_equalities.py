@@ -21,7 +21,7 @@ from parallelmind.columnar import (
     pack_row,
     patch_model_with_interleaved_2d_rope,
 )
-from tests.cases import few
+from tests.cases import few, spread
 from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
 
 STRIDE = 16
@@ -42,8 +42,7 @@ def model_of(family: str, patch: str | None) -> Any:
     return model
 
 
-@pytest.mark.parametrize("patch", [None, "additive"])
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+@pytest.mark.parametrize(("family", "patch"), spread([*FAMILIES, *MORE_FAMILIES], [None, "additive"], one_in=2))
 def test_each_branch_equals_generate_alone(family: str, patch: str | None) -> None:
     """Isolated, branch position 0: the tokens are those of transformers' own generate on main + prompt."""
     model = model_of(family, patch)
@@ -71,9 +70,7 @@ def test_each_branch_equals_generate_alone(family: str, patch: str | None) -> No
             assert branch.finish_reason == "length"
 
 
-@pytest.mark.parametrize("patch", [None, "split", "additive"])
-@pytest.mark.parametrize("visibility", VISIBILITIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "visibility", "patch"), spread(FAMILIES, VISIBILITIES, [None, "split", "additive"]))
 def test_cached_decode_equals_one_full_forward(family: str, visibility: Visibility, patch: str | None) -> None:
     """Every logit the engine sampled from is the logit of one forward over the whole packed row."""
     if patch is None and visibility == "columnar" and family not in ("qwen2", "gemma3_text"):
@@ -86,8 +83,10 @@ def test_cached_decode_equals_one_full_forward(family: str, visibility: Visibili
         assert_equals_full_forward(engine, main, branches)
 
 
-@pytest.mark.parametrize("visibility", VISIBILITIES)
-@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "falcon"])
+@pytest.mark.parametrize(
+    ("family", "visibility"),
+    spread(["qwen2", "mistral", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "falcon"], VISIBILITIES),
+)
 def test_chunked_prefill_equals_one_full_forward(family: str, visibility: Visibility) -> None:
     """The same with mains and prompts cut into chunks of a few tokens."""
     model = model_of(family, "split")

@@ -18,7 +18,7 @@ from parallelmind.columnar import auto_pair_indices, patch_model_with_interleave
 from parallelmind.errors import RequestError
 from parallelmind.settings.sampling import seed_of_branch, seed_of_fork
 from tests.broken_models import failing
-from tests.cases import few
+from tests.cases import few, spread
 from tests.engine.asking import GREEDY, MAIN
 from tests.families import FAMILIES, char_tokenizer, tiny_model
 
@@ -78,8 +78,7 @@ def assert_same(one: BranchResult, other: BranchResult) -> None:
     assert [p.logprob for p in one.logprobs] == pytest.approx([p.logprob for p in other.logprobs], abs=1e-4)
 
 
-@pytest.mark.parametrize("patched", few([True, False]))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "patched"), spread(FAMILIES, [True, False]))
 def test_a_fork_is_a_branch_with_the_same_prefix(family: str, patched: bool) -> None:
     """Also a fork of a fork, with and without a continuation of its own; the parents go on as if nothing had been."""
     model = model_of(family, patched)

@@ -28,7 +28,7 @@ from parallelmind.engine.request import JoinedBranch
 from parallelmind.engine.texts import Place
 from parallelmind.errors import RequestError, UnsupportedModelError
 from tests.broken_models import failing
-from tests.cases import few
+from tests.cases import few, spread
 from tests.families import DEVICE, FAMILIES, MORE_FAMILIES, char_tokenizer, tiny_model
 
 GREEDY = SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True, logprobs=0)
@@ -86,8 +86,7 @@ def keys_of(engine: Engine, request: Request) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("patch", [None, "split", "additive"])
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+@pytest.mark.parametrize(("family", "patch"), spread([*FAMILIES, *MORE_FAMILIES], [None, "split", "additive"]))
 def test_turned_keys_are_those_of_the_branches_alone(family: str, patch: str | None) -> None:
     """Log-probabilities of an answer to a joined text, and of a join of that, are those of one full forward."""
     model = model_of(family, patch)
@@ -133,8 +132,7 @@ def assert_equals_full_forward(model: Any, request: Request, result: RequestResu
     assert [p.logprob for p in answer.logprobs] == pytest.approx(expected[:, 0].tolist(), abs=1e-3)
 
 
-@pytest.mark.parametrize("patch", [None, "split", "additive"])
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+@pytest.mark.parametrize(("family", "patch"), spread([*FAMILIES, *MORE_FAMILIES], [None, "split", "additive"]))
 def test_keys_of_the_first_layer_are_the_recomputed_ones(family: str, patch: str | None) -> None:
     """They depend on a token and its place alone, whatever the token saw."""
     model = model_of(family, patch)

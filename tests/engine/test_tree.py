@@ -20,7 +20,7 @@ from parallelmind.engine.pages import PageStore
 from parallelmind.engine.texts import Place
 from parallelmind.engine.tree import PageTree
 from tests.broken_models import failing
-from tests.cases import few
+from tests.cases import few, spread
 from tests.engine.asking import GREEDY
 from tests.families import char_tokenizer, tiny_model
 
@@ -47,8 +47,7 @@ def patched_model() -> Any:
     return patch_model_with_interleaved_2d_rope(model, auto_pair_indices(model, 0.5))
 
 
-@pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("shared", [1, 3, 4, 5, 30, 32])
+@pytest.mark.parametrize(("shared", "together"), spread([1, 3, 4, 5, 30, 32], [True, False], one_in=2))
 def test_documents_behind_one_beginning_share_it(model: Any, shared: int, together: bool) -> None:
     mains = [text(shared) + text(20, start) for start in (11, 29, 53)]
     requests = [Request(main=main, branches=["ab"]) for main in mains]

@@ -15,6 +15,7 @@ from parallelmind.errors import JobError, ParallelMindError
 from parallelmind.jobs.options import RunOptions
 from parallelmind.jobs.ranks import Rank
 from parallelmind.jobs.run import JobReport, run_job
+from tests.cases import few
 from tests.jobs.launching import Actors, Launcher, Processes, Ranks, ray_cluster
 from tests.jobs.tasks import Records, doubled, read_rows, run, write_input
 
@@ -25,11 +26,14 @@ def cluster() -> Iterator[Any]:
         yield cluster
 
 
-@pytest.fixture(params=["local", "torchrun", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.fixture(params=few(["local", "torchrun", "ray"]))
 def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Launcher:
     if request.param == "ray":
         return Actors(request.getfixturevalue("cluster").address)
     return Ranks(tmp_path) if request.param == "torchrun" else Processes()
+
+
+ALSO_TORCHRUN = pytest.mark.parametrize("launch", few(["local", "torchrun", "ray"], 2), indirect=True)
 
 
 @pytest.fixture
@@ -37,6 +41,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out.jsonl"
 
 
+@ALSO_TORCHRUN
 def test_every_record_once_in_input_order(tmp_path: Path, out: Path, launch: Launcher) -> None:
     data = write_input(tmp_path / "in.jsonl", ({"n": n} for n in range(2000)))
     report = launch(Records(data, out, ahead=4), 2)
@@ -55,6 +60,7 @@ def test_a_small_file_is_divided_evenly(tmp_path: Path, out: Path, launch: Launc
     assert {rank: worker.processed for rank, worker in report.statistics.workers.items()} == {0: 6, 1: 5}
 
 
+@ALSO_TORCHRUN
 def test_a_record_that_kills_its_worker_fails_and_the_rest_goes_on(tmp_path: Path, out: Path, launch: Launcher) -> None:
     rows = [{"n": n, "do": "die" if n in (5, 23) else None} for n in range(40)]
     data, log = write_input(tmp_path / "in.jsonl", rows), tmp_path / "log"
@@ -139,6 +145,7 @@ def test_failed_records_are_counted_by_class_and_tried_again(tmp_path: Path, out
     assert sorted(int(line.split()[0]) for line in log.read_text().splitlines()) == list(range(0, 100, 10))
 
 
+@ALSO_TORCHRUN
 def test_a_longer_input_extends_the_job_and_a_finished_one_is_left_alone(
     tmp_path: Path, out: Path, launch: Launcher
 ) -> None:
@@ -150,6 +157,7 @@ def test_a_longer_input_extends_the_job_and_a_finished_one_is_left_alone(
         assert len(log.read_text().splitlines()) == begun
 
 
+@ALSO_TORCHRUN
 def test_an_empty_input_starts_no_worker(tmp_path: Path, out: Path, launch: Launcher) -> None:
     data = write_input(tmp_path / "in.jsonl", ())
     launch(Records(data, out, refuse=(0, 1)), 2)

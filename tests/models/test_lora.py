@@ -172,6 +172,7 @@ def test_prefixes_of_wrappers_are_tolerated(tmp_path, prefix):
     torch.testing.assert_close(logits(load_lora(make(), tmp_path / "a.pth")), logits(model), atol=0, rtol=0)
 
 
+@pytest.mark.usefixtures("compiling")
 def test_compiled_model_saves_and_loads_plain_names(tmp_path):
     model = train(apply_lora(make(), rank=4, target_modules=["v_proj"]))
     expected = logits(model)
