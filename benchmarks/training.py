@@ -70,10 +70,10 @@ def make_model(shape: str, dtype: str) -> Any:
     return Qwen2ForCausalLM(config).to(getattr(torch, dtype))
 
 
-def make_tokenizer() -> Any:
-    """One token a word, w0 to w31997."""
-    words = {f"w{number}": number for number in range(VOCABULARY - 2)}
-    special = {"<pad>": VOCABULARY - 2, "<eos>": VOCABULARY - 1}
+def make_tokenizer(vocabulary: int = VOCABULARY) -> Any:
+    """One token a word, w0, w1 and so on."""
+    words = {f"w{number}": number for number in range(vocabulary - 2)}
+    special = {"<pad>": vocabulary - 2, "<eos>": vocabulary - 1}
     backend = Tokenizer(models.WordLevel(words | special, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")

@@ -99,6 +99,13 @@ def packed_attention_forward(
     return _attend(query, key, value, mask, False, dropout, scaling, softcap, s_aux), None
 
 
+def keep_out_of_graphs() -> None:
+    """Let layers that are compiled call the packed attention as it is: masks are built once for all of them."""
+    for visibility in VISIBILITIES:
+        attention = partial(packed_attention_forward, visibility=visibility)
+        AttentionInterface.register(attention_name(visibility), torch.compiler.disable(attention))
+
+
 for _visibility in VISIBILITIES:
     AttentionInterface.register(attention_name(_visibility), partial(packed_attention_forward, visibility=_visibility))
     AttentionMaskInterface.register(attention_name(_visibility), sdpa_mask)

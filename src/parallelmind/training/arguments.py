@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from parallelmind.errors import SettingsError
+from parallelmind.training import compiling
 from parallelmind.training.files import RunFiles
 from parallelmind.training.options import TrainOptions
 
@@ -37,7 +38,12 @@ FIXED = {
     "train_sampling_strategy": "rows are shuffled, and batched by length, by themselves",
     "length_column_name": "rows are batched by length by themselves",
     "label_names": "packed rows have labels of their own",
-    "use_liger_kernel": "its loss does not know packed rows",
+    "use_liger_kernel": "the loss is computed in chunks by itself, and its other kernels, which need a GPU, were not "
+    "tested on packed rows",
+    "fsdp": "each process would hold parts of the weights, and adapters and checkpoints are written from whole ones; "
+    "torchrun alone gives each process a whole model",
+    "fsdp_config": "each process would hold parts of the weights, and adapters and checkpoints are written from whole "
+    "ones; torchrun alone gives each process a whole model",
     "use_cache": "training needs no cache",
     "data_seed": "use --seed",
     "do_train": "this command trains",
@@ -79,7 +85,7 @@ def training_arguments(
     Raises:
         SettingsError: a field that is ours to set, or a value that transformers refuses.
     """
-    given = dict(options.hf)
+    given = {name: value for name, value in options.hf.items() if name not in compiling.FIELDS}
     if fixed := [name for name in given if name in FIXED]:
         raise SettingsError(f"--{fixed[0]} cannot be set here: {FIXED[fixed[0]]}.")
     if int(given.get("dataloader_num_workers") or 0) > 1:

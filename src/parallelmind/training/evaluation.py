@@ -19,6 +19,7 @@ from parallelmind.engine.request import Branch, Request
 from parallelmind.models.lora_layers import unwrap
 from parallelmind.prompts.conversation import is_learned, thought_and_answer
 from parallelmind.settings.sampling import SamplingParams
+from parallelmind.training.compiling import uncompiled
 from parallelmind.training.forward import PackedForward
 
 _SPARE_TOKENS = 8
@@ -75,7 +76,7 @@ class Evaluation:
                 inputs = {name: value.to(device) for name, value in inputs.items()}
                 sums[0] += self._forward.loss(model, inputs).double()
                 sums[1] += count
-        with _plain_forward(unwrap(model)):
+        with _plain_forward(unwrap(model)), uncompiled():
             hits = self._exact(model, rank, world_size).to(device)
         if world_size > 1:
             dist.all_reduce(sums)

@@ -5,9 +5,9 @@ Shapes: B rows, S tokens of the longest, N supervised tokens of the batch, V wor
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +28,10 @@ from parallelmind.models.architecture import refuse_other_layers
 from parallelmind.models.lora_layers import unwrap
 from parallelmind.models.own_forward import OwnForward, find_path
 from parallelmind.models.packed_attention import dense_mask, packed_attention
+from parallelmind.training.loss import ChunkedLoss
 from parallelmind.training.router_balance import RouterBalance
 
+_LOGGER = logging.getLogger(__name__)
 _PROBE_MAIN, _PROBE_BRANCHES = 11, (4, 1, 7, 3)
 _PROBE_ROW = 300
 
@@ -50,6 +52,13 @@ class PackedForward:
         """The model does not use transformers' AttentionInterface (falcon): it gets a ready mask."""
         self._balance = RouterBalance.of(unwrap(model))
         self._check_parity(unwrap(model))
+        self._chunked = ChunkedLoss.of(unwrap(model))
+        if self._chunked is None:
+            _LOGGER.warning(
+                "%s makes its logits in a way of its own, so those of all supervised tokens of a batch are held at "
+                "once: with a large vocabulary, lower --batch_size",
+                type(unwrap(model)).__name__,
+            )
 
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[None]:
@@ -63,45 +72,62 @@ class PackedForward:
     def loss(self, model: nn.Module, inputs: Mapping[str, Tensor], *, label_smoothing: float = 0.0) -> Tensor:
         """The summed cross entropy of a batch's supervised tokens, each with the loss that balances experts.
 
-        The output head runs on the N positions that have a target only; main's last has one for each branch that
-        begins with a supervised token. Without any, the loss is 0 and still has a gradient (of 0), so that all
-        processes of a distributed run do the same.
+        The output head runs on the N positions that have a target only, some at a time; main's last has one for each
+        branch that begins with a supervised token. Without any, the loss is 0 and still has a gradient (of 0), so that
+        all processes of a distributed run do the same.
         """
-        targets = inputs["shift_labels"]
-        row, place, first_tokens = inputs["branch_starts"].unbind(-1)
-        asked = targets != IGNORE_INDEX
-        asked[row, place] = True
-        if not bool(asked.any()):
-            asked[0, 0] = True
+        rows, places, labels = _supervised(inputs)
         with nullcontext() if self._balance is None else self._balance.collected():
-            logits = self._logits(model, inputs, asked).float()
-        summed = partial(F.cross_entropy, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=label_smoothing)
-        total: Tensor = summed(logits, targets[asked].to(logits.device))
-        if len(row):
-            among_asked = asked.flatten().cumsum(0).view_as(asked) - 1
-            total = total + summed(logits[among_asked[row, place].to(logits.device)], first_tokens.to(logits.device))
+            total = self._cross_entropy(model, inputs, rows, places, labels, label_smoothing)
         if self._balance is not None and model.training:
-            supervised = (targets != IGNORE_INDEX).sum() + len(row)
+            supervised = (labels != IGNORE_INDEX).sum()
             total = total + supervised * self._balance.loss(inputs["attention_mask"][:, 0, :, 0] != PAD_BRANCH)
         return total
 
+    def _cross_entropy(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        rows: Tensor,
+        places: Tensor,
+        labels: Tensor,
+        label_smoothing: float,
+    ) -> Tensor:
+        if self._chunked is not None:
+            with self._chunked.summing(rows, places, labels, label_smoothing) as found:
+                self._run(model, inputs)
+            return found[0]
+        asked = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        asked[rows, places] = True
+        among_asked = asked.flatten().cumsum(0).view_as(asked) - 1
+        logits = self._logits(model, inputs, asked).float()
+        return F.cross_entropy(
+            logits[among_asked[rows, places].to(logits.device)],
+            labels.to(logits.device),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+
     def _logits(self, model: nn.Module, inputs: Mapping[str, Tensor], asked: Tensor) -> Tensor:
         """[N, V]."""
+        with _head_only_at(unwrap(model), asked):
+            logits: Tensor = self._run(model, inputs).logits
+        return logits[asked] if logits.shape[:2] == asked.shape else logits[0]
+
+    def _run(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         mask = inputs["attention_mask"]
         if self.dense:
             mask = dense_mask(mask, self.visibility, FULL, unwrap(model).dtype)
         more = {} if self._balance is None else {"output_router_logits": False}
-        with _head_only_at(unwrap(model), asked):
-            output = model(
-                **more,
-                input_ids=inputs["input_ids"],
-                position_ids=inputs["position_ids"],
-                attention_mask=mask,
-                use_cache=False,
-                return_dict=True,
-            )
-        logits: Tensor = output.logits
-        return logits[asked] if logits.shape[:2] == asked.shape else logits[0]
+        return model(
+            **more,
+            input_ids=inputs["input_ids"],
+            position_ids=inputs["position_ids"],
+            attention_mask=mask,
+            use_cache=False,
+            return_dict=True,
+        )
 
     @torch.no_grad()
     def _check_parity(self, model: Any) -> None:
@@ -144,6 +170,17 @@ class PackedForward:
             if failure is not None:
                 return failure
         return None
+
+
+def _supervised(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, places and labels of the supervised tokens; without any, one place that has nothing to predict."""
+    targets = inputs["shift_labels"]
+    row, place, first_tokens = inputs["branch_starts"].unbind(-1)
+    rows, places = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+    if not len(rows) and not len(row):
+        rows = places = torch.zeros(1, dtype=torch.long, device=targets.device)
+    labels = torch.cat((targets[rows, places], first_tokens))
+    return torch.cat((rows, row)), torch.cat((places, place)), labels
 
 
 @contextmanager

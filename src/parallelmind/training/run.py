@@ -20,6 +20,7 @@ from parallelmind.jobs.ranks import current_rank
 from parallelmind.models.quantization import is_quantized
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import EndOfData, Interruption, Reporting, SilentTraining, TrainProgress
+from parallelmind.training.compiling import Compilation, failed_to_compile
 from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
 from parallelmind.training.files import RunFiles
@@ -90,6 +91,7 @@ def _train(
     progress: TrainProgress,
 ) -> TrainReport:
     """Train under the name that was taken."""
+    compilation = Compilation.of(options)
     trainee = load_trainee(options, device=device)
     if not is_quantized(trainee.model):
         trainee.model.to(device)
@@ -119,6 +121,8 @@ def _train(
     forward = PackedForward(
         trainee.model, visibility=trainee.settings.visibility, stride=trainee.settings.branch_stride
     )
+    if compilation is not None:
+        compilation.compile(trainee.model)
     collator = ParallelPretrainCollator(
         trainee.pad_token_id,
         stride=trainee.settings.branch_stride,
@@ -262,6 +266,11 @@ def _explained(options: TrainOptions) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if failed_to_compile(error):
+            raise TrainingError(
+                f"--torch_compile: torch could not compile a layer ({first_line(error)}). On a CPU it needs a C++ "
+                "compiler, on a GPU Triton; install what it names, or leave --torch_compile out."
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
