@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ _ROWS = 256
 _AHEAD = 2
 """Batches that wait for each process."""
 _SAID_EVERY = 30.0
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 _encoder: SampleEncoder | None = None
 """Of a process that encodes for another one."""
@@ -51,8 +54,9 @@ def write_encoded(source: RecordSource, encoder: SampleEncoder, path: Path, *, p
 
 
 def _here(source: RecordSource, encoder: SampleEncoder) -> Iterator[tuple[Any, DataCounts]]:
-    for rows in _chunks(source):
-        yield _encode(rows, encoder)
+    with _one_thread():
+        for rows in _chunks(source):
+            yield _encode(rows, encoder)
 
 
 def _by_processes(source: RecordSource, encoder: SampleEncoder, processes: int) -> Iterator[tuple[Any, DataCounts]]:
@@ -86,7 +90,20 @@ def _chunks(source: RecordSource) -> Iterator[list[SourceRow]]:
 
 def _begin(tokenizer: Any, settings: dict[str, Any]) -> None:
     global _encoder
+    os.environ.setdefault(_PARALLELISM, "false")
     _encoder = SampleEncoder(tokenizer, **settings)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """In this block tokenizers start no threads, which for a few texts take longer than the texts."""
+    former = os.environ.get(_PARALLELISM)
+    os.environ[_PARALLELISM] = former or "false"
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[_PARALLELISM]
 
 
 def _encode(rows: list[SourceRow], encoder: SampleEncoder | None = None) -> tuple[Any, DataCounts]:
