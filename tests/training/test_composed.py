@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator, Tra
 from parallelmind.models.packed_attention import _block_mask, dense_mask
 from parallelmind.training.forward import PackedForward
 from tests.families import FAMILIES, MORE_FAMILIES
+from tests.training.runs import assert_equal, options, train, weights
 from tests.training.test_forward import BRANCHES, MAIN, PROMPTS, STRIDE, assert_same, gradients, lora_model, row
 
 SECOND = TrainingRow(pack_row([40], [[41, 42, 43], [44]], branch_numbers=[3, 7]), torch.tensor([False] + [True] * 4))
@@ -76,3 +78,18 @@ def test_block_masks_for_gpus_equal_the_dense_masks(visibility: Visibility, reac
     blocks = _block_mask(ids, visibility, reach)
     seen = create_mask(blocks.mask_mod, len(ids), 1, ids.shape[2], ids.shape[2], device="cpu")
     assert torch.equal(seen, dense_mask(ids, visibility, reach, torch.float32) == 0)
+
+
+def test_a_run_on_batches_of_tokens_is_the_run_on_branches(model: Path, data: Path, tmp_path: Path) -> None:
+    """All of the data in one step, divided by tokens, in several accumulated batches, and in one of branches."""
+    common: dict[str, Any] = {"max_steps": 3, "seed": 5}
+    expected = weights(train(options(model, data, tmp_path / "a", batch_size=100, **common)).written)
+    for number, flags in enumerate(
+        ({"max_tokens_per_batch": 4000}, {"max_tokens_per_batch": 300, "accumulation_steps": 9})
+    ):
+        report = train(options(model, data, tmp_path / str(number), batch_size=16, **flags, **common))
+        assert_equal(weights(report.written), expected, tolerance=2e-3)
+        counts = report.data_counts
+        assert counts["padding_tokens"] < 0.05 * counts["batch_tokens"]
+    again = train(options(model, data, tmp_path / "1", batch_size=16, max_tokens_per_batch=200, **common))
+    assert again.name == "hf_parallel_lora_2"  # another size of a step
