@@ -26,8 +26,8 @@ def test_a_batch_of_two_rows() -> None:
     ]
     assert batch["attention_mask"].dtype == torch.int32
     assert batch["attention_mask"].tolist() == [
-        [[[0, 0], [0, 1], [2, 2], [2, 3], [2, 4], [5, 2]]],
-        [[[1, 0], [1, 1], [2, 0], [-1, 0], [-1, 0], [-1, 0]]],
+        [[[0, 0, 0], [0, 1, 0], [2, 2, 0], [2, 3, 0], [2, 4, 0], [5, 2, 0]]],
+        [[[1, 0, 0], [1, 1, 0], [2, 0, 0], [-1, 0, 0], [-1, 0, 0], [-1, 0, 0]]],
     ]
     assert batch["labels"].tolist() == [[-100, -100, -100, 4, 5, 6], [7, 8, 9, -100, -100, -100]]
     # 7 and 9 are supervised, but follow from nothing. 3 and 6 follow from main's last token; 3 is not supervised.
@@ -63,3 +63,24 @@ def test_the_dense_mask_is_the_columnar_one() -> None:
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         ParallelPretrainCollator(PAD)([])
+
+
+def test_rows_behind_one_another_in_a_sequence() -> None:
+    """Each begins anew in time and branch; a branch that has the number of the one before it, too."""
+    third = TrainingRow(pack_row([], [[3, 4]], branch_numbers=[5]), torch.tensor([True, True]))
+    last = TrainingRow(pack_row([6, 7], [[8]]), torch.tensor([False, False, True]))
+    batch = ParallelPretrainCollator(PAD, stride=10)(MicroBatch([FIRST, third, last, SECOND], sequences=[3, 1]))
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 3, 4, 6, 7, 8], [7, 8, 9] + [PAD] * 8]
+    assert batch["position_ids"][0].tolist() == [
+        *([0, 0], [0, 1], [20, 2], [20, 3], [20, 4], [50, 2]),
+        *([50, 0], [50, 1]),
+        *([0, 0], [0, 1], [10, 2]),
+    ]
+    assert batch["attention_mask"][0, 0, :, 2].tolist() == [0] * 6 + [1] * 2 + [2] * 3
+    assert batch["shift_labels"][0].tolist() == [-100, -100, 4, 5, -100, -100, 4, -100, -100, -100, -100]
+    assert batch["branch_starts"].tolist() == [[0, 1, 6], [0, 9, 8]]
+    dense = ParallelPretrainCollator(PAD, stride=10, dense_mask=True)(MicroBatch([FIRST, third, last], sequences=[3]))
+    seen = dense["attention_mask"][0, 0] == 0
+    assert not seen[6:8, :6].any()
+    assert not seen[8:, :8].any()
+    assert seen[8:, 8:].tolist() == torch.ones(3, 3).tril().bool().tolist()

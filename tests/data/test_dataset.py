@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def contents(batches: list[MicroBatch]) -> list[list[list[int]]]:
     return [[row.row.input_ids.tolist() for row in batch.rows] for batch in batches]
 
 
+_OF_BATCHES = {"batches": 0, "batch_tokens": 0, "padding_tokens": 0}
 RECORDS = [{"main": "m" * (1 + n % 3), "branches": [f"b{n}.{k}" for k in range(1 + n % 5)]} for n in range(23)]
 LOOSE = [{"text": "t" * (1 + n)} for n in range(5)]
 
@@ -165,7 +167,7 @@ def test_a_step_is_the_same_however_it_is_divided(
         for place, batch in enumerate(batches):
             steps[place // accumulation].append(batch)
             assert sum(len(set(row.row.branch_ids.tolist()) - {0}) for row in batch.rows) <= size
-        assert part.counts == whole.counts
+        assert replace(part.counts, **_OF_BATCHES) == replace(whole.counts, **_OF_BATCHES)
         if "block_records" not in more:
             assert part.steps(2) == len(expected)
     for step, batch in zip(steps, expected, strict=True):

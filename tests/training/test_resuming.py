@@ -28,19 +28,27 @@ from tests.training.runs import (
 )
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_resumed_equals_uninterrupted(streaming: bool, model: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"batch_size": 3},
+        {"batch_size": 3, "use_streaming": True},
+        {"batch_size": 16, "max_tokens_per_batch": 40},
+        {"batch_size": 16, "max_tokens_per_batch": 40, "use_streaming": True},
+    ],
+    ids=str,
+)
+def test_resumed_equals_uninterrupted(more: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
     """Killed at a random step, with dropout, accumulation and a schedule; bit for bit."""
+    workers = 2 if "max_tokens_per_batch" in more and "use_streaming" not in more else 0
     common: dict[str, Any] = {
         "lora_dropout": 0.2,
         "accumulation_steps": 2,
         "epochs": 3,
-        "batch_size": 3,
         "save_interval": 2,
-        "use_streaming": streaming,
         "shuffle_buffer": 7,
-        "hf": {"warmup_steps": 3, "weight_decay": 0.1},
-    }
+        "hf": {"warmup_steps": 3, "weight_decay": 0.1, "dataloader_num_workers": workers},
+    } | more
     expected = train(options(model, data, tmp_path / "whole", **common))
     kill_at = random.randrange(3, expected.steps)
 

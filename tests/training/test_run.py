@@ -287,7 +287,21 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.
         ({"model_config": tmp_path / "c.json"}, SettingsError, "--model_config describes a new model, and"),
         ({"hf": {"report_to": "trackio"}}, SettingsError, r"pip install 'parallelmind\[trackio\]'"),
         ({"use_wandb": True}, SettingsError, r"^--use_wandb needs .* pip install 'parallelmind\[wandb\]', or leave"),
-        ({"hf": {"dataloader_num_workers": 2}}, SettingsError, "planned as one sequence"),
+        ({"use_streaming": True, "hf": {"dataloader_num_workers": 2}}, SettingsError, "encode all of the data again"),
+        ({"data_path": (data, alpaca), "data_weights": (1,)}, SettingsError, "--data_weights has 1 values and"),
+        ({"data_weights": (1,), "use_streaming": True}, SettingsError, "--data_weights needs to know"),
+        ({"max_tokens_per_batch": 64}, SettingsError, "--max_tokens_per_batch and --batch_size exclude"),
+        (
+            {"max_tokens_per_batch": 8, "batch_size": 16},
+            DataError,
+            r'line \d+: "branches"\[\d\] has \d+ tokens and does not fit beside a main of \d+ into '
+            r"--max_tokens_per_batch 8; raise it to at least \d+",
+        ),
+        (
+            {"max_tokens_per_batch": 16, "batch_size": 16, "visibility": "columnar"},
+            DataError,
+            r"line \d+: a row of \d branches, which see one another, has \d+ tokens",
+        ),
         ({"hf": {"optim": "none_such"}}, SettingsError, "none_such"),
         ({"hf": {"bf16": True}}, SettingsError, "--bf16 cannot be set here: use --dtype"),
         ({"ddp": True}, SettingsError, "torchrun"),

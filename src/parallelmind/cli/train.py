@@ -67,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
         "%d records in %d rows: %d branches, %d tokens, %d of them supervised",
         counts["records"], counts["rows"], counts["branches"], counts["tokens"], counts["supervised_tokens"],
     )  # fmt: skip
+    if computed := counts["batch_tokens"] + counts["padding_tokens"]:
+        _LOGGER.info(
+            "%d batches of %d tokens on average, %.1f%% of them padding",
+            counts["batches"], computed / counts["batches"], 100 * counts["padding_tokens"] / computed,
+        )  # fmt: skip
     if counts["cut_branches"] or counts["dropped_branches"] or counts["dropped_records"]:
         _LOGGER.warning(
             "cut: %d branches by %d tokens; dropped: %d branches, %d records (--strict makes this an error)",

@@ -6,6 +6,9 @@ numbers 1…R only, it is that of the number that `number_in_range` gives.
 
 A token follows from the one before it in its branch (`shift_labels`), the first token of a branch from main's last
 (`branch_starts`). The first token of main follows from nothing, nor does that of a branch that has, or sees, no main.
+
+A sequence may hold several rows, one behind the other. Times and branch ids begin anew in each of them, and only the
+number of the row (`row_ids`) tells their tokens apart.
 """
 
 from __future__ import annotations
@@ -112,32 +115,42 @@ def pack_row(
     )
 
 
-def shift_labels(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None) -> Tensor:
+def shift_labels(
+    input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None, *, row_ids: Tensor | None = None
+) -> Tensor:
     """The token each position must predict: the next token of the same branch, -100 where there is none.
 
     The last token of main has none here, since its successors differ from branch to branch: see `branch_starts`.
 
-    Shapes: [..., S] each → [..., S]. `loss_mask` is true on supervised tokens, which are targets.
+    Shapes: [..., S] each → [..., S]. `loss_mask` is true on supervised tokens, which are targets; `row_ids` are the
+    numbers of the rows of a sequence, which holds one row without them.
     """
     labels = torch.full_like(input_ids, IGNORE_INDEX)
     same = (branch_ids[..., 1:] == branch_ids[..., :-1]) & (branch_ids[..., 1:] != PAD_BRANCH)
+    if row_ids is not None:
+        same = same & (row_ids[..., 1:] == row_ids[..., :-1])
     if loss_mask is not None:
         same = same & loss_mask[..., 1:].bool()
     labels[..., :-1] = torch.where(same, input_ids[..., 1:], IGNORE_INDEX)
     return labels
 
 
-def branch_starts(input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None) -> Tensor:
+def branch_starts(
+    input_ids: Tensor, branch_ids: Tensor, loss_mask: Tensor | None = None, *, row_ids: Tensor | None = None
+) -> Tensor:
     """The first tokens of branches, which main's last token must predict, one for each of its branches.
 
     With a visibility in which branches do not see main there are none.
 
-    Shapes: [B, S] each → LongTensor [K, 3] of (row, place of main's last token, token to predict).
+    Shapes: [B, S] each → LongTensor [K, 3] of (sequence, place of main's last token, token to predict).
     """
-    before = torch.nn.functional.pad(branch_ids[:, :-1], (1, 0), value=MAIN_BRANCH)
-    main_tokens = (branch_ids == MAIN_BRANCH).sum(-1)
-    first = (branch_ids != before) & (branch_ids > MAIN_BRANCH) & (main_tokens > 0)[:, None]
+    rows = torch.zeros_like(branch_ids) if row_ids is None else row_ids
+    places = torch.arange(branch_ids.shape[-1], device=branch_ids.device).expand_as(branch_ids)
+    main_end = torch.where(branch_ids == MAIN_BRANCH, places, -1).cummax(-1).values
+    has_main = (main_end >= 0) & (rows.gather(-1, main_end.clamp(min=0)) == rows)
+    branch_before, row_before = (torch.nn.functional.pad(ids[:, :-1], (1, 0), value=0) for ids in (branch_ids, rows))
+    first = ((branch_ids != branch_before) | (rows != row_before)) & (branch_ids > MAIN_BRANCH) & has_main
     if loss_mask is not None:
         first = first & loss_mask.bool()
-    row, place = first.nonzero().unbind(-1)
-    return torch.stack((row, main_tokens[row] - 1, input_ids[row, place]), dim=-1)
+    sequence, place = first.nonzero().unbind(-1)
+    return torch.stack((sequence, main_end[sequence, place], input_ids[sequence, place]), dim=-1)

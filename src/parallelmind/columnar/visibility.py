@@ -5,6 +5,8 @@
 | isolated | main and its own branch |
 | columnar | main, its own branch, and every other branch's tokens of strictly earlier time |
 | strict | its own branch only |
+
+Rows that stand in one sequence do not see each other.
 """
 
 from __future__ import annotations
@@ -65,12 +67,16 @@ def visible(
     key_time: Tensor,
     visibility: Visibility,
     reach: Reach = FULL,
+    *,
+    query_row: Tensor | None = None,
+    key_row: Tensor | None = None,
 ) -> Tensor:
     """Whether each query token sees each key token.
 
     Windows and chunks are counted in time, so that a branch far down the row sees what it would see alone.
 
-    Shapes: [..., Q], [..., Q], [..., K], [..., K] → bool [..., Q, K]. Branch ids, not branch positions.
+    Shapes: [..., Q], [..., Q], [..., K], [..., K] → bool [..., Q, K]. Branch ids, not branch positions. `query_row` and
+    `key_row`, the numbers of the rows within their sequence, are needed where it holds several.
     Raises:
         ValueError: an unknown visibility.
     """
@@ -85,6 +91,8 @@ def visible(
     if rule.sees_branches:
         seen = seen | ((k_branch != MAIN_BRANCH) & (k_time < q_time))
     seen = seen & (q_branch != PAD_BRANCH) & (k_branch != PAD_BRANCH)
+    if query_row is not None and key_row is not None:
+        seen = seen & (query_row[..., :, None] == key_row[..., None, :])
     if not reach.is_full:
         seen = seen & (k_time >= reach.earliest(q_time))
     return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ class MicroBatch:
     """What `ParallelPretrainDataset.load_state_dict` takes."""
     last: bool = False
     """No other micro-batch follows."""
+    sequences: Sequence[int] = ()
+    """How many of the rows, in their order, stand one behind the other in each sequence; none: one in each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +64,29 @@ class BatchInfo:
     last: bool
 
 
-def packed_ids(branch_ids: Tensor, time_ids: Tensor) -> Tensor:
-    """The ids that packed attention builds its masks from: [B, S] and [B, S] → int32 [B, 1, S, 2]."""
-    return torch.stack((branch_ids, time_ids), dim=-1)[:, None].to(torch.int32)
+def packed_ids(branch_ids: Tensor, time_ids: Tensor, row_ids: Tensor | None = None) -> Tensor:
+    """The ids that packed attention builds its masks from: [B, S] each → int32 [B, 1, S, 3].
+
+    Args:
+        row_ids: the number of each token's row within its sequence; None: there is one row in each.
+    """
+    rows = torch.zeros_like(branch_ids) if row_ids is None else row_ids
+    return torch.stack((branch_ids, time_ids, rows), dim=-1)[:, None].to(torch.int32)
 
 
 class ParallelPretrainCollator:
-    """Pads training rows to one length.
+    """Puts training rows behind one another where their micro-batch says so, and pads sequences to one length.
 
     | key | shape | |
     |---|---|---|
     | `input_ids` | [B, S] | |
     | `position_ids` | [B, S, 2] | pos2d; with `two_axes=False` (a model without 2D RoPE) the times [B, S] |
-    | `attention_mask` | int32 [B, 1, S, 2] | (branch id, time), from which packed attention builds each layer's mask |
+    | `attention_mask` | int32 [B, 1, S, 3] | (branch id, time, row of the sequence), from which packed attention \
+builds each layer's mask |
     | `labels` | [B, S] | the token itself where it is supervised, else -100 |
     | `shift_labels` | [B, S] | the token each position must predict: the next of its branch if supervised, else -100 |
-    | `branch_starts` | [K, 3] | (row, place, token): supervised first tokens of branches; each is predicted at that \
-place, main's last token. None with `strict` visibility, and none in rows without a main. |
+    | `branch_starts` | [K, 3] | (sequence, place, token): supervised first tokens of branches; each is predicted at \
+that place, main's last token. None with `strict` visibility, and none in rows without a main. |
     | `info` | | a `BatchInfo` |
 
     With `dense_mask` the mask is the additive [B, 1, S, S] itself, for any model whose layers all have full attention.
@@ -111,25 +120,31 @@ place, main's last token. None with `strict` visibility, and none in rows withou
         rows = micro.rows
         if not rows:
             raise ValueError("a batch needs at least one row")
-        longest = max(len(row) for row in rows)
+        sequences = _sequences(micro)
+        longest = max(sum(map(len, sequence)) for sequence in sequences)
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        shape = (len(rows), width)
+        shape = (len(sequences), width)
         input_ids = torch.full(shape, self.pad_token_id)
         branch_ids = torch.full(shape, PAD_BRANCH)
         time_ids = torch.zeros(shape, dtype=torch.long)
+        row_ids = torch.zeros(shape, dtype=torch.long)
         loss_mask = torch.zeros(shape, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            place = (index, slice(0, len(row)))
-            input_ids[place] = row.row.input_ids
-            branch_ids[place] = row.row.branch_ids
-            time_ids[place] = row.row.time_ids
-            loss_mask[place] = row.loss_mask
-        targets = shift_labels(input_ids, branch_ids, loss_mask)
-        starts = branch_starts(input_ids, branch_ids, loss_mask & sees_main(self.visibility))
+        for index, sequence in enumerate(sequences):
+            start = 0
+            for number, row in enumerate(sequence):
+                place = (index, slice(start, start + len(row)))
+                input_ids[place] = row.row.input_ids
+                branch_ids[place] = row.row.branch_ids
+                time_ids[place] = row.row.time_ids
+                row_ids[place] = number
+                loss_mask[place] = row.loss_mask
+                start += len(row)
+        targets = shift_labels(input_ids, branch_ids, loss_mask, row_ids=row_ids)
+        starts = branch_starts(input_ids, branch_ids, loss_mask & sees_main(self.visibility), row_ids=row_ids)
         return {
             "input_ids": input_ids,
             "position_ids": pos2d_ids(branch_ids, time_ids, self.stride) if self.two_axes else time_ids,
-            "attention_mask": self._mask(branch_ids, time_ids),
+            "attention_mask": self._mask(branch_ids, time_ids, row_ids),
             "labels": torch.where(loss_mask, input_ids, IGNORE_INDEX),
             "shift_labels": targets,
             "branch_starts": starts,
@@ -143,9 +158,15 @@ place, main's last token. None with `strict` visibility, and none in rows withou
             ),
         }
 
-    def _mask(self, branch_ids: Tensor, time_ids: Tensor) -> Tensor:
+    def _mask(self, branch_ids: Tensor, time_ids: Tensor, row_ids: Tensor) -> Tensor:
         if not self.dense_mask:
-            return packed_ids(branch_ids, time_ids)
-        seen = visible(branch_ids, time_ids, branch_ids, time_ids, self.visibility)
+            return packed_ids(branch_ids, time_ids, row_ids)
+        seen = visible(branch_ids, time_ids, branch_ids, time_ids, self.visibility, query_row=row_ids, key_row=row_ids)
         seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool)
         return additive_mask(seen, torch.float32)[:, None]
+
+
+def _sequences(micro: MicroBatch) -> list[list[TrainingRow]]:
+    rows = iter(micro.rows)
+    sizes = micro.sequences or [1] * len(micro.rows)
+    return [list(islice(rows, size)) for size in sizes]

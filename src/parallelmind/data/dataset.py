@@ -1,35 +1,47 @@
 """The stream of micro-batches that training runs on: packed rows, in an order that a saved state continues exactly.
 
-Data is read in blocks (all of it at once, or `block_records` records when streaming). A block is planned as a whole:
-samples are shuffled, laid out in rows, and the rows grouped into steps, all from the seed, the epoch and the place of
-the block. So the state of the stream is three numbers, and any rank can tell every rank's share.
+Data is planned in blocks: of all samples in an order of the epoch, or of the `block_records` records that were read
+last when streaming. The samples of a block are shuffled, laid out in rows, and the rows grouped into steps, all from
+the seed, the epoch and the place of the block. So the state of the stream is three numbers, and any process can tell
+every process's share. Only lengths are needed for that; tokens are loaded for the rows of this process alone.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
-from parallelmind.columnar import PackedRow, pack_row
+from parallelmind.columnar import PackedRow
+from parallelmind.data import composer
 from parallelmind.data.batches import BatchLimits, RowPlan, StepPlanner
 from parallelmind.data.collator import MicroBatch, TrainingRow
 from parallelmind.data.encoder import DataCounts, EncodedSample, SampleEncoder
+from parallelmind.data.mixture import Mixture
 from parallelmind.data.numbering import Numbering
-from parallelmind.data.rows import RowLimits, split_rows
+from parallelmind.data.planned import PlannedSample
+from parallelmind.data.row_plans import plan_rows
+from parallelmind.data.rows import RowLimits
 from parallelmind.data.samples import parse_sample
 from parallelmind.data.sources import JsonlSource, RecordSource, SourceRow
+from parallelmind.data.store import JoinedStore, MemoryStore, SampleStore
 from parallelmind.errors import DataError, SettingsError
 
 _SIMILAR_LENGTHS = 32
 """Steps among which rows are sorted by length, so that a batch has little padding."""
+_PLANNED_TOGETHER = 2**15
+"""Samples of a block of data that is not streamed: what planning needs of them takes memory."""
+
+
+Prepare = Callable[[RecordSource, SampleEncoder], tuple[SampleStore, DataCounts] | None]
+"""Encodes the samples of a source, unless it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +63,10 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
 
     Args:
         epochs: passes over the data; None: without end.
-        block_records: records read and shuffled together (streaming); None: all of them, kept in memory.
+        block_records: records read and shuffled together (streaming); None: all of them are at hand.
         learn_main: main is supervised too, once for each record.
+        prepare: encodes the samples of a source; None, as where it gives None: they are kept in memory.
+        mixture: the shares of the parts of a `ChainedSource` (not when streaming).
     Raises:
         DataError: on iteration, a bad row, or data without a supervised token.
     """
@@ -71,6 +85,8 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         learn_main: bool = False,
         share: Share | None = None,
         numbering: Numbering | None = None,
+        prepare: Prepare | None = None,
+        mixture: Mixture | None = None,
     ):
         super().__init__()
         self.source = source
@@ -87,7 +103,11 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         self.counts = DataCounts()
         """Counts of the first pass over the data; complete at its end."""
         self._start = {"epoch": 0, "block": 0, "steps": 0}
-        self._memory: list[EncodedSample] | None = None
+        self._batch = batch
+        self._prepare = prepare
+        self._mixture = mixture or Mixture()
+        self._store: JoinedStore | None = None
+        self._largest = 0
 
     @classmethod
     def from_jsonl(
@@ -112,14 +132,22 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         return cls(JsonlSource(Path(path)), encoder, limits=limits, batch=batch, **settings)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """This process's micro-batches; the last one is marked, unless the stream has no end."""
-        held: MicroBatch | None = None
-        for micro in self._dealt():
+        """This process's micro-batches; the last one is marked, unless the stream has no end.
+
+        Of several workers of a DataLoader each gives those of its turn.
+        """
+        worker = get_worker_info()
+        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        held: _Dealt | None = None
+        turn = 0
+        for dealt in self._dealt():
             if held is not None:
-                yield held
-            held = micro
-        if held is not None:
-            yield replace(held, last=True)
+                if turn == own:
+                    yield held.load()
+                turn = (turn + 1) % workers
+            held = dealt
+        if held is not None and turn == own:
+            yield replace(held.load(), last=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin after the step whose micro-batches carried this state.
@@ -132,39 +160,74 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
                 "the place in the data would not be the same; give a --batch_size and --accumulation_steps that make, "
                 "with the number of processes, the same step."
             )
+        if (former := state.get("data")) is not None and former != self.source.identity():
+            raise SettingsError(
+                f"the checkpoint is of a run on other data than {self.source.name} holds now: the place in the data "
+                "would not be the same; give the data of that run, or continue its adapter on this data with "
+                "--load_lora, under a --lora_name of its own."
+            )
         self._start = {name: int(state[name]) for name in self._start}
         if self.block_records is not None:
             self.counts = DataCounts(**state["counts"])
 
-    def samples(self) -> list[EncodedSample]:
+    def store(self) -> SampleStore:
         """All samples, encoded once and kept. Raises DataError if none has a supervised token."""
-        if self._memory is None:
-            encoded = (self._encode(row, self.counts) for row in self.source.read())
-            self._memory = [sample for sample in encoded if sample is not None]
-            if not self._plan(self._memory, 0, 0, self.counts):
-                raise DataError(_nothing(self.source.name, self.counts))
-        return self._memory
+        return self._joined()
+
+    def samples(self) -> Sequence[EncodedSample]:
+        """The same, of one source whose samples are kept in memory."""
+        [store] = self._joined().stores
+        assert isinstance(store, MemoryStore)
+        return store.samples
 
     def largest_row(self) -> int:
-        """Branches of the largest row there can be, of data in memory."""
-        samples = self.samples()
-        loose = sum(sample.loose for sample in samples)
-        return min(self.limits.most, max(loose, *(len(sample.branches) for sample in samples)))
+        """Branches of the largest row there can be, of data that is not streamed."""
+        self.store()
+        return min(self.limits.most, self._largest)
 
     def steps(self, epochs: int) -> int:
-        """Optimizer steps of this many epochs over data in memory."""
-        samples = self.samples()
-        planned = (self._plan(samples, epoch, 0, None) for epoch in range(epochs))
-        return sum(1 for steps in planned for _ in self.planner.joined((step, None) for step in steps))
+        """Optimizer steps of this many epochs over data that is not streamed."""
+        self.store()
+        return sum(1 for epoch in range(epochs) for _ in self.planner.joined(self._epoch(epoch, block=0, steps=0)))
 
-    def _dealt(self) -> Iterator[MicroBatch]:
+    def _joined(self) -> JoinedStore:
+        if self._store is None:
+            stores = []
+            for source in self.source.parts():
+                prepared = None if self._prepare is None else self._prepare(source, self.encoder)
+                store, counts = prepared or self._in_memory(source)
+                stores.append(store)
+                self.counts.add(counts)
+            self._store = JoinedStore(stores)
+            self._count()
+        return self._store
+
+    def _in_memory(self, source: RecordSource) -> tuple[SampleStore, DataCounts]:
+        counts = DataCounts()
+        encoded = (_encode(self.encoder, row, counts) for row in source.read())
+        return MemoryStore([sample for sample in encoded if sample is not None]), counts
+
+    def _count(self) -> None:
+        """Plan all samples once, for what only the plan tells."""
+        assert self._store is not None
+        loose = found = 0
+        everything = range(len(self._store))
+        for start in range(0, len(everything), _PLANNED_TOGETHER):
+            samples = [self._store.planned(sample) for sample in everything[start : start + _PLANNED_TOGETHER]]
+            loose += sum(sample.loose for sample in samples)
+            self._largest = max(loose, self._largest, *(len(sample.branches) for sample in samples))
+            found += len(self._plan(self._store, samples, f"0 {start}", self.counts))
+        if not found:
+            raise DataError(_nothing(self.source.name, self.counts))
+
+    def _dealt(self) -> Iterator[_Dealt]:
         """This process's micro-batches, as many of every step as every other process has."""
         share = self.share
         for step, state in self._planned():
             batches = self.planner.micro_batches(step)
             for place in range(share.rank, share.accumulation * share.world_size, share.world_size):
-                own = batches[place] if place < len(batches) else ()
-                yield MicroBatch([_training_row(plan) for plan in own] or [_blank(step[0])], state)
+                own = batches[place] if place < len(batches) else []
+                yield _Dealt(own, step[0], self._batch, state)
 
     def _planned(self) -> Iterator[tuple[list[RowPlan], dict[str, Any]]]:
         """The steps from where the state says, and the state after each."""
@@ -180,47 +243,62 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
 
     def _epoch(self, epoch: int, *, block: int, steps: int) -> Iterator[tuple[list[RowPlan], dict[str, Any]]]:
         """The planned steps of an epoch from one of a block on, and the state after each."""
-        for at, planned, counts in self._blocks(epoch, block):
+        stream = self._blocks(epoch, block) if self.block_records is None else self._read(epoch, block)
+        whole = {"layout": self.planner.layout, "data": self.source.identity()}
+        for at, planned, counts in stream:
             for index in range(steps if at == block else 0, len(planned)):
-                place = {"epoch": epoch, "block": at, "steps": index + 1}
-                yield planned[index], {**place, "layout": self.planner.layout, **counts}
+                yield planned[index], {"epoch": epoch, "block": at, "steps": index + 1, **whole, **counts}
 
     def _blocks(self, epoch: int, start: int) -> Iterator[tuple[int, list[list[RowPlan]], dict[str, Any]]]:
-        """(number of its first record, its steps, the counts before and with it) of each block."""
-        if self.block_records is None:
-            yield 0, self._plan(self.samples(), epoch, 0, None), {}
-            return
+        """(place of its first sample in the order of the epoch, its steps, nothing more) of each block."""
+        store = self._joined()
+        several = len(store) > _PLANNED_TOGETHER  # a block is shuffled by itself
+        order = self._mixture.order(store.sizes, seed=f"{self.seed} {epoch}", shuffle=self.shuffle and several)
+        for at in range(start, len(order), _PLANNED_TOGETHER):
+            samples = [store.planned(sample) for sample in order[at : at + _PLANNED_TOGETHER]]
+            yield at, self._plan(store, samples, f"{epoch} {at}", None), {}
+
+    def _read(self, epoch: int, start: int) -> Iterator[tuple[int, list[list[RowPlan]], dict[str, Any]]]:
+        """(number of its first record, its steps, the counts before and with it) of each block of a stream."""
         source = self.source.read(start)
         while rows := list(islice(source, self.block_records)):
             before = self.counts.as_dict()
             counts = self.counts if epoch == 0 else DataCounts()
-            encoded = (self._encode(row, counts) for row in rows)
-            samples = [sample for sample in encoded if sample is not None]
-            plans = self._plan(samples, epoch, start, counts)
+            encoded = (_encode(self.encoder, row, counts) for row in rows)
+            store = MemoryStore([sample for sample in encoded if sample is not None])
+            samples = [store.planned(sample) for sample in range(len(store))]
+            plans = self._plan(store, samples, f"{epoch} {start}", counts)
             yield start, plans, {"counts": before, "counts_with_block": self.counts.as_dict()}
             start = rows[-1].index + 1
 
-    def _encode(self, row: SourceRow, counts: DataCounts) -> EncodedSample | None:
-        return self.encoder.encode(parse_sample(row.fields, row.where, row.file), counts)
-
     def _plan(
-        self, samples: Sequence[EncodedSample], epoch: int, block: int, counts: DataCounts | None
+        self, store: SampleStore, samples: list[PlannedSample], block: str, counts: DataCounts | None
     ) -> list[list[RowPlan]]:
         """The steps of a block; the same whenever it is asked for."""
-        rng = random.Random(f"{self.seed} {epoch} {block}")
-        order = list(samples)
+        rng = random.Random(f"{self.seed} {block}")
         if self.shuffle:
-            rng.shuffle(order)
+            rng.shuffle(samples)
         lost = counts or DataCounts()
-        rows = [row for sample in order if not sample.loose for row in self._record_rows(sample, lost)]
-        rows += self._loose_rows([sample for sample in order if sample.loose], rng, lost)
+        rows = plan_rows(store, samples, self.limits, self.encoder, learn_main=self.learn_main, rng=rng, counts=lost)
         rows = [replace(row, numbers=self.numbering.of_row(row.numbers, rng)) for row in rows]
         if counts is not None:
             for row in rows:
                 row.count(counts)
+        steps = self._steps(rows, rng)
+        if counts is not None:
+            for step, _ in self.planner.joined((step, None) for step in steps):
+                for batch in self.planner.micro_batches(step):
+                    _count_batch(batch, self._batch, counts)
+        return steps
+
+    def _steps(self, rows: list[RowPlan], rng: random.Random) -> list[list[RowPlan]]:
+        if self._batch.by_tokens:
+            rows = [part for row in rows for part in composer.fitting(row, self._batch)]
         if not self.shuffle:
             return self.planner.steps(rows)
         rng.shuffle(rows)
+        if self._batch.by_tokens:
+            return self.planner.steps(composer.filled(rows, self._batch, rng))
         window = _SIMILAR_LENGTHS * self.planner.step_size
         steps = []
         for start in range(0, len(rows), window):
@@ -228,54 +306,43 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         rng.shuffle(steps)
         return steps
 
-    def _record_rows(self, sample: EncodedSample, counts: DataCounts) -> list[RowPlan]:
-        lengths = [len(branch) for branch in sample.branches]
-        split = split_rows(lengths, self.limits, main_tokens=len(sample.main))
-        if lost := sorted(set(range(len(lengths))) - {place for row in split for place in row}):
-            self.encoder.lost_rows(sample, lost, self.limits.max_tokens, counts)
-        rows: list[RowPlan] = []
-        for places in split:
-            branches = [sample.branches[place] for place in places]
-            numbers = [branch.number for branch in branches]
-            learn_main = self.learn_main and not rows
-            rows.append(RowPlan(sample.main, branches, numbers, learn_main, (sample.where,)))
-        return rows
 
-    def _loose_rows(self, samples: Sequence[EncodedSample], rng: random.Random, counts: DataCounts) -> list[RowPlan]:
-        groups: list[list[EncodedSample]] = []
-        most = room = 0
-        for sample in samples:
-            length = len(sample.branches[0])
-            if self.limits.max_tokens and length > self.limits.max_tokens:
-                self.encoder.lost_rows(sample, [0], self.limits.max_tokens, counts)
-                continue
-            if not groups or len(groups[-1]) == most or (self.limits.max_tokens and length > room):
-                groups.append([])
-                most = rng.randint(self.limits.least, self.limits.most) if self.limits.balanced else self.limits.most
-                room = self.limits.max_tokens
-            groups[-1].append(sample)
-            room -= length
-        return [
-            RowPlan(
-                main=(),
-                branches=[sample.branches[0] for sample in group],
-                numbers=range(1, len(group) + 1),
-                learn_main=False,
-                sources=tuple(sample.where for sample in group),
-            )
-            for group in groups
-        ]
+@dataclass(frozen=True, slots=True)
+class _Dealt:
+    """A micro-batch before its tokens are loaded."""
+
+    rows: list[RowPlan]
+    spare: RowPlan
+    """Where there are no rows, of this one a token is computed that teaches nothing."""
+    limits: BatchLimits
+    state: dict[str, Any]
+
+    def load(self) -> MicroBatch:
+        if not self.rows:
+            return MicroBatch([_blank(self.spare)], self.state)
+        if not self.limits.by_tokens:
+            return MicroBatch([row.load() for row in self.rows], self.state)
+        groups = composer.sequences([row.tokens for row in self.rows], self.limits)
+        rows = [self.rows[place].load() for group in groups for place in group]
+        return MicroBatch(rows, self.state, sequences=[len(group) for group in groups])
 
 
-def _training_row(plan: RowPlan) -> TrainingRow:
-    row = pack_row(plan.main, [branch.ids for branch in plan.branches], branch_numbers=plan.numbers)
-    loss_mask = bytearray([plan.learn_main]) * len(plan.main) + b"".join(branch.loss_mask for branch in plan.branches)
-    return TrainingRow(row, torch.frombuffer(loss_mask, dtype=torch.bool), plan.sources)
+def _count_batch(rows: list[RowPlan], limits: BatchLimits, counts: DataCounts) -> None:
+    lengths = [row.tokens for row in rows]
+    groups = composer.sequences(lengths, limits) if limits.by_tokens else [[place] for place in range(len(rows))]
+    width = limits.width(max(sum(lengths[place] for place in group) for group in groups))
+    counts.batches += 1
+    counts.batch_tokens += sum(lengths)
+    counts.padding_tokens += width * len(groups) - sum(lengths)
+
+
+def _encode(encoder: SampleEncoder, row: SourceRow, counts: DataCounts) -> EncodedSample | None:
+    return encoder.encode(parse_sample(row.fields, row.where, row.file), counts)
 
 
 def _blank(plan: RowPlan) -> TrainingRow:
     """One token without a label: keeps processes in step without a gradient."""
-    row = _training_row(plan)
+    row = plan.load()
     first = slice(1)
     token = PackedRow(
         input_ids=row.row.input_ids[first], branch_ids=row.row.branch_ids[first], time_ids=row.row.time_ids[first]

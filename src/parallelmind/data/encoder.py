@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parallelmind.data.planned import PlannedSample
 from parallelmind.data.samples import Sample, SampleBranch
 from parallelmind.errors import DataError, RequestError
 from parallelmind.prompts.conversation import Message
@@ -32,6 +33,12 @@ class DataCounts:
     """Of the packed rows, main once a row."""
     supervised_tokens: int = 0
     """Tokens whose loss is counted."""
+    batches: int = 0
+    """Micro-batches of all processes."""
+    batch_tokens: int = 0
+    """Of the micro-batches, without padding: main once in each of them where a row is computed in parts."""
+    padding_tokens: int = 0
+    """What fills up the sequences of the micro-batches to the length of the longest."""
     unpredicted_tokens: int = 0
     """First tokens of branches that are not supervised, since nothing is before them: they have no prompt, and no main
     or none that they see."""
@@ -55,6 +62,19 @@ class DataCounts:
     notes: list[str] = field(default_factory=list)
     """The first branches and records that were cut or dropped, each with its place in the data."""
 
+    @property
+    def padding(self) -> float:
+        """The share of padding in what is computed."""
+        return self.padding_tokens / max(1, self.batch_tokens + self.padding_tokens)
+
+    def add(self, other: DataCounts) -> None:
+        """Count what another part of the data held, too."""
+        for one in dataclasses.fields(self):
+            if one.name != "notes":
+                setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for text in other.notes:
+            self.note(text)
+
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -72,6 +92,7 @@ class EncodedBranch:
     number: int
     """Branch id under its main, from 1."""
     sample_branch: SampleBranch
+    """What it was encoded from."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,6 +134,15 @@ class SampleEncoder:
         strict: bool = False,
     ):
         self.tokenizer = tokenizer
+        self.settings: dict[str, Any] = {
+            "max_seq_len": max_seq_len,
+            "max_model_len": max_model_len,
+            "vocab_size": vocab_size,
+            "sees_main": sees_main,
+            "learn_main": learn_main,
+            "strict": strict,
+        }
+        """All arguments but the tokenizer."""
         self.prompts = PromptEncoder(tokenizer)
         self.max_seq_len = max_seq_len
         self.max_model_len = max_model_len
@@ -230,13 +260,13 @@ class SampleEncoder:
             own_mask[0] = False  # nothing is before it
         return EncodedBranch(array("i", own + ids), bytes(own_mask + loss_mask), place + 1, sample.branches[place])
 
-    def lost_rows(self, sample: EncodedSample, places: list[int], limit: int, counts: DataCounts) -> None:
+    def lost_rows(self, sample: PlannedSample, places: list[int], limit: int, counts: DataCounts) -> None:
         """Count the branches at these places, which do not fit a row beside their main."""
         for place in places:
             branch = sample.branches[place]
             self._lost(
-                f'{sample.where}: "branches"[{branch.number - 1}] has {len(branch)} tokens and does not fit beside a '
-                f"main of {len(sample.main)} in a row of {limit} (--max_total_tokens), dropped",
+                f'{sample.where}: "branches"[{branch.number - 1}] has {branch.tokens} tokens and does not fit beside a '
+                f"main of {sample.main_tokens} in a row of {limit} (--max_total_tokens), dropped",
                 counts,
             )
             counts.dropped_branches += 1

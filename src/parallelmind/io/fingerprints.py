@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -14,20 +15,24 @@ def fingerprint_of_folder(folder: Path) -> str:
 
 
 def fingerprint_of_tree(folder: Path) -> str:
-    """The fingerprint of a data folder with its subfolders; hidden ones such as `.git` do not count."""
-    files = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
-    return _by_size_and_time(
-        (name.as_posix(), path) for name, path in files if not any(part.startswith(".") for part in name.parts)
-    )
-
-
-def fingerprint_of_large_file(path: Path) -> str:
-    """The fingerprint of a file that is too large to be read beforehand: its size and modification time."""
-    return _by_size_and_time([("", path)])
+    """The fingerprint of every byte of a data folder with its subfolders; hidden ones such as `.git` do not count."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            hasher.update(f"{name.as_posix()} {fingerprint_of_content(path)}\n".encode())
+    return hasher.hexdigest()
 
 
 def fingerprint_of_content(path: Path) -> str:
-    """The fingerprint of every byte of a file."""
+    """The fingerprint of every byte of a file; a file that did not change meanwhile is read once."""
+    found = path.stat()
+    return _content(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=10_000)
+def _content(path: Path, *state: int) -> str:
+    del state
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 

@@ -1,10 +1,11 @@
 """Attention over packed rows, for training: each layer builds its own mask from the branch ids and times.
 
-The ids travel as `attention_mask`, int32 [B, 1, S, 2] of (branch id, time). transformers hands a 4-D mask through to
-the layers untouched, so the ids reach every layer also under DDP and when a layer is computed again for its gradient,
-and each layer applies its own reach (`layer_reach`), which a ready mask given to the whole model would override.
+The ids travel as `attention_mask`, int32 [B, 1, S, 3] of (branch id, time, row of the sequence). transformers hands a
+4-D mask through to the layers untouched, so the ids reach every layer also under DDP and when a layer is computed again
+for its gradient, and each layer applies its own reach (`layer_reach`), which a ready mask given to the whole model
+would override.
 
-Shapes: B rows, S tokens, H key/value heads, G query heads per key/value head, D head size, E value head size.
+Shapes: B sequences, S tokens, H key/value heads, G query heads per key/value head, D head size, E value head size.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def packed_attention(model: nn.Module, visibility: Visibility) -> Iterator[None]
 
 
 def is_packed_ids(mask: Tensor | None) -> bool:
-    return mask is not None and mask.dtype == torch.int32 and mask.dim() == 4 and mask.shape[-1] == 2
+    return mask is not None and mask.dtype == torch.int32 and mask.dim() == 4 and mask.shape[-1] == 3
 
 
 def dense_mask(ids: Tensor, visibility: Visibility, reach: Reach, dtype: torch.dtype) -> Tensor:
@@ -135,8 +136,8 @@ def _of_ids(ids: Tensor, kind: tuple[Any, ...], build: Callable[[], Any]) -> Any
 
 def _seen(ids: Tensor, visibility: Visibility, reach: Reach) -> Tensor:
     """Bool [B, 1, S, S]."""
-    branch, time = ids.unbind(-1)
-    seen = visible(branch, time, branch, time, visibility, reach)
+    branch, time, row = ids.unbind(-1)
+    seen = visible(branch, time, branch, time, visibility, reach, query_row=row, key_row=row)
     # A row of the softmax without any key would be NaN and spread through the batch.
     return seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
 
@@ -146,14 +147,14 @@ def _block_mask(ids: Tensor, visibility: Visibility, reach: Reach) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def build() -> Any:
-        branch, time = ids[:, 0].unbind(-1)
-        branch, time = branch.contiguous(), time.contiguous()
+        branch, time, row = (one.contiguous() for one in ids[:, 0].unbind(-1))
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             del h
-            seen = visible(
-                branch[b, q][None], time[b, q][None], branch[b, k][None], time[b, k][None], visibility, reach
+            (branch_q, time_q, row_q), (branch_k, time_k, row_k) = (
+                [one[b, place][None] for one in (branch, time, row)] for place in (q, k)
             )
+            seen = visible(branch_q, time_q, branch_k, time_k, visibility, reach, query_row=row_q, key_row=row_k)
             return seen[0, 0] | (q == k)
 
         rows, length = branch.shape

@@ -88,11 +88,11 @@ def training_arguments(
     given = {name: value for name, value in options.hf.items() if name not in compiling.FIELDS}
     if fixed := [name for name in given if name in FIXED]:
         raise SettingsError(f"--{fixed[0]} cannot be set here: {FIXED[fixed[0]]}.")
-    if int(given.get("dataloader_num_workers") or 0) > 1:
+    if options.use_streaming and int(given.get("dataloader_num_workers") or 0) > 1:
         raise SettingsError(
-            "--dataloader_num_workers is above 1. The batches are planned as one sequence, so that a resumed run sees "
-            "what an uninterrupted one would have, and every further process would plan all of it again: give 1, which "
-            "reads ahead in a process of its own, or 0."
+            "--dataloader_num_workers is above 1 with --use_streaming, where every further process would read and "
+            "encode all of the data again: give 1, which reads ahead in a process of its own, or leave --use_streaming "
+            "out."
         )
     for former, name in _NEW_NAMES.items():
         if former in given and hasattr(TrainingArguments, name):

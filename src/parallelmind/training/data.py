@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from parallelmind.columnar import Visibility, sees_branches, sees_main
 from parallelmind.data.batches import BatchLimits, StepPlanner
-from parallelmind.data.dataset import ParallelPretrainDataset, Share
+from parallelmind.data.dataset import ParallelPretrainDataset, Prepare, Share
 from parallelmind.data.encoder import SampleEncoder
+from parallelmind.data.mixture import Mixture
 from parallelmind.data.numbering import Numbering
 from parallelmind.data.rows import RowLimits
-from parallelmind.data.sources import FilteredSource, HubSource, JsonlSource, RecordSource
+from parallelmind.data.sources import ChainedSource, FilteredSource, HubSource, RecordSource, file_source
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.models.sidecar import RopeSettings
@@ -34,12 +36,21 @@ class Batching:
         return StepPlanner(self.batch, self.accumulation * processes).layout
 
 
-def batching(options: TrainOptions, visibility: Visibility) -> Batching:
-    """The micro-batches of a run.
+def batching(options: TrainOptions, visibility: Visibility, *, multiple_of: int = 1) -> Batching:
+    """The micro-batches of a run, whose sequences are padded to a multiple of some length.
 
     Branches that see one another cannot be computed apart: then a batch takes a whole row, and fewer of them are
     accumulated, so that a step has about as many branches as the flags say.
     """
+    if options.max_tokens_per_batch is not None:
+        most = options.max_tokens_per_batch
+        limits = BatchLimits(
+            size=most // multiple_of * multiple_of or most,
+            by_tokens=True,
+            whole_rows=sees_branches(visibility),
+            multiple_of=multiple_of,
+        )
+        return Batching(batch=limits, accumulation=options.accumulation_steps)
     whole, rows = sees_branches(visibility), options.batch_by_samples
     size, accumulation, note = options.batch_size, options.accumulation_steps, None
     if whole and not rows and size < options.most_branches:
@@ -51,7 +62,9 @@ def batching(options: TrainOptions, visibility: Visibility) -> Batching:
             f"a step of {accumulation * size} branches in each process ({asked} were asked for)"
         )
     return Batching(
-        batch=BatchLimits(size=size, by_samples=rows, whole_rows=whole), accumulation=accumulation, note=note
+        batch=BatchLimits(size=size, by_samples=rows, whole_rows=whole, multiple_of=multiple_of),
+        accumulation=accumulation,
+        note=note,
     )
 
 
@@ -98,24 +111,14 @@ def load_data(
         strict=options.strict,
     )
     limits = _row_limits(options)
-    source: RecordSource
-    if options.data_path is not None:
-        source = JsonlSource(options.data_path, max_records=options.max_samples)
-    else:
-        assert options.hf_dataset is not None
-        source = HubSource(
-            options.hf_dataset,
-            options.hf_subset,
-            split=options.hf_split,
-            streaming=options.use_streaming,
-            max_records=options.max_samples,
-        )
+    source = _source(options)
     held_out: RecordSource | None = None
     if options.eval_data_path is not None:
-        held_out = JsonlSource(options.eval_data_path)
+        held_out = file_source(options.eval_data_path)
     elif options.eval_ratio:
-        held_out = FilteredSource(source, lambda index: _is_held_out(options, index))
-        source = FilteredSource(source, lambda index: not _is_held_out(options, index))
+        rule = f"held out {options.eval_ratio} {options.seed}"
+        held_out = FilteredSource(source, lambda index: _is_held_out(options, index), rule=rule)
+        source = FilteredSource(source, lambda index: not _is_held_out(options, index), rule=f"not {rule}")
         _check_split(options.eval_ratio, source, held_out)
     dataset = ParallelPretrainDataset(
         source,
@@ -128,10 +131,12 @@ def load_data(
         seed=options.seed,
         learn_main=options.learn_main,
         share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=batches.accumulation),
+        prepare=_prepare(options),
+        mixture=Mixture(options.data_weights),
     )
     total: int | None = options.max_steps
     if not options.use_streaming:
-        dataset.samples()
+        dataset.store()
     if trainee.patched:
         dataset.numbering = _numbering(options, trainee.settings, dataset)
     if options.max_steps < 0:
@@ -147,8 +152,38 @@ def load_data(
         learn_main=options.learn_main,
         numbering=replace(dataset.numbering, drawn=False),
     )
-    evaluation.samples()
+    evaluation.store()
     return dataset, total, evaluation
+
+
+def _source(options: TrainOptions) -> RecordSource:
+    """The records of a run, those that are held out among them."""
+    if options.data_paths:
+        files = [file_source(path, max_records=options.max_samples) for path in options.data_paths]
+        return files[0] if len(files) == 1 else ChainedSource(files)
+    assert options.hf_dataset is not None
+    return HubSource(
+        options.hf_dataset,
+        options.hf_subset,
+        split=options.hf_split,
+        streaming=options.use_streaming,
+        max_records=options.max_samples,
+    )
+
+
+def _prepare(options: TrainOptions) -> Prepare | None:
+    """How samples are encoded: into the cache, or where that cannot be, into memory."""
+    if find_spec("pyarrow") is None:
+        if options.data_cache is not None:
+            raise SettingsError(
+                f"--data_cache {options.data_cache} needs the package pyarrow, which is not installed; run: pip "
+                "install 'parallelmind[train]'"
+            )
+        return None
+    from parallelmind.data.cache import SampleCache, default_folder
+
+    folder = options.data_cache or default_folder()
+    return SampleCache(folder, processes=options.preprocessing_num_workers).prepared
 
 
 def _check_split(ratio: float, kept: RecordSource, held_out: RecordSource) -> None:

@@ -22,6 +22,7 @@ from parallelmind.columnar import (
     Visibility,
     find_rope_patch,
     pack_row,
+    pos2d_ids,
 )
 from parallelmind.data.collator import packed_ids
 from parallelmind.models.architecture import refuse_other_layers
@@ -131,7 +132,7 @@ class PackedForward:
 
     @torch.no_grad()
     def _check_parity(self, model: Any) -> None:
-        """Compare a packed row with each of its branches alone, in the model's own forward."""
+        """Compare a packed row, behind another one, with each of its branches alone, in the model's own forward."""
         refuse_other_layers(model, "be trained on packed branches")
         visibility, self.visibility = self.visibility, "isolated"
 
@@ -157,14 +158,22 @@ class PackedForward:
         positions = row.pos2d(self.stride) if self.patched else row.time_ids
         places = [torch.isin(row.branch_ids, torch.tensor([0, number])) for number in range(1, len(lengths))]
         own = OwnForward(model, [[*main, *tokens] for tokens in branches], [positions[place] for place in places])
-        asked = (row.branch_ids >= 0)[None].to(device)
+        other = pack_row(main[:_PROBE_MAIN], branches[:1])
+        both = (other, row)
+        row_ids = torch.cat([torch.full_like(one.branch_ids, number) for number, one in enumerate(both)])
+        input_ids, branch_ids, time_ids = (
+            torch.cat([getattr(one, name) for one in both]) for name in ("input_ids", "branch_ids", "time_ids")
+        )
         inputs = {
-            "input_ids": row.input_ids[None].to(device),
-            "position_ids": positions[None].to(device),
-            "attention_mask": packed_ids(row.branch_ids[None], row.time_ids[None]).to(device),
+            "input_ids": input_ids[None].to(device),
+            "position_ids": (pos2d_ids(branch_ids, time_ids, self.stride) if self.patched else time_ids)[None].to(
+                device
+            ),
+            "attention_mask": packed_ids(branch_ids[None], time_ids[None], row_ids[None]).to(device),
         }
+        asked = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
         with self.installed(model):
-            logits = self._logits(model, inputs, asked).float()
+            logits = self._logits(model, inputs, asked).float()[len(other) :]
         for index, place in enumerate(places):
             failure = own.refusal(index, len(main) - 1, logits[place.to(logits.device)][len(main) - 1 :])
             if failure is not None:

@@ -42,6 +42,7 @@ _DATA = "data"
 _ROWS = "rows and batches"
 _STEPS = "steps"
 
+Weight = Annotated[float, Gt(0)]
 Shape = Annotated[int | None, Ge(1), Setting("pretrain: shape of the new model", _MODEL, default="the config's")]
 
 
@@ -193,7 +194,27 @@ class TrainOptions(QuantizedLoadingSettings):
     ] = None
     visibility: VisibilityOption = None
 
-    data_path: Annotated[Path | None, Setting("the records, JSONL", _DATA)] = None
+    data_path: Annotated[
+        tuple[Path, ...] | Path,
+        Setting("the records: JSONL, Parquet, CSV or JSON files", _DATA, flag=Flag(metavar="FILE", form="list")),
+    ] = ()
+    data_weights: Annotated[
+        tuple[Weight, ...],
+        Setting(
+            "the share of each --data_path in the records of an epoch", _DATA, default="every record once",
+            flag=Flag(metavar="WEIGHT", form="list"),
+        ),
+    ] = ()  # fmt: skip
+    data_cache: Annotated[
+        Path | None,
+        Setting(
+            "folder for encoded data, which later runs find there", _DATA,
+            default="parallelmind, in the folder of the package datasets", identity=False, flag=Flag(metavar="DIR"),
+        ),
+    ] = None  # fmt: skip
+    preprocessing_num_workers: Annotated[
+        int, Ge(1), Setting("processes that encode the data", _DATA, identity=False)
+    ] = 1
     hf_dataset: Annotated[
         str | None,
         Setting("a Hugging Face dataset instead, by name or folder", _DATA, flag=Flag(metavar="NAME")),
@@ -214,7 +235,7 @@ class TrainOptions(QuantizedLoadingSettings):
     ] = True  # fmt: skip
     shuffle_buffer: Annotated[int, Ge(1), Setting("streaming: records read (and shuffled) together", _DATA)] = 10_000
     max_samples: MaxSamples = None
-    eval_data_path: Annotated[Path | None, Setting("held-out JSONL file", _DATA)] = None
+    eval_data_path: Annotated[Path | None, Setting("held-out file, in the same forms", _DATA)] = None
     eval_ratio: Annotated[float, Ge(0), Lt(1), Setting("share of the records to hold out instead", _DATA)] = 0.0
     eval_interval: Annotated[
         int | None,
@@ -247,6 +268,14 @@ class TrainOptions(QuantizedLoadingSettings):
         Setting("branches in a batch of one process; a larger row is computed in parts", _ROWS, identity=False),
     ] = 16
     batch_by_samples: BatchBySamples = False
+    max_tokens_per_batch: Annotated[
+        int | None,
+        Ge(2),
+        Setting(
+            "instead of --batch_size, at most this many tokens in a batch of one process, of as many rows as fit",
+            _ROWS, default="no limit", identity=False, flag=Flag(metavar="N"),
+        ),
+    ] = None  # fmt: skip
 
     epochs: Annotated[int, Ge(1), Setting("passes over the data", _STEPS, flag=Flag(also=("--num_train_epochs",)))] = 1
     max_steps: Annotated[
@@ -290,6 +319,13 @@ class TrainOptions(QuantizedLoadingSettings):
                 f"--branch_range {self.branch_range} is below the most branches of a row, {self.most_branches}, whose "
                 "numbers must differ; raise it, or lower --branches_per_sample."
             )
+        if self.max_tokens_per_batch is not None:
+            for name in ("batch_size", "batch_by_samples"):
+                if getattr(self, name) != _default(name):
+                    raise SettingsError(
+                        f"--max_tokens_per_batch and --{name} exclude each other: a batch is limited by its tokens, or "
+                        "by its branches or rows; give one."
+                    )
         self._check_sources()
         if self.task == "pretrain":
             if given := [name for name in _LORA_ONLY if getattr(self, name) != _default(name)]:
@@ -311,6 +347,10 @@ class TrainOptions(QuantizedLoadingSettings):
             )
 
     @property
+    def data_paths(self) -> tuple[Path, ...]:
+        return (self.data_path,) if isinstance(self.data_path, Path) else self.data_path
+
+    @property
     def most_branches(self) -> int:
         return self.max_branches_per_sample or self.branches_per_sample
 
@@ -319,12 +359,23 @@ class TrainOptions(QuantizedLoadingSettings):
         return self.task == "pretrain" if self.loss_on_main is None else self.loss_on_main
 
     def _check_sources(self) -> None:
-        if (self.data_path is None) == (self.hf_dataset is None):
-            given = "neither was" if self.data_path is None else "both were"
-            raise SettingsError(f"Give the data as --data_path (JSONL) or as --hf_dataset; {given} given.")
+        if bool(self.data_paths) == (self.hf_dataset is not None):
+            given = "both were" if self.data_paths else "neither was"
+            raise SettingsError(f"Give the data as --data_path (files) or as --hf_dataset; {given} given.")
+        if self.data_weights and len(self.data_weights) != len(self.data_paths):
+            raise SettingsError(
+                f"--data_weights has {len(self.data_weights)} values and --data_path {len(self.data_paths)}; give one "
+                "weight for each file."
+            )
+        if self.data_weights and self.use_streaming:
+            raise SettingsError(
+                "--data_weights needs to know how many records there are; leave --use_streaming out: memory does not "
+                "grow with the data without it either."
+            )
         if self.hf_subset is not None and self.hf_dataset is None:
             raise SettingsError("--hf_subset needs --hf_dataset; give both, or neither.")
-        for flag, path in (("data_path", self.data_path), ("eval_data_path", self.eval_data_path)):
+        paths = [*(("data_path", path) for path in self.data_paths), ("eval_data_path", self.eval_data_path)]
+        for flag, path in paths:
             if path is not None and not path.is_file():
                 raise SettingsError(f"--{flag} {path}: no such file; check the path.")
         if self.eval_data_path is not None and self.eval_ratio:

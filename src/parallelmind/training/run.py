@@ -73,7 +73,7 @@ def run_training(options: TrainOptions, *, progress: TrainProgress | None = None
     _check_launcher(options)
     device, note = training_device(options)
     rope = rope_of_run(options)
-    batches = batching(options, rope.settings.visibility)
+    batches = batching(options, rope.settings.visibility, multiple_of=_FLEX_BLOCK if device.startswith("cuda") else 1)
     layout = batches.layout(current_rank().world_size)
     settings = effective_settings(options, rope=rope, layout=layout)
     with taken_run(options, settings) as run, _explained(options):
@@ -128,7 +128,7 @@ def _train(
         stride=trainee.settings.branch_stride,
         visibility=trainee.settings.visibility,
         two_axes=forward.patched,
-        pad_to_multiple_of=_FLEX_BLOCK if device.startswith("cuda") else 1,
+        pad_to_multiple_of=batches.batch.multiple_of,
     )
     evaluation = _evaluation(options, evaluation_data, trainee, collator, forward)
     metrics, interruption, end = MetricsLog(files.metrics), Interruption(), EndOfData()
@@ -273,8 +273,11 @@ def _explained(options: TrainOptions) -> Iterator[None]:
             ) from error
         if not is_out_of_memory(error):
             raise
+        size = f"--batch_size {options.batch_size}"
+        if options.max_tokens_per_batch is not None:
+            size = f"--max_tokens_per_batch {options.max_tokens_per_batch}"
         raise TrainingError(
-            f"out of memory with --batch_size {options.batch_size}; lower it and raise --accumulation_steps as much, "
+            f"out of memory with {size}; lower it and raise --accumulation_steps as much, "
             f"pass --gradient_checkpointing true, or --load_in_4bit. ({first_line(error)})"
         ) from error
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from parallelmind.data.sources import JsonlSource, file_source
 from parallelmind.io.fingerprints import (
     fingerprint_of_content,
     fingerprint_of_folder,
-    fingerprint_of_large_file,
     fingerprint_of_tree,
 )
 from parallelmind.io.jsonl import read_lines
@@ -32,7 +32,8 @@ _NOT_THE_RUN = ("dataloader_", "ddp_", "hub_", "log_", "project", "push_", "repo
 _IN_EFFECT = {
     "base_model", "tokenizer_path", "model_config", "patch_rope", "rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs",
     "stride", "visibility", "loss_on_main", "lora_rank", "load_lora", "lora_alpha", "target_modules", "use_rslora",
-    "use_dora", "shuffle_buffer", "max_samples", "data_path", "eval_data_path", "hf_dataset", "hf_subset", "hf_split",
+    "use_dora", "shuffle_buffer", "max_samples", "data_path", "data_weights", "eval_data_path",
+    "hf_dataset", "hf_subset", "hf_split",
     "branches_per_sample", "max_branches_per_sample", "min_branches_per_sample", "epochs", "max_steps",
 }  # fmt: skip
 """Options of which what they come to counts; the others mean what they say."""
@@ -143,13 +144,15 @@ def _of_the_data(options: TrainOptions) -> dict[str, Any]:
         "shuffle_buffer": options.shuffle_buffer if options.use_streaming else None,
         "max_samples": options.max_samples,
     }
-    if options.max_samples and options.data_path is not None and not options.use_streaming:
-        found = sum(1 for _ in read_lines(options.data_path, max_records=options.max_samples + 1))
-        settings["max_samples"] = options.max_samples if found > options.max_samples else None
+    if options.max_samples and options.data_paths and not options.use_streaming:
+        most = options.max_samples
+        settings["max_samples"] = most if any(_has_more_than(most, path) for path in options.data_paths) else None
     if options.eval_data_path is not None:
         settings["eval_data_path"] = str(options.eval_data_path.resolve())
-    if options.data_path is not None:
-        return settings | {"data_path": str(options.data_path.resolve())}
+    if options.data_paths:
+        paths = [str(path.resolve()) for path in options.data_paths]
+        weights = list(options.data_weights) or None
+        return settings | {"data_path": paths if len(paths) > 1 else paths[0], "data_weights": weights}
     assert options.hf_dataset is not None
     folder = Path(options.hf_dataset)
     name = str(folder.resolve()) if folder.is_dir() else options.hf_dataset
@@ -165,14 +168,20 @@ def _contents(options: TrainOptions) -> dict[str, str]:
             prints[flag] = fingerprint_of_folder(Path(name))
     if options.load_lora is not None:
         prints["load_lora"] = fingerprint_of_adapter(Path(options.load_lora))
-    if options.data_path is not None:
-        print_of = fingerprint_of_large_file if options.use_streaming else fingerprint_of_content
-        prints["data_path"] = print_of(options.data_path)
+    if options.data_paths:
+        prints["data_path"] = " ".join(map(fingerprint_of_content, options.data_paths))
     if options.hf_dataset is not None and Path(options.hf_dataset).is_dir():
         prints["hf_dataset"] = fingerprint_of_tree(Path(options.hf_dataset))
     if options.eval_data_path is not None:
         prints["eval_data_path"] = fingerprint_of_content(options.eval_data_path)
     return {_CONTENT + flag: value for flag, value in prints.items()}
+
+
+def _has_more_than(most: int, path: Path) -> bool:
+    """Whether a file has more records; of files that are not lines it is not counted."""
+    if not isinstance(file_source(path), JsonlSource):
+        return True
+    return sum(1 for _ in read_lines(path, max_records=most + 1)) > most
 
 
 def _of_the_rows(options: TrainOptions) -> dict[str, Any]:

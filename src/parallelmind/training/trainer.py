@@ -261,7 +261,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
 
 
 def _first_row(inputs: dict[str, Any]) -> tuple[PackedRow, list[bool]]:
-    branch_ids, time_ids = inputs["attention_mask"][0, 0].cpu().long().unbind(-1)
-    kept = branch_ids != PAD_BRANCH
+    branch_ids, time_ids, row_ids = inputs["attention_mask"][0, 0].cpu().long().unbind(-1)
+    kept = (branch_ids != PAD_BRANCH) & (row_ids == 0)
     row = PackedRow(input_ids=inputs["input_ids"][0].cpu()[kept], branch_ids=branch_ids[kept], time_ids=time_ids[kept])
     return row, (inputs["labels"][0].cpu()[kept] != IGNORE_INDEX).tolist()
