@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import TrainingArguments
 from parallelmind.errors import SettingsError
 from parallelmind.training.files import RunFiles
 from parallelmind.training.options import TrainOptions
+from parallelmind.training.publishing import without_hub
 
 RENAMED = {
     "num_train_epochs": "epochs",
@@ -53,6 +55,8 @@ FIXED = {
 }
 """Fields that cannot be set, and what to use instead."""
 
+_OBJECTS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+"""Fields that are JSON objects."""
 _REPORTERS = ("wandb", "tensorboard", "trackio")
 """Packages that are optional extras, by their name there and in `--report_to`."""
 _NEW_NAMES = {
@@ -79,7 +83,7 @@ def training_arguments(
     Raises:
         SettingsError: a field that is ours to set, or a value that transformers refuses.
     """
-    given = dict(options.hf)
+    given = without_hub(options.hf)
     if fixed := [name for name in given if name in FIXED]:
         raise SettingsError(f"--{fixed[0]} cannot be set here: {FIXED[fixed[0]]}.")
     if int(given.get("dataloader_num_workers") or 0) > 1:
@@ -88,6 +92,9 @@ def training_arguments(
             "what an uninterrupted one would have, and every further process would plan all of it again: give 1, which "
             "reads ahead in a process of its own, or 0."
         )
+    for name in _OBJECTS:
+        if name in given:
+            given[name] = _object(name, given[name])
     for former, name in _NEW_NAMES.items():
         if former in given and hasattr(TrainingArguments, name):
             given[name] = given.pop(former)
@@ -99,6 +106,11 @@ def training_arguments(
             )
     on_cpu = device == "cpu"
     reporters = _reporters(given.pop("report_to", None), use_wandb=options.use_wandb)
+    # Not by transformers' own check: it would want every evaluation to be one of the saved steps, and whenever an
+    # evaluation is the best yet the step is saved here.
+    keeps_best = bool(given.pop("load_best_model_at_end", False))
+    if keeps_best or options.early_stopping_patience is not None:
+        given.setdefault("metric_for_best_model", "loss")
     values: dict[str, Any] = {
         "report_to": reporters or "none",
         "run_name": files.name,
@@ -137,9 +149,23 @@ def training_arguments(
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, RuntimeError, OverflowError) as error:
         raise SettingsError(f"transformers refuses these arguments: {error}") from error
+    arguments.load_best_model_at_end = keeps_best
     # One process, one GPU: transformers would otherwise split every batch over all GPUs it sees.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def _object(name: str, given: Any) -> Any:
+    """A field that is a JSON object, which transformers leaves a text in several of its spellings."""
+    content = given
+    if isinstance(given, str):
+        try:
+            content = json.loads(given)
+        except ValueError:
+            content = None
+    if not isinstance(content, dict):
+        raise SettingsError(f'--{name} is {given!r}; it must be a JSON object such as {{"name": 1}}.')
+    return content
 
 
 def _reporters(given: str | list[str] | None, *, use_wandb: bool) -> list[str]:

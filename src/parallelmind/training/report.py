@@ -13,6 +13,7 @@ from typing import Any
 
 from parallelmind.columnar import PackedRow, Visibility
 from parallelmind.io.atomic import replacing
+from parallelmind.training.facts import RunFacts
 from parallelmind.training.report_charts import Series, bar_chart, line_chart
 from parallelmind.training.report_row import row_section
 from parallelmind.training.report_style import STYLE
@@ -58,6 +59,8 @@ class TrainingReport:
     stride: int
     example_loss_mask: Sequence[bool] | None = None
     """Which of its tokens are supervised; None: not marked."""
+    facts: RunFacts | None = None
+    """What the run was and came to; None: not known."""
 
 
 def write_report(report: TrainingReport, path: Path) -> None:
