@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from parallelmind.errors import SettingsError
+from parallelmind.training.explaining import check_reporters, check_values, make_arguments
 from parallelmind.training.files import RunFiles
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.publishing import without_hub
@@ -86,6 +87,7 @@ def training_arguments(
     given = without_hub(options.hf)
     if fixed := [name for name in given if name in FIXED]:
         raise SettingsError(f"--{fixed[0]} cannot be set here: {FIXED[fixed[0]]}.")
+    check_values(given)
     if int(given.get("dataloader_num_workers") or 0) > 1:
         raise SettingsError(
             "--dataloader_num_workers is above 1. The batches are planned as one sequence, so that a resumed run sees "
@@ -145,10 +147,7 @@ def training_arguments(
         "average_tokens_across_devices": True,
         "log_level": given.get("log_level", "error"),
     }
-    try:
-        arguments = TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError, RuntimeError, OverflowError) as error:
-        raise SettingsError(f"transformers refuses these arguments: {error}") from error
+    arguments = make_arguments(values, {name: value for name, value in given.items() if name in values})
     arguments.load_best_model_at_end = keeps_best
     # One process, one GPU: transformers would otherwise split every batch over all GPUs it sees.
     arguments._n_gpu = min(1, arguments.n_gpu)
@@ -174,6 +173,7 @@ def _reporters(given: str | list[str] | None, *, use_wandb: bool) -> list[str]:
     if use_wandb and "wandb" not in names:
         names.append("wandb")
     names = [name for name in names if name != "none"]
+    check_reporters(names)
     for name in names:
         if name in _REPORTERS and find_spec(name) is None:
             flag = "--use_wandb" if use_wandb and name == "wandb" else f"--report_to {name}"

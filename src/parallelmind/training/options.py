@@ -33,6 +33,7 @@ _LORA_ONLY = (
     "lora_rank", "load_lora", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora",
     "use_dora", "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit",
 )  # fmt: skip
+_JUDGING = ("early_stopping_patience", "load_best_model_at_end", "metric_for_best_model", "eval_on_start")
 _OF_THE_ADAPTER = ("lora_alpha", "target_modules", "modules_to_save", "use_rslora", "use_dora")
 
 _RUN = "run"
@@ -345,7 +346,7 @@ class TrainOptions(QuantizedLoadingSettings):
         if self.eval_data_path is not None or self.eval_ratio:
             return
         judging = {"early_stopping_patience": self.early_stopping_patience, **self.hf}
-        for name in ("early_stopping_patience", "load_best_model_at_end", "metric_for_best_model"):
+        for name in _JUDGING:
             if judging.get(name):
                 raise SettingsError(f"--{name} goes by evaluations; give --eval_data_path or --eval_ratio as well.")
 

@@ -16,7 +16,7 @@ from transformers.integrations import TensorBoardCallback
 from parallelmind.columnar import sees_branches
 from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
-from parallelmind.errors import SettingsError, TrainingError, first_line, is_out_of_memory
+from parallelmind.errors import ParallelMindError, SettingsError, TrainingError, first_line, is_out_of_memory
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import (
@@ -29,6 +29,7 @@ from parallelmind.training.callbacks import (
 )
 from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
+from parallelmind.training.explaining import is_of_optimizer, shown_flags
 from parallelmind.training.facts import BestStep, environment
 from parallelmind.training.files import RunFiles, write_json
 from parallelmind.training.finishing import RunWriter, best_step
@@ -37,7 +38,7 @@ from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
 from parallelmind.training.naming import ChosenRun, agreed, taken_run
 from parallelmind.training.options import TrainOptions
-from parallelmind.training.publishing import HubRepository
+from parallelmind.training.publishing import HubRepository, without_hub
 from parallelmind.training.resolving import rope_of_run
 from parallelmind.training.settings import effective_settings
 from parallelmind.training.trainer import PackedTrainer
@@ -161,6 +162,7 @@ def _train(
             writer.save_step(step, _counts(dataset, trainer))
 
     trainer = _trainer(
+        options,
         files,
         model=trainee.model,
         args=arguments,
@@ -294,7 +296,7 @@ def _evaluation(
     )
 
 
-def _trainer(files: RunFiles, **parts: Any) -> PackedTrainer:
+def _trainer(options: TrainOptions, files: RunFiles, **parts: Any) -> PackedTrainer:
     try:
         trainer = PackedTrainer(**parts)
         for callback in trainer.callback_handler.callbacks:
@@ -303,7 +305,8 @@ def _trainer(files: RunFiles, **parts: Any) -> PackedTrainer:
                 callback.logging_dir = str(files.metrics.parent)
         return trainer
     except (RuntimeError, ImportError, ValueError) as error:  # a logger of --report_to that is not installed, …
-        raise SettingsError(f"transformers refuses to train with these settings: {error}") from error
+        given = shown_flags(without_hub(options.hf))
+        raise SettingsError(f"{given}: transformers refuses to train with this: {first_line(error)}") from error
 
 
 def _check_launcher(options: TrainOptions) -> None:
@@ -327,7 +330,13 @@ def _explained(options: TrainOptions) -> Iterator[None]:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
-            raise
+            if isinstance(error, ParallelMindError) or not is_of_optimizer(error):
+                raise
+            optim = options.hf.get("optim", "adamw_torch")
+            raise SettingsError(
+                f"--optim {getattr(optim, 'value', optim)} fails in a step on this machine: {first_line(error)}. "
+                "Take another one, or leave --optim out."
+            ) from error
         raise TrainingError(
             f"out of memory with --batch_size {options.batch_size}; lower it and raise --accumulation_steps as much, "
             f"pass --gradient_checkpointing true, or --load_in_4bit. ({first_line(error)})"
