@@ -33,9 +33,9 @@ def plain_peft(model: Path, adapter: Path) -> tuple[Any, list[str]]:
     [
         ({"patch_rope": False}, True),
         ({"rope_2d_mode": "additive", "stride": 0}, True),
-        ({"rope_2d_ratio": 0.0}, True),
-        ({"rope_2d_mode": "additive"}, False),
-        ({"stride": 0}, False),
+        pytest.param({"rope_2d_ratio": 0.0}, True, marks=pytest.mark.slow),
+        pytest.param({"rope_2d_mode": "additive"}, False, marks=pytest.mark.slow),
+        pytest.param({"stride": 0}, False, marks=pytest.mark.slow),
         ({}, False),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_hub_that_refuses_is_told_before_training(
     assert not (tmp_path / "out" / "lora").exists()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 418])
+@pytest.mark.parametrize("status", [401, *(pytest.param(status, marks=pytest.mark.slow) for status in (403, 404, 418))])
 def test_what_cannot_be_pushed_at_the_end_is_kept(
     status: int, model: Path, data: Path, tmp_path: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:

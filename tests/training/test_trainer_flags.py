@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from parallelmind.cli.main import main
+from parallelmind.errors import SettingsError
+from parallelmind.training.explaining import refuse_shards
 
 FIELDS = [field for field in HfArgumentParser(TrainingArguments)._actions if field.nargs != 0]
 NOT_WALKED = {"output_dir", "push_to_hub", "full_determinism", "debug"}
-"""The first is ours, the second asks the Hub (test_publishing), the third would stay on for the tests that follow, and our
+"""The first is ours, the second asks the Hub (test_publishing), the third would stay on for tests that follow, and our
 --debug is another one."""
 WRONG = ["-1", "x", '{"a": 1}', "{bad"]
 
@@ -88,3 +91,26 @@ def test_every_field(
         error = trained(model, data, tmp_path, flag, value, capsys=capsys)
         named = [flag, *(f"--{other}" for other in ("epochs", "grad_clip", "log_interval", "save_interval"))]
         assert not error or any(name in error for name in (*named, "--eval_interval", "accumulation_steps")), error
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "environment", "stage", "message"),
+    [
+        ("full_shard", "", None, "FSDP .* parts the weights"),
+        ("", "true", None, "FSDP .*accelerate's configuration.* parts the weights"),
+        ("", "", 3, "stage 3 of DeepSpeed .* parts the weights .* stage 2 of DeepSpeed parts gradients"),
+        ("", "", 2, None),
+        ("", "", None, None),
+    ],
+)
+def test_whole_weights_are_needed(
+    fsdp: str, environment: str, stage: int | None, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", environment)
+    deepspeed = None if stage is None else SimpleNamespace(zero_stage=stage)
+    trainer = SimpleNamespace(args=SimpleNamespace(fsdp=fsdp, deepspeed_plugin=deepspeed))
+    if message is None:
+        refuse_shards(trainer)
+        return
+    with pytest.raises(SettingsError, match=message):
+        refuse_shards(trainer)

@@ -152,6 +152,15 @@ def peft_names(model: Any) -> list[str]:
     return names
 
 
+def untied(model: Any) -> list[str]:
+    """Those of the whole modules that had their weight in common with another one, which they no longer have."""
+    base = unwrap(model)
+    if not getattr(base.config.get_text_config(decoder=True), "tie_word_embeddings", False):
+        return []
+    ends = [id(base.get_input_embeddings()), id(base.get_output_embeddings())]
+    return [path for path in trained_whole(base) if id(base.get_submodule(path)) in ends]
+
+
 def _former(model: Any) -> _Former:
     found = getattr(model, _ATTRIBUTE, None)
     return found if isinstance(found, _Former) else _Former()

@@ -68,6 +68,20 @@ def make_arguments(values: Mapping[str, Any], given: Mapping[str, Any]) -> Train
         ) from error
 
 
+def refuse_shards(trainer: Any) -> None:
+    """Raises SettingsError where a process would not hold all of every weight, which evaluating and saving need."""
+    asked = bool(trainer.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    deepspeed = trainer.args.deepspeed_plugin
+    shards = getattr(deepspeed, "zero_stage", 0) == 3
+    if asked or shards:
+        what = "FSDP (--fsdp, or accelerate's configuration)" if asked else "stage 3 of DeepSpeed (--deepspeed)"
+        raise SettingsError(
+            f"{what} parts the weights among the processes, and an adapter is evaluated and saved from whole ones. "
+            "Leave it out: torchrun alone has a whole model on every GPU. For large models take --load_in_4bit or "
+            "--gradient_checkpointing true; stage 2 of DeepSpeed parts gradients and the optimizer."
+        )
+
+
 def shown_flags(given: Mapping[str, Any]) -> str:
     """As they are written: "--fsdp full_shard"."""
     return " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in given.items())

@@ -18,6 +18,7 @@ from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import ParallelMindError, SettingsError, TrainingError, first_line, is_out_of_memory
 from parallelmind.jobs.ranks import current_rank
+from parallelmind.models.whole_modules import untied
 from parallelmind.training.arguments import training_arguments
 from parallelmind.training.callbacks import (
     EarlyStopping,
@@ -29,7 +30,7 @@ from parallelmind.training.callbacks import (
 )
 from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
-from parallelmind.training.explaining import is_of_optimizer, shown_flags
+from parallelmind.training.explaining import is_of_optimizer, refuse_shards, shown_flags
 from parallelmind.training.facts import BestStep, environment
 from parallelmind.training.files import RunFiles, write_json
 from parallelmind.training.finishing import RunWriter, best_step
@@ -50,6 +51,10 @@ _ALONE = (
     "every row has one branch, so the adapter never meets another one: with --visibility {visibility} several branches "
     "under one main are not what it was trained for; give data with several branches a record (parallelmind convert "
     "--branches_per_sample), or train with --visibility isolated"
+)
+_UNTIED = (
+    "the model has one weight for embed_tokens and lm_head, and --modules_to_save {modules} gives it another one "
+    "there: from here on they differ, and a merged model is larger by one of them"
 )
 
 
@@ -112,6 +117,8 @@ def _train(
     trainee.train_on_numbers(dataset.numbering.branch_range)
     if sees_branches(trainee.settings.visibility) and not options.use_streaming and dataset.largest_row() == 1:
         notes = [*notes, _ALONE.format(visibility=trainee.settings.visibility)]
+    if apart := untied(trainee.model):
+        notes = [*notes, _UNTIED.format(modules=" and ".join(apart))]
     if current_rank().rank == 0:
         for note in notes:
             _LOGGER.info("%s", note)
@@ -303,10 +310,11 @@ def _trainer(options: TrainOptions, files: RunFiles, **parts: Any) -> PackedTrai
             # Beside our own log, rather than among the checkpoints.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(files.metrics.parent)
-        return trainer
     except (RuntimeError, ImportError, ValueError) as error:  # a logger of --report_to that is not installed, …
         given = shown_flags(without_hub(options.hf))
         raise SettingsError(f"{given}: transformers refuses to train with this: {first_line(error)}") from error
+    refuse_shards(trainer)
+    return trainer
 
 
 def _check_launcher(options: TrainOptions) -> None:
