@@ -132,6 +132,11 @@ NOT_RUN = [
         "tests/compatibility/test_train_files.py::test_one_process_and_two",
     ),
     NotRun(
+        r"parallelmind train .*--push_to_hub",
+        "writes to the Hub",
+        "tests/training/test_publishing.py::test_the_command_pushes_the_adapter_and_checkpoints",
+    ),
+    NotRun(
         r"torchrun .*multi_worker_inference\.py",
         "several processes",
         "tests/compatibility/test_workers.py::test_torchrun_and_a_class_of_the_user",

@@ -15,6 +15,9 @@ from PIL import Image
 
 from parallelmind.columnar import VISIBILITIES, pack_row, visible
 from parallelmind.errors import SettingsError
+from parallelmind.models.sidecar import RopeSettings
+from parallelmind.training.evaluation import SampleAnswer
+from parallelmind.training.facts import BestStep, RunFacts, branch_facts, read_environment
 from parallelmind.training.report import TrainingReport, report_html, write_report
 from parallelmind.training.report_charts import Series, _ticks, line_chart, mask_png
 from parallelmind.visuals.grid import row_grid
@@ -197,3 +200,71 @@ def test_the_file_appears_complete_or_not_at_all(tmp_path, monkeypatch):
 def test_supervised_tokens_may_be_a_tensor():
     page = Page(report_html(report(example_loss_mask=torch.tensor([0, 0, 0, 1, 0, 0, 1]).bool())))
     assert "tokens are supervised" in page.words
+
+
+def facts(**changes):
+    rope = RopeSettings(visibility="columnar", branch_range=64)
+    values = {
+        "name": "a run",
+        "base_model": "Qwen/Qwen2.5-0.5B",
+        "base_model_on_hub": True,
+        "rope": rope,
+        "adapter": {"rank": 16, "alpha": 32, "target modules": "q_proj, v_proj"},
+        "branches": branch_facts(rope, rope),
+        "run": {"trainable parameters": 1234567, "time": "4 min 10 s", "peak memory": None, "LoRA+ ratio": 16.0},
+        "environment": {"python": "3.11", "parallelmind": "9.9"},
+        "data": [],
+        "counts": {},
+        "steps": 20,
+        "evaluation": {},
+        "best": BestStep(step=10, metric="exact", value=0.975, kept=True),
+        "samples": [
+            SampleAnswer(main="Tom is 26.", prompt=" How old?", branch=7, expected="26", generated="62", exact=False),
+            SampleAnswer(main="Tom is 26.", prompt="Who is 26?", branch=8, expected="Tom", generated="Tom", exact=True),
+        ],
+    }
+    return RunFacts(**(values | changes))
+
+
+def test_what_the_run_was_is_in_the_page():
+    html = report_html(report(facts=facts()))
+    page = Page(html)
+    assert page.open == []
+    for name, value in (
+        ("rank", "16"), ("alpha", "32"), ("target modules", "q_proj, v_proj"), ("LoRA+ ratio", "16"),
+        ("visibility", "columnar"), ("stride", "128"), ("branch numbers (branch_range)", "64"),
+        ("trainable parameters", "1,234,567"), ("time", "4 min 10 s"), ("parallelmind", "9.9"), ("python", "3.11"),
+        ("best step", "step 10, exact 0.975; this is written"), ("peak memory", "not recorded"),
+    ):  # fmt: skip
+        assert f"<th>{name}</th><td>{value}</td>" in html, name
+    assert "best step10exact 97.5%" in page.words
+    for text in ("Tom is 26.", "How old?", "62 other", "Tom exact"):
+        assert text in page.words, text
+    assert page.words.count("Tom is 26.") == 1  # once for both questions
+
+
+def test_what_an_old_run_did_not_record_is_not_made_up(tmp_path):
+    html = report_html(report(facts=facts(environment=read_environment(tmp_path / "none.json"), best=None, samples=[])))
+    for name in ("python", "parallelmind", "torch", "transformers", "peft", "processor"):
+        assert f"<th>{name}</th><td>not recorded</td>" in html
+    assert "Sample answers" not in html
+
+
+def test_answers_are_escaped():
+    evil = SampleAnswer(main=EVIL, prompt=EVIL, branch=1, expected=EVIL, generated=EVIL, exact=False)
+    page = Page(report_html(report(facts=facts(samples=[evil], name=EVIL, base_model=EVIL, adapter={EVIL: EVIL}))))
+    assert page.open == []
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.words.count("<script>alert('x')</script>") >= 7
+
+
+def test_the_gradient_norm_is_drawn():
+    history = [{"step": 1, "loss": 1.0, "grad_norm": 3.0}, {"step": 2, "loss": 1.0, "grad_norm": 2.0}]
+    assert 'aria-label="Gradient norm over steps"' in report_html(report(train_history=history))
+
+
+def test_more_branches_than_fit_beside_one_another_stand_below():
+    row = pack_row([1], [[2]] * 11)
+    html = report_html(report(example_row=row, example_tokens=["t"] * 12))
+    assert re.findall(r'<table style="--n:(\d+)">', html) == ["8", "3"]
+    assert all(f"<b>branch {number}</b>" in html for number in range(1, 12))

@@ -89,6 +89,18 @@ def run(args: argparse.Namespace) -> int:
         )
     for name, value in report.evaluation.items():
         _LOGGER.info("%s %.4f", name, value)
+    if report.stopped_early is not None:
+        _LOGGER.info(
+            "ended early after step %d: the last %d evaluations were no better (--early_stopping_patience)",
+            report.stopped_early, options.early_stopping_patience,
+        )  # fmt: skip
+    if report.best is not None:
+        which = f"was best; what was written is of step {report.steps} (--load_best_model_at_end true keeps the best)"
+        if report.best.kept:
+            which = "is what was written"
+        _LOGGER.info("%s %s", report.best, which)
+    if report.pushed is not None:
+        _LOGGER.info("pushed to %s", report.pushed)
     if report.report is not None:  # the first process, which writes
         _LOGGER.info("the report is %s", report.report)
         flag = "--base_model" if options.task == "pretrain" else "--lora_path"

@@ -216,6 +216,11 @@ def attach_adapters(
     for name, path in paths.items():
         adapter = read_adapter(path)
         check_rank(adapter, rank, path, one_of_several=True)
+        if adapter.whole:
+            raise AdapterError(
+                f"{path}: holds {', '.join(adapter.whole)} whole (modules_to_save), which adapters on one model cannot "
+                "share; load it alone with --lora_path, or merge it into a model of its own (parallelmind merge)"
+            )
         for layer, found in match_layers(adapter, base, linears, path).items():
             cast = cast_layer(found, linears[layer].weight.dtype, layer, path)
             layers.setdefault(layer, {})[name] = _factors(cast, linears[layer], adapter, path)

@@ -36,10 +36,19 @@ from parallelmind.models.lora_match import (
     expect,
     expected_of,
     match_layers,
+    whole_by_path,
 )
 from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.lora_write import folder_config, folder_state, pth_state, write_folder, write_pth
 from parallelmind.models.sidecar import Sidecar
+from parallelmind.models.whole_modules import (
+    check_whole,
+    forget_whole,
+    put_whole,
+    restore_whole,
+    train_whole,
+    whole_state,
+)
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -53,6 +62,7 @@ def apply_lora(
     target_modules: str | Iterable[str] | None = None,
     use_rslora: bool = False,
     use_dora: bool = False,
+    modules_to_save: Iterable[str] = (),
     seed: int | None = None,
 ) -> ModelT:
     """Put untrained LoRA (B = 0) on a model's linear layers, in place, and freeze everything else.
@@ -65,6 +75,8 @@ def apply_lora(
         target_modules: module paths or their last parts, or one regular expression for whole paths. None or
             "all-linear": every Linear layer of the decoder, except routers of experts; the output head is not
             part of the decoder.
+        modules_to_save: modules to be trained whole beside the LoRA, and saved with it, by path or last part:
+            "embed_tokens", "lm_head", …
         seed: makes A reproducible without touching the global random state.
 
     Raises:
@@ -87,6 +99,11 @@ def apply_lora(
             torch.default_generator.manual_seed(seed)
         inject(base, layers, dropout=dropout, use_rslora=use_rslora, use_dora=use_dora)
     stated = None if target_modules is None or target_modules == "all-linear" else tuple(targets)
+    try:
+        train_whole(base, modules_to_save)
+    except SettingsError:
+        unload(base)
+        raise
     said = ExpectedLora(rank=rank, alpha=alpha, target_layers=stated, use_rslora=use_rslora, use_dora=use_dora)
     expect(base, said)
     return model
@@ -123,10 +140,12 @@ def load_lora(
         check_expected(adapter, layers, expected, path)
     former = lora_layers(base)
     dropout = current_dropout(former) if dropout is None else dropout
+    whole = check_whole(base, whole_by_path(adapter, base), path)
     for layer in former.values():
         if layer.merged:
             layer.unmerge()
     unload(base)
+    restore_whole(base)
     expect(base, None)
     pairs = {name: (layer.rank, layer.alpha) for name, layer in layers.items()}
     # PEFT starts the layers at random before they get the file's values; that must not shift anyone's seed.
@@ -139,6 +158,7 @@ def load_lora(
             wrapped.lora.B.weight.copy_(loaded.B)
             if loaded.magnitude is not None:
                 wrapped.lora_magnitude_vector[ADAPTER].weight.copy_(loaded.magnitude)
+    put_whole(base, whole)
     model.eval()
     return model
 
@@ -147,7 +167,8 @@ def save_lora(model: nn.Module, path: str | os.PathLike[str], *, sidecar: Sideca
     """Save the adapter alone: to a state dict if `path` ends in `.pth`, otherwise to a PEFT folder.
 
     A `.pth` holds `<module path>.lora.A.weight` [rank, in] and `<module path>.lora.B.weight` [out, rank] with
-    PEFT's scaling folded into B, so that W + B·A is the adapted weight. A failed write leaves a former file
+    PEFT's scaling folded into B, so that W + B·A is the adapted weight, and `<module path>.modules_to_save.<parameter>`
+    of modules that were trained whole. A failed write leaves a former file
     unchanged. Without `sidecar` a former sidecar is removed, since it described the former adapter. Returns
     the absolute path.
 
@@ -162,9 +183,9 @@ def save_lora(model: nn.Module, path: str | os.PathLike[str], *, sidecar: Sideca
     if path.suffix in (".pt", ".bin", ".safetensors"):
         raise AdapterError(f"{path}: save to a name that ends in .pth, or to a folder name for the PEFT format")
     if path.suffix == ".pth":
-        write_pth(path, pth_state(layers, path), sidecar)
+        write_pth(path, pth_state(layers, whole_state(base), path), sidecar)
         return path
-    write_folder(path, folder_config(base, layers, sidecar), folder_state(layers), sidecar)
+    write_folder(path, folder_config(base, layers, sidecar), folder_state(layers, whole_state(base)), sidecar)
     return path
 
 
@@ -193,6 +214,7 @@ def merge_lora(model: ModelT) -> ModelT:
             # A new parameter: W may be shared, as an output head's often is with the embedding.
             linear.weight = nn.Parameter(merged.to(linear.weight.dtype), linear.weight.requires_grad)
     unload(base)
+    forget_whole(base)
     expect(base, None)
     config = getattr(base, "config", None)
     if config is not None and getattr(config, "tie_word_embeddings", False):

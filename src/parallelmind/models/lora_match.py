@@ -137,6 +137,12 @@ def _name_in_model(name: str, modules: Mapping[str, nn.Module]) -> str:
     return name
 
 
+def whole_by_path(adapter: Adapter, model: nn.Module) -> dict[str, Mapping[str, torch.Tensor]]:
+    """The modules that an adapter holds whole, by the model's module paths."""
+    modules = dict(plain_modules(model))
+    return {_name_in_model(name, modules): values for name, values in adapter.whole.items()}
+
+
 def cast_layer(layer: LayerWeights, dtype: torch.dtype, name: str, path: str | os.PathLike[str]) -> LayerWeights:
     if not dtype.is_floating_point:  # quantized weights: PEFT chooses the adapter's dtype
         return layer

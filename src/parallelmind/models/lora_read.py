@@ -11,8 +11,8 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ PICKLED_WEIGHTS_NAME = "adapter_model.bin"
 
 _PTH_KEY = re.compile(r"(?P<module>.+)\.lora\.(?P<part>[AB])\.weight")
 _PEFT_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(\.default)?(\.weight)?")
+_WHOLE_KEY = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<name>.+)")
 _PART_NAMES = {"A": "A", "B": "B", "magnitude_vector": "magnitude"}
 # Ways to start an adapter that leave the base weights alone; PiSSA, CorDA, OLoRA and others change them too.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 # Fields of adapter_config.json that change the model in a way W + B·A does not express.
 _FOREIGN_FIELDS = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias",
-    "modules_to_save", "monteclora_config", "target_parameters", "trainable_token_indices",
+    "monteclora_config", "target_parameters", "trainable_token_indices",
     "use_bdlora", "use_qalora",
 )  # fmt: skip
 
@@ -69,6 +70,8 @@ class Adapter:
     use_dora: bool = False
     states_scaling: bool = False
     """Whether alpha and rsLoRA are those of the training; a `.pth` has them folded into B."""
+    whole: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Modules that were trained whole (PEFT's modules_to_save): their parameters, by the path that the file gives."""
 
     @property
     def rank(self) -> int:
@@ -92,8 +95,10 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     if not path.exists():
         raise AdapterError(f"{path}: no such file or folder; --lora_path takes a .pth file or a PEFT adapter folder")
     if is_weights_file(path):
-        parts = _sort_keys(_load_tensors(path), _PTH_KEY, path)
-        return Adapter({name: _layer(part, name, path) for name, part in parts.items()})
+        tensors = _load_tensors(path)
+        whole = _take_whole(tensors, path)
+        parts = _sort_keys(tensors, _PTH_KEY, path)
+        return Adapter({name: _layer(part, name, path) for name, part in parts.items()}, whole=whole)
     return _read_folder(path)
 
 
@@ -106,7 +111,9 @@ def _read_folder(folder: Path) -> Adapter:
     if weights is None:
         raise AdapterError(f"{folder}: no weights; a PEFT folder holds {WEIGHTS_NAME}")
     layers = {}
-    for name, part in _sort_keys(_load_tensors(weights), _PEFT_KEY, weights).items():
+    tensors = _load_tensors(weights)
+    whole = _take_whole(tensors, weights, config["modules_to_save"])
+    for name, part in _sort_keys(tensors, _PEFT_KEY, weights).items():
         layer = layers[name] = _layer(part, name, weights)
         try:
             rank = config["rank_pattern"].get(get_pattern_key(config["rank_pattern"], name), config["r"])
@@ -122,7 +129,9 @@ def _read_folder(folder: Path) -> Adapter:
             )
         if (layer.magnitude is not None) != config["use_dora"]:
             raise AdapterError(f"{folder}: use_dora is {config['use_dora']}, which the weights of {name} contradict")
-    return Adapter(layers, use_rslora=config["use_rslora"], use_dora=config["use_dora"], states_scaling=True)
+    return Adapter(
+        layers, use_rslora=config["use_rslora"], use_dora=config["use_dora"], states_scaling=True, whole=whole
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -133,13 +142,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: must be a JSON object, not {type(config).__name__}")
     defaults: dict[str, Any] = {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False}
-    defaults.update(rank_pattern={}, alpha_pattern={})
+    defaults.update(rank_pattern={}, alpha_pattern={}, modules_to_save=[])
     config = {**defaults, **{name: value for name, value in config.items() if value is not None}}
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
     for name in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config[name], dict) or not all(_is_positive(value) for value in config[name].values()):
             raise AdapterError(f"{path}: {name} must map module names to positive numbers, not {config[name]!r}")
+    saved = config["modules_to_save"]
+    if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
+        raise AdapterError(f"{path}: modules_to_save must be a list of module names, not {saved!r}")
     for name in ("r", "lora_alpha"):
         if not _is_positive(config[name]):
             raise AdapterError(f"{path}: {name} must be a positive number, not {config[name]!r}")
@@ -236,17 +248,52 @@ def _sort_keys(tensors: Mapping[str, torch.Tensor], pattern: re.Pattern[str], pa
     return layers
 
 
+def _take_whole(
+    tensors: dict[str, torch.Tensor], path: Path, names: Sequence[str] | None = None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Take the parameters of whole modules out of a file's: in a folder those of the modules that its config names."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key in list(tensors):
+        if _PEFT_KEY.fullmatch(key) or _PTH_KEY.fullmatch(key):
+            continue
+        if names is None:
+            match = _WHOLE_KEY.fullmatch(key)
+            module, name = (match["module"], match["name"]) if match else ("", "")
+        else:
+            module, name = _module_of(key, names)
+        if module:
+            _check_tensor(tensors[key], name, module, path)
+            found.setdefault(module, {})[name] = tensors.pop(key)
+    missing = [name for name in names or () if not any(module.endswith(name) for module in found)]
+    if missing:
+        raise AdapterError(f"{path}: lacks {missing[0]}, which {CONFIG_NAME} names in modules_to_save")
+    return found
+
+
+def _module_of(key: str, names: Sequence[str]) -> tuple[str, str]:
+    """The module of a parameter, one of which the path ends as these do, and the parameter's name in it; else ""."""
+    parts = key.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:end])
+        if any(module == name or module.endswith(f".{name}") for name in names):
+            return module, ".".join(parts[end:])
+    return "", ""
+
+
+def _check_tensor(tensor: torch.Tensor, key: str, name: str, path: Path) -> None:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+        raise AdapterError(f"{path}: {key} of {name} is no plain tensor of floating point numbers ({tensor.dtype})")
+    if not torch.isfinite(tensor.float()).all():
+        raise AdapterError(f"{path}: {key} of {name} holds NaN or infinite values; use an earlier checkpoint")
+
+
 def _layer(parts: _Parts, name: str, path: Path) -> LayerWeights:
     if parts.A is None or parts.B is None:
         present, missing = ("B", "A") if parts.A is None else ("A", "B")
         raise AdapterError(f"{path}: {name} has {present} but not {missing}; the file is incomplete")
     for tensor, key in ((parts.A, "A"), (parts.B, "B"), (parts.magnitude, "magnitude")):
-        if tensor is None:
-            continue
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
-            raise AdapterError(f"{path}: {key} of {name} is no plain tensor of floating point numbers ({tensor.dtype})")
-        if not torch.isfinite(tensor.float()).all():
-            raise AdapterError(f"{path}: {key} of {name} holds NaN or infinite values; use an earlier checkpoint")
+        if tensor is not None:
+            _check_tensor(tensor, key, name, path)
     shapes = tuple(parts.A.shape), tuple(parts.B.shape)
     if [len(shape) for shape in shapes] != [2, 2] or not 0 < shapes[0][0] == shapes[1][1]:
         raise AdapterError(

@@ -21,12 +21,19 @@ from parallelmind.errors import AdapterError
 from parallelmind.models.lora_layers import ADAPTER, current_dropout, plain_modules, rank_patterns
 from parallelmind.models.lora_read import CONFIG_NAME, PICKLED_WEIGHTS_NAME, WEIGHTS_NAME
 from parallelmind.models.sidecar import Sidecar, sidecar_path, sidecar_text
+from parallelmind.models.whole_modules import peft_names
 
 logger = logging.getLogger(__name__)
 
 
-def pth_state(layers: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a `.pth`, of LoRA layers by module path. Raises AdapterError for DoRA."""
+NEEDS_ROPE = "needs_parallelmind_for_2d_rope"
+"""A field of adapter_config.json that PEFT does not know, and so warns of by its name when it loads the folder."""
+_Whole = Mapping[str, Mapping[str, torch.Tensor]]
+"""Parameters of modules that were trained whole, by the path of the module and the name in it."""
+
+
+def pth_state(layers: Mapping[str, Any], whole: _Whole, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a `.pth`, of LoRA layers and whole modules by path. Raises AdapterError for DoRA."""
     state = {}
     for name, layer in layers.items():
         a, b, scaling = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
@@ -37,11 +44,13 @@ def pth_state(layers: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
             )
         state[f"{name}.lora.A.weight"] = _to_file(a)
         state[f"{name}.lora.B.weight"] = _to_file(b if scaling == 1 else (b.float() * scaling).to(b.dtype))
+    for module, values in whole.items():
+        state |= {f"{module}.modules_to_save.{name}": _to_file(value) for name, value in values.items()}
     return state
 
 
-def folder_state(layers: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict of a PEFT folder, of LoRA layers by module path."""
+def folder_state(layers: Mapping[str, Any], whole: _Whole) -> dict[str, torch.Tensor]:
+    """The state dict of a PEFT folder, of LoRA layers and whole modules by path."""
     state = {}
     for name, layer in layers.items():
         prefix = f"base_model.model.{name}"
@@ -49,6 +58,8 @@ def folder_state(layers: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         state[f"{prefix}.lora_B.weight"] = _to_file(layer.lora_B[ADAPTER].weight)
         if ADAPTER in layer.lora_variant:
             state[f"{prefix}.lora_magnitude_vector"] = _to_file(layer.lora_magnitude_vector[ADAPTER].weight)
+    for module, values in whole.items():
+        state |= {f"base_model.model.{module}.{name}": _to_file(value) for name, value in values.items()}
     return state
 
 
@@ -71,6 +82,7 @@ def folder_config(model: Any, layers: Mapping[str, Any], sidecar: Sidecar | None
         base_model_name_or_path=base_model,
         task_type="CAUSAL_LM",
         inference_mode=True,
+        modules_to_save=peft_names(model) or None,
         **rank_patterns(pairs),
     )
     if _redirected_to_experts(config, model):
@@ -116,6 +128,8 @@ def write_folder(path: Path, config: Any, state: Mapping[str, torch.Tensor], sid
     Raises AdapterError if it cannot; a former adapter is then unchanged.
     """
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    if sidecar is not None and sidecar.rope is not None and sidecar.rope.moves_branches:
+        values[NEEDS_ROPE] = True
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     files: dict[str, Callable[[Path], None]] = {
         WEIGHTS_NAME: lambda temporary: save_file(dict(state), temporary, metadata={"format": "pt"}),

@@ -47,6 +47,11 @@ class RopeSettings:
     """The branch numbers 1 to R that were trained; a number beyond takes the position of one of them. None: unknown,
     so that every number has a position of its own."""
 
+    @property
+    def moves_branches(self) -> bool:
+        """Whether any token turns otherwise than in the model without 2D RoPE."""
+        return self.ratio > 0 and not (self.mode == "additive" and self.branch_stride == 0)
+
     def __post_init__(self) -> None:
         for flag, name in ROPE_FLAGS.items():
             value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib.util import find_spec
 from typing import Any
@@ -10,8 +11,10 @@ from transformers import TrainingArguments
 
 from parallelmind.errors import SettingsError
 from parallelmind.training import compiling
+from parallelmind.training.explaining import NO_SHARDS, check_reporters, check_values, make_arguments
 from parallelmind.training.files import RunFiles
 from parallelmind.training.options import TrainOptions
+from parallelmind.training.publishing import without_hub
 
 RENAMED = {
     "num_train_epochs": "epochs",
@@ -40,10 +43,8 @@ FIXED = {
     "label_names": "packed rows have labels of their own",
     "use_liger_kernel": "the loss is computed in chunks by itself, and its other kernels, which need a GPU, were not "
     "tested on packed rows",
-    "fsdp": "each process would hold parts of the weights, and adapters and checkpoints are written from whole ones; "
-    "torchrun alone gives each process a whole model",
-    "fsdp_config": "each process would hold parts of the weights, and adapters and checkpoints are written from whole "
-    "ones; torchrun alone gives each process a whole model",
+    "fsdp": NO_SHARDS,
+    "fsdp_config": NO_SHARDS,
     "use_cache": "training needs no cache",
     "data_seed": "use --seed",
     "do_train": "this command trains",
@@ -59,6 +60,8 @@ FIXED = {
 }
 """Fields that cannot be set, and what to use instead."""
 
+_OBJECTS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+"""Fields that are JSON objects."""
 _REPORTERS = ("wandb", "tensorboard", "trackio")
 """Packages that are optional extras, by their name there and in `--report_to`."""
 _NEW_NAMES = {
@@ -85,15 +88,19 @@ def training_arguments(
     Raises:
         SettingsError: a field that is ours to set, or a value that transformers refuses.
     """
-    given = {name: value for name, value in options.hf.items() if name not in compiling.FIELDS}
+    given = {name: value for name, value in without_hub(options.hf).items() if name not in compiling.FIELDS}
     if fixed := [name for name in given if name in FIXED]:
         raise SettingsError(f"--{fixed[0]} cannot be set here: {FIXED[fixed[0]]}.")
+    check_values(given)
     if options.use_streaming and int(given.get("dataloader_num_workers") or 0) > 1:
         raise SettingsError(
             "--dataloader_num_workers is above 1 with --use_streaming, where every further process would read and "
             "encode all of the data again: give 1, which reads ahead in a process of its own, or leave --use_streaming "
             "out."
         )
+    for name in _OBJECTS:
+        if name in given:
+            given[name] = _object(name, given[name])
     for former, name in _NEW_NAMES.items():
         if former in given and hasattr(TrainingArguments, name):
             given[name] = given.pop(former)
@@ -105,6 +112,11 @@ def training_arguments(
             )
     on_cpu = device == "cpu"
     reporters = _reporters(given.pop("report_to", None), use_wandb=options.use_wandb)
+    # Not by transformers' own check: it would want every evaluation to be one of the saved steps, and whenever an
+    # evaluation is the best yet the step is saved here.
+    keeps_best = bool(given.pop("load_best_model_at_end", False))
+    if keeps_best or options.early_stopping_patience is not None:
+        given.setdefault("metric_for_best_model", "loss")
     values: dict[str, Any] = {
         "report_to": reporters or "none",
         "run_name": files.name,
@@ -139,13 +151,24 @@ def training_arguments(
         "average_tokens_across_devices": True,
         "log_level": given.get("log_level", "error"),
     }
-    try:
-        arguments = TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError, RuntimeError, OverflowError) as error:
-        raise SettingsError(f"transformers refuses these arguments: {error}") from error
+    arguments = make_arguments(values, {name: value for name, value in given.items() if name in values})
+    arguments.load_best_model_at_end = keeps_best
     # One process, one GPU: transformers would otherwise split every batch over all GPUs it sees.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def _object(name: str, given: Any) -> Any:
+    """A field that is a JSON object, which transformers leaves a text in several of its spellings."""
+    content = given
+    if isinstance(given, str):
+        try:
+            content = json.loads(given)
+        except ValueError:
+            content = None
+    if not isinstance(content, dict):
+        raise SettingsError(f'--{name} is {given!r}; it must be a JSON object such as {{"name": 1}}.')
+    return content
 
 
 def _reporters(given: str | list[str] | None, *, use_wandb: bool) -> list[str]:
@@ -154,6 +177,7 @@ def _reporters(given: str | list[str] | None, *, use_wandb: bool) -> list[str]:
     if use_wandb and "wandb" not in names:
         names.append("wandb")
     names = [name for name in names if name != "none"]
+    check_reporters(names)
     for name in names:
         if name in _REPORTERS and find_spec(name) is None:
             flag = "--use_wandb" if use_wandb and name == "wandb" else f"--report_to {name}"

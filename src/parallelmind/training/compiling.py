@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from parallelmind.errors import SettingsError, first_line
 from parallelmind.models.packed_attention import keep_out_of_graphs
+from parallelmind.models.quantization import is_quantized
 from parallelmind.training.options import TrainOptions
 
 FIELDS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
@@ -53,12 +54,6 @@ class Compilation:
                 f"--torch_compile_mode {mode} is for the backend inductor, not for --torch_compile_backend {backend}; "
                 "leave one out."
             )
-        for name in ("load_in_4bit", "load_in_8bit"):
-            if getattr(options, name):
-                raise SettingsError(
-                    f"--torch_compile cannot be combined with --{name}: no test has shown that the gradients through "
-                    "compiled layers of bitsandbytes are right; leave one out."
-                )
         return cls(str(backend or "inductor"), None if mode is None else str(mode))
 
     def compile(self, model: Any) -> None:
@@ -67,6 +62,11 @@ class Compilation:
         Raises:
             SettingsError: the backend is not there, or the model cannot be compiled so.
         """
+        if is_quantized(model):
+            raise SettingsError(
+                "--torch_compile cannot be combined with a quantized model: no test has shown that the gradients "
+                "through its compiled layers are right; leave it out, or train on the model as it is."
+            )
         if getattr(model.config, "output_router_logits", False):
             raise SettingsError(
                 f"--torch_compile cannot be combined with the loss that balances experts (output_router_logits is true "

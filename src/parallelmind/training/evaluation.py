@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,22 @@ from parallelmind.training.forward import PackedForward
 _SPARE_TOKENS = 8
 """The same text may be written with other tokens than the tokenizer's own choice."""
 _MOST_GROUPS = 8
+_MOST_SHOWN = 8
 _Question = tuple[Request, list[str]]
 """A row of prompts, and the right answer of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleAnswer:
+    """A held-out question, what is right, and what the model answered."""
+
+    main: str
+    prompt: str
+    branch: int
+    """The number of the branch."""
+    expected: str
+    generated: str
+    exact: bool
 
 
 class Evaluation:
@@ -58,9 +72,18 @@ class Evaluation:
         self._tokenizer = tokenizer
         self._collator = collator
         self._forward = forward
+        self.samples: list[SampleAnswer] = []
+        """The first answers of the last evaluation, of this process."""
         end = tokenizer.eos_token_id
         found = (_question(sample, tokenizer, end) for sample in samples)
         self._questions = list(_rows((one for one in found if one is not None), most, branch_range))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of what `run` finds."""
+        if not self._questions:
+            return ["loss"]
+        return ["loss", "exact", *(_group_name(first, last) for first, last in self._groups)]
 
     def run(self, model: Any, *, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
         """`loss`, and if there are answers `exact`, in all and by branch number: `exact_1-8` (`number_groups`).
@@ -88,13 +111,14 @@ class Evaluation:
             metrics["exact"] = right_all / asked_all
         for (first, last), (right, asked) in zip(self._groups, hits.tolist(), strict=False):
             if asked:
-                metrics[f"exact_{first}" if first == last else f"exact_{first}-{last}"] = right / asked
+                metrics[_group_name(first, last)] = right / asked
         return metrics
 
     def _exact(self, model: Any, rank: int, world_size: int) -> Tensor:
         """(right, asked) of each group of branch numbers, [G, 2]; of all in one row where there are no groups."""
         hits = torch.zeros(max(1, len(self._groups)), 2, dtype=torch.float64)
         questions = self._questions[rank::world_size]
+        self.samples = []
         if not questions:
             return hits
         engine = Engine(
@@ -113,7 +137,22 @@ class Evaluation:
                 group = next((place for place, (_, last) in enumerate(self._groups) if number <= last), 0)
                 right = answer.finish_reason == "stop" and answer.text.strip() == expected.strip()
                 hits[group] += torch.tensor([right, 1])
+                if len(self.samples) < _MOST_SHOWN:
+                    self.samples.append(
+                        SampleAnswer(
+                            main=self._tokenizer.decode(request.main),
+                            prompt=self._tokenizer.decode(branch.prompt),
+                            branch=number,
+                            expected=expected.strip(),
+                            generated=answer.text.strip(),
+                            exact=right,
+                        )
+                    )
         return hits
+
+
+def _group_name(first: int, last: int) -> str:
+    return f"exact_{first}" if first == last else f"exact_{first}-{last}"
 
 
 def number_groups(branch_range: int | None) -> list[tuple[int, int]]:

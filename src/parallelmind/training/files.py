@@ -54,6 +54,11 @@ class RunFiles:
     def report(self) -> Path:
         return self.out_dir / "logs" / self.name / "report.html"
 
+    @property
+    def environment(self) -> Path:
+        """Versions and machine of the process that began or last continued the run."""
+        return self.out_dir / "logs" / self.name / "environment.json"
+
     def last_checkpoint(self) -> Path | None:
         """The latest checkpoint that was written to its end."""
         found = sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
@@ -63,6 +68,7 @@ class RunFiles:
         """Forget an earlier run of this name; its adapters stay until they are written again."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
+        self.environment.unlink(missing_ok=True)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         write_json(self.settings, settings)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
+import torch
 
 from parallelmind.data.collator import BatchInfo
 from parallelmind.errors import TrainingError
@@ -40,6 +44,18 @@ class Meter:
         return {name: round(rate, 1) for name, rate in rates.items()}
 
 
+def peak_memory() -> int:
+    """The most bytes that this process has held at once: on its GPU, or of the machine's memory where it has none."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
+
+
 class MetricsLog:
     """One JSON line for every log entry of a run; a resumed run drops the lines after its checkpoint."""
 
@@ -61,6 +77,10 @@ class MetricsLog:
             if entry.get("step", 0) <= step and step > 0:
                 self.entries.append(entry)
         self._write("w", self.entries)
+
+    def last(self, name: str, default: Any) -> Any:
+        """The last value of a name; the default where no entry has it."""
+        return next((entry[name] for entry in reversed(self.entries) if name in entry), default)
 
     def append(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)

@@ -18,6 +18,7 @@ from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.quantization import is_quantized, is_to_be_quantized, settle
 from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.models.sidecar import RopeSettings, Sidecar
+from parallelmind.models.whole_modules import compute_in, trained_whole, whole_state
 from parallelmind.settings.model import ModelOptions
 from parallelmind.training.options import TrainOptions
 from parallelmind.training.quantized import check_gradients
@@ -108,9 +109,12 @@ def load_trainee(options: TrainOptions, *, device: str) -> Trainee:
     rope.apply_to(model)
     rank = 1 if options.task == "pretrain" else _put_lora(model, options)
     # Steps of a small learning rate vanish in the rounding of 16-bit weights.
+    dtype = model.dtype
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+    if trained_whole(model):
+        compute_in(model, dtype)
     if options.load_lora is not None:
         _restore_precision(model, options.load_lora)
     model.train()
@@ -131,6 +135,7 @@ def _put_lora(model: Any, options: TrainOptions) -> int:
             target_modules=_targets(options.target_modules),
             use_rslora=options.use_rslora,
             use_dora=options.use_dora,
+            modules_to_save=options.modules_to_save,
             seed=options.seed,
         )
         return rank
@@ -147,8 +152,13 @@ def _targets(given: tuple[str, ...]) -> str | tuple[str, ...] | None:
 
 def _restore_precision(model: Any, path: str) -> None:
     """Take the adapter's own values again: loading rounded them to the dtype of the layers."""
-    stored = read_adapter(path).layers
+    adapter = read_adapter(path)
+    stored = adapter.layers
     with torch.no_grad():
+        for module, parameters in whole_state(model).items():
+            kept = next(part for key, part in adapter.whole.items() if key == module or key.endswith(f".{module}"))
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
         for name, layer in lora_layers(model).items():
             values = next(part for key, part in stored.items() if key == name or key.endswith(f".{name}"))
             layer.lora_A[ADAPTER].weight.copy_(values.A)

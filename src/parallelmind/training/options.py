@@ -30,10 +30,11 @@ from parallelmind.settings.setting import Flag, Setting, Settings, described
 
 Task = Literal["parallel_lora", "lora", "pretrain"]
 _LORA_ONLY = (
-    "lora_rank", "load_lora", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
-    "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit",
+    "lora_rank", "load_lora", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora",
+    "use_dora", "loraplus_lr_ratio", "load_in_4bit", "load_in_8bit",
 )  # fmt: skip
-_OF_THE_ADAPTER = ("lora_alpha", "target_modules", "use_rslora", "use_dora")
+_JUDGING = ("early_stopping_patience", "load_best_model_at_end", "metric_for_best_model", "eval_on_start")
+_OF_THE_ADAPTER = ("lora_alpha", "target_modules", "modules_to_save", "use_rslora", "use_dora")
 
 _RUN = "run"
 _MODEL = "model"
@@ -149,6 +150,13 @@ class TrainOptions(QuantizedLoadingSettings):
             flag=Flag(metavar="NAME", form="list"),
         ),
     ] = ()  # fmt: skip
+    modules_to_save: Annotated[
+        tuple[str, ...],
+        Setting(
+            "modules to train and save whole beside the LoRA, such as embed_tokens lm_head", _LORA, default="none",
+            flag=Flag(metavar="NAME", form="list"),
+        ),
+    ] = ()  # fmt: skip
     use_rslora: Annotated[bool, Setting("rank-stabilised scaling, alpha / sqrt(rank)", _LORA)] = False
     use_dora: Annotated[
         bool,
@@ -245,6 +253,18 @@ class TrainOptions(QuantizedLoadingSettings):
             flag=Flag(also=("--eval_steps",)),
         ),
     ] = None  # fmt: skip
+    early_stopping_patience: Annotated[
+        int | None,
+        Ge(1),
+        Setting(
+            "end the run when so many evaluations in a row were no better than the best one (by "
+            "--metric_for_best_model, default loss)",
+            _DATA, flag=Flag(metavar="N"),
+        ),
+    ] = None  # fmt: skip
+    early_stopping_threshold: Annotated[
+        float, Ge(0), Setting("what an evaluation has to be better by, to count as better", _DATA)
+    ] = 0.0
     eval_samples: Annotated[
         int,
         Ge(1),
@@ -327,6 +347,7 @@ class TrainOptions(QuantizedLoadingSettings):
                         "by its branches or rows; give one."
                     )
         self._check_sources()
+        self._check_best()
         if self.task == "pretrain":
             if given := [name for name in _LORA_ONLY if getattr(self, name) != _default(name)]:
                 raise SettingsError(f"--{given[0]} is about LoRA, which pretraining does not use; leave it out.")
@@ -357,6 +378,17 @@ class TrainOptions(QuantizedLoadingSettings):
     @property
     def learn_main(self) -> bool:
         return self.task == "pretrain" if self.loss_on_main is None else self.loss_on_main
+
+    def _check_best(self) -> None:
+        """What judges evaluations needs some."""
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise SettingsError("--early_stopping_threshold needs --early_stopping_patience; give both, or neither.")
+        if self.eval_data_path is not None or self.eval_ratio:
+            return
+        judging = {"early_stopping_patience": self.early_stopping_patience, **self.hf}
+        for name in _JUDGING:
+            if judging.get(name):
+                raise SettingsError(f"--{name} goes by evaluations; give --eval_data_path or --eval_ratio as well.")
 
     def _check_sources(self) -> None:
         if bool(self.data_paths) == (self.hf_dataset is not None):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,11 @@ from typing import Any
 
 from parallelmind.columnar import PackedRow, Visibility
 from parallelmind.io.atomic import replacing
+from parallelmind.training.facts import RunFacts
 from parallelmind.training.report_charts import Series, bar_chart, line_chart
 from parallelmind.training.report_row import row_section
 from parallelmind.training.report_style import STYLE
+from parallelmind.training.report_tables import answers, fact_tables, value_table
 from parallelmind.visuals.grid import row_grid
 from parallelmind.visuals.tokens import readable
 
@@ -48,7 +48,7 @@ class TrainingReport:
     data_counts: Mapping[str, Any]
     """`notes`, if there, is a list of what was cut or dropped."""
     train_history: Sequence[Mapping[str, Any]]
-    """Entries with `step` and any of `loss`, `learning_rate`, `tokens_per_second`."""
+    """Entries with `step` and any of `loss`, `learning_rate`, `tokens_per_second`, `grad_norm`."""
     eval_history: Sequence[Mapping[str, Any]]
     """Entries with `step` and any of `loss`, `exact` (0 to 1), and `exact_1-8`, … of the branches of these numbers."""
     example_row: PackedRow | None
@@ -58,6 +58,8 @@ class TrainingReport:
     stride: int
     example_loss_mask: Sequence[bool] | None = None
     """Which of its tokens are supervised; None: not marked."""
+    facts: RunFacts | None = None
+    """What the run was and came to; None: not known."""
 
 
 def write_report(report: TrainingReport, path: Path) -> None:
@@ -69,8 +71,14 @@ def write_report(report: TrainingReport, path: Path) -> None:
 def report_html(report: TrainingReport) -> str:
     """The page."""
     title = escape(report.title)
-    wide = _section("Curves", _curves(report)) + _section("One packed row", _example(report))
-    tables = _section("Data", _data(report.data_counts)) + _section("Settings", _settings(report.settings))
+    facts = report.facts
+    wide = _section("Curves", _curves(report))
+    if facts is not None:
+        wide += _section("Sample answers", answers(facts.samples))
+    wide += _section("One packed row", _example(report))
+    known = [] if facts is None else fact_tables(facts)
+    columns = [*known, ("Data", _data(report.data_counts)), ("Settings", _settings(report.settings))]
+    tables = "".join(_section(name, content) for name, content in columns)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -93,6 +101,7 @@ def _tiles(report: TrainingReport) -> str:
     held = _points(report.eval_history, "loss")
     exact = _points(report.eval_history, "exact")
     speeds = [value for _, value in _points(report.train_history, "tokens_per_second")]
+    facts = report.facts
     last = [int(step) for step, _ in (*losses[-1:], *held[-1:], *exact[-1:])]
     tiles: list[tuple[str, str, str]] = []
     if last:
@@ -105,6 +114,11 @@ def _tiles(report: TrainingReport) -> str:
         if points:
             note = f"from {show(points[0][1])}" if len(points) > 1 else ""
             tiles.append((name, show(points[-1][1]), note))
+    if facts is not None and facts.best is not None:
+        shown = _percent if facts.best.metric.startswith("exact") else _number
+        tiles.append(("best step", f"{facts.best.step:,}", f"{facts.best.metric} {shown(facts.best.value)}"))
+    if facts is not None and facts.run.get("time") is not None:
+        tiles.append(("time", str(facts.run["time"]), ""))
     if speeds:
         tiles.append(("tokens/s", _number(sorted(speeds)[len(speeds) // 2]), "median"))
     boxes = "".join(
@@ -124,6 +138,7 @@ def _curves(report: TrainingReport) -> str:
     speeds = _points(train, "tokens_per_second")
     top = 1.08 * max((value for _, value in speeds), default=1.0)
     speed = [Series("tokens per second", "plain", speeds)]
+    norm = [Series("gradient norm", "plain", _points(train, "grad_norm"))]
     rate = [Series("learning rate", "plain", _points(train, "learning_rate"))]
     charts: list[tuple[str, list[Series], str]] = [
         ("Loss", loss, line_chart(loss, label="Loss over steps", show=_number)),
@@ -133,6 +148,7 @@ def _curves(report: TrainingReport) -> str:
          bar_chart(_by_number(held), label="Exact answers by branch number", show=_percent)),
         ("Tokens per second", speed,
          line_chart(speed, label="Tokens per second over steps", show=_number, limits=(0.0, top))),
+        ("Gradient norm", norm, line_chart(norm, label="Gradient norm over steps", show=_number)),
         ("Learning rate", rate, line_chart(rate, label="Learning rate over steps", show=_short)),
     ]  # fmt: skip
     figures = []
@@ -161,10 +177,13 @@ def _example(report: TrainingReport) -> str:
 
 
 def _data(counts: Mapping[str, Any]) -> str:
-    numbers = {_COUNTED.get(name, name.replace("_", " ")): value for name, value in counts.items() if name != "notes"}
+    named = {_COUNTED.get(name, name.replace("_", " ")): value for name, value in counts.items() if name != "notes"}
+    numbers = {name: value for name, value in named.items() if value != 0}
+    none = escape("; ".join(name.removeprefix("of them ") for name in named if name not in numbers))
+    rest = f'<p class="note none">None: {none}.</p>' if none else ""
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in counts.get("notes") or ())
     listed = f"<details><summary>What was cut or dropped (the first entries)</summary><ul>{notes}</ul></details>"
-    return _table(numbers) + (listed if notes else "")
+    return value_table(numbers) + rest + (listed if notes else "")
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -172,30 +191,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
     off = [name for name, value in settings.items() if value is None or value is False or value in ("", (), [], {})]
     names = escape(", ".join(map(str, off)))
     rest = f"<details><summary>{len(off)} settings off or not given</summary><p>{names}</p></details>" if off else ""
-    return _table({name: value for name, value in settings.items() if name not in off}) + rest
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    lines = "".join(
-        f"<tr><th>{escape(str(name))}</th><td>{escape(_value(value))}</td></tr>" for name, value in values.items()
-    )
-    return f'<div class="scroll"><table class="values">{lines}</table></div>' if lines else ""
-
-
-def _value(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict | list | tuple):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    return value_table({name: value for name, value in settings.items() if name not in off}) + rest
 
 
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -226,7 +222,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.3g}"
 
 
 def _short(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
@@ -12,6 +13,8 @@ from parallelmind.visuals.grid import Cell, Column, RowGrid, branch_colour
 _MOST_MAIN = 240
 _MOST_BRANCHES = 16
 _MOST_TIMES = 40
+_BESIDE = 8
+"""As many branches stand side by side; the next ones stand below them, so that none is cut off."""
 
 
 def row_section(grid: RowGrid) -> str:
@@ -22,7 +25,7 @@ def row_section(grid: RowGrid) -> str:
     return (
         f'<p class="note">{escape(grid.summary)}. A token stands at (branch position, time); branch position = '
         f"branch id × {grid.stride}.</p>"
-        f'<div class="row"><div class="tokens">{_main(grid)}{_branches(grid)}{legend}</div>{_mask(grid)}</div>'
+        f'<div class="row"><div class="tokens">{_main(grid)}{legend}</div>{_mask(grid)}</div>{_branches(grid)}'
     )
 
 
@@ -43,6 +46,13 @@ def _branches(grid: RowGrid) -> str:
     columns = grid.columns[:_MOST_BRANCHES]
     if not columns:
         return ""
+    tables = [_table(columns[start : start + _BESIDE]) for start in range(0, len(columns), _BESIDE)]
+    more = len(grid.columns) - len(columns)
+    note = f'<p class="more">… and {more} more branches</p>' if more > 0 else ""
+    return "".join(tables) + note
+
+
+def _table(columns: Sequence[Column]) -> str:
     first = min(column.cells[0].time for column in columns)
     last = max(column.cells[-1].time for column in columns)
     heads = "".join(
@@ -56,10 +66,10 @@ def _branches(grid: RowGrid) -> str:
         lines.append(f"<tr><th>{time}</th>{cells}</tr>")
     if (hidden := last - first + 1 - _MOST_TIMES) > 0:
         lines.append(f'<tr><th>…</th><td class="more" colspan="{len(columns)}">{hidden} more times</td></tr>')
-    table = f"<table><thead><tr><th>time</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    more = len(grid.columns) - len(columns)
-    note = f'<p class="more">… and {more} more branches</p>' if more > 0 else ""
-    return f'<div class="scroll branches">{table}</div>{note}'
+    return (
+        f'<div class="scroll branches"><table style="--n:{len(columns)}"><thead><tr><th>time</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def _at(column: Column, time: int) -> str:

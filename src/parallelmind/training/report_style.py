@@ -37,7 +37,8 @@ svg .bar{fill:var(--held)}
 svg polyline{fill:none;stroke:var(--k);stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 svg .dot{fill:var(--k);stroke:var(--card);stroke-width:2}
 svg .hover{fill:var(--k);opacity:0}svg .hover:hover{opacity:1}
-.note{color:var(--muted);font-size:13.5px;margin:0 0 14px}.warning{color:#c2412f;margin:12px 0 0}
+.note{color:var(--muted);font-size:13.5px;margin:0 0 14px}
+.none,.scroll + .note{margin:12px 0 0}.warning{color:#c2412f;margin:12px 0 0}
 .row{display:grid;grid-template-columns:minmax(0,1fr) minmax(260px,360px);gap:32px;align-items:start}
 .token{display:inline-block;padding:1px 6px;margin:0 4px 5px 0;border-radius:5px;font-size:13px;line-height:1.45;
 background:color-mix(in srgb,var(--c,var(--muted)) 15%,transparent);max-width:100%;overflow-wrap:anywhere}
@@ -46,14 +47,24 @@ box-shadow:inset 0 0 0 1.3px var(--c,var(--muted))}
 .more{color:var(--muted);font-size:13px;font-style:italic}
 .branches{margin:14px 0 12px}
 .scroll{overflow-x:auto}
-.branches table{border-collapse:separate;border-spacing:6px 0;margin-left:-6px}
-.branches thead th+th{background:var(--c);color:#fff;border-radius:7px;padding:5px 10px;min-width:92px}
+.branches table{border-collapse:separate;border-spacing:6px 0;margin-left:-6px;table-layout:fixed;
+width:min(100%,calc(var(--n)*150px + 46px));min-width:calc(var(--n)*84px + 46px)}
+.branches thead th:first-child{width:34px}
+.branches thead th+th{background:var(--c);color:#fff;border-radius:7px;padding:5px 8px}
 .branches thead b{display:block;font-size:13px}
-.branches thead small{display:block;white-space:nowrap;font-weight:400;font-size:12px}
+.branches thead small{display:block;font-weight:400;font-size:12px}
 .branches tbody th,.branches thead th:first-child{color:var(--muted);font-weight:400;font-size:12px;text-align:right;
 font-variant-numeric:tabular-nums}
 .branches td{padding:3px 0 0;border-bottom:1px solid var(--line);text-align:center}
-.branches td .token{display:block;margin:0 0 3px;white-space:nowrap}
+.branches td .token{display:block;margin:0 0 3px}
+.answers{border-collapse:collapse;width:100%;min-width:560px;font-size:14px;table-layout:fixed}
+.answers th{font-weight:400;color:var(--muted);text-align:left;vertical-align:top}
+.answers th:first-child{width:64px}
+.answers td{overflow-wrap:anywhere;white-space:pre-wrap}
+.answers td,.answers th{padding:6px 14px 6px 0;border-top:1px solid var(--line)}
+.answers thead th{border:0}.answers .of td{color:var(--muted);font-size:13px;border-top:2px solid var(--line)}
+.right,.wrong{font-size:12px;border-radius:5px;padding:1px 6px;white-space:nowrap;color:#fff;background:#1f8f66}
+.wrong{background:#b4472f}
 .maskgrid{display:grid;grid-template-columns:16px minmax(0,1fr);gap:3px;aspect-ratio:auto}
 .across,.down{display:flex;gap:0}.down{flex-direction:column}
 .across i,.down i{background:var(--c);color:#fff;font-style:normal;font-size:11px;line-height:16px;min-width:0;
@@ -62,11 +73,27 @@ min-height:0;display:flex;align-items:center;justify-content:center;overflow:hid
 .mask img{display:block;width:100%;aspect-ratio:1;image-rendering:pixelated;background:var(--hidden)}
 .mask figcaption{color:var(--muted);font-size:12.5px;margin-top:6px}
 table.values{border-collapse:collapse;width:100%;font-size:14px}
-.values th{font-weight:400;color:var(--muted);text-align:left;white-space:nowrap;padding:5px 24px 5px 0;width:1%;
-vertical-align:top}
+.values th{font-weight:400;color:var(--muted);text-align:left;padding:5px 20px 5px 0;width:44%;
+vertical-align:top;overflow-wrap:anywhere}
 .values td{overflow-wrap:anywhere;font-variant-numeric:tabular-nums;padding:5px 0}
 .values tr+tr>*{border-top:1px solid var(--line)}
 details{margin-top:14px;font-size:14px}summary{cursor:pointer;color:var(--muted)}
 @media(max-width:760px){main{padding:22px 14px 40px}section{padding:16px}.row{grid-template-columns:minmax(0,1fr)}
-.values th{white-space:normal;width:40%;overflow-wrap:anywhere;padding-right:12px}}
+.values th{padding-right:12px}
+.answers{min-width:0;font-size:13px}.answers th:first-child{width:22px}.answers thead th:first-child{font-size:0}
+.answers td,.answers th{padding-right:8px}}
+@media print{:root{color-scheme:light;--paper:#fff;--card:#fff;--ink:#000;--muted:#4a5568;--line:#d5dbe5;
+--train:#6b7a93;--held:#1f5fce;--plain:#176f4f;--hidden:#eef1f6}
+@page{margin:14mm 12mm}
+*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+body{font-size:12px}main{max-width:none;padding:0}
+section{border:0;border-top:1px solid var(--line);border-radius:0;padding:12px 0;margin-top:12px}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(96px,1fr));gap:8px}.tile{padding:6px 10px}.tile dd{font-size:17px}
+.charts{grid-template-columns:1fr 1fr;gap:14px 18px}
+.pair{display:block;columns:2;column-gap:24px}
+.row{grid-template-columns:minmax(0,1fr) 240px;gap:20px}
+.scroll{overflow:visible}.branches table,.answers{min-width:0;width:100%}
+.token,.branches thead b,.branches thead small{font-size:9.5px;white-space:normal}
+figure,.tile,tr,.pair section,.branches{break-inside:avoid}h2,h3{break-after:avoid}
+details::details-content{content-visibility:visible;block-size:auto}summary{list-style:none}}
 """

@@ -10,28 +10,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from parallelmind.columnar import sees_branches
 from parallelmind.data.collator import ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
-from parallelmind.errors import SettingsError, TrainingError, first_line, is_out_of_memory
+from parallelmind.errors import ParallelMindError, SettingsError, TrainingError, first_line, is_out_of_memory
 from parallelmind.jobs.ranks import current_rank
 from parallelmind.models.quantization import is_quantized
+from parallelmind.models.whole_modules import untied
 from parallelmind.training.arguments import training_arguments
-from parallelmind.training.callbacks import EndOfData, Interruption, Reporting, SilentTraining, TrainProgress
+from parallelmind.training.callbacks import (
+    EarlyStopping,
+    EndOfData,
+    Interruption,
+    Reporting,
+    SilentTraining,
+    TrainProgress,
+)
 from parallelmind.training.compiling import Compilation, failed_to_compile
 from parallelmind.training.data import Batching, batching, load_data
 from parallelmind.training.evaluation import Evaluation
-from parallelmind.training.files import RunFiles
+from parallelmind.training.explaining import is_of_optimizer, refuse_shards, shown_flags
+from parallelmind.training.facts import BestStep, environment
+from parallelmind.training.files import RunFiles, write_json
+from parallelmind.training.finishing import RunWriter, best_step
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import MetricsLog
 from parallelmind.training.model import Trainee, load_trainee, training_device
 from parallelmind.training.naming import ChosenRun, agreed, taken_run
 from parallelmind.training.options import TrainOptions
-from parallelmind.training.report import TrainingReport, write_report
+from parallelmind.training.publishing import HubRepository, without_hub
 from parallelmind.training.resolving import rope_of_run
-from parallelmind.training.saving import save_adapter, save_model
 from parallelmind.training.settings import effective_settings
 from parallelmind.training.trainer import PackedTrainer
 
@@ -42,6 +53,10 @@ _ALONE = (
     "every row has one branch, so the adapter never meets another one: with --visibility {visibility} several branches "
     "under one main are not what it was trained for; give data with several branches a record (parallelmind convert "
     "--branches_per_sample), or train with --visibility isolated"
+)
+_UNTIED = (
+    "the model has one weight for embed_tokens and lm_head, and --modules_to_save {modules} gives it another one "
+    "there: from here on they differ, and a merged model is larger by one of them"
 )
 
 
@@ -61,6 +76,12 @@ class TrainReport:
     """The final adapter, or the folder of the pretrained model; the first process writes it."""
     report: Path | None
     """None on all processes but the first."""
+    best: BestStep | None = None
+    """The best step, with `--load_best_model_at_end` or early stopping."""
+    stopped_early: int | None = None
+    """The step after which `--early_stopping_patience` ended the run."""
+    pushed: str | None = None
+    """Where the result is on the Hub, with `--push_to_hub`."""
 
 
 def run_training(options: TrainOptions, *, progress: TrainProgress | None = None) -> TrainReport:
@@ -99,6 +120,8 @@ def _train(
     trainee.train_on_numbers(dataset.numbering.branch_range)
     if sees_branches(trainee.settings.visibility) and not options.use_streaming and dataset.largest_row() == 1:
         notes = [*notes, _ALONE.format(visibility=trainee.settings.visibility)]
+    if apart := untied(trainee.model):
+        notes = [*notes, _UNTIED.format(modules=" and ".join(apart))]
     if current_rank().rank == 0:
         for note in notes:
             _LOGGER.info("%s", note)
@@ -131,17 +154,27 @@ def _train(
         pad_to_multiple_of=batches.batch.multiple_of,
     )
     evaluation = _evaluation(options, evaluation_data, trainee, collator, forward)
-    metrics, interruption, end = MetricsLog(files.metrics), Interruption(), EndOfData()
-
-    def save(step: int | None) -> Path:
-        assert options.base_model is not None
-        return save_adapter(trainee, files, options.base_model, step, as_newest=options.task == "lora")
+    _check_metric(arguments, evaluation)
+    repository = None
+    if arguments.should_save:
+        repository = HubRepository.of(options.hf, default_name=files.name)
+    metrics, interruption, end, early = MetricsLog(files.metrics), Interruption(), EndOfData(), _early(options)
+    writer = RunWriter(
+        options=options,
+        files=files,
+        settings=settings,
+        trainee=trainee,
+        metrics=metrics,
+        evaluation=evaluation,
+        repository=repository,
+    )
 
     def on_saved(step: int) -> None:  # checkpoints are also written at the end and when interrupted
         if options.task != "pretrain" and step % options.save_interval == 0:
-            save(step)
+            writer.save_step(step, _counts(dataset, trainer))
 
     trainer = _trainer(
+        options,
         files,
         model=trainee.model,
         args=arguments,
@@ -153,6 +186,7 @@ def _train(
         on_saved=on_saved,
         callbacks=[
             Reporting(metrics, progress, epochs=options.epochs if options.max_steps < 0 else None),
+            *([early] if early is not None else []),
             interruption,
             end,
         ],
@@ -166,7 +200,7 @@ def _train(
     ended = False
     if checkpoint is not None:
         resumed_from, ended = trainer.load_data_state(checkpoint)
-        ended = ended or (total is not None and resumed_from >= total)
+        ended = ended or (total is not None and resumed_from >= total) or _ended_early(early, trainer, checkpoint)
         if not ended:
             _LOGGER.info("continuing from %s", checkpoint)
     with forward.installed(trainee.model), interruption.caught(), _stopped(progress):
@@ -177,19 +211,21 @@ def _train(
                 metrics.open(resumed_from)
                 progress.start(total=total, done=resumed_from)
         else:
+            if arguments.should_save:
+                write_json(files.environment, environment(processes=arguments.world_size, device=device))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         steps = trainer.state.global_step
         final: dict[str, float] = {}
         if evaluation is not None and not interruption.happened:
             at, final = trainer.evaluated
-            if at != steps or arguments.load_best_model_at_end:  # the best model is another than the last
+            if arguments.load_best_model_at_end:  # the best model is another than the last, and was logged at its step
+                final = trainer.measure()
+            elif at != steps:
                 final = trainer.evaluate()
     if interruption.happened:
         _LOGGER.warning("stopped after step %d; the same command continues from there", steps)
         interruption.raise_again()
-    counts = dataset.counts.as_dict()
-    if not counts["records"]:  # streamed in a process of its own
-        counts = trainer.data_state.get("counts_with_block") or counts
+    counts = _counts(dataset, trainer)
     if sees_branches(trainee.settings.visibility) and counts["unrelated_rows"]:
         _LOGGER.warning(
             "%d rows hold several branches without a main, which --visibility %s lets see one another; if they are "
@@ -197,10 +233,12 @@ def _train(
             counts["unrelated_rows"],
             trainee.settings.visibility,
         )
-    written, report = files.model if options.task == "pretrain" else files.adapter(None), None
+    trainer.settle()
+    best = best_step(trainer)
+    written, report, pushed = files.model if options.task == "pretrain" else files.adapter(None), None, None
     if arguments.should_save:
-        written = save_model(trainee, files) if options.task == "pretrain" else save(None)
-        report = _write_report(options, files, settings, trainee, trainer, metrics, counts)
+        scores = {name.removeprefix("eval_"): value for name, value in final.items()}
+        written, report, pushed = writer.finish(trainer, counts, scores, best)
     return TrainReport(
         name=files.name,
         steps=steps,
@@ -210,7 +248,43 @@ def _train(
         evaluation=final,
         written=written,
         report=report,
+        best=best,
+        stopped_early=None if early is None else early.stopped_at,
+        pushed=pushed,
     )
+
+
+def _counts(dataset: ParallelPretrainDataset, trainer: PackedTrainer) -> dict[str, Any]:
+    counts = dataset.counts.as_dict()
+    if not counts["records"]:  # streamed in a process of its own
+        counts = trainer.data_state.get("counts_with_block") or counts
+    return counts
+
+
+def _early(options: TrainOptions) -> EarlyStopping | None:
+    if options.early_stopping_patience is None:
+        return None
+    return EarlyStopping(patience=options.early_stopping_patience, threshold=options.early_stopping_threshold)
+
+
+def _ended_early(early: EarlyStopping | None, trainer: PackedTrainer, checkpoint: Path) -> bool:
+    """Whether a checkpoint is of the step at which early stopping ended the run."""
+    if early is None:
+        return False
+    early.take_up(trainer.args, trainer.logged_until(checkpoint))
+    return early.stopped_at is not None
+
+
+def _check_metric(arguments: TrainingArguments, evaluation: Evaluation | None) -> None:
+    """Raises SettingsError if what the best step is to be judged by is not found by an evaluation."""
+    metric = arguments.metric_for_best_model
+    if metric is None or evaluation is None:
+        return
+    if (name := metric.removeprefix("eval_")) not in evaluation.metrics:
+        raise SettingsError(
+            f"--metric_for_best_model {name} is not what the held-out data gives; it gives "
+            f"{', '.join(evaluation.metrics)}."
+        )
 
 
 def _evaluation(
@@ -234,16 +308,18 @@ def _evaluation(
     )
 
 
-def _trainer(files: RunFiles, **parts: Any) -> PackedTrainer:
+def _trainer(options: TrainOptions, files: RunFiles, **parts: Any) -> PackedTrainer:
     try:
         trainer = PackedTrainer(**parts)
         for callback in trainer.callback_handler.callbacks:
             # Beside our own log, rather than among the checkpoints.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(files.metrics.parent)
-        return trainer
     except (RuntimeError, ImportError, ValueError) as error:  # a logger of --report_to that is not installed, …
-        raise SettingsError(f"transformers refuses to train with these settings: {error}") from error
+        given = shown_flags(without_hub(options.hf))
+        raise SettingsError(f"{given}: transformers refuses to train with this: {first_line(error)}") from error
+    refuse_shards(trainer)
+    return trainer
 
 
 def _check_launcher(options: TrainOptions) -> None:
@@ -272,7 +348,13 @@ def _explained(options: TrainOptions) -> Iterator[None]:
                 "compiler, on a GPU Triton; install what it names, or leave --torch_compile out."
             ) from error
         if not is_out_of_memory(error):
-            raise
+            if isinstance(error, ParallelMindError) or not is_of_optimizer(error):
+                raise
+            optim = options.hf.get("optim", "adamw_torch")
+            raise SettingsError(
+                f"--optim {getattr(optim, 'value', optim)} fails in a step on this machine: {first_line(error)}. "
+                "Take another one, or leave --optim out."
+            ) from error
         size = f"--batch_size {options.batch_size}"
         if options.max_tokens_per_batch is not None:
             size = f"--max_tokens_per_batch {options.max_tokens_per_batch}"
@@ -280,37 +362,3 @@ def _explained(options: TrainOptions) -> Iterator[None]:
             f"out of memory with {size}; lower it and raise --accumulation_steps as much, "
             f"pass --gradient_checkpointing true, or --load_in_4bit. ({first_line(error)})"
         ) from error
-
-
-def _write_report(
-    options: TrainOptions,
-    files: RunFiles,
-    settings: dict[str, Any],
-    trainee: Trainee,
-    trainer: PackedTrainer,
-    metrics: MetricsLog,
-    counts: dict[str, Any],
-) -> Path:
-    row, loss_mask = trainer.example or (None, None)
-    evaluations = [
-        {"step": entry["step"]}
-        | {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
-        for entry in metrics.entries
-        if "eval_loss" in entry
-    ]
-    write_report(
-        TrainingReport(
-            title=files.name,
-            settings={"batch_size": options.batch_size, "accumulation_steps": options.accumulation_steps} | settings,
-            data_counts=counts,
-            train_history=[entry for entry in metrics.entries if "loss" in entry],
-            eval_history=evaluations,
-            example_row=row,
-            example_tokens=[] if row is None else [trainee.tokenizer.decode([t]) for t in row.input_ids.tolist()],
-            visibility=trainee.settings.visibility,
-            stride=trainee.settings.branch_stride,
-            example_loss_mask=loss_mask,
-        ),
-        files.report,
-    )
-    return files.report

@@ -32,8 +32,8 @@ _NOT_THE_RUN = ("dataloader_", "ddp_", "hub_", "log_", "project", "push_", "repo
 _IN_EFFECT = {
     "base_model", "tokenizer_path", "model_config", "patch_rope", "rope_2d_ratio", "rope_2d_mode", "rope_2d_pairs",
     "stride", "visibility", "loss_on_main", "lora_rank", "load_lora", "lora_alpha", "target_modules", "use_rslora",
-    "use_dora", "shuffle_buffer", "max_samples", "data_path", "data_weights", "eval_data_path",
-    "hf_dataset", "hf_subset", "hf_split",
+    "use_dora", "modules_to_save", "early_stopping_threshold", "shuffle_buffer", "max_samples",
+    "data_path", "data_weights", "eval_data_path", "hf_dataset", "hf_subset", "hf_split",
     "branches_per_sample", "max_branches_per_sample", "min_branches_per_sample", "epochs", "max_steps",
 }  # fmt: skip
 """Options of which what they come to counts; the others mean what they say."""
@@ -60,6 +60,7 @@ def effective_settings(options: TrainOptions, *, rope: ResolvedRope, layout: str
         "tokenizer_path": _unless(real_name(options.tokenizer_path), real_name(options.base_model)),
         "the new model": new_model_values(options) if options.base_model is None else None,
         **_contents(options),
+        "early_stopping_threshold": options.early_stopping_threshold if options.early_stopping_patience else None,
         "visibility": rope.settings.visibility,
         "patch_rope": rope.patched,
         "loss_on_main": options.learn_main,
@@ -136,6 +137,7 @@ def _of_the_adapter(options: TrainOptions) -> dict[str, Any]:
         "target_modules": _unless(sorted(options.target_modules), ["all-linear"]) or None,
         "use_rslora": options.use_rslora,
         "use_dora": options.use_dora,
+        "modules_to_save": sorted(options.modules_to_save) or None,
     }
 
 

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from parallelmind.columnar import IGNORE_INDEX, PAD_BRANCH, PackedRow
@@ -20,7 +21,8 @@ from parallelmind.data.collator import BatchInfo, ParallelPretrainCollator
 from parallelmind.data.dataset import ParallelPretrainDataset
 from parallelmind.errors import TrainingError
 from parallelmind.training.evaluation import Evaluation
-from parallelmind.training.files import write_json
+from parallelmind.training.explaining import explained_optimizer, explained_scheduler
+from parallelmind.training.files import is_whole, write_json
 from parallelmind.training.forward import PackedForward
 from parallelmind.training.meter import Meter
 
@@ -104,8 +106,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
             shown = ", ".join(info.sources[:_SHOWN_SOURCES])
             more = f" and {len(info.sources) - _SHOWN_SOURCES} more" if len(info.sources) > _SHOWN_SOURCES else ""
             raise TrainingError(
-                f"The loss became {float(loss)} in step {self.state.global_step + 1}, on {shown}{more}. The last "
-                "checkpoint is whole. Look at these records; lower --learning_rate or --grad_clip, or use "
+                f"The loss became {float(loss)} in step {self.state.global_step + 1}, on {shown}{more}. "
+                f"{self._last_checkpoint()} Look at these records; lower --learning_rate or --grad_clip, or use "
                 "--dtype float32."
             )
         if self.example is None:
@@ -114,6 +116,12 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         self.data_state = info.state
         self.stream_ended = self.stream_ended or info.last
         return loss
+
+    def _last_checkpoint(self) -> str:
+        found = [path for path in Path(self.args.output_dir).glob("checkpoint-*") if is_whole(path)]
+        if not found:
+            return "No checkpoint was written before (--save_interval)."
+        return f"The last whole checkpoint is {max(found, key=lambda path: int(path.name.rpartition('-')[2]))}."
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """The supervised tokens of a step, of all processes. Trainer itself would count `shift_labels` alone."""
@@ -137,10 +145,20 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self._loraplus_lr_ratio is None or self.optimizer is not None:
-            made: torch.optim.Optimizer = super().create_optimizer(model)
-            return made
+        with explained_optimizer(self.args):
+            if self._loraplus_lr_ratio is None or self.optimizer is not None:
+                made: torch.optim.Optimizer = super().create_optimizer(model)
+                return made
+            return self._loraplus_optimizer(self._loraplus_lr_ratio)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        with explained_scheduler(self.args):
+            return super().create_scheduler(num_training_steps, optimizer)
+
+    def _loraplus_optimizer(self, ratio: float) -> torch.optim.Optimizer:
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        if own := {"params", "model", "optimizer_dict"} & options.keys():
+            raise ValueError(f"it groups the parameters itself ({', '.join(own)}), as --loraplus_lr_ratio does")
         fast: list[nn.Parameter] = []
         usual: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
@@ -149,7 +167,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         decay = self.args.weight_decay
         groups = [
             {"params": usual, "weight_decay": decay},
-            {"params": fast, "weight_decay": decay, "lr": self.args.learning_rate * self._loraplus_lr_ratio},
+            {"params": fast, "weight_decay": decay, "lr": self.args.learning_rate * ratio},
         ]
         optimizer: torch.optim.Optimizer = optimizer_class(groups, **options)
         self.optimizer = optimizer
@@ -161,29 +179,46 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate on the held-out data of the run."""
+        """Evaluate on the held-out data of the run, and log it."""
         del eval_dataset, ignore_keys
-        assert self._evaluation is not None
-        found = self._evaluation.run(
-            self.model,
-            device=self.args.device,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics = self.measure(metric_key_prefix)
         self.evaluated = (self.state.global_step, metrics)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.restart()
         return metrics
 
+    def measure(self, prefix: str = "eval") -> dict[str, float]:
+        """Evaluate on the held-out data of the run."""
+        assert self._evaluation is not None
+        self.settle()
+        found = self._evaluation.run(
+            self.model,
+            device=self.args.device,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        return {f"{prefix}_{name}": value for name, value in found.items()}
+
+    def settle(self) -> None:
+        """Let the weights be those to use: optimizers without a schedule train others, until the next step."""
+        if callable(switch := getattr(self.optimizer, "eval", None)):
+            switch()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self.meter.read(self.args.world_size)
         super().log(logs, start_time)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        best: bool = super()._determine_best_metric(metrics, trial)
+        if best and self.args.load_best_model_at_end:  # else there would be nothing to load
+            self.control.should_save = True
+        return best
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.settle()
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors have own errors
@@ -250,10 +285,24 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         ended = self.data_state["ended"] and epochs is not None and self.data_state["epoch"] + 1 >= epochs
         return int(self.data_state["step"]), bool(ended)
 
+    def logged_until(self, checkpoint: Path) -> list[dict[str, Any]]:
+        """The log that a checkpoint was written with."""
+        found: list[dict[str, Any]] = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
+        return found
+
     def finish_from(self, checkpoint: Path) -> None:
-        """Take over a checkpoint after whose step nothing is left to train."""
-        self._load_from_checkpoint(str(checkpoint))
+        """Take over a checkpoint after whose step nothing is left to train: it, or the best one of its run."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.state.global_step = int(self.data_state["step"])
+        self.state.best_metric, self.state.best_global_step = state.best_metric, state.best_global_step
+        if self.args.load_best_model_at_end and state.best_global_step:
+            checkpoint = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+            if not checkpoint.is_dir():
+                raise TrainingError(
+                    f"{checkpoint}: the checkpoint of the best step is gone, so the result cannot be written again; "
+                    "what was written stays. Begin anew with --overwrite."
+                )
+        self._load_from_checkpoint(str(checkpoint))
 
     def _trained_parameters(self) -> dict[str, nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
