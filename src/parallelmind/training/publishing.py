@@ -74,8 +74,9 @@ class HubRepository:
             if revision is not None:
                 api.create_branch(made.repo_id, branch=revision, exist_ok=True)
         except Exception as error:
+            reason = _reason(error, given.get("hub_token"))
             raise SettingsError(
-                f"--push_to_hub: {asked} cannot be written to: {_reason(error, given)} Nothing was trained yet; leave "
+                f"--push_to_hub: {asked} cannot be written to: {reason} Nothing was trained yet; leave "
                 "--push_to_hub out to train without it, and the same command with it pushes what was trained."
             ) from error
         return cls(
@@ -98,8 +99,9 @@ class HubRepository:
         try:
             self._commit(files, message).result()
         except Exception as error:
+            reason = _reason(error, self._api.token)
             raise TrainingError(
-                f"--push_to_hub: {self.name} could not be written to: {_reason(error)} Nothing is lost: {lies}. The "
+                f"--push_to_hub: {self.name} could not be written to: {reason} Nothing is lost: {lies}. The "
                 "same command trains nothing again, and pushes it."
             ) from error
         return f"{self._api.endpoint}/{self.name}"
@@ -133,7 +135,9 @@ class HubRepository:
         self._under_way = [one for one in self._under_way if one not in ended]
         for one in ended:
             if (error := one.exception()) is not None:
-                _LOGGER.warning("--push_to_hub: %s could not be written to: %s", self.name, _reason(error))
+                _LOGGER.warning(
+                    "--push_to_hub: %s could not be written to: %s", self.name, _reason(error, self._api.token)
+                )
 
 
 def adapter_files(folder: Path, pth: Path | None, name: str) -> dict[str, Path | bytes]:
@@ -161,13 +165,13 @@ def _public(path: Path, kind: str) -> Path | bytes:
     return (json.dumps(content | {name: shown_model(content[name])}, indent=2) + "\n").encode()
 
 
-def _reason(error: BaseException, given: Mapping[str, Any] | None = None) -> str:
+def _reason(error: BaseException, token: str | bool | None) -> str:
     """Why the Hub did not do it, and what helps; without the token, which an error of a library may repeat."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it."
     if isinstance(error, HFValidationError):
-        return f"--hub_model_id must be NAME or OWNER/NAME ({_clean(error, given)})."
+        return f"--hub_model_id must be NAME or OWNER/NAME ({_clean(error, token)})."
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return "the Hub does not know the token (401); give --hub_token or HF_TOKEN, or run: hf auth login."
     if status == 403:
@@ -175,11 +179,10 @@ def _reason(error: BaseException, given: Mapping[str, Any] | None = None) -> str
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return "the Hub has no such repository or owner, or does not show it to this token (404); check --hub_model_id."
     if status is not None:
-        return f"the Hub answered {status} ({_clean(error, given)})."
-    return f"the Hub cannot be reached ({_clean(error, given)}); check the network."
+        return f"the Hub answered {status} ({_clean(error, token)})."
+    return f"the Hub cannot be reached ({_clean(error, token)}); check the network."
 
 
-def _clean(error: BaseException, given: Mapping[str, Any] | None) -> str:
-    token = (given or {}).get("hub_token")
+def _clean(error: BaseException, token: str | bool | None) -> str:
     text = first_line(error).rstrip(".")
-    return text.replace(token, "…") if token else text
+    return text.replace(token, "…") if isinstance(token, str) and token else text
