@@ -17,6 +17,7 @@ from tests.families import tiny_model
 from tests.training.runs import RecordedProgress, assert_equal, options, train, weights
 from tests.training.test_forward import BRANCHES, MAIN, PROMPTS, STRIDE, assert_same, gradients, lora_model, row
 
+pytestmark = pytest.mark.usefixtures("compiling")
 BATCHES = [[row(MAIN * times, BRANCHES, PROMPTS)] for times in (1, 2, 3)]
 
 
