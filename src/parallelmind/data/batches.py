@@ -60,6 +60,8 @@ class RowPlan:
     learn_main: bool
     sources: tuple[str, ...]
     """File and line of its records: one, or one for each branch."""
+    is_long: bool = False
+    """Its texts have the rotary frequencies of long ones; no micro-batch has rows of both kinds."""
 
     @property
     def tokens(self) -> int:
@@ -83,22 +85,26 @@ class RowPlan:
 
     def cut(self, place: int) -> tuple[RowPlan, RowPlan]:
         """The branches before a place and those from it on; main is supervised in the first part only."""
-        before, after = slice(place), slice(place, None)
-        one_source = len(self.sources) == 1
-        first = replace(
+        places = range(len(self.branches))
+        return self._part(places[:place]), replace(self._part(places[place:]), learn_main=False)
+
+    def by_length(self, longest_short: int, *, whole: bool) -> list[RowPlan]:
+        """The row as one of short texts and one of long ones, or as what it has of these; a `whole` one is not cut."""
+        places = range(len(self.branches))
+        is_long = [self.main_tokens + branch.tokens > longest_short for branch in self.branches]
+        if whole or len(set(is_long)) == 1:
+            return [replace(self, is_long=any(is_long))]
+        short = self._part([place for place in places if not is_long[place]])
+        long = self._part([place for place in places if is_long[place]])
+        return [short, replace(long, learn_main=False, is_long=True)]
+
+    def _part(self, places: Sequence[int]) -> RowPlan:
+        return replace(
             self,
-            branches=self.branches[before],
-            numbers=self.numbers[before],
-            sources=self.sources if one_source else self.sources[before],
+            branches=[self.branches[place] for place in places],
+            numbers=[self.numbers[place] for place in places],
+            sources=self.sources if len(self.sources) == 1 else tuple(self.sources[place] for place in places),
         )
-        rest = replace(
-            self,
-            branches=self.branches[after],
-            numbers=self.numbers[after],
-            learn_main=False,
-            sources=self.sources if one_source else self.sources[after],
-        )
-        return first, rest
 
 
 class StepPlanner:
@@ -152,6 +158,8 @@ class StepPlanner:
         return batches if len(batches) <= self._count else self._filled(step, self._batch.size, everywhere=True)
 
     def _fits(self, rows: Sequence[RowPlan]) -> bool:
+        if rows[0].is_long != rows[-1].is_long:  # each step had rows of one kind
+            return False
         if sum(map(self._size, rows)) > self.step_size:
             return False
         return not self._keeps_rows or len(self._filled(rows, self._batch.size)) <= self._count

@@ -67,6 +67,8 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         learn_main: main is supervised too, once for each record.
         prepare: encodes the samples of a source; None, as where it gives None: they are kept in memory.
         mixture: the shares of the parts of a `ChainedSource` (not when streaming).
+        longest_short: the model turns the keys of texts of more tokens by other frequencies
+            (`parallelmind.models.rope_lengths`), of which a forward has one kind, so such texts are computed apart.
     Raises:
         DataError: on iteration, a bad row, or data without a supervised token.
     """
@@ -87,6 +89,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         numbering: Numbering | None = None,
         prepare: Prepare | None = None,
         mixture: Mixture | None = None,
+        longest_short: int | None = None,
     ):
         super().__init__()
         self.source = source
@@ -106,6 +109,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         self._batch = batch
         self._prepare = prepare
         self._mixture = mixture or Mixture()
+        self._longest_short = longest_short
         self._store: JoinedStore | None = None
         self._largest = 0
 
@@ -281,10 +285,15 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         lost = counts or DataCounts()
         rows = plan_rows(store, samples, self.limits, self.encoder, learn_main=self.learn_main, rng=rng, counts=lost)
         rows = [replace(row, numbers=self.numbering.of_row(row.numbers, rng)) for row in rows]
+        if (most := self._longest_short) is not None:
+            rows = [part for row in rows for part in row.by_length(most, whole=self._batch.whole_rows)]
         if counts is not None:
             for row in rows:
                 row.count(counts)
-        steps = self._steps(rows, rng)
+        kinds = [[row for row in rows if row.is_long == is_long] for is_long in (False, True)]
+        steps = [step for kind in kinds if kind for step in self._steps(kind, rng)]
+        if self.shuffle:
+            rng.shuffle(steps)
         if counts is not None:
             for step, _ in self.planner.joined((step, None) for step in steps):
                 for batch in self.planner.micro_batches(step):
@@ -303,7 +312,6 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         steps = []
         for start in range(0, len(rows), window):
             steps += self.planner.steps(sorted(rows[start : start + window], key=lambda row: row.tokens))
-        rng.shuffle(steps)
         return steps
 
 

@@ -16,6 +16,7 @@ from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import ChainedSource, FilteredSource, HubSource, RecordSource, file_source
 from parallelmind.errors import SettingsError
 from parallelmind.jobs.ranks import current_rank
+from parallelmind.models.rope_lengths import RopeLengths
 from parallelmind.models.sidecar import RopeSettings
 from parallelmind.settings.model import DEFAULT_RANGE
 from parallelmind.training.model import Trainee
@@ -110,7 +111,7 @@ def load_data(
         learn_main=options.learn_main,
         strict=options.strict,
     )
-    limits = _row_limits(options)
+    limits, longest_short = _row_limits(options), RopeLengths(trainee.model).longest_short
     source = _source(options)
     held_out: RecordSource | None = None
     if options.eval_data_path is not None:
@@ -133,6 +134,7 @@ def load_data(
         share=Share(rank=rank.rank, world_size=rank.world_size, accumulation=batches.accumulation),
         prepare=_prepare(options),
         mixture=Mixture(options.data_weights),
+        longest_short=longest_short,
     )
     total: int | None = options.max_steps
     if not options.use_streaming:
@@ -151,6 +153,7 @@ def load_data(
         shuffle=False,
         learn_main=options.learn_main,
         numbering=replace(dataset.numbering, drawn=False),
+        longest_short=longest_short,
     )
     evaluation.store()
     return dataset, total, evaluation
