@@ -24,7 +24,7 @@ CLASSES: dict[str, list[str]] = {
     "pipeline": ["tasks.answer_options.AnswerOptions", "tasks.contexts.ContextOptions"],
     "serve": ["server.options.ServeOptions"],
     "show": ["cli.show.ShowOptions"],
-    "train": ["training.options.TrainOptions", "training.options.NewModelOptions"],
+    "train": ["training.options.TrainOptions", "training.new_model_options.NewModelOptions"],
 }
 
 

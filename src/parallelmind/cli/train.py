@@ -12,7 +12,8 @@ from parallelmind.cli.args import Parser
 from parallelmind.cli.flags import add_settings, given
 from parallelmind.cli.train_progress import make_train_progress
 from parallelmind.errors import SettingsError
-from parallelmind.training.options import NewModelOptions, TrainOptions
+from parallelmind.training.new_model_options import NewModelOptions
+from parallelmind.training.options import TrainOptions
 
 EPILOG = """\
 Data rows: {"main", "branches": [text or {"prompt", "completion"} or {"messages"}, ...]}, {"text"},
