@@ -289,6 +289,8 @@ BAD = [
     ({"main": "m", "branches": [{"prompt": "p"}]}, r'"branches"\[0\] is neither'),
     ({"main": "", "branches": [{"main": 1, **PAIR}]}, 'the "main" of a branch is a number'),
     ({"prompt": ASKED[:1], "chosen": ASKED[1:], "rejected": ASKED[1:]}, 'has "chosen" and "rejected": a preference'),
+    ({"messages": [*ASKED, ASKED[0]], "chosen": ASKED[1], "rejected": ASKED[1]}, 'has "chosen" and "rejected"'),
+    ({"messages": [ASKED[0], {**ASKED[1], "content": "", "tool_calls": []}]}, '"content" is empty'),
     ({"chosen": ASKED, "rejected": ASKED}, 'has "chosen" and "rejected": a preference'),
     ({"prompt": ASKED[:1], "completion": A}, '"completion" is a text'),
     ({"messages": [ASKED[0], {**ASKED[1], "weight": 0.5}]}, r'"messages"\[1\]."weight" is a number \(0.5\); expected'),

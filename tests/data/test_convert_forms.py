@@ -22,6 +22,15 @@ def test_texts_are_never_glued(tmp_path):
     assert converted(tmp_path, rows)[1].separated == 0
 
 
+def test_a_tool_that_gives_nothing(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    given = [ASKED[0], {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": ""}, ASKED[1]]
+    records, _ = converted(tmp_path, [{"messages": given}])
+    assert [turn["content"] for turn in records[0]["branches"][0]["messages"]] == [
+        ASKED[0]["content"], "", "", ASKED[1]["content"]
+    ]  # fmt: skip
+
+
 def test_openai_fine_tuning_files(tmp_path):
     """Tools stay, calls become what chat templates take, turns of weight 0 are not learned, the rest is counted."""
     tool = {"type": "function", "function": {"name": "f"}}

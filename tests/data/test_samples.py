@@ -117,6 +117,10 @@ def test_calls_are_what_chat_templates_take() -> None:
             {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[1:]},
             'has "chosen" and "rejected": a preference',
         ),
+        (
+            {"conversations": [*TURNS, TURNS[0]], "chosen": TURNS[1], "rejected": TURNS[1]},
+            'has "chosen" and "rejected": a preference',
+        ),
         ({"prompt": TURNS[:1], "completion": "c"}, '"completion" is a text ("c"); expected a list of turns'),
         ({"prompt": TURNS, "completion": TURNS[:1]}, '"completion" has no turn of the assistant'),
         ({"messages": [{**TURNS[1], "weight": 2}]}, '"messages"[0]."weight" is a number (2); expected 1, or 0'),

@@ -52,7 +52,8 @@ _KINDS = {
     "conversations": "messages",
     "completion": "completion",
 }
-_PREFERENCES = ("chosen", "rejected")
+PREFERENCES = ("chosen", "rejected")
+"""Fields of a preference, in which the answer stands beside a worse one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +109,28 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
         branch = _conversation(row, name, where + ": ")
     elif kinds == {"completion"}:
         branch = _completion(row, where + ": ")
-    elif found := [name for name in _PREFERENCES if name in row]:
-        raise DataError(
-            f"{where} has {quoted(found)}: a preference, which is not trained on here; keep the better answer, as "
-            '{"prompt", "completion"} or as the last turn of {"messages"}.'
-        )
     else:
+        refuse_preference(row, where + " ")
         raise DataError(
             f"{where} has none of the fields of a sample (found: {field_names(row)}); expected {_FORMS}. Alpaca and "
             f"other forms become records with: parallelmind convert --input {file or 'FILE'} --output records.jsonl"
         )
     return Sample(main="", branches=(branch,), where=where, loose=True)
+
+
+def refuse_preference(row: Mapping[str, Any], name: str = "") -> None:
+    """Refuse a row of preferences. Its fields name the better answer, which nothing else in the row is.
+
+    Args:
+        name: stands in front of the message.
+    Raises:
+        DataError: the row has such fields.
+    """
+    if found := [field for field in PREFERENCES if field in row]:
+        raise DataError(
+            f"{name}has {quoted(found)}: a preference, which is not trained on here; keep the better answer, as "
+            '{"prompt", "completion"} or as the last turn of {"messages"}.'
+        )
 
 
 def _with_main(row: Mapping[str, Any], where: str) -> Sample:
@@ -201,5 +213,7 @@ def _conversation(row: Mapping[str, Any], field: str, name: str) -> SampleBranch
     messages = parse_messages(row[field], where)
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{where} has no turn of the assistant; there is nothing to train on.")
+    if messages[-1]["role"] != "assistant":
+        refuse_preference(row, name.removesuffix(".").removesuffix(": ") + " ")
     messages = tuple(under_row_system(messages, row))
     return SampleBranch(messages=messages, tools=row_tools(row, name))

@@ -23,8 +23,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from parallelmind.data.samples import PREFERENCES, refuse_preference
 from parallelmind.errors import DataError
-from parallelmind.io.records import field_names, quoted, show_value
+from parallelmind.io.records import field_names, show_value
 from parallelmind.prompts.conversation import (
     ROLES,
     Message,
@@ -53,7 +54,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """Names under which the fields of the alpaca form are looked for, the first that a row has."""
 _SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: ", "system": "System: "}
-_PREFERENCES = ("chosen", "rejected")
+_MAY_BE_EMPTY = ("system", "tool")
 _PASSED_ON = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
 
 
@@ -106,8 +107,8 @@ def samples_of(row: Any, settings: SampleSettings) -> list[BranchSample]:
             raise DataError('has no text in "text"' if isinstance(row, dict) else "is not a text")
         return [BranchSample("", _whole(text, "the text"))]
     fields = _object(row, form)
-    if form == "alpaca" and (found := [name for name in _PREFERENCES if name in fields]):
-        raise DataError(f"has {quoted(found)}: a preference, which is not trained on; give the better answer alone")
+    if form == "alpaca":
+        refuse_preference(fields)
     if form == "records":
         return _of_record(fields)
     if form == "alpaca" and isinstance(fields.get("prompt"), list):
@@ -119,6 +120,8 @@ def samples_of(row: Any, settings: SampleSettings) -> list[BranchSample]:
     turns, dropped = _turns(fields, name)
     given, turns = turns, under_row_system(turns, fields)
     replaced = sum(turn["role"] == "system" and turn not in turns for turn in given)
+    if turns and turns[-1]["role"] != "assistant":
+        refuse_preference(fields)
     sample = _of_turns(turns, row_tools(fields), name, settings)
     return [dataclasses.replace(sample, replaced_turns=replaced, dropped_fields=dropped)]
 
@@ -139,7 +142,7 @@ def _form_of(row: Any, settings: SampleSettings) -> RowForm:
         return "alpaca"
     if "text" in row:
         return "text"
-    if any(name in row for name in _PREFERENCES):
+    if any(name in row for name in PREFERENCES):
         return "alpaca"
     raise DataError(
         f"has none of the fields conversations, messages, {', '.join(FIELDS['prompt'])}, text, branches "
@@ -301,7 +304,7 @@ def _turns(row: Mapping[str, Any], name: str) -> tuple[list[Message], tuple[str,
         where = f'"{name}"[{place}]'
         if turn["role"] not in ROLES.values():
             raise DataError(f'{where}."role" is {show_value(turn["role"])}; known: {", ".join(ROLES)}')
-        if not turn["content"].strip() and "tool_calls" not in turn and turn["role"] != "system":
+        if not turn["content"].strip() and not turn.get("tool_calls") and turn["role"] not in _MAY_BE_EMPTY:
             raise DataError(f'{where}."content" is empty')
         dropped |= dict.fromkeys(key for key in turn if key not in _PASSED_ON)
         if turn["content"] or turn["role"] != "system":
