@@ -109,7 +109,7 @@ def test_hugging_face_datasets(model: Path, tmp_path: Path, capsys: pytest.Captu
     assert {row[0] for row in train("--hf_subset", "two").texts()} == {"two"}
     assert {row[0] for row in train("--hf_subset", "one", "--use_streaming").texts()} == {"one"}
     refused = train("--data_path", folder / "one" / "train.jsonl", expect=1)
-    assert "--data_path (JSONL) or as --hf_dataset; both were given" in refused.shown
+    assert "--data_path (files) or as --hf_dataset; both were given" in refused.shown
 
 
 @proves("train", "ParallelPretrainDataset, ParallelPretrainCollator")

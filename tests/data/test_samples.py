@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from parallelmind.data.samples import SampleBranch, parse_sample
+from parallelmind.data.sft_forms import SampleSettings, samples_of
 from parallelmind.errors import DataError
+from parallelmind.prompts.conversation import assistant, is_learned, user
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
@@ -155,3 +157,30 @@ def test_columns_that_json_does_not_know(value: Any, shown: str) -> None:
     with pytest.raises(DataError) as caught:
         parse_sample({"text": value}, "set row 3")
     assert f'set row 3: "text" {shown}' in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["label", "kto_tag"])
+@pytest.mark.parametrize("row", [{"prompt": "q", "completion": "a"}, {"messages": [user("q"), assistant("a")]}])
+def test_an_answer_that_is_called_a_bad_one_is_not_learned(row: dict[str, Any], field: str) -> None:
+    assert parse_sample({**row, field: True}, "x line 1") == parse_sample(row, "x line 1")
+    with pytest.raises(DataError, match=rf'x line 1 has "{field}": false, an answer that is not to be given'):
+        parse_sample({**row, field: False}, "x line 1")
+    with pytest.raises(DataError, match=f'^has "{field}": false'):
+        samples_of({**row, field: False}, SampleSettings())
+
+
+def test_empty_answers_are_not_learned_and_a_system_turn_of_null_is_none() -> None:
+    turns = [{"role": "system", "content": None}, user("q"), assistant("")]
+    [branch] = parse_sample({"messages": turns}, "x").branches
+    assert [turn["role"] for turn in branch.messages] == ["user", "assistant"]
+    assert [is_learned(turn) for turn in branch.messages] == [False, False]
+    assert is_learned({"role": "assistant", "content": "", "reasoning_content": "so"})
+    assert is_learned({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]})
+    with pytest.raises(DataError, match="no turn but an empty one of the system"):
+        parse_sample({"messages": turns[:1]}, "x")
+
+
+def test_a_refusal_is_a_text() -> None:
+    parts = [{"type": "refusal", "refusal": "No."}]
+    [branch] = parse_sample({"messages": [user("q"), {"role": "assistant", "content": parts}]}, "x").branches
+    assert branch.messages[-1]["content"] == "No."

@@ -64,7 +64,9 @@ def test_no_sidecar_is_none(tmp_path):
 
 def edited(**changes):
     content = json.loads(
-        json.dumps({"rope": vars(STORED), "rank": 4, "base_model": "m", "format_version": FORMAT_VERSION})
+        json.dumps(
+            {"rope": vars(STORED), "rank": 4, "base_model": "m", "quantization": "", "format_version": FORMAT_VERSION}
+        )
     )
     for name, value in changes.items():
         place, _, leaf = name.rpartition("__")
@@ -87,6 +89,8 @@ def edited(**changes):
         (edited(rank=True), "'rank'"),
         (edited(rank=0), "'rank'"),
         (edited(base_model=None), "'base_model'"),
+        (edited(quantization=...), "'quantization'"),
+        (edited(quantization=4), "'quantization'"),
         (edited(format_version=FORMAT_VERSION + 1), "'format_version'"),
         (edited(format_version=0), "'format_version'"),
         (edited(rope=3), "'rope'"),

@@ -17,6 +17,7 @@ from parallelmind.models.lora import apply_lora
 from parallelmind.models.merge import merge_to_folder
 from parallelmind.models.merge_options import MergeOptions
 from parallelmind.models.quantization import is_quantized_layer, settle
+from parallelmind.models.sidecar import read_sidecar
 from parallelmind.settings.model import ModelOptions
 from parallelmind.training.quantized import check_gradients
 from tests.training.runs import RecordedProgress, options, save_model, train, write_records
@@ -143,9 +144,15 @@ def test_a_quantized_base_is_trained_evaluated_and_answers(bits: int, tmp_path: 
     losses = [entry["loss"] for entry in progress.entries if "loss" in entry]
     assert losses[-1] < losses[0] * 0.7
     assert "eval_exact" in report.evaluation
+    sidecar = read_sidecar(report.written)
+    assert sidecar is not None
+    assert sidecar.quantization == f"{bits} bits"
+    otherwise = load_model_with_lora(str(model), str(report.written), device="cpu", dtype="float32")
+    assert any(f"trained over weights in {bits} bits, and this base model has" in note for note in otherwise.notes)
     for path in (report.written, report.written.with_suffix("")):
         loaded = load_model_with_lora(str(model), str(path), device="cpu", dtype="float32", **{flag: True})  # type: ignore[arg-type]
         assert loaded.model.is_quantized
+        assert not any("bits" in note for note in loaded.notes)
         sampling = SamplingParams(max_new_tokens=4, temperature=0)
         result = Engine(loaded.model, loaded.tokenizer).generate([Request(main="mmm0", branches=["q0?"])], sampling)
         assert result[0].branches[0].finish_reason in ("stop", "length")

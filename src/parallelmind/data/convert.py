@@ -188,7 +188,9 @@ def convert(options: ConvertOptions, on_row: Callable[[ConvertReport], None] | N
         for group in grouping.rest():
             _write_record(output, group, report)
         if not report.records:
-            first = "".join(f", the first at line {row.line}: {row.reason}" for row in report.skipped[:1])
+            first = "".join(
+                f", the first at line {row.line}: {row.reason.removesuffix('.')}" for row in report.skipped[:1]
+            )
             raise DataError(
                 f"{options.input}: none of its {report.rows} rows could be converted{first}. Give the right "
                 "--format, or the names of its columns with --prompt_field and --completion_field."

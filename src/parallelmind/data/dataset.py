@@ -292,7 +292,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
                 row.count(counts)
         kinds = [[row for row in rows if row.is_long == is_long] for is_long in (False, True)]
         steps = [step for kind in kinds if kind for step in self._steps(kind, rng)]
-        if self.shuffle:
+        if self.shuffle and all(kinds):
             rng.shuffle(steps)
         if counts is not None:
             for step, _ in self.planner.joined((step, None) for step in steps):
@@ -312,6 +312,7 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         steps = []
         for start in range(0, len(rows), window):
             steps += self.planner.steps(sorted(rows[start : start + window], key=lambda row: row.tokens))
+        rng.shuffle(steps)
         return steps
 
 

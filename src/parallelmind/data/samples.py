@@ -54,6 +54,8 @@ _KINDS = {
 }
 PREFERENCES = ("chosen", "rejected")
 """Fields of a preference, in which the answer stands beside a worse one."""
+_JUDGEMENTS = ("label", "kto_tag")
+"""Fields that say whether the answer of a row is a good one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ def parse_sample(row: Mapping[str, Any], where: str, file: Path | None = None) -
         DataError: names `where`, the field, the value found, and what is expected.
     """
     kinds = {kind for name, kind in _KINDS.items() if name in row}
+    if kinds & {"messages", "completion"}:
+        refuse_worse(row, where + " ")
     if len(kinds) > 1:
         clash = [name for name in _KINDS if name in row]
         raise DataError(f"{where} has {quoted(clash)}; expected one of {_FORMS}.")
@@ -130,6 +134,15 @@ def refuse_preference(row: Mapping[str, Any], name: str = "") -> None:
         raise DataError(
             f"{name}has {quoted(found)}: a preference, which is not trained on here; keep the better answer, as "
             '{"prompt", "completion"} or as the last turn of {"messages"}.'
+        )
+
+
+def refuse_worse(row: Mapping[str, Any], name: str = "") -> None:
+    """Refuse a row whose answer its own label calls a bad one, as data for KTO has them. Raises DataError."""
+    if found := [field for field in _JUDGEMENTS if row.get(field) is False]:
+        raise DataError(
+            f'{name}has "{found[0]}": false, an answer that is not to be given; leave such rows out: only good answers '
+            "are trained on here."
         )
 
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from parallelmind.data.samples import PREFERENCES, refuse_preference
+from parallelmind.data.samples import PREFERENCES, refuse_preference, refuse_worse
 from parallelmind.errors import DataError
 from parallelmind.io.records import field_names, show_value
 from parallelmind.prompts.conversation import (
@@ -107,6 +107,7 @@ def samples_of(row: Any, settings: SampleSettings) -> list[BranchSample]:
             raise DataError('has no text in "text"' if isinstance(row, dict) else "is not a text")
         return [BranchSample("", _whole(text, "the text"))]
     fields = _object(row, form)
+    refuse_worse(fields)
     if form == "alpaca":
         refuse_preference(fields)
     if form == "records":

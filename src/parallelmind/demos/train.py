@@ -128,8 +128,8 @@ def command(options: TrainOptions) -> str:
             flags[item.name] = value
     words = ["parallelmind", "train"]
     for name, value in (flags | options.hf).items():
-        shown = json.dumps(value) if isinstance(value, dict) else str(value)
-        words += [f"--{name}"] if value is True else [f"--{name}", shown]
+        values = value if isinstance(value, tuple) else (json.dumps(value) if isinstance(value, dict) else value,)
+        words += [f"--{name}"] if value is True else [f"--{name}", *map(str, values)]
     return shlex.join(words)
 
 

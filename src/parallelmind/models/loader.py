@@ -19,7 +19,13 @@ from transformers.utils import logging as transformers_logging
 from parallelmind.errors import SettingsError, first_line, is_out_of_memory
 from parallelmind.models.adapters import AdapterSet, attach_adapters
 from parallelmind.models.identity import AdapterPath, model_path
-from parallelmind.models.quantization import is_quantized, is_to_be_quantized, quantization_of, settle
+from parallelmind.models.quantization import (
+    is_quantized,
+    is_to_be_quantized,
+    quantization_name,
+    quantization_of,
+    settle,
+)
 from parallelmind.models.rope_settings import resolve_rope, resolve_ropes
 from parallelmind.models.sidecar import RopeSettings
 from parallelmind.settings.model import ModelOptions, dtype_name
@@ -167,9 +173,19 @@ def load_model(
         load_lora(model, path, rank=options.lora_rank)
         if rope.trained_on and Path(rope.trained_on).name != Path(options.base_model).name:  # folders may move
             notes.append(f"the adapter was trained on {rope.trained_on!r}, the base model is {options.base_model!r}")
+        now = quantization_name(model)
+        if rope.quantization is not None and rope.quantization != now:
+            notes.append(
+                f"the adapter was trained over {_in_bits(rope.quantization)}, and this base model has {_in_bits(now)}: "
+                "answers differ where that decides; --load_in_4bit and --load_in_8bit choose"
+            )
     loaded = LoadedModel((model.eval(), tokenizer, rope.patched))
     loaded.settings, loaded.notes, loaded.adapters = rope.settings, notes, adapters
     return loaded
+
+
+def _in_bits(quantization: str) -> str:
+    return f"weights in {quantization}" if quantization else "weights that are not quantized"
 
 
 def load_tokenizer(options: ModelOptions) -> Any:

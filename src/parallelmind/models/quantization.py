@@ -66,6 +66,16 @@ def is_quantized(model: Any) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
+def quantization_name(model: Any) -> str:
+    """How its weights are quantized: "4 bits", "8 bits", or the name of another method; "" if they are not."""
+    if not is_quantized(model):
+        return ""
+    config: Any = getattr(model.config, "quantization_config", None)
+    values = config if isinstance(config, dict) else config.to_dict() if config is not None else {}
+    bits = next((name for name in ("load_in_4bit", "load_in_8bit") if values.get(name)), "")
+    return _named(bits) or str(values.get("quant_method", "another form"))
+
+
 def settle(model: nn.Module, *, trained: bool = False) -> None:
     """Keep bitsandbytes from what would break a quantized model, or fill the screen.
 

@@ -42,6 +42,8 @@ class ResolvedRope:
     """Whether the model gets 2D RoPE."""
     trained_on: str = ""
     """The base model that the adapter names; empty if unknown."""
+    quantization: str | None = None
+    """How that was quantized while the adapter was trained, "" if it was not; None: unknown."""
     notes: list[str] = field(default_factory=list)
     """Decisions that no flag asked for, in sentences for the user."""
 
@@ -143,8 +145,18 @@ def resolve_rope(
     idle = [f"--{name}" for name, value in given.items() if value is not None and name.startswith("rope_2d_")]
     if idle and not patched:
         notes.append(f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: 2D RoPE is off")
-    trained_on = "" if of_adapter is None else of_adapter.base_model
-    return ResolvedRope(settings=settings, patched=patched, trained_on=trained_on, notes=notes)
+    trained_on, quantization = "", None
+    if of_adapter is not None:
+        trained_on = of_adapter.base_model
+        quantization = of_adapter.quantization if of_adapter.format_version > 2 else None
+        if patched and settings.branch_range is None and of_adapter.format_version == 1:
+            notes.append(
+                f"{name} does not say which branch numbers it was trained on, and answers with others would be worse: "
+                "--branch_range N maps them to 1 to N"
+            )
+    return ResolvedRope(
+        settings=settings, patched=patched, trained_on=trained_on, quantization=quantization, notes=notes
+    )
 
 
 def resolve_ropes(

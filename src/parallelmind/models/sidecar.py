@@ -21,8 +21,8 @@ from parallelmind.settings.visibility import VISIBILITIES, Visibility
 
 SIDECAR_NAME = "parallelmind.json"
 """In a folder."""
-FORMAT_VERSION = 2
-"""1 did not say which branch numbers an adapter was trained on."""
+FORMAT_VERSION = 3
+"""1 did not say which branch numbers an adapter was trained on, 2 not in how many bits its base was."""
 _MAX_BYTES = 1 << 20
 _SHOWN = 5
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -83,6 +83,9 @@ class Sidecar:
 
     A model folder has a sidecar too, if its own weights need 2D RoPE (merged, or trained whole).
     """
+    quantization: str = ""
+    """How the base model was quantized while the adapter was trained, see `quantization.quantization_name`; empty if it
+    was not, or if that is unknown."""
     format_version: int = FORMAT_VERSION
 
 
@@ -146,6 +149,8 @@ def read_sidecar(adapter_path: str | os.PathLike[str]) -> Sidecar | None:
 
 def _parse(content: Any, path: Path) -> Sidecar:
     names = [field.name for field in dataclasses.fields(Sidecar)]
+    if isinstance(content, dict) and content.get("format_version") in (1, 2) and "quantization" not in content:
+        content = {**content, "quantization": ""}
     fields = _object(content, names, path, "the file")
     version = _typed(fields, "format_version", int, path)
     if not 1 <= version <= FORMAT_VERSION:
@@ -164,7 +169,13 @@ def _parse(content: Any, path: Path) -> Sidecar:
             if problem := _problem(name, value):
                 raise AdapterError(f"{path}: field 'rope.{name}' {problem}, not {value!r}")
         rope = RopeSettings(**values)
-    return Sidecar(rope=rope, rank=rank, base_model=_typed(fields, "base_model", str, path), format_version=version)
+    return Sidecar(
+        rope=rope,
+        rank=rank,
+        base_model=_typed(fields, "base_model", str, path),
+        quantization=_typed(fields, "quantization", str, path),
+        format_version=version,
+    )
 
 
 def _object(value: Any, names: list[str], path: Path, where: str) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ ROLES = {
 _CALL_ROLE = "function_call"
 """What ShareGPT calls a turn that calls a tool, and OpenAI once called the field for it."""
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def role_of(name: str) -> str:
@@ -64,19 +64,23 @@ def content_text(content: Any, where: str, *, may_be_empty: bool = True) -> str:
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         texts = []
         for place, part in enumerate(content):
-            if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind not in _TEXT_PARTS:
                 raise DataError(
                     f'{where}[{place}] is {show_value(part)}; expected text, {{"type": "text", "text": "..."}}: '
                     "pictures and sounds are not supported."
                 )
-            texts.append(text_field(part.get("text"), f'{where}[{place}]."text"', may_be_empty=True))
+            field = "refusal" if kind == "refusal" else "text"
+            texts.append(text_field(part.get(field), f'{where}[{place}]."{field}"', may_be_empty=True))
         content = "".join(texts)
     return text_field(content, where, may_be_empty=may_be_empty)
 
 
 def is_learned(message: Message) -> bool:
-    """Whether training supervises a turn: the assistant's, but for those of `"weight": 0`."""
-    return bool(message["role"] == "assistant" and message.get("weight", 1) != 0)
+    """Whether training supervises a turn: the assistant's, but for those of `"weight": 0` or without any content."""
+    if message["role"] != "assistant" or message.get("weight", 1) == 0:
+        return False
+    return any(message.get(name) for name in ("content", "tool_calls", *_THOUGHTS))
 
 
 def thought_and_answer(message: Message) -> tuple[str, str]:
@@ -111,7 +115,19 @@ def parse_messages(value: Any, where: str) -> tuple[Message, ...]:
     """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
         raise DataError(f"{where} is {show_value(value)}; expected a list of turns.")
-    return tuple(_parse_turn(turn, f"{where}[{place}]") for place, turn in enumerate(value))
+    turns = [_parse_turn(turn, f"{where}[{place}]") for place, turn in enumerate(value) if not _is_no_system(turn)]
+    if not turns:
+        raise DataError(f"{where} has no turn but an empty one of the system.")
+    return tuple(turns)
+
+
+def _is_no_system(turn: Any) -> bool:
+    """Whether it is a turn of the system whose text is null, as tables have it where there is none."""
+    if not isinstance(turn, Mapping):
+        return False
+    role = turn.get("role", turn.get("from"))
+    text = [turn[name] for name in ("content", "value") if name in turn]
+    return isinstance(role, str) and role_of(role) == "system" and text == [None]
 
 
 def _parse_turn(turn: Any, where: str) -> Message:

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from parallelmind.errors import SettingsError, first_line
 from parallelmind.models.loader import DTYPES, load_base_model, load_tokenizer, load_tokenizer_from, resolve_device
 from parallelmind.models.lora import apply_lora, load_lora
-from parallelmind.models.lora_layers import ADAPTER, lora_layers
+from parallelmind.models.lora_layers import ADAPTER, lora_layers, unwrap
 from parallelmind.models.lora_read import read_adapter
-from parallelmind.models.quantization import is_quantized, is_to_be_quantized, settle
+from parallelmind.models.quantization import is_quantized, is_to_be_quantized, quantization_name, settle
 from parallelmind.models.rope_settings import ResolvedRope
 from parallelmind.models.sidecar import RopeSettings, Sidecar
 from parallelmind.models.whole_modules import compute_in, trained_whole, whole_state
@@ -43,7 +43,12 @@ class Trainee:
         return self.rope.patched
 
     def sidecar(self, base_model: str) -> Sidecar:
-        return Sidecar(rope=self.rope.rope, rank=self.rank, base_model=base_model)
+        return Sidecar(
+            rope=self.rope.rope,
+            rank=self.rank,
+            base_model=base_model,
+            quantization=quantization_name(unwrap(self.model)),
+        )
 
     def train_on_numbers(self, branch_range: int | None) -> None:
         """Note which branch numbers are trained: what inference is to use."""

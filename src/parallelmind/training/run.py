@@ -118,13 +118,14 @@ def _train(
         trainee.model.to(device)
     dataset, total, evaluation_data = load_data(options, trainee, batches)
     trainee.train_on_numbers(dataset.numbering.branch_range)
-    if sees_branches(trainee.settings.visibility) and not options.use_streaming and dataset.largest_row() == 1:
-        notes = [*notes, _ALONE.format(visibility=trainee.settings.visibility)]
+    alone = sees_branches(trainee.settings.visibility) and not options.use_streaming and dataset.largest_row() == 1
     if apart := untied(trainee.model):
         notes = [*notes, _UNTIED.format(modules=" and ".join(apart))]
     if current_rank().rank == 0:
         for note in notes:
             _LOGGER.info("%s", note)
+        if alone:
+            _LOGGER.warning("%s", _ALONE.format(visibility=trainee.settings.visibility))
     arguments = training_arguments(
         options,
         run.files,
