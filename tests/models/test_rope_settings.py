@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,18 @@ def test_what_a_model_folder_needs_is_not_to_be_contradicted_either(
             resolve_rope(str(folder), None, branch_stride=5, training=training)
         with pytest.raises(SettingsError, match=r"merged needs .*, but the adapter .*without\.pth was trained with"):
             resolve_rope(str(folder), adapters["without"], training=training)
+
+
+def test_an_old_sidecar_does_not_know_the_numbers(base: str, tmp_path: Path) -> None:
+    write_sidecar(tmp_path, Sidecar(rope=STORED, rank=4, base_model=base))
+    path = tmp_path / "parallelmind.json"
+    content = json.loads(path.read_text())
+    del content["rope"]["branch_range"], content["quantization"]
+    path.write_text(json.dumps(content | {"format_version": 1}))
+    said = "does not say which branch numbers it was trained on"
+    for settings, is_said in (({}, True), ({"branch_range": 8}, False), ({"training": True}, False)):
+        assert (said in " ".join(resolve_rope(base, str(tmp_path), **settings).notes)) == is_said
+    assert resolve_rope(base, str(tmp_path)).quantization is None  # unknown, which is not the same as not quantized
 
 
 def test_a_missing_adapter_is_named_with_its_flag(base: str) -> None:

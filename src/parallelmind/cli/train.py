@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parallelmind.cli.args import Parser
 from parallelmind.cli.flags import add_settings, given
@@ -14,6 +15,9 @@ from parallelmind.cli.train_progress import make_train_progress
 from parallelmind.errors import SettingsError
 from parallelmind.training.new_model_options import NewModelOptions
 from parallelmind.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from parallelmind.training.run import TrainReport
 
 EPILOG = """\
 Data rows: {"main", "branches": [text or {"prompt", "completion"} or {"messages"}, ...]}, {"text"},
@@ -63,6 +67,13 @@ def run(args: argparse.Namespace) -> int:
     from parallelmind.training.run import run_training
 
     report = run_training(options, progress=make_train_progress())
+    if report.report is not None:  # the first process, which speaks for all
+        _say(report, options)
+    return 0
+
+
+def _say(report: TrainReport, options: TrainOptions) -> None:
+    """What was done, and where the result is."""
     counts = report.data_counts
     _LOGGER.info(
         "%d records in %d rows: %d branches, %d tokens, %d of them supervised",
@@ -102,18 +113,16 @@ def run(args: argparse.Namespace) -> int:
         _LOGGER.info("%s %s", report.best, which)
     if report.pushed is not None:
         _LOGGER.info("pushed to %s", report.pushed)
-    if report.report is not None:  # the first process, which writes
-        _LOGGER.info("the report is %s", report.report)
-        flag = "--base_model" if options.task == "pretrain" else "--lora_path"
-        if report.trained:
-            _LOGGER.info("%d steps done; written: %s, to be loaded with %s", report.steps, report.written, flag)
-        else:
-            _LOGGER.info(
-                "%s is complete already: all of its %d steps were done before, and nothing was trained "
-                "(--overwrite begins anew). The result is %s, to be loaded with %s",
-                report.name, report.steps, report.written, flag,
-            )  # fmt: skip
-    return 0
+    _LOGGER.info("the report is %s", report.report)
+    flag = "--base_model" if options.task == "pretrain" else "--lora_path"
+    if report.trained:
+        _LOGGER.info("%d steps done; written: %s, to be loaded with %s", report.steps, report.written, flag)
+    else:
+        _LOGGER.info(
+            "%s is complete already: all of its %d steps were done before, and nothing was trained "
+            "(--overwrite begins anew). The result is %s, to be loaded with %s",
+            report.name, report.steps, report.written, flag,
+        )  # fmt: skip
 
 
 def _add_trainer_flags(parser: Parser) -> None:

@@ -149,7 +149,7 @@ def resolve_rope(
     if of_adapter is not None:
         trained_on = of_adapter.base_model
         quantization = of_adapter.quantization if of_adapter.format_version > 2 else None
-        if patched and settings.branch_range is None and of_adapter.format_version == 1:
+        if patched and not training and settings.branch_range is None and of_adapter.format_version == 1:
             notes.append(
                 f"{name} does not say which branch numbers it was trained on, and answers with others would be worse: "
                 "--branch_range N maps them to 1 to N"
