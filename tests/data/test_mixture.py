@@ -58,3 +58,10 @@ def test_an_epoch_of_weighted_files(tmp_path: Path) -> None:
     rest = dataset(ChainedSource(files), most=1, size=1, mixture=Mixture((0.7, 0.3)), epochs=2)
     rest.load_state_dict(batches[50].state)
     assert contents(list(rest)) == contents(batches[51:])
+
+
+def test_a_file_without_records_is_named(tmp_path: Path) -> None:
+    files = [write(tmp_path / name, rows) for name, rows in (("a", [{"text": "aaa"}]), ("b", []))]
+    data = dataset(ChainedSource(files))
+    assert len(data.store()) == 1
+    assert data.counts.notes == [f"{tmp_path / 'b'}: no record of it is used."]

@@ -197,11 +197,14 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
     def _joined(self) -> JoinedStore:
         if self._store is None:
             stores = []
-            for source in self.source.parts():
+            parts = self.source.parts()
+            for source in parts:
                 prepared = None if self._prepare is None else self._prepare(source, self.encoder)
                 store, counts = prepared or self._in_memory(source)
                 stores.append(store)
                 self.counts.add(counts)
+                if len(parts) > 1 and not counts.records:
+                    self.counts.note(f"{source.name}: no record of it is used.")
             self._store = JoinedStore(stores)
             self._count()
         return self._store
