@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
+from parallelmind.retrieval.namespaces import Head, Namespace, names_file, write_namespaces
 
 OLD, NEW = "1.2.3", "2.0.0"
 
@@ -23,8 +25,9 @@ def old_rows() -> list[CorpusRow]:
         row("box.paper.fold", "Fold a sheet of paper along its middle.", "box.fold", signature="(sheet, *, times=1)"),
         row(
             "box.paper.tape",
-            "Tape two edges together.\n\n.. deprecated:: 1.2\n    Use glue instead,\n    it holds.\n\nMore.",
+            "Tape two edges together.",
             "box.tape",
+            deprecated="Deprecated since 1.2: use glue instead.",
         ),
         row("box.weigh", "Weigh a parcel in grams."),
         row("box.measureLength", "Measure how long a ribbon is, in metres."),
@@ -56,4 +59,36 @@ def write_small_corpus(folder: Path, corpus_type: str = "docstring") -> Path:
         file = corpus_file(folder, package, version, corpus_type)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_corpus(file, rows)
+        write_namespaces(names_file(file), *namespaces_of(rows))
     return folder
+
+
+def namespaces_of(rows: Iterable[CorpusRow]) -> tuple[Head, list[Namespace]]:
+    """As they would have been found if the package of these rows had run."""
+    rows = list(rows)
+    classes = {name for row in rows if row.type == "class" for name in row.names}
+    names: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows):
+        for name in row.names:
+            parent, _, last = name.rpartition(".")
+            names.setdefault(parent, {})[last] = f"o{number}"
+            while parent:
+                parent, _, last = parent.rpartition(".")
+                names.setdefault(parent, {}).setdefault(last, "")
+    spaces = sorted({*names, *classes, *(row.path for row in rows if row.type == "module")} - {""})
+    numbers = {name: number for number, name in enumerate(spaces)}
+    objects = {name: number for number, row in enumerate(rows) for name in row.names}
+    made = [
+        Namespace(
+            kind="class" if name in classes else "module",
+            name=name,
+            names={
+                member: f"s{numbers[f'{name}.{member}']}" if f"{name}.{member}" in numbers else target
+                for member, target in names.get(name, {}).items()
+            },
+            modules=() if name in classes else (name,),
+            object=objects.get(name),
+        )
+        for name in spaces
+    ]
+    return Head(python="3.11.7", objects=[row.path for row in rows]), made

@@ -53,13 +53,15 @@ def test_a_removed_api_is_absent_and_not_its_neighbour(store: CorpusStore) -> No
     assert found.absence is not None
     # Found by its documentation: box.weigh_ is a neighbour by name only.
     assert found.absence.fields() == {
-        "evidence": "other_version",
+        "evidence": "box, as imported with Python 3.11.7, has no weigh.",
         "last_version": OLD,
         "next_version": None,
         "moved_to": "box.scales.weigh",
+        "parent": "box",
     }
     assert found.context.text == (
-        "box.weigh does not exist in box 2.0.0. box 1.2.3 had it. In box 2.0.0, use box.scales.weigh instead."
+        "box.weigh does not exist in box 2.0.0. box, as imported with Python 3.11.7, has no weigh. box 1.2.3 had it. "
+        "In box 2.0.0, use box.scales.weigh instead."
         "\n\n---\n\nWhat takes its place:\n\nbox.scales.weigh\n(function of box 2.0.0)\n\nWeigh a parcel in grams."
     )
 
@@ -70,14 +72,14 @@ def test_the_table_of_removals_comes_before_likeness(store: CorpusStore, enable_
     assert found.method == ABSENT
     assert names(found) == ["box.glue"]
     assert "It was removed in box 2.0." in found.context.text
-    assert "box 1.2.3 said: .. deprecated:: 1.2 Use glue instead, it holds." in found.context.text
+    assert "box 1.2.3 said: Deprecated since 1.2: use glue instead." in found.context.text
 
 
 def test_an_api_that_no_corpus_version_has_but_the_table_knows(store: CorpusStore) -> None:
     found = ask(store, "box.staple", OLD)
     assert found.method == ABSENT
     assert found.absence is not None
-    assert found.absence.evidence == "removal_table"
+    assert found.absence.removed_in == "1.1"
     assert names(found) == []
 
 
@@ -92,30 +94,31 @@ def test_a_later_api_is_absent_in_the_older_version(store: CorpusStore) -> None:
 def test_an_unknown_member_of_an_inspected_parent_is_absent(store: CorpusStore) -> None:
     found = ask(store, "box.scale")
     assert found.absence is not None
-    assert (found.method, found.absence.evidence, found.absence.parent) == (ABSENT, "parent", "box")
+    assert (found.method, found.absence.parent) == (ABSENT, "box")
+    assert found.existence is not None
+    assert (found.existence.verdict, found.existence.verified) == ("absent", True)
     assert "Similar names there: box.scales." in found.context.text
-    assert ask(store, "box._scale").method == FALLBACK  # private: perhaps left out
+    assert ask(store, "box._scale").method == ABSENT
     assert ask(store, "box.scale", enable_str_match=True).method == STRING
 
 
-def test_a_version_that_was_not_inspected_is_trusted_below_classes_only(tmp_path: Path) -> None:
-    def rows(*more: Any) -> list[Any]:
-        crate = row("box.Crate", "A crate.", kind="class", source="static")
-        return [row("box", "Boxes; see add and box.add.", kind="module", source="static"), crate, *more]
-
-    for version, more in (
-        ("1.0", []),
-        ("2.0", [row("box.add", "Adds."), row("box.Crate.turn", "Turns."), row("box.zip", "")]),
-    ):
+def test_a_version_that_was_not_run_has_names_without_proof_and_lacks_none(tmp_path: Path) -> None:
+    for version, more in (("1.0", []), ("2.0", [row("box.add", "Adds.", source="static")])):
         file = corpus_file(tmp_path, "box", version)
         file.parent.mkdir(exist_ok=True)
-        write_corpus(file, rows(*more))
+        crate = row("box.Crate", "A crate.", kind="class", source="static")
+        write_corpus(file, [row("box", "Boxes of all kinds.", kind="module", source="static"), crate, *more])
     store = CorpusStore(tmp_path)
-    # It may well have box.add, in a compiled module: its documentation speaks of it.
-    assert ask(store, "box.add", "1.0").method == FALLBACK
-    assert ask(store, "box.Crate.turn", "1.0").method == ABSENT
-    assert ask(store, "box.zip", "1.0").method == ABSENT
-    assert ask(store, "box.unknown", "1.0", query="box").method == FALLBACK
+    found = ask(store, "box.Crate", "1.0")
+    assert (found.method, found.existence and found.existence.verified) == (EXACT, False)
+    for name in ("box.add", "box.Crate.turn", "box.unknown"):
+        found = ask(store, name, "1.0", query="box")
+        assert (found.method, found.absence) == (FALLBACK, None)
+        assert found.existence is not None
+        assert found.existence.verdict == "unknown"
+        assert f"which were read and not run, do not show {name}." in found.context.text
+        assert "does not exist" not in found.context.text
+    assert "box 2.0 has it." in ask(store, "box.add", "1.0", query="box").context.text
     store.close()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from parallelmind.retrieval.absence import Absence
 from parallelmind.retrieval.budget import TokenBudget
 from parallelmind.retrieval.corpus_rows import CorpusRow
+from parallelmind.retrieval.existence import Existence
 
 SEPARATOR = "\n\n---\n\n"
 
@@ -41,6 +42,8 @@ def document_text(document: Document, row: CorpusRow, *, title: str = "") -> str
     kind = row.type or "object"
     defined = f", defined as {row.path}" if row.path != document.name else ""
     head = f"{document.name}{row.signature}\n({kind} of {document.package} {document.version}{defined})"
+    if row.deprecated:
+        head += f"\nDeprecated: {row.deprecated}"
     doc = row.doc.strip()
     if not doc:
         doc = "It has no documentation of its own."
@@ -49,17 +52,21 @@ def document_text(document: Document, row: CorpusRow, *, title: str = "") -> str
     return f"{title}{head}\n\n{doc}"
 
 
+def presence_text(name: str, package: str, version: str, known: Existence) -> str:
+    """What is known of an API that is there and has no documentation of its own."""
+    text = f"{name} exists in {package} {version}, without documentation of its own. {known.evidence}"
+    return f"{text} It is deprecated: {known.deprecated}" if known.deprecated else text
+
+
 def absence_text(name: str, package: str, version: str, absence: Absence, similar: Sequence[str] = ()) -> str:
     """What is known of an API that the version does not have."""
-    sentences = [f"{name} does not exist in {package} {version}."]
+    sentences = [f"{name} does not exist in {package} {version}.", absence.evidence]
     if absence.last_version:
         sentences.append(f"{package} {absence.last_version} had it.")
     if absence.removed_in:
         sentences.append(f"It was removed in {package} {absence.removed_in}.")
     if absence.next_version:
         sentences.append(f"{package} {absence.next_version} has it, a later version.")
-    if absence.parent:
-        sentences.append(f"{absence.parent} has no such member.")
     if absence.moved_to:
         sentences.append(f"In {package} {version}, use {absence.moved_to} instead.")
     if similar:

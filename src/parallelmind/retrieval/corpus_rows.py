@@ -41,6 +41,10 @@ class CorpusRow:
     """function, class, method, property, attribute, module, ufunc …"""
     signature: str = ""
     """Such as `(a, axis=None)`; "" if there is none or it is not known."""
+    parameters: tuple[tuple[str, int, bool], ...] | None = None
+    """Name, kind as in `inspect.Parameter`, and whether it can be left out; None if they are not known."""
+    deprecated: str = ""
+    """What the package says about its end, by a decorator, a warning or in the documentation; "" if nothing."""
     members: tuple[str, ...] = ()
     """Public names below a module or class."""
     source: str = ""
@@ -58,6 +62,7 @@ class CorpusRow:
 
 
 _LISTS = ("aliases", "members")
+_SELDOM = ("parameters", "deprecated")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 
@@ -126,18 +131,39 @@ def write_corpus(path: Path, rows: Iterable[CorpusRow]) -> int:
     count = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_content(row), ensure_ascii=False) + "\n")
             count += 1
     return count
 
 
+def _content(row: CorpusRow) -> dict[str, Any]:
+    content = asdict(row)
+    for name in _SELDOM:
+        if content[name] in (None, ""):
+            del content[name]
+    return content
+
+
 def _value(value: Any, name: str, where: str) -> Any:
     place = f'{where}: "{name}"'
+    if name == "parameters":
+        return _parameters(value, place)
     if name not in _LISTS:
         return text_field(value, place, may_be_empty=True)
     if not isinstance(value, list):
         raise DataError(f"{place} is {show_value(value)}; expected a list of texts.")
     return tuple(text_field(item, f"{place}[{index}]") for index, item in enumerate(value))
+
+
+def _parameters(value: Any, place: str) -> tuple[tuple[str, int, bool], ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{place} is {show_value(value)}; expected a list of [name, kind, can be left out].")
+    found = []
+    for index, item in enumerate(value):
+        if not isinstance(item, list) or [type(one) for one in item] != [str, int, bool]:
+            raise DataError(f"{place}[{index}] is {show_value(item)}; expected [name, kind, can be left out].")
+        found.append((item[0], item[1], item[2]))
+    return tuple(found)
 
 
 def summary(doc: str) -> str:

@@ -1,18 +1,27 @@
-"""From a query to its context: exact name, renamed module, absence, likeness, ranked search, in that order."""
+"""From a query to its context: the API itself, renamed, absent, one much like it, or ranked search, in that order."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from annotated_types import Ge
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.retrieval.absence import Absence, absent_by_parent, absent_elsewhere
+from parallelmind.retrieval.absence import Absence, explain_absence, versions_with
 from parallelmind.retrieval.budget import TokenBudget
-from parallelmind.retrieval.context_text import Context, Document, absence_text, assemble, document_text
+from parallelmind.retrieval.context_text import (
+    Context,
+    Document,
+    absence_text,
+    assemble,
+    document_text,
+    presence_text,
+)
+from parallelmind.retrieval.existence import ABSENT as IS_ABSENT
+from parallelmind.retrieval.existence import PRESENT, UNKNOWN, Existence, look_up
 from parallelmind.retrieval.matching import SimilarNames, find_exact, find_renamed, nearest_ancestor
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.ranking import Hit, Ranker
@@ -57,6 +66,8 @@ class Retrieval:
     method: str
     context: Context
     absence: Absence | None = None
+    existence: Existence | None = None
+    """What is known of the API that was asked for; None if the query names none, or not in which package it is."""
     unserved: dict[str, str] = field(default_factory=dict)
     """Dependencies that the corpus lacks, and that this query could do without."""
 
@@ -67,9 +78,11 @@ class _Found:
     hits: Sequence[tuple[Hit, str]]
     """Rows with the names to show, the best first."""
     absence: Absence | None = None
-    absence_text: str = ""
+    preface: str = ""
+    """What is known of the API, before all documents."""
     title: str = ""
     """What stands before each document, to say what it is."""
+    existence: Existence | None = None
 
 
 class Retriever:
@@ -113,7 +126,11 @@ class Retriever:
         else:
             found = self._find_anywhere(self._indexes(resolved), name, query)
         return Retrieval(
-            method=found.method, context=self._context(found), absence=found.absence, unserved=dict(resolved.missing)
+            method=found.method,
+            context=self._context(found),
+            absence=found.absence,
+            existence=found.existence,
+            unserved=dict(resolved.missing),
         )
 
     def _owner(self, name: str, resolved: Resolved) -> str | None:
@@ -131,22 +148,38 @@ class Retriever:
         return [self._store.index(package, version) for package, version in resolved.versions.items()]
 
     def _find(self, index: VersionIndex, name: str, query: Query) -> _Found:
-        row = find_exact(index, name)
-        if row is not None and not self._settings.jump_exact_match:
-            return _Found(EXACT, [((index, row), name)])
+        known = look_up(index, name)
+        if known.verdict == PRESENT and not self._settings.jump_exact_match:
+            return self._present(index, name, known)
         by_likeness = self._settings.enable_str_match
-        is_removed = row is None and self._renames.removal(name, index.version) is not None
+        is_removed = known.verdict != PRESENT and self._renames.removal(name, index.version) is not None
         if by_likeness and not is_removed and (other := find_renamed(index, name, self._renames)) is not None:
-            return self._instead(index, other, name)
-        if row is None:
-            keywords = self._ranker.keywords(index)
-            if absence := absent_elsewhere(self._store, index, keywords, name, self._renames):
-                return self._absent(index, name, absence)
+            return replace(self._instead(index, other, name), existence=known)
+        absence = None
+        if known.verdict == IS_ABSENT:
+            absence = explain_absence(self._store, index, name, known, self._renames)
+            if absence.is_known_elsewhere or not by_likeness:
+                return self._absent(index, name, known, absence)
         if by_likeness and (other := self._similar_names(index).find(index, name)) is not None:
-            return self._instead(index, other, name)
-        if row is None and (absence := absent_by_parent(index, name)):
-            return self._absent(index, name, absence)
-        return self._search([index], name, query)
+            return replace(self._instead(index, other, name), existence=known)
+        if absence is not None:
+            return self._absent(index, name, known, absence)
+        found = self._search([index], name, query)
+        preface = self._unknown_text(index, name, known) if known.verdict == UNKNOWN else ""
+        return replace(found, existence=known, preface=preface)
+
+    def _present(self, index: VersionIndex, name: str, known: Existence) -> _Found:
+        """The API's own document, or else that of what it belongs to."""
+        if known.row is not None:
+            preface = f"{name} is deprecated: {known.deprecated}" if known.deprecated else ""
+            return _Found(EXACT, [((index, known.row), name)], preface=preface, existence=known)
+        hits = [] if known.parent is None else [((index, known.parent), index.public(known.parent))]
+        return _Found(EXACT, hits, preface=presence_text(name, index.package, index.version, known), existence=known)
+
+    def _unknown_text(self, index: VersionIndex, name: str, known: Existence) -> str:
+        older, newer = versions_with(self._store, index, name)
+        others = " and ".join(other.version for other in (older, newer) if other is not None)
+        return known.evidence + (f" {index.package} {others} has it." if others else "")
 
     def _find_anywhere(self, indexes: Sequence[VersionIndex], name: str, query: Query) -> _Found:
         if name and self._settings.enable_str_match:
@@ -175,16 +208,16 @@ class Retriever:
             raise DataError(f"no document of {where} shares a word with the query.")
         return _Found(FALLBACK, [(hit, hit[0].public(hit[1])) for hit in hits])
 
-    def _absent(self, index: VersionIndex, name: str, absence: Absence) -> _Found:
+    def _absent(self, index: VersionIndex, name: str, known: Existence, absence: Absence) -> _Found:
         similar: list[str] = []
-        if absence.evidence == "parent":
+        if absence.moved_to is None:
             qualifier, _, last = name.rpartition(".")
             like = (f"{qualifier}.{other}" for other in self._similar_names(index).like(last))
             similar = [other for other in like if find_exact(index, other) is not None][:_SIMILAR_NAMED]
         text = absence_text(name, index.package, index.version, absence, similar)
         row = find_exact(index, absence.moved_to) if absence.moved_to else None
         hits = [] if row is None or absence.moved_to is None else [((index, row), absence.moved_to)]
-        return _Found(ABSENT, hits, absence, text, title="What takes its place:\n\n")
+        return _Found(ABSENT, hits, absence, text, title="What takes its place:\n\n", existence=known)
 
     def _similar_names(self, index: VersionIndex) -> SimilarNames:
         if index not in self._similar:
@@ -193,7 +226,7 @@ class Retriever:
 
     def _context(self, found: _Found) -> Context:
         fill = found.method == FALLBACK and not self._settings.fixed_docs_per_query
-        texts: list[tuple[Document | None, str]] = [(None, found.absence_text)] if found.absence else []
+        texts: list[tuple[Document | None, str]] = [(None, found.preface)] if found.preface else []
         for (index, row), name in found.hits:
             document = Document(index.package, index.version, row, name)
             texts.append((document, document_text(document, index.row(row), title=found.title)))

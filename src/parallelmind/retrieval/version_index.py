@@ -1,7 +1,8 @@
 """Names of one version of a package, on disk: a look-up reads a few pages, and processes share them.
 
-The index is a SQLite file: for every path and alias the row it names, and for every row where
-it lies in the corpus file. It is named after a hash of that file, so an edited corpus gets a new index.
+The index is a SQLite file: for every path and alias the row it names, for every row where it lies in the corpus file,
+and the namespaces of the running package, where it ran. It is named after a hash of both files, so an edited corpus
+gets a new index.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import secrets
 import shutil
 import sqlite3
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,16 +27,22 @@ from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.jsonl import MAX_LINE_BYTES, JsonLine
 from parallelmind.io.line_table import UTF8_BOM
 from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row
+from parallelmind.retrieval.namespaces import Namespace, names_file, parse_namespace, read_namespaces, to_row
 
-_FORMAT = 1
+_FORMAT = 2
 _ROWS_KEPT = 256
+_NAMESPACES_KEPT = 512
 _PATIENCE_SECONDS = 120.0
 _FORGOTTEN_SECONDS = 86_400.0
 _SCHEMA = """
 CREATE TABLE rows (id INTEGER PRIMARY KEY, offset INTEGER, size INTEGER, public TEXT);
 CREATE TABLE names (name TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
 CREATE TABLE lasts (last TEXT, row INTEGER, PRIMARY KEY (last, row)) WITHOUT ROWID;
-CREATE TABLE facts (inspected INTEGER);
+CREATE TABLE facts (python TEXT);
+CREATE TABLE spaces (id INTEGER PRIMARY KEY, content BLOB);
+CREATE TABLE modules (name TEXT PRIMARY KEY, space INTEGER) WITHOUT ROWID;
+CREATE TABLE objects (id INTEGER PRIMARY KEY, row INTEGER);
+CREATE TABLE errors (module TEXT PRIMARY KEY, error TEXT) WITHOUT ROWID;
 """
 
 
@@ -63,18 +72,34 @@ class VersionIndex:
             self._file.close()
             raise
         (self.rows,) = self._database.execute("SELECT count(*) FROM rows").fetchone()
-        (inspected,) = self._database.execute("SELECT inspected FROM facts").fetchone()
-        self.inspected = bool(inspected)
-        """Whether the version was inspected at run time: then every public name is there."""
+        (self.python,) = self._database.execute("SELECT python FROM facts").fetchone()
+        """Version of the interpreter that was asked which names there are; "" if none was."""
         # Nothing below refers to this object, so that one which is dropped while others open closes at once.
         self._read = functools.partial(_read_row, self._file, self._database, corpus_file)
         self.row = functools.lru_cache(_ROWS_KEPT)(self._read)
+        self.namespace = functools.lru_cache(_NAMESPACES_KEPT)(functools.partial(_read_namespace, self._database))
+        """The namespace of a number."""
         self.close = weakref.finalize(self, _close, self._file, self._database)
 
     def find(self, name: str) -> int | None:
         """The row with this path or alias."""
         found = self._database.execute("SELECT row FROM names WHERE name = ?", (name,)).fetchone()
         return None if found is None else int(found[0])
+
+    def module(self, name: str) -> int | None:
+        """The number of the namespace of an imported module."""
+        found = self._database.execute("SELECT space FROM modules WHERE name = ?", (name,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def object_row(self, number: int) -> int | None:
+        """The row that describes an object which a namespace refers to."""
+        found = self._database.execute("SELECT row FROM objects WHERE id = ?", (number,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def import_error(self, module: str) -> str:
+        """Why a module could not be imported; "" if it could, or was not tried."""
+        found = self._database.execute("SELECT error FROM errors WHERE module = ?", (module,)).fetchone()
+        return "" if found is None else str(found[0])
 
     def rows_ending_in(self, last: str) -> list[int]:
         """The rows with a name whose last component is `last`."""
@@ -97,7 +122,7 @@ class VersionIndex:
         yield from self._database.execute("SELECT name, row FROM names ORDER BY row, name")
 
     def _open_database(self, index_path: Path) -> sqlite3.Connection:
-        digest = hashlib.file_digest(self._file, functools.partial(hashlib.blake2b, digest_size=8)).hexdigest()
+        digest = self._digest()
         self.folder = index_path / self.package / f"{self._corpus_file.name.removesuffix('.jsonl')}-{digest}"
         names = cached_folder(self.folder / f"names-{_FORMAT}", self._build, flag="--index_path") / "names.sqlite"
         # Immutable: no locks and no journal, so a read-only or network folder will do.
@@ -105,12 +130,18 @@ class VersionIndex:
         database.execute("PRAGMA mmap_size = 1073741824")  # the pages are then shared by all processes
         return database
 
+    def _digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(hashlib.file_digest(self._file, "blake2b").digest())
+        with contextlib.suppress(FileNotFoundError), names_file(self._corpus_file).open("rb") as names:
+            digest.update(hashlib.file_digest(names, "blake2b").digest())
+        return digest.hexdigest()
+
     def _build(self, folder: Path) -> None:
         _remove_indexes_of_former_content(self.folder)
         with contextlib.closing(sqlite3.connect(folder / "names.sqlite", isolation_level=None)) as database:
             database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_SCHEMA} BEGIN;")
             aliases: list[tuple[str, int]] = []
-            inspected = False
             for row, (offset, line) in enumerate(_lines_with_offsets(self._file)):
                 parsed = parse_row(line, self._corpus_file)
                 place = (row, offset, line.size, public_name(parsed))
@@ -119,11 +150,26 @@ class VersionIndex:
                 lasts = {(name.rpartition(".")[2], row) for name in parsed.names}
                 database.executemany("INSERT OR IGNORE INTO lasts VALUES (?, ?)", sorted(lasts))
                 aliases += [(alias, row) for alias in parsed.aliases]
-                inspected |= parsed.source == "runtime"
             # After all paths: where an object is defined counts more than a name that leads elsewhere.
             database.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", aliases)
-            database.execute("INSERT INTO facts VALUES (?)", (inspected,))
+            self._add_namespaces(database)
             database.execute("COMMIT")
+
+    def _add_namespaces(self, database: sqlite3.Connection) -> None:
+        path = names_file(self._corpus_file)
+        if not path.exists():
+            database.execute("INSERT INTO facts VALUES ('')")
+            return
+        head, spaces = read_namespaces(path)
+        database.execute("INSERT INTO facts VALUES (?)", (head.python,))
+        database.executemany("INSERT INTO errors VALUES (?, ?)", head.errors.items())
+        database.executemany("INSERT INTO objects SELECT ?, row FROM names WHERE name = ?", enumerate(head.objects))
+        for number, space in enumerate(spaces):
+            content = zlib.compress(json.dumps(to_row(space), separators=(",", ":")).encode())
+            database.execute("INSERT INTO spaces VALUES (?, ?)", (number, content))
+            database.executemany(
+                "INSERT OR IGNORE INTO modules VALUES (?, ?)", [(name, number) for name in space.modules]
+            )
 
 
 def _read_row(file: BinaryIO, database: sqlite3.Connection, corpus_file: Path, row: int) -> CorpusRow:
@@ -134,6 +180,11 @@ def _read_row(file: BinaryIO, database: sqlite3.Connection, corpus_file: Path, r
         return parse_row(JsonLine(index=row, number=row + 1, content=content, size=len(content)), corpus_file)
     except DataError:
         raise DataError(f"{corpus_file} was edited in place while it was read; start again.") from None
+
+
+def _read_namespace(database: sqlite3.Connection, number: int) -> Namespace:
+    (content,) = database.execute("SELECT content FROM spaces WHERE id = ?", (number,)).fetchone()
+    return parse_namespace(json.loads(zlib.decompress(content)))
 
 
 def _close(file: BinaryIO, database: sqlite3.Connection) -> None:

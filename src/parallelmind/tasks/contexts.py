@@ -246,6 +246,8 @@ def context_row(query: Query, retrieval: Retrieval, seconds: float) -> dict[str,
     }
     if context.tokens is not None:
         row["context_tokens"] = context.tokens
+    if retrieval.existence is not None:
+        row["verdict"], row["evidence"] = retrieval.existence.verdict, retrieval.existence.evidence
     if retrieval.absence is not None:
         row["absent"] = retrieval.absence.fields()
     if retrieval.unserved:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from parallelmind.errors import SettingsError
-from parallelmind.retrieval.corpus import inspector
+from parallelmind.retrieval.corpus import inspection
 from parallelmind.retrieval.corpus.build import BuildOptions, BuildResult, _Runner, build_corpora
 from parallelmind.retrieval.corpus.meta import meta_file, read_meta
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, read_corpus
@@ -47,7 +47,7 @@ def rows(tmp_path: Path, name: str = "shapes", kind: str = "docstring") -> dict[
     return {row.path: row for row in read_corpus(corpus_file(tmp_path / "corpora", name, "1.0", kind))}
 
 
-INSPECTOR = Path(inspector.__file__)
+INSPECTOR = Path(inspection.__file__).with_name("__main__.py")
 LIVING = SHAPES | {
     "shapes/living.py": """
         from shapes._impl import area
@@ -79,6 +79,7 @@ def test_a_wheel_that_runs(tmp_path: Path) -> None:
         doc="The area of a shape: 面积 ✓.",
         type="function",
         signature="(shape, *, exact=False)",
+        parameters=(("shape", 1, False), ("exact", 3, True)),
         source="static",
         distribution="shapes",
         version="1.0",

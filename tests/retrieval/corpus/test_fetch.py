@@ -14,8 +14,8 @@ import pytest
 from packaging.version import Version
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.retrieval.corpus import pip
-from parallelmind.retrieval.corpus.environment import fitting_interpreter, older_dependencies
+from parallelmind.retrieval.corpus import environment, pip
+from parallelmind.retrieval.corpus.environment import older_dependencies, other_interpreters
 from parallelmind.retrieval.corpus.fetch import fetch, open_archive
 from parallelmind.retrieval.corpus.names import find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.package_index import PackageIndex
@@ -209,24 +209,36 @@ def test_requests_that_are_none(text: str) -> None:
         parse_request(text)
 
 
-def test_an_interpreter_for_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def put(name: str, text: str) -> None:
+def test_other_interpreters_for_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(name: str, text: str) -> str:
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
+        return str(tmp_path / name)
 
-    def fitting(tag: str) -> str | None:
-        return fitting_interpreter(open_archive(make_wheel(tmp_path, SHAPES, tag=tag)))
+    def fitting(tag: str, requires: str = "") -> list[str]:
+        wheel = make_wheel(tmp_path, SHAPES, tag=tag, python=requires)
+        return [Path(found).name for found in other_interpreters(open_archive(wheel), (3, 11))]
 
+    found = {minor: [put(f"python3.{minor}", f"echo /opt/python3.{minor}")] for minor in (7, 8, 10, 11, 13)}
+    found[9] = [put("python3.9", "exit 127")]  # a launcher of something that is not installed
+    monkeypatch.setattr(environment, "installed_interpreters", lambda: found)
+    assert fitting("cp38-cp38-manylinux1_x86_64") == ["python3.8"]
+    assert fitting("cp38.cp310-none-any") == ["python3.10", "python3.8"]
+    assert fitting("cp39-cp39-manylinux1_x86_64") == []
+    assert fitting("cp36-cp36m-manylinux1_x86_64") == []
+    assert fitting("cp38-abi3-manylinux1_x86_64") == ["python3.10", "python3.8", "python3.13"]
+    assert fitting("py3-none-any") == ["python3.10", "python3.8", "python3.7"]
+    assert fitting("py3-none-any", "<3.9") == ["python3.8", "python3.7"]
+    assert fitting("py3-none-any", ">=3.12") == ["python3.13"]
+
+
+def test_interpreters_are_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python3.8").write_text("#!/bin/sh\n")
+    (tmp_path / "python3.8").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    put("python3.8", "echo /opt/python3.8")
-    put("python3.6", "echo /opt/python3.6")
-    put("python3.9", "exit 127")  # a launcher of something that is not installed
-    assert fitting("cp38-cp38-manylinux1_x86_64") == "/opt/python3.8"
-    assert fitting("cp38.cp39-none-any") == "/opt/python3.8"
-    assert fitting("cp39-cp39-manylinux1_x86_64") is None
-    assert fitting("cp36-cp36m-manylinux1_x86_64") is None
-    assert fitting("cp27-cp27mu-manylinux1_x86_64") is None
-    assert fitting("py3-none-any") is None
+    environment.installed_interpreters.cache_clear()
+    assert str(tmp_path / "python3.8") in environment.installed_interpreters()[8]
+    environment.installed_interpreters.cache_clear()
 
 
 @pytest.mark.parametrize(

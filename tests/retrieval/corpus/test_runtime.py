@@ -172,13 +172,15 @@ def test_a_fork_is_described_once(tmp_path: Path) -> None:
 
 
 def test_the_description_is_not_trusted(tmp_path: Path) -> None:
-    head = {"python": "3", "errors": {}}
+    head = {"python": "3", "errors": {}, "warnings": {}}
+    space = {"kind": "module", "name": "odd", "names": {"f": "o0"}}
     row = {"path": "odd.f", "names": ["odd.f"], "type": "function", "doc": "D", "signature": ""}
     end = {"complete": True}
 
     def read(*lines: object) -> RuntimeReport:
         path = tmp_path / "objects.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        objects = [{"object": line} if isinstance(line, dict) and "path" in line else line for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in objects))
         return read_report(path, "odd")[0]
 
     assert [item.path for item in read(head, row, end).objects] == ["odd.f"]
@@ -201,9 +203,24 @@ def test_the_description_is_not_trusted(tmp_path: Path) -> None:
         report = read(head, row, bad, end)
         assert "unusable description" in report.failure
         assert report.objects == []
+    assert read(head, {**row, "number": 0}, {"namespace": space}, end).namespaces[0].names == {"f": "o0"}
+    for bad_space in (
+        {**space, "names": {"f": "o1"}},
+        {**space, "names": {"f": "s1"}},
+        {**space, "names": {"f": "x"}},
+        {**space, "names": ["f"]},
+        {**space, "bases": [7]},
+        {**space, "bases": [-1]},
+        {**space, "object": 3},
+        {**space, "kind": "evil"},
+        {**space, "open": "x"},
+        {**space, "instance": [5]},
+        [],
+    ):
+        assert "unusable description" in read(head, {**row, "number": 0}, {"namespace": bad_space}, end).failure
     assert "the end is missing" in read(head, row).failure
     # What is shown commands no terminal, and can be written to a file.
-    odd = {"python": "3\x1b[2J", "errors": {"odd.x": "\x1b]0;title\x07 \ud800"}}
+    odd = {"python": "3\x1b[2J", "errors": {"odd.x": "\x1b]0;title\x07 \ud800"}, "warnings": {}}
     mark = "\N{REPLACEMENT CHARACTER}"
     assert read(odd, end).module_errors == {"odd.x": f"{mark}]0;title{mark} {mark}"}
     assert "\x1b" not in read(head, {**row, "type": "\x1b"}, end).failure

@@ -104,10 +104,12 @@ def make_wheel(
     version: str = "1.0",
     tag: str = "py3-none-any",
     requires: tuple[str, ...] = (),
+    python: str = "",
 ) -> Path:
     """An installable wheel."""
     info = f"{name}-{version}.dist-info"
     requirements = "".join(f"Requires-Dist: {line}\n" for line in requires)
+    requirements += f"Requires-Python: {python}\n" if python else ""
     contents = {path: textwrap.dedent(text).lstrip("\n") for path, text in files.items()} | {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requirements}",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n",

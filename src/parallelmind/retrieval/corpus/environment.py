@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import email
+import functools
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
@@ -22,6 +27,8 @@ from parallelmind.retrieval.corpus.time_limit import time_limit
 
 _LOWEST = (">=", "==", "~=")
 _OLDEST_PYTHON = 7  # 3.7, for which the inspector and pip still work
+_MOST_INTERPRETERS = 4
+_MOST_METADATA = 2**22
 
 
 def install(
@@ -49,23 +56,62 @@ def install(
     shutil.rmtree(wheels)
 
 
-def fitting_interpreter(archive: Archive) -> str | None:
-    """An interpreter on PATH, of the Python version a wheel was made for."""
-    for tag in parse_wheel_filename(archive.path.name)[3]:
-        version = re.fullmatch(r"cp3(\d+)", tag.interpreter)
-        found = shutil.which(f"python3.{version.group(1)}") if version else None
-        if version is None or found is None or int(version.group(1)) < _OLDEST_PYTHON:
-            continue
-        command = [
-            found,
-            "-I",
-            "-c",
-            "import sys; print(sys.executable)",
-        ]  # what a launcher stands for, if it works at all
+def other_interpreters(archive: Archive, own: tuple[int, int]) -> Iterator[str]:
+    """Interpreters of this machine that a wheel may run on, other than ours: the likeliest first, a few at most.
+
+    That is the Python version it was made for; for wheels that name none, older ones from the newest on, as code of old
+    fails on what later versions dropped, and then newer ones.
+    """
+    tags = parse_wheel_filename(archive.path.name)[3]
+    made_for = {int(found.group(1)) for tag in tags if (found := re.fullmatch(r"cp3(\d+)", tag.interpreter))}
+    is_stable = any(tag.abi == "abi3" for tag in tags)
+    known = {minor: paths for minor, paths in installed_interpreters().items() if minor != own[1]}
+    if made_for and not is_stable:
+        minors = sorted(made_for & known.keys(), reverse=True)
+    else:
+        lowest = max([_OLDEST_PYTHON, *made_for])
+        older = sorted((minor for minor in known if lowest <= minor < own[1]), reverse=True)
+        minors = older + sorted(minor for minor in known if minor > own[1])
+    allowed = _required_python(archive)
+    for minor in [minor for minor in minors if allowed.contains(f"3.{minor}")][:_MOST_INTERPRETERS]:
+        if program := next(filter(None, map(_program, known[minor])), None):
+            yield program
+
+
+@functools.cache
+def installed_interpreters() -> dict[int, list[str]]:
+    """Of Python 3, by minor version: on PATH, of pyenv, asdf, rye, uv and the system."""
+    from findpython.providers import ALL_PROVIDERS
+
+    found: dict[int, list[str]] = {}
+    for kind in ALL_PROVIDERS.values():
+        provider = kind.create()
+        for python in provider.find_pythons() if provider is not None else ():
+            named = re.fullmatch(r"python3\.(\d+)", python.executable.name)
+            if named and int(named.group(1)) >= _OLDEST_PYTHON:
+                found.setdefault(int(named.group(1)), []).append(str(python.executable))
+    return found
+
+
+def _program(path: str) -> str | None:
+    """What a launcher stands for, if it works at all."""
+    command = [path, "-I", "-c", "import sys; print(sys.executable)"]
+    try:
         tried = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        if tried.returncode == 0:
-            return tried.stdout.strip()
-    return None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return tried.stdout.strip() if tried.returncode == 0 else None
+
+
+def _required_python(archive: Archive) -> SpecifierSet:
+    with (
+        contextlib.suppress(OSError, zipfile.BadZipFile, InvalidSpecifier, KeyError),
+        zipfile.ZipFile(archive.path) as file,
+    ):
+        name = next(name for name in file.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+        if file.getinfo(name).file_size <= _MOST_METADATA:
+            return SpecifierSet(email.message_from_bytes(file.read(name)).get("Requires-Python") or "")
+    return SpecifierSet()
 
 
 def older_dependencies(folder: Path, distribution: str) -> list[str]:

@@ -76,6 +76,18 @@ def add_runtime(
     return table, Coverage(documented, documented_before)
 
 
+def paths_by_number(table: Mapping[str, PackageObject], runtime: Iterable[PackageObject]) -> list[str]:
+    """The path under which each object of the running package, by its number, is in the table; "" if it is not."""
+    names = {name: item.path for item in table.values() for name in item.names}
+    found: dict[int, str] = {}
+    for item in runtime:
+        path = item.path if item.path in table else next((names[name] for name in item.names if name in names), "")
+        found.update(dict.fromkeys(item.numbers, path))
+    for item in table.values():
+        found.update(dict.fromkeys(item.numbers, item.path))
+    return [found.get(number, "") for number in range(max(found, default=-1) + 1)]
+
+
 def _group(
     static: Mapping[str, PackageObject], owners: Mapping[str, PackageObject]
 ) -> tuple[dict[int, list[PackageObject]], list[PackageObject]]:
@@ -114,6 +126,10 @@ def _merge(item: PackageObject, group: list[PackageObject]) -> PackageObject:
         members=item.members or best.members,
         names=item.names.union(*(found.names for found in group)),
         code=best.code,
+        home=item.home,
+        deprecated=item.deprecated or best.deprecated,
+        parameters=item.parameters,
+        numbers=item.numbers,
     )
 
 

@@ -13,7 +13,7 @@ from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus_rows import corpus_file
 
 _SHOWN_MODULES = 3
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Goes up when the same archive gives other rows; corpora of an older builder are built again."""
 
 
@@ -70,7 +70,9 @@ class CorpusMeta:
         )
 
     def covers(self, corpus_types: list[str], runtime_requested: str) -> bool:
-        """Whether a build with these settings would give nothing new."""
+        """Whether a build with these settings would give nothing new; what failed may not fail again."""
+        if self.runtime_failure:
+            return False
         same = self.builder == BUILDER_VERSION and self.runtime_requested == runtime_requested
         return same and all(name in self.rows for name in corpus_types)
 

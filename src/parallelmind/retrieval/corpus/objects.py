@@ -26,6 +26,14 @@ class PackageObject:
     """Where `doc` was found: static, add_newdoc or runtime."""
     code: str = ""
     """Source code; "" if it is compiled or generated."""
+    home: str = ""
+    """Where the running package says it is defined, also if that is in another package."""
+    deprecated: str = ""
+    """What the package says about its end."""
+    parameters: tuple[tuple[str, int, bool], ...] | None = None
+    """Name, kind as in `inspect.Parameter`, and whether it can be left out; None if they are not known."""
+    numbers: set[int] = field(default_factory=set)
+    """Those by which the namespaces of the running package refer to it."""
 
 
 def is_public(name: str) -> bool:

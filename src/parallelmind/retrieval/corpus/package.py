@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +11,15 @@ from pathlib import Path
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.archives import unpack
+from parallelmind.retrieval.corpus.deprecation import deprecation_of
 from parallelmind.retrieval.corpus.environment import (
-    fitting_interpreter,
     install,
     installed_versions,
     older_dependencies,
+    other_interpreters,
 )
 from parallelmind.retrieval.corpus.fetch import Archive, fetch, fetch_source, open_archive
-from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime
+from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime, paths_by_number
 from parallelmind.retrieval.corpus.meta import CorpusMeta, meta_file, read_meta, write_meta
 from parallelmind.retrieval.corpus.names import compiled_modules, find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.newdocs import find_newdocs
@@ -29,6 +31,7 @@ from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
 from parallelmind.retrieval.corpus.static import analyse
 from parallelmind.retrieval.corpus.time_limit import time_limit
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
+from parallelmind.retrieval.namespaces import Head, names_file, write_namespaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +86,7 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
     for name in names:
         on_stage(f"reading {name}")
         with time_limit(task.timeout, f"reading the files of {name}"):
-            found[name] = _read(root, name)
+            found[name] = _read(root, name, [other for other in names if other != name])
     shutil.rmtree(unpacked)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
     return [_write(task, archive, names, found[name], runtime) for name in names]
@@ -116,6 +119,7 @@ class _Runtime:
         self._task, self._archive, self._python, self._pip, self._on_stage = task, archive, python, pip, on_stage
         self.scratch, self._folder = scratch, scratch / "installed"
         self._interpreter, self._failure = task.python, ""
+        self._tried: set[str] = set()
         if not archive.is_wheel:
             self._failure = "a source archive is not built"
         elif task.python:
@@ -126,16 +130,29 @@ class _Runtime:
                 self._failure = str(error)
 
     def _install(self) -> None:
-        """For our interpreter, or else for one on PATH that the wheel was made for."""
+        """For our interpreter, or else for another one that the wheel may run on."""
         try:
             self._install_for(self._python)
         except DataError:
-            other = fitting_interpreter(self._archive) if self._task.own_python else None
-            if other is None:
+            if not any(map(self._is_installed_for, self._others())):
                 raise
-            self._on_stage(f"installing {self._archive.path.name} for {other}")
-            self._interpreter = self._python = other
+
+    def _is_installed_for(self, other: str) -> bool:
+        self._on_stage(f"installing {self._archive.path.name} for {other}")
+        try:
             self._install_for(other)
+        except DataError:
+            return False
+        self._interpreter = self._python = other
+        return True
+
+    def _others(self) -> Iterator[str]:
+        """Interpreters that were not tried yet; none if one was named."""
+        if self._task.own_python:
+            for other in other_interpreters(self._archive, sys.version_info[:2]):
+                if other not in self._tried:
+                    self._tried.add(other)
+                    yield other
 
     def _install_for(self, python: str | None, constraints: Sequence[str] = ()) -> None:
         install(self._archive, self._folder, python, self._pip, self._task.timeout, constraints)
@@ -150,6 +167,13 @@ class _Runtime:
             return None
         if self._failure:
             return RuntimeReport(failure=self._failure)
+        first = report = self._inspect_with_older(import_name)
+        while report.failure and any(map(self._is_installed_for, self._others())):
+            report = self._inspect_with_older(import_name)
+        return first if report.failure else report
+
+    def _inspect_with_older(self, import_name: str) -> RuntimeReport:
+        """What it says of itself; if it cannot be imported, with older dependencies."""
         report = self._inspect(import_name)
         if report.failure and (rules := older_dependencies(self._folder, self._archive.distribution)):
             self._on_stage(f"trying {', '.join(rules)}")
@@ -178,8 +202,8 @@ class _Read:
     compiled: list[str]
 
 
-def _read(root: Path, import_name: str) -> _Read:
-    static = analyse(root, import_name)
+def _read(root: Path, import_name: str, beside: Sequence[str]) -> _Read:
+    static = analyse(root, import_name, beside)
     objects = add_newdocs(static.objects, find_newdocs(root, import_name), static.resolve)
     return _Read(import_name, objects, static.resolve, static.unread, compiled_modules(root, import_name))
 
@@ -213,6 +237,9 @@ def _write(
     source_archive = ""
     if report is not None and report.objects:
         objects, coverage = add_runtime(objects, report.objects)
+        for name, said in report.module_warnings.items():
+            if name in objects and not objects[name].deprecated:
+                objects[name].deprecated = said
     elif not task.archive and any(item.source == "add_newdoc" for item in found.objects.values()):
         objects, source_archive = _add_source_newdocs(found, archive, runtime.scratch, task.timeout)
     origin = Origin(
@@ -224,7 +251,14 @@ def _write(
     corpus_path, rows = Path(task.corpus_path), {}
     for kind in task.corpus_types:
         made = docstring_rows(objects, origin) if kind == "docstring" else source_rows(objects, origin)
-        rows[kind] = write_corpus(corpus_file(corpus_path, import_name, archive.version, kind), made)
+        path = corpus_file(corpus_path, import_name, archive.version, kind)
+        rows[kind] = write_corpus(path, made)
+        if report is not None and report.namespaces:
+            known = paths_by_number(objects, report.objects)
+            head = Head(python=report.python, objects=known, errors=report.module_errors)
+            write_namespaces(names_file(path), head, report.namespaces)
+        else:
+            names_file(path).unlink(missing_ok=True)
     documented = Counter(row.source for row in docstring_rows(objects, origin) if row.doc)
     inspected = report is not None and not report.failure
     meta = CorpusMeta(
@@ -287,6 +321,8 @@ def _row(item: PackageObject, origin: Origin) -> CorpusRow:
         doc=_clean(item.doc),
         type=_clean(item.type),
         signature=_clean(item.signature),
+        parameters=item.parameters,
+        deprecated=_clean(deprecation_of(item)),
         members=tuple(_clean(name) for name in sorted(item.members)),
         source=item.source,
         distribution=origin.distribution,

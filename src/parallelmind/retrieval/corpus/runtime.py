@@ -1,4 +1,4 @@
-"""What a package says about its objects when it runs, in a process of its own (`inspector`, `sandbox`).
+"""What a package says about its objects when it runs, in a process of its own (`inspection`, `sandbox`).
 
 The output of that process is untrusted: the package could write what it likes.
 """
@@ -14,12 +14,16 @@ from typing import Any
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Sandbox
+from parallelmind.retrieval.namespaces import Namespace, parse_namespace
 
-_INSPECTOR = Path(__file__).with_name("inspector.py")
+_INSPECTOR = Path(__file__).with_name("inspection")
 _MAX_ATTEMPTS = 6  # each leaves out one more module that ends the process
 _MAX_OBJECTS = 500_000
+_MAX_NAMESPACES = 200_000
 _MAX_LINE = 16 * 2**20
 _MAX_NAMES = 100_000
+_MAX_SAID = 1000
+_KINDS = range(5)  # of inspect.Parameter
 _TYPES = frozenset({"module", "class", "function", "method", "property", "attribute", "object", "ufunc"})
 
 
@@ -29,8 +33,11 @@ class RuntimeReport:
 
     objects: list[PackageObject] = field(default_factory=list)
     python: str = ""
+    namespaces: list[Namespace] = field(default_factory=list)
     module_errors: dict[str, str] = field(default_factory=dict)
     """Modules that could not be imported, with the reason."""
+    module_warnings: dict[str, str] = field(default_factory=dict)
+    """Modules that say, as they are imported, that they are deprecated."""
     failure: str = ""
     """Why there are no objects, or not all."""
 
@@ -42,8 +49,13 @@ def inspect_package(
     skipped: list[str] = []
     output = scratch / "objects.jsonl"
     while True:
-        request = {"package": import_name, "folders": [str(folder)], "skipped": skipped}
-        arguments = ["-I", "-S", "-B", str(_INSPECTOR), json.dumps(request)]
+        request = {
+            "package": import_name,
+            "folders": [str(folder)],
+            "skipped": skipped,
+            "seconds": limits.seconds,
+        }
+        arguments = ["-I", "-S", "-B", str(_INSPECTOR / "__main__.py"), json.dumps(request)]
         result = sandbox.run(python, arguments, output, limits, readable=[_INSPECTOR, folder])
         report, culprit = read_report(output, import_name)
         if result.excess:
@@ -72,18 +84,21 @@ def read_report(path: Path, import_name: str) -> tuple[RuntimeReport, str]:
                     importing = row["importing"] if _is_name(row["importing"], import_name) else ""
                 elif not report.python:
                     report.python = printable(str(row["python"])[:50])
-                    errors = dict(row["errors"])
-                    report.module_errors = {
-                        printable(str(name)[:200]): printable(str(error)[:300]) for name, error in errors.items()
-                    }
+                    report.module_errors = _texts(row["errors"])
+                    report.module_warnings = _texts(row["warnings"])
                 elif row.get("complete") is True:
+                    _check_numbers(report)
                     return report, importing
+                elif "namespace" in row:
+                    if len(report.namespaces) >= _MAX_NAMESPACES:
+                        raise ValueError(f"more than {_MAX_NAMESPACES:,} namespaces")
+                    report.namespaces.append(parse_namespace(row["namespace"]))
                 elif len(report.objects) >= _MAX_OBJECTS:
                     raise ValueError(f"more than {_MAX_OBJECTS:,} objects")
                 else:
-                    report.objects.append(_package_object(row, import_name))
+                    report.objects.append(_package_object(row["object"], import_name))
         raise ValueError("the end is missing")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         failure = f"gave an unusable description ({type(error).__name__}: {error})"[:300]
         return RuntimeReport(failure=printable(failure)), importing
 
@@ -114,7 +129,34 @@ def _package_object(row: dict[str, Any], import_name: str) -> PackageObject:
         members={member for member in map(_text, row.get("members", ())) if is_public(member)},
         names=set(names),
         source="runtime",
+        home=_text(row["home"]) if row.get("home") else "",
+        deprecated=printable(_text(row.get("deprecated") or "")[:_MAX_SAID]),
+        parameters=_parameters(row.get("parameters")),
+        numbers={row["number"]} if type(row.get("number")) is int else set(),
     )
+
+
+def _parameters(value: Any) -> tuple[tuple[str, int, bool], ...] | None:
+    if value is None:
+        return None
+    return tuple((_text(name), _KINDS[kind], bool(optional)) for name, kind, optional in value)
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {printable(str(name)[:200]): printable(str(text)[:_MAX_SAID]) for name, text in dict(value).items()}
+
+
+def _check_numbers(report: RuntimeReport) -> None:
+    """What a namespace refers to must be there."""
+    objects = {number for item in report.objects for number in item.numbers}
+    count = len(report.namespaces)
+    for space in report.namespaces:
+        targets = [target for target in space.names.values() if target[:1] in ("s", "o")]
+        numbers = {int(target[1:]) for target in targets if target[0] == "s"} | {*space.bases, *space.meta}
+        described = {int(target[1:]) for target in targets if target[0] == "o"}
+        described |= {space.object} if space.object is not None else set()
+        if max(numbers, default=0) >= max(count, 1) or not described <= objects:
+            raise ValueError(f"{space.name[:100]} refers to what is not there")
 
 
 def _names(names: Any, import_name: str) -> Iterator[str]:

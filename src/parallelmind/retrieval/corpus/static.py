@@ -7,15 +7,17 @@ which `newdocs` and `runtime` fill.
 from __future__ import annotations
 
 import ast
+import contextlib
 import logging
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from parallelmind.errors import DataError, SettingsError
+from parallelmind.retrieval.corpus.inspection.description import shortest
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.wildcards import Wildcards, modules
 
@@ -26,8 +28,8 @@ _TYPES = {"type alias": "attribute"}
 _DEEPEST_TREE = 400
 
 
-def analyse(folder: Path, import_name: str) -> StaticPackage:
-    """Read the package or module `import_name` below `folder`.
+def analyse(folder: Path, import_name: str, beside: Sequence[str] = ()) -> StaticPackage:
+    """Read the package or module `import_name` below `folder`, knowing what those `beside` it have.
 
     Files nested too deeply to be read are deleted, and named in `StaticPackage.unread`.
 
@@ -38,15 +40,15 @@ def analyse(folder: Path, import_name: str) -> StaticPackage:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEEPEST_RECURSION))
     try:
         try:
-            return StaticPackage(_load(folder, import_name), [])
+            return StaticPackage(_load(folder, import_name, beside), [])
         except (RecursionError, MemoryError):
             unread = delete_deep_files(folder, import_name)
-            return StaticPackage(_load(folder, import_name), unread)
+            return StaticPackage(_load(folder, import_name, beside), unread)
     except (ImportError, LookupError, ValueError, RecursionError, MemoryError, AttributeError) as error:
         raise DataError(f"{import_name}: its files cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def _load(folder: Path, import_name: str) -> Any:
+def _load(folder: Path, import_name: str, beside: Sequence[str]) -> Any:
     try:
         import griffe
     except ImportError:
@@ -61,6 +63,9 @@ def _load(folder: Path, import_name: str) -> Any:
     extensions = griffe.load_extensions(WildcardImports)
     loader = griffe.GriffeLoader(extensions=extensions, search_paths=[str(folder)], allow_inspection=False)
     try:
+        for other in beside:  # attrs passes on what attr has
+            with contextlib.suppress(griffe.GriffeError, ImportError):
+                loader.load(other, try_relative_path=False)
         root = loader.load(import_name, try_relative_path=False)
         loader.resolve_aliases(implicit=True, external=False)
     except griffe.GriffeError as error:
@@ -169,7 +174,7 @@ class StaticPackage:
             of_class = self.objects[path]
             for name, member in self._all_members(self._nodes[path]):
                 of_class.members.add(name)
-                for class_name in of_class.names:
+                for class_name in shortest(of_class.names):
                     self._add(member, f"{class_name}.{name}")
                 if not self.objects[member.path].doc:
                     self.objects[member.path].doc = self._inherited_doc(self._nodes[path], name)

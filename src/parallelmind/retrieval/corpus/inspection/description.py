@@ -1,36 +1,38 @@
-"""Runs in a process of its own, with the interpreter and the folders it is given: imports a package and describes it.
-
-Nothing of parallelmind is imported, and the code keeps to Python 3.7, so that an interpreter on which an old version of
-a package runs can describe it. The package may do what it likes in here: who reads the output must trust none of it.
-Standard output has one JSON object a line: {"importing": name} before each module, then the description.
-
-    python -I -S inspector.py REQUEST     a JSON object; `runtime.inspect_package` writes it
-"""
+"""The objects of a package that have a text or a signature, and the public names that reach them."""
 
 from __future__ import annotations
 
-import importlib
+import ast
+import functools
 import inspect
-import json
 import os
-import pkgutil
 import re
-import signal
 import sys
-import threading
 import types
-import warnings
-from typing import Any, Iterator, NoReturn, Sequence, TextIO  # noqa: UP035 - as Python 3.7 has them
+from typing import Any, Iterable, Iterator, Sequence  # noqa: UP035 - as Python 3.7 has them
+
+from .objects import (
+    PLAIN,
+    PROPERTIES,
+    accessed,
+    clean_doc,
+    deprecation,
+    home_module,
+    home_of,
+    in_package,
+    inherited_doc,
+    is_below,
+    is_public,
+    own_doc,
+)
 
 MAX_SIGNATURE = 2000
+NAMES_FOR_MEMBERS = 3
 DEEPEST_NAME = 9  # of classes that have themselves as members
-SECONDS_PER_MODULE = 60
-SKIPPED_MODULES = {"tests", "test", "conftest", "_tests", "setup", "__main__"}
 # Members that come from these say nothing about the package.
 SILENT_OWNERS = {"builtins", "abc", "enum", "typing", "collections", "collections.abc", "_collections_abc"}
+STANDARD = os.path.dirname(os.__file__) + os.sep
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-PROPERTIES = (property, types.GetSetDescriptorType, types.MemberDescriptorType)
-PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, type(None), type(Ellipsis))
 
 
 class Verbatim:
@@ -43,90 +45,6 @@ class Verbatim:
         return self.text
 
 
-class TooSlow(BaseException):
-    """A module takes too long to import; no ordinary handler in the package should catch it."""
-
-
-def keep_streams() -> TextIO:
-    """The standard output, for us alone; the package's own leads nowhere, and its standard input is empty."""
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
-    end_with_parent(os.dup(0))
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
-    return results
-
-
-def end_with_parent(pipe: int) -> None:
-    """Exit when the other end of the pipe is closed."""
-
-    def wait() -> None:
-        while os.read(pipe, 4096):
-            pass
-        os._exit(3)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-class Importer:
-    """Imports a package and its public modules, each with a time limit, and notes what failed."""
-
-    def __init__(self, request: dict[str, Any], results: TextIO) -> None:
-        self.package = request["package"]
-        self.skipped = set(request["skipped"])
-        self.results = results
-        self.errors: dict[str, str] = {}
-        self.pid = os.getpid()
-
-    def run(self) -> None:
-        if self.package in sys.modules or self.package in sys.builtin_module_names:  # such as typing, of old
-            self.errors[self.package] = "ImportError: Python has a module of its own of this name"
-            return
-        root = self.load(self.package)
-        if root is not None:
-            self.load_below(root)
-
-    def load_below(self, module: types.ModuleType) -> None:
-        try:
-            found = [name for _, name, _ in pkgutil.iter_modules(list(module.__path__))]
-        except Exception:
-            return
-        for name in sorted(found):
-            if name.startswith(("_", "test_")) or name in SKIPPED_MODULES:
-                continue
-            child = self.load(module.__name__ + "." + name)
-            if child is not None and hasattr(child, "__path__"):
-                self.load_below(child)
-
-    def load(self, name: str) -> types.ModuleType | None:
-        if name in self.skipped:
-            self.errors[name] = "ended the process"
-            return None
-        self.results.write(json.dumps({"importing": name}) + "\n")
-        self.results.flush()
-        try:
-            if hasattr(signal, "SIGALRM"):
-                signal.signal(signal.SIGALRM, too_slow)
-                signal.alarm(SECONDS_PER_MODULE)
-            module = importlib.import_module(name)
-            return module if isinstance(module, types.ModuleType) else None
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            self.errors[name] = (type(error).__name__ + ": " + str(error))[:300]
-            return None
-        finally:
-            if hasattr(signal, "SIGALRM"):
-                signal.alarm(0)
-            if os.getpid() != self.pid:  # the module forked: one of us is enough
-                os._exit(0)
-
-
-def too_slow(number: int, frame: types.FrameType | None) -> NoReturn:
-    raise TooSlow(f"took more than {SECONDS_PER_MODULE} seconds")
-
-
 class Description:
     """The objects reachable from the public modules of a package, one entry per object."""
 
@@ -136,17 +54,22 @@ class Description:
         self.alive: list[Any] = []  # ids stay unique while the objects live
         self.class_names: dict[int, tuple[type, set[str]]] = {}
         self.instances: dict[int, tuple[Any, set[str]]] = {}
+        self.passed_on: dict[str, set[str]] = {}
+
+    def numbers(self) -> dict[Any, int]:
+        """The number of each entry, by the id of its object, or by its name if it is a constant."""
+        return {key: number for number, key in enumerate(self.entries)}
 
     def run(self) -> None:
         modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, types.ModuleType)]
         for name, module in sorted(modules, key=lambda pair: pair[0]):
-            if (name == self.package or name.startswith(self.package + ".")) and is_public(name):
+            if is_below(name, self.package) and is_public(name):
                 self.add_module(name, module)
         for value, names in self.instances.values():
-            self.add_members(type(value), sorted(names))
+            self.add_members(type(value), shortest(names))
         done: set[tuple[int, str]] = set()
         while True:  # members may be classes, and give classes more names
-            waiting = [(key, name) for key, (_, names) in self.class_names.items() for name in names]
+            waiting = [(key, name) for key, (_, names) in self.class_names.items() for name in shortest(names)]
             waiting = [pair for pair in waiting if pair not in done]
             if not waiting:
                 break
@@ -159,6 +82,8 @@ class Description:
         members = set()
         for member, value, exported in public_members(module):
             if isinstance(value, types.ModuleType):
+                if exported or member in self.re_exports(module):
+                    self.add_foreign(name + "." + member, value)
                 if value.__name__.startswith(self.package + "."):
                     members.add(member)
                     alias = name + "." + member
@@ -167,7 +92,7 @@ class Description:
                         if hasattr(module, "__path__") and not alias.startswith(value.__name__ + "."):
                             self.add_aliased(alias, value)
                 continue
-            if self.is_own(module, value, exported):
+            if self.is_own(module, member, value, exported):
                 members.add(member)
                 self.add_object(value, name + "." + member)
         self.add(module, name, "module", name, sorted(members))
@@ -175,20 +100,35 @@ class Description:
     def add_aliased(self, alias: str, module: types.ModuleType) -> None:
         """numpy.char is numpy.core.defchararray, and so is what they hold."""
         for member, value, exported in public_members(module):
-            if not isinstance(value, types.ModuleType) and self.is_own(module, value, exported):
+            if not isinstance(value, types.ModuleType) and self.is_own(module, member, value, exported):
                 self.add_object(value, alias + "." + member)
 
-    def is_own(self, module: types.ModuleType, value: Any, exported: bool) -> bool:
+    def add_foreign(self, alias: str, module: types.ModuleType) -> None:
+        """A module of another package that this one passes on: fastapi.status is starlette.status."""
+        if is_below(module.__name__, self.package) or is_standard(module.__name__):
+            return
+        self.add(module, alias, "module", module.__name__)
+        for member, value, exported in public_members(module):
+            if not isinstance(value, types.ModuleType) and (exported or self.is_own(module, member, value, exported)):
+                self.add_object(value, alias + "." + member)
+
+    def is_own(self, module: types.ModuleType, member: str, value: Any, exported: bool) -> bool:
         """Whether a module has a name to pass it on, and not only for its own use."""
-        # Of old compiled modules only the last part of the name is there: numpy.random.RandomState says "mtrand".
-        home = getattr(sys.modules.get(str(getattr(value, "__module__", None))), "__name__", None)
-        if not isinstance(home, str):
+        home = home_module(value)
+        if not home:
             is_constant = isinstance(value, PLAIN) and not hasattr(module, "__all__")
             return exported or hasattr(module, "__path__") or is_constant
-        if home == module.__name__ or exported:
+        if home == module.__name__ or exported or member in self.re_exports(module):
             return True
-        in_package = home == self.package or home.startswith(self.package + ".")
-        return hasattr(module, "__path__") and (in_package or (home == "builtins" and isinstance(value, type)))
+        if not hasattr(module, "__path__"):
+            return False
+        return is_below(home, self.package) or (home == "builtins" and isinstance(value, type)) or not is_standard(home)
+
+    def re_exports(self, module: types.ModuleType) -> set[str]:
+        """The names that a module imports to pass them on: `import X as X`, as type checkers understand it."""
+        if module.__name__ not in self.passed_on:
+            self.passed_on[module.__name__] = set(re_exported(source_of(module)))
+        return self.passed_on[module.__name__]
 
     def add_object(self, value: Any, name: str) -> None:
         if isinstance(value, type):
@@ -228,6 +168,8 @@ class Description:
         member = name.rpartition(".")[2]
         if isinstance(value, type):
             self.add_object(value, name)
+        elif id(value) in self.entries:
+            self.entries[id(value)]["names"].add(name)
         elif isinstance(value, PROPERTIES) or type(value).__name__ in ("cached_property", "CachedAttribute"):
             self.add(value, name, "property", path, doc=inherited_doc(value, member, owners))
         elif inspect.isroutine(value) or (callable(value) and hasattr(value, "__name__")):
@@ -254,19 +196,26 @@ class Description:
             self.alive.append(value)
             if doc is None:
                 doc = clean_doc(getattr(value, "__doc__", None))
-            entry = {"path": path, "names": set(), "type": kind, "doc": doc, "signature": signature(value, kind, bound)}
+            shown, parameters = signature(value, kind, bound)
+            entry = {"path": path, "names": set(), "type": kind, "doc": doc, "signature": shown}
+            entry.update(parameters=parameters, deprecated=deprecation(value))
             self.entries[id(value)] = entry
         entry["names"].add(name)
         if members:
             entry["members"] = list(members)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        for entry in self.entries.values():
+        for number, entry in enumerate(self.entries.values()):
             names = sorted(entry["names"])
             path = entry["path"]
-            if not path.startswith(self.package + ".") and path != self.package:
+            if not is_below(path, self.package):
                 path = min(names, key=lambda name: (name.count("."), name))
-            yield dict(entry, names=names, path=path)
+            yield dict(entry, names=names, path=path, home=entry["path"], number=number)
+
+
+def shortest(names: Iterable[str]) -> list[str]:
+    """The names of a class whose members get names by them; by the others they are found, too, step by step."""
+    return sorted(names, key=lambda name: (name.count("."), len(name), name))[:NAMES_FOR_MEMBERS]
 
 
 def public_members(module: types.ModuleType) -> Iterator[tuple[str, Any, bool]]:
@@ -286,89 +235,53 @@ def public_members(module: types.ModuleType) -> Iterator[tuple[str, Any, bool]]:
         yield name, value, name in exported
 
 
-def is_public(name: str) -> bool:
-    return not any(part.startswith("_") or part in SKIPPED_MODULES for part in name.split("."))
-
-
-def in_package(cls: type, package: str) -> bool:
-    home = getattr(sys.modules.get(str(getattr(cls, "__module__", None))), "__name__", None)
-    return isinstance(home, str) and (home == package or home.startswith(package + "."))
-
-
-def accessed(cls: type, member: str) -> Any:
+@functools.cache
+def source_of(module: types.ModuleType) -> ast.Module | None:
+    """The syntax tree of a module, if it has a file of Python that can be read."""
+    path = getattr(module, "__file__", None)
     try:
-        return getattr(cls, member)
-    except BaseException:
+        with open(str(path), "rb") as file:
+            return ast.parse(file.read()) if str(path).endswith(".py") else None
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def home_of(value: Any) -> str:
-    """Where an object says it is defined, if it can be found there; else ""."""
-    home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
-        return ""
-    found = sys.modules.get(home)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return home + "." + name if found is value else ""
+def re_exported(tree: ast.Module | None) -> Iterator[str]:
+    waiting: list[ast.AST] = [] if tree is None else [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if alias.name == alias.asname)
+        elif isinstance(node, (ast.Module, ast.If, ast.Try)):
+            waiting += [*node.body, *getattr(node, "orelse", ())]
 
 
-def own_doc(value: Any) -> str | None:
-    doc = getattr(value, "__doc__", None)
-    return doc if isinstance(doc, str) and doc != getattr(type(value), "__doc__", None) else None
+def is_standard(home: str) -> bool:
+    """Whether a module belongs to Python itself."""
+    path = str(getattr(sys.modules.get(home), "__file__", None) or "")
+    return home in sys.builtin_module_names or (path.startswith(STANDARD) and "site-packages" not in path)
 
 
-def inherited_doc(value: Any, member: str, owners: Sequence[type]) -> str:
-    for candidate in [value] + [vars(owner)[member] for owner in owners[1:]]:
-        doc = clean_doc(getattr(candidate, "__doc__", None))
-        if doc and doc != clean_doc(type(candidate).__doc__):
-            return doc
-    return ""
-
-
-def clean_doc(doc: Any) -> str:
-    return inspect.cleandoc(doc) if isinstance(doc, str) else ""
-
-
-def signature(value: Any, kind: str, bound: bool) -> str:
+def signature(value: Any, kind: str, bound: bool) -> tuple[str, list[list[Any]] | None]:
+    """As text, "" if it is unknown or too long; and [name, kind, whether it can be left out] of each parameter."""
     if kind in ("module", "property", "object"):
-        return ""
+        return "", None
     try:
         found = inspect.signature(value)
         parameters = list(found.parameters.values())
         if bound and parameters and parameters[0].kind in (0, 1):
             parameters = parameters[1:]
+        listed = [[one.name, int(one.kind), one.default is not one.empty or one.kind in (2, 4)] for one in parameters]
+    except BaseException:
+        return "", None
+    try:
         parameters = [one.replace(annotation=unquoted(one.annotation)) for one in parameters]
         found = found.replace(parameters=parameters, return_annotation=unquoted(found.return_annotation))
         text = ADDRESS.sub("", str(found))
     except BaseException:  # of the __repr__ of a default, which may be anything
-        return ""
-    return text if len(text) <= MAX_SIGNATURE else ""
+        return "", listed
+    return text if len(text) <= MAX_SIGNATURE else "", listed
 
 
 def unquoted(annotation: Any) -> Any:
     return Verbatim(annotation) if isinstance(annotation, str) else annotation
-
-
-def main() -> None:
-    request = json.loads(sys.argv[1])
-    results = keep_streams()
-    sys.path[:0] = request["folders"]
-    warnings.simplefilter("ignore")
-    importer = Importer(request, results)
-    importer.run()
-    description = Description(request["package"])
-    results.write('{"importing": ""}\n')
-    results.flush()
-    description.run()
-    head = {"python": ".".join(map(str, sys.version_info[:3])), "errors": importer.errors}
-    results.write(json.dumps(head) + "\n")
-    for row in description.rows():
-        results.write(json.dumps(row) + "\n")
-    results.write('{"complete": true}\n')
-    results.flush()
-    os._exit(0)  # no atexit handlers, no waiting for threads of the package
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,102 @@
+"""What the files say about the end of an object: a decorator, a warning whenever it is called, or its documentation.
+
+What concerns only a parameter is not meant, nor a warning that depends on something.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+
+from parallelmind.retrieval.corpus.objects import PackageObject
+
+_MOST = 1000
+_DIRECTIVE = re.compile(
+    r"^\.\. (?:deprecated|versionremoved):: *(.*(?:\n(?:[ \t]+\S.*|[ \t]*(?=\n[ \t]+\S)))*)", re.M | re.I
+)
+_SENTENCE = re.compile(
+    r"^(?:\W*)(deprecated\b(?=\s*(?:[:.,(;\u2013-]|since|in\b|as\s+of|from|use\b|function|method|class|alias|and\b|\Z)).*"
+    r"(?:\n(?![ \t]*\n).+)*)",
+    re.M | re.I,
+)
+_OF_PARAMETERS = re.compile(r"kwarg|keyword|argument|param|posit", re.I)
+_CATEGORY = re.compile(r"Deprecat|FutureWarning|RemovedIn|MovedIn")
+
+
+def deprecation_of(item: PackageObject) -> str:
+    """In the package's own words, "" if it says nothing."""
+    return " ".join((item.deprecated or _in_code(item.code) or in_documentation(item.doc)).split())[:_MOST]
+
+
+def in_documentation(doc: str) -> str:
+    """The directive or the sentence of a docstring by which an object is deprecated."""
+    if "deprecated" not in doc.lower() and "versionremoved" not in doc.lower():
+        return ""
+    if found := _DIRECTIVE.search(doc):
+        version, _, text = found.group(1).partition("\n")
+        return f"Deprecated since {version.strip()}: {text.strip()}".removesuffix(": ")
+    if found := _SENTENCE.search(doc):
+        return found.group(1).strip()
+    return ""
+
+
+def _in_code(code: str) -> str:
+    if not re.search(r"deprecat|FutureWarning|RemovedIn|MovedIn", code, re.I):
+        return ""
+    try:
+        node = ast.parse(textwrap.dedent(code)).body[0]
+    except (SyntaxError, ValueError, IndexError, RecursionError, MemoryError):
+        return ""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return ""
+    return next(_decorated(node), "") or next(_warned(node), "")
+
+
+def _decorated(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Iterator[str]:
+    for decorator in node.decorator_list:
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        name = ast.unparse(called).rpartition(".")[2]
+        if "deprecat" in name.lower() and not _OF_PARAMETERS.search(name):
+            yield _said(decorator) or "deprecated"
+
+
+def _warned(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Iterator[str]:
+    body = node.body
+    if isinstance(node, ast.ClassDef):
+        makers = [one for one in body if isinstance(one, ast.FunctionDef) and one.name in ("__init__", "__new__")]
+        body = [statement for one in makers for statement in one.body]
+    for statement in body:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        if not isinstance(call, ast.Call):
+            continue
+        name = ast.unparse(call.func).rpartition(".")[2]
+        given = " ".join(ast.unparse(one) for one in [*call.args[1:], *(word.value for word in call.keywords)])
+        is_warning = name == "warn" and _CATEGORY.search(given)
+        if is_warning or (re.search(r"warn_?deprecat|deprecat\w*_?warn", name) and not _OF_PARAMETERS.search(name)):
+            yield _said(call) or "deprecated"
+
+
+def _said(call: ast.AST) -> str:
+    """The texts among the arguments, where one of them is more than a word."""
+    if not isinstance(call, ast.Call):
+        return ""
+    texts = [(word.arg or "", _text(word.value)) for word in [ast.keyword(None, one) for one in call.args]]
+    texts += [(word.arg or "", _text(word.value)) for word in call.keywords]
+    return "; ".join(f"{name}: {text}" if name in _NAMED else text for name, text in texts if text)
+
+
+_NAMED = ("alternative", "removal", "since", "version", "obj_type", "name")
+
+
+def _text(node: ast.AST) -> str:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part) or "…" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _text(node.left) + _text(node.right) if isinstance(node.op, ast.Add) else _text(node.left)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # "…".format(…)
+        return _text(node.func.value)
+    return ""

@@ -1,0 +1,76 @@
+"""What can be asked of any object without knowing what it is."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from typing import Any, Sequence  # noqa: UP035 - as Python 3.7 has them
+
+SKIPPED_MODULES = {"tests", "test", "conftest", "_tests", "setup", "__main__"}
+PROPERTIES = (property, types.GetSetDescriptorType, types.MemberDescriptorType)
+PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, type(None), type(Ellipsis))
+
+
+def is_public(name: str) -> bool:
+    return not any(part.startswith("_") or part in SKIPPED_MODULES for part in name.split("."))
+
+
+def is_below(name: str, package: str) -> bool:
+    """Whether a dotted name is that of a package or of something in it."""
+    return name == package or name.startswith(package + ".")
+
+
+def home_module(value: Any) -> str:
+    """The module that defines an object, as it says; "" if there is none."""
+    # Of old compiled modules only the last part of the name is there: numpy.random.RandomState says "mtrand".
+    home = getattr(sys.modules.get(str(getattr(value, "__module__", None))), "__name__", None)
+    return home if isinstance(home, str) else ""
+
+
+def in_package(cls: type, package: str) -> bool:
+    return is_below(home_module(cls), package)
+
+
+def home_of(value: Any) -> str:
+    """Where an object says it is defined, if it can be found there; else ""."""
+    home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
+        return ""
+    found = sys.modules.get(home)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return home + "." + name if found is value else ""
+
+
+def accessed(cls: type, member: str) -> Any:
+    try:
+        return getattr(cls, member)
+    except BaseException:
+        return None
+
+
+def own_doc(value: Any) -> str | None:
+    doc = getattr(value, "__doc__", None)
+    return doc if isinstance(doc, str) and doc != getattr(type(value), "__doc__", None) else None
+
+
+def inherited_doc(value: Any, member: str, owners: Sequence[type]) -> str:
+    for candidate in [value] + [vars(owner)[member] for owner in owners[1:]]:
+        doc = clean_doc(getattr(candidate, "__doc__", None))
+        if doc and doc != clean_doc(type(candidate).__doc__):
+            return doc
+    return ""
+
+
+def clean_doc(doc: Any) -> str:
+    return inspect.cleandoc(doc) if isinstance(doc, str) else ""
+
+
+def deprecation(value: Any) -> str:
+    """What an object says about its end by PEP 702; "" if it says nothing."""
+    try:
+        said = vars(value).get("__deprecated__") if isinstance(value, type) else getattr(value, "__deprecated__", None)
+    except BaseException:
+        return ""
+    return said if isinstance(said, str) else "deprecated" if said is True else ""

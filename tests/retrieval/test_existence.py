@@ -1,0 +1,201 @@
+"""What is there, what is not, and what cannot be known, of a package with all the ways in which names come to be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from parallelmind.retrieval.corpus.merge import add_runtime, paths_by_number
+from parallelmind.retrieval.corpus.package import Origin, docstring_rows
+from parallelmind.retrieval.corpus.runtime import inspect_package
+from parallelmind.retrieval.corpus.sandbox.running import Limits
+from parallelmind.retrieval.corpus.static import analyse
+from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+from parallelmind.retrieval.existence import documented_names, look_up
+from parallelmind.retrieval.namespaces import Head, names_file, write_namespaces
+from parallelmind.retrieval.version_index import VersionIndex
+from tests.retrieval.corpus.sandboxes import sandbox_or_none
+from tests.retrieval.corpus.wheels import write_package
+
+ODD = {
+    "other/__init__.py": '''
+        class Request:
+            """A request of another package."""
+            def json(self):
+                """Its body."""
+        OK = 200
+        ''',
+    "other/status.py": "CREATED = 201\ndef name(code): ...\n",
+    "odd/__init__.py": '''
+        import enum, warnings
+        from other import Request as Request
+        from other import status as status
+        from odd import lazy, table, anything, shapes, optional_user
+        from odd.shapes import Circle
+
+        class Colour(enum.Enum):
+            RED = 1
+
+        def __getattr__(name):
+            if name in _OLD:
+                warnings.warn(f"odd.{name} is deprecated, use odd.new", DeprecationWarning)
+                return print
+            raise AttributeError(name)
+
+        _OLD = {"old", "older"}
+        if False:
+            def only_written(): "Never defined."
+        ''',
+    "odd/lazy.py": '''
+        __all__ = ["made", "broken"]
+        def __getattr__(name):
+            if name == "made":
+                return lambda: 1
+            raise AttributeError(name)
+        ''',
+    "odd/table.py": '''
+        class Table:
+            def __getattr__(self, name):
+                return name
+        table = Table()
+        ''',
+    "odd/anything.py": "def __getattr__(name):\n    return name\n",
+    "odd/optional_user.py": "def f(first, *, second=2): ...\n",
+    "odd/needs.py": "import nowhere_to_be_found\ndef g(): ...\n",
+    "odd/shapes.py": '''
+        from __future__ import annotations
+        from typing import NamedTuple
+        import collections
+
+        class Shape(dict):
+            """Any shape.
+
+            Attributes
+            ----------
+            weight : float
+                In grams.
+            """
+            unit: str
+
+            def __init__(self):
+                self.area = 0
+
+            def _private(self): ...
+
+            @property
+            def border(self): ...
+
+            def __call__(self): ...
+
+        class Circle(Shape):
+            def __init__(self):
+                super().__init__()
+                self.radius = 1
+
+        class Point(NamedTuple):
+            x: int
+        ''',
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionIndex]:
+    folder = tmp_path_factory.mktemp("odd")
+    package = write_package(folder / "package", ODD)
+    report = inspect_package(sandbox_or_none(), sys.executable, package, "odd", folder, Limits(seconds=60.0))
+    assert report.failure == ""
+    objects, _ = add_runtime(analyse(package, "odd").objects, report.objects)
+    path = corpus_file(folder, "odd", "1.0")
+    path.parent.mkdir()
+    write_corpus(path, docstring_rows(objects, Origin(distribution="odd", version="1.0", wheel="", wheel_sha256="")))
+    head = Head(python=report.python, objects=paths_by_number(objects, report.objects), errors=report.module_errors)
+    write_namespaces(names_file(path), head, report.namespaces)
+    index = VersionIndex(path, folder / "index", package="odd", version="1.0")
+    yield index
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("odd", "present"),
+        ("odd.shapes.Circle", "present"),
+        ("odd.Circle", "present"),
+        ("odd.Circle.border", "present"),  # inherited
+        ("odd.Circle.get", "present"),  # from the standard library
+        ("odd.Circle.mro", "present"),  # from the class of the class
+        ("odd.Circle.__call__", "present"),
+        ("odd.Circle.__reduce__", "present"),  # from object
+        ("odd.Circle._private", "present"),
+        ("odd.Circle.radius", "present"),  # of instances
+        ("odd.Circle.area", "present"),
+        ("odd.Circle.unit", "present"),
+        ("odd.Circle.weight", "unknown"),  # documented, and nowhere set
+        ("odd.Circle.volume", "absent"),
+        ("odd.Circle.border.fget", "unknown"),
+        ("odd.shapes.Point.x", "present"),
+        ("odd.shapes.Point._asdict", "present"),
+        ("odd.shapes.collections", "present"),
+        ("odd.shapes.collections.OrderedDict", "unknown"),  # of another package
+        ("odd.Request", "present"),
+        ("odd.Request.json", "present"),
+        ("odd.Request.xml", "absent"),
+        ("odd.status.CREATED", "present"),
+        ("odd.status.LOST", "absent"),
+        ("odd.Colour.RED", "present"),
+        ("odd.Colour.BLUE", "absent"),
+        ("odd.Colour.__members__", "present"),
+        ("odd.old", "present"),
+        ("odd.ancient", "absent"),  # its __getattr__ was asked
+        ("odd.only_written", "unknown"),  # the files have it, for some other case
+        ("odd.lazy.made", "present"),
+        ("odd.lazy.broken", "unknown"),  # listed, and raises
+        ("odd.lazy.more", "absent"),
+        ("odd.table.table.anything", "present"),
+        ("odd.anything.at_all", "present"),
+        ("odd.optional_user.f.second", "unknown"),  # a parameter
+        ("odd.needs", "present"),  # by its files, and cannot be imported here
+        ("odd.needs.g", "present"),  # by its files, without proof
+        ("odd.needs.h", "unknown"),
+        ("odd.nowhere.at.all", "absent"),
+    ],
+)
+def test_verdicts(index: VersionIndex, name: str, verdict: str) -> None:
+    found = look_up(index, name)
+    assert found.verdict == verdict, found
+    assert found.verified or found.verdict != "absent"
+    assert found.evidence.endswith((".", ")"))
+
+
+def test_what_a_name_leads_to(index: VersionIndex) -> None:
+    def row(name: str) -> str:
+        place = look_up(index, name).row
+        assert place is not None
+        return index.row(place).doc
+
+    assert row("odd.Request.json") == "Its body."
+    assert row("odd.Circle").startswith("Any shape.") is False
+    parent = look_up(index, "odd.Circle.__call__").parent
+    assert parent is not None
+    assert index.public(parent) == "odd.Circle"
+
+
+def test_what_is_said_when_a_name_is_asked_for(index: VersionIndex) -> None:
+    assert look_up(index, "odd.old").deprecated == "odd.old is deprecated, use odd.new"
+    assert "tried with" in look_up(index, "odd.ancient").evidence
+    assert "second is a parameter of odd.optional_user.f" in look_up(index, "odd.optional_user.f.second").evidence
+    assert "nowhere_to_be_found" in look_up(index, "odd.needs").evidence
+
+
+def test_attributes_that_documentation_lists() -> None:
+    numpy_style = "A class.\n\nAttributes\n----------\na, b : int\n    Text.\nc\n    More.\n\nNotes\n-----\nd : none\n"
+    assert documented_names(numpy_style) == {"a", "b", "c"}
+    assert documented_names("Attributes:\n    size: How large.\n") == {"size"}
+    assert documented_names(":ivar int depth: deep\n:var name: its name\n.. attribute:: odd.Class.shade\n") == {
+        "depth",
+        "name",
+        "shade",
+    }
+    assert documented_names("It attributes: nothing") == set()
