@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
 from parallelmind.retrieval.matching import find_exact
+from parallelmind.retrieval.namespaces import Head, Namespace, names_file, write_namespaces
 from parallelmind.retrieval.store import CorpusStore
+from parallelmind.retrieval.version_index import VersionIndex
 
 ASSETS = Path(__file__).parents[1] / "src" / "parallelmind" / "assets" / "rag"
 VERSIONS = ("1.16.6", "1.26.4")
@@ -64,6 +67,7 @@ def main() -> None:
         rows = [shortened(index.row(place)) for place in sorted(place for place in places if place is not None)]
         file = corpus_file(ASSETS / "corpus", "numpy", version)
         file.parent.mkdir(parents=True, exist_ok=True)
+        write_namespaces(names_file(file), *excerpt(index, rows))
         print(file, write_corpus(file, rows), "rows", file.stat().st_size, "bytes")
     items: dict[str, Any] = {
         f"numpy {version}": {
@@ -79,6 +83,26 @@ def shortened(row: CorpusRow) -> CorpusRow:
     """The row with the shortest of its aliases: a class of numpy has hundreds of them."""
     aliases = sorted(row.aliases, key=lambda name: (name.count("."), len(name), name))[:MOST_ALIASES]
     return dataclasses.replace(row, aliases=tuple(aliases))
+
+
+def excerpt(index: VersionIndex, rows: Sequence[CorpusRow]) -> tuple[Head, list[Namespace]]:
+    """All names of the modules that questions are asked about, and which of them the rows describe."""
+    numbers = {name: number for number, row in enumerate(rows) for name in row.names}
+    modules = sorted({name.rpartition(".")[0] for name in (*ASKED, *BESIDE) if "." in name} | {"numpy.lib"})
+    found = {name: place for name in modules if (place := index.module(name)) is not None}
+    places = {name: number for number, name in enumerate(found)}
+
+    def target(name: str) -> str:
+        return f"s{places[name]}" if name in places else f"o{numbers[name]}" if name in numbers else ""
+
+    spaces = []
+    for name, place in found.items():
+        space = index.namespace(place)
+        names = {member: target(f"{name}.{member}") for member in space.names}
+        spaces.append(
+            dataclasses.replace(space, names=names, modules=(name,), object=numbers.get(name), said={}, raises=())
+        )
+    return Head(python=index.python, objects=[row.path for row in rows]), spaces
 
 
 if __name__ == "__main__":

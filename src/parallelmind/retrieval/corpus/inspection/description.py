@@ -235,7 +235,7 @@ def public_members(module: types.ModuleType) -> Iterator[tuple[str, Any, bool]]:
         yield name, value, name in exported
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)  # noqa: UP033 - as Python 3.7 has it
 def source_of(module: types.ModuleType) -> ast.Module | None:
     """The syntax tree of a module, if it has a file of Python that can be read."""
     path = getattr(module, "__file__", None)
