@@ -21,7 +21,7 @@ if os.environ.get("PARALLELMIND_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # whose programs have the folder of the one that started them
     _downloaded = tempfile.TemporaryDirectory(prefix="parallelmind-tests-")
-    os.environ["HF_HOME"] = _downloaded.name
+    os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _downloaded.name
 
 import pytest
 import torch

@@ -57,11 +57,13 @@ def test_a_removed_api_is_absent_and_not_its_neighbour(store: CorpusStore) -> No
         "last_version": OLD,
         "next_version": None,
         "moved_to": "box.scales.weigh",
+        "moved_because": "Its documentation begins as that of box.weigh does in box 1.2.3.",
         "parent": "box",
     }
     assert found.context.text == (
         "box.weigh does not exist in box 2.0.0. box, as imported with Python 3.11.7, has no weigh. box 1.2.3 had it. "
-        "In box 2.0.0, use box.scales.weigh instead."
+        "In box 2.0.0, use box.scales.weigh instead. "
+        "Its documentation begins as that of box.weigh does in box 1.2.3."
         "\n\n---\n\nWhat takes its place:\n\nbox.scales.weigh\n(function of box 2.0.0)\n\nWeigh a parcel in grams."
     )
 
@@ -72,7 +74,7 @@ def test_the_table_of_removals_comes_before_likeness(store: CorpusStore, enable_
     assert found.method == ABSENT
     assert names(found) == ["box.glue"]
     assert "It was removed in box 2.0." in found.context.text
-    assert "box 1.2.3 said: Deprecated since 1.2: use glue instead." in found.context.text
+    assert "box says: Deprecated since 1.2: use glue instead." in found.context.text
 
 
 def test_an_api_that_no_corpus_version_has_but_the_table_knows(store: CorpusStore) -> None:

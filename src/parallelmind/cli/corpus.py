@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallelmind.cli.flags import add_settings, given
+from parallelmind.retrieval.change_kinds import KINDS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +43,23 @@ Example:
   parallelmind corpus build numpy==1.26.4 pandas==2.2.2 --corpus_path corpora --jobs 2
 """
 LIST_EPILOG = "Example:\n  parallelmind corpus list --corpus_path corpora\n"
+DIFF_EPILOG = """\
+Both versions must be in the folder, and were run when they were built: a version that was only read lacks nothing for
+sure, and what it does not show is listed as unknown.
+
+  removed      nothing takes its place, as far as is known
+  moved        the same last name elsewhere
+  renamed      another name
+  deprecated   it is now, and was not
+  signature    parameters came, went or changed
+  added        it is new
+  unknown      one version could not be asked for it
+
+Each line ends with what shows it: words of the package, another name of the same object, the same documentation.
+
+Example:
+  parallelmind corpus diff numpy 1.16.6 1.26.4 --kind removed renamed --corpus_path corpora
+"""
 SHOW_EPILOG = "Example:\n  parallelmind corpus show numpy.concatenate --version 1.26.4 --corpus_path corpora\n"
 
 _LOGGER = logging.getLogger(__name__)
@@ -59,7 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = add("show", "show one object, or one package", SHOW_EPILOG)
     show.add_argument("name", metavar="NAME", help="such as numpy, numpy==1.26.4, numpy.linalg.norm")
     show.add_argument("--version", metavar="V", help="only this version (default: all that the folder holds)")
-    for command in (build, listing, show):
+    diff = add("diff", "show what changed between two versions", DIFF_EPILOG)
+    diff.add_argument("package", metavar="PACKAGE", help="by distribution or import name")
+    diff.add_argument("from_version", metavar="FROM", help="such as 1.16.6")
+    diff.add_argument("to_version", metavar="TO", help="such as 1.26.4")
+    diff.add_argument("--kind", nargs="+", choices=KINDS, metavar="KIND", help="only these kinds (default: all)")
+    diff.add_argument("--json", action="store_true", help="a JSON object a line")
+    for command in (build, listing, show, diff):
         if command is not build:
             command.add_argument("--corpus_path", type=Path, required=True, metavar="DIR", help="folder of corpora")
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -75,8 +100,8 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, list or show."""
-    commands = {"build": _build, "list": _list, "show": _show}
+    """Build, list, show or compare."""
+    commands = {"build": _build, "list": _list, "show": _show, "diff": _diff}
     return commands[args.corpus_command](args)
 
 
@@ -135,6 +160,30 @@ def _list(args: argparse.Namespace) -> int:
     Console().print(_table(metas))
     for name, version in sorted(others):
         print(f"{name} {version} was made by other means")
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    from parallelmind.retrieval.changes import compare
+    from parallelmind.retrieval.renames import load_renames
+    from parallelmind.retrieval.store import CorpusStore
+
+    store = CorpusStore(args.corpus_path)
+    console = Console(soft_wrap=True)
+    for package in store.packages_named(args.package):
+        old, new = (store.index(package, store.version(package, each)) for each in (args.from_version, args.to_version))
+        for change in compare(old, new, load_renames()):
+            if args.kind and change.kind not in args.kind:
+                continue
+            if args.json:
+                print(json.dumps(change.fields(), ensure_ascii=False))
+                continue
+            arrow = f" -> {change.new_name}" if change.new_name else ""
+            name = Text(f"{change.name}{arrow}", "bold")
+            console.print(Text(f"{change.kind:10} "), name, Text(change.evidence, "dim"))
     return 0
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from parallelmind.retrieval.corpus_rows import summary
 from parallelmind.retrieval.existence import PRESENT, Existence, look_up
-from parallelmind.retrieval.matching import find_exact, find_renamed
 from parallelmind.retrieval.renames import RenameTable
+from parallelmind.retrieval.replacement import find_replacement
 from parallelmind.retrieval.store import CorpusStore
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import sort_key
@@ -28,9 +27,11 @@ class Absence:
     """The oldest newer version in the corpus that has it."""
     moved_to: str | None = None
     """What takes its place in the version asked for."""
+    moved_because: str = ""
+    """How that is known: a sentence."""
     removed_in: str | None = None
     note: str = ""
-    """What the older version says about its end."""
+    """What the package says about its end: this version, or the older one."""
 
     @property
     def is_known_elsewhere(self) -> bool:
@@ -39,7 +40,7 @@ class Absence:
 
     def fields(self) -> dict[str, Any]:
         """The fields that are stored in a context row."""
-        known = {"removed_in": self.removed_in, "parent": self.parent}
+        known = {"removed_in": self.removed_in, "parent": self.parent, "moved_because": self.moved_because}
         return {
             "evidence": self.evidence,
             "last_version": self.last_version,
@@ -54,14 +55,17 @@ def explain_absence(
     """All that the corpus and the table know about a name that is `found` to be absent."""
     removal = table.removal(name, index.version)
     older, newer = versions_with(store, index, name)
+    note = found.deprecated or (deprecation(older, name) if older else "")
+    other = find_replacement(index, name, table, older or newer, note)
     return Absence(
         evidence=found.evidence,
         parent=index.public(found.parent) if found.parent is not None else None,
         last_version=older.version if older else None,
         next_version=newer.version if newer else None,
-        moved_to=(removal[1] if removal else None) or _moved_to(index, name, table, older or newer),
+        moved_to=other.name if other else None,
+        moved_because=other.evidence if other else "",
         removed_in=removal[0] if removal else None,
-        note=deprecation(older, name) if older else "",
+        note=note,
     )
 
 
@@ -79,31 +83,6 @@ def versions_with(
 def _first_with(store: CorpusStore, package: str, versions: list[str], name: str) -> VersionIndex | None:
     indexes = (store.index(package, version) for version in versions)
     return next((index for index in indexes if look_up(index, name).verdict == PRESENT), None)
-
-
-def _moved_to(index: VersionIndex, name: str, table: RenameTable, witness: VersionIndex | None) -> str | None:
-    row = find_renamed(index, name, table)
-    if row is None and (former := table.former_name(name, index.version)):
-        row = find_exact(index, former)
-    if row is None and witness is not None:
-        row = _same_documentation(index, name, witness)
-    return None if row is None else index.public(row)
-
-
-def _same_documentation(index: VersionIndex, name: str, witness: VersionIndex) -> int | None:
-    """The row with the same last component, kind and summary as the other version documents for `name`."""
-    place = look_up(witness, name).row
-    if place is None:
-        return None
-    there = witness.row(place)
-    wanted = summary(there.doc)
-    if not wanted:
-        return None
-    for row in index.rows_ending_in(name.rpartition(".")[2]):
-        here = index.row(row)
-        if here.type == there.type and summary(here.doc) == wanted:
-            return row
-    return None
 
 
 def deprecation(index: VersionIndex, name: str) -> str:

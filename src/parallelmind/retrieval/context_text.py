@@ -69,11 +69,13 @@ def absence_text(name: str, package: str, version: str, absence: Absence, simila
         sentences.append(f"{package} {absence.next_version} has it, a later version.")
     if absence.moved_to:
         sentences.append(f"In {package} {version}, use {absence.moved_to} instead.")
+        if absence.moved_because and not absence.note:
+            sentences.append(absence.moved_because)
     if similar:
         sentences.append(f"Similar names there: {', '.join(similar)}.")
     text = " ".join(sentences)
     if absence.note:
-        text += f"\n\n{package} {absence.last_version} said: {absence.note}"
+        text += f"\n\n{package} says: {absence.note}"
     return text
 
 

@@ -47,6 +47,8 @@ class CorpusRow:
     """What the package says about its end, by a decorator, a warning or in the documentation; "" if nothing."""
     members: tuple[str, ...] = ()
     """Public names below a module or class."""
+    home: str = ""
+    """Where it is defined, if that is in another package or in Python itself; "" else."""
     source: str = ""
     """Where `doc` was found: static, add_newdoc or runtime."""
     distribution: str = ""
@@ -62,7 +64,7 @@ class CorpusRow:
 
 
 _LISTS = ("aliases", "members")
-_SELDOM = ("parameters", "deprecated")
+_SELDOM = ("parameters", "deprecated", "home")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 

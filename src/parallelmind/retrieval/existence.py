@@ -49,7 +49,7 @@ class Existence:
     missing: str = ""
     """The component that is not there."""
     deprecated: str = ""
-    """The warning that the name gives when it is asked for."""
+    """What the package says of its end, when the name is asked for."""
 
 
 def look_up(index: VersionIndex, name: str) -> Existence:
@@ -159,6 +159,15 @@ class _Walk:
             if self._place + 1 == len(self._components):
                 return self._present(None, f"Instances of {above} have it; the class itself has not.")
             return self._unknown(f"{component} is an attribute of instances of {above}")
+        if refused := space.refused.get(component, ""):
+            return Existence(
+                verdict=ABSENT,
+                evidence=f"{above}, as imported with {version}, has no {component}, and says: {_one_line(refused)}",
+                verified=True,
+                parent=self._row,
+                missing=component,
+                deprecated=_one_line(refused),
+            )
         if space.open == ANY:
             if self._place + 1 == len(self._components):
                 return self._present(None, f"{above} answers for every name, by its __getattr__.")
@@ -228,6 +237,10 @@ class _Walk:
 
     def _above(self) -> str:
         return self._name(self._place)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def documented_names(doc: str) -> set[str]:

@@ -68,6 +68,8 @@ class Namespace:
     """What only instances of the class have."""
     said: Mapping[str, str] = field(default_factory=dict)
     """The deprecation warnings that names give when they are asked for."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """What is said of names that are gone, when they are asked for."""
     raises: tuple[str, ...] = ()
     """Names that are listed, and raise an error when they are asked for."""
 
@@ -86,7 +88,8 @@ def parse_namespace(row: Any) -> Namespace:
         raise ValueError(f"a wrong namespace: {str(row)[:200]}")
     given: dict[str, Any] = {name: row[name] for name in _FIELDS if name in row}
     given["names"] = {_text(name): _target(target) for name, target in _items(row.get("names", {}))}
-    given["said"] = {_text(name): _text(said) for name, said in _items(row.get("said", {}))}
+    for name in ("said", "refused"):
+        given[name] = {_text(key): _text(said) for key, said in _items(row.get(name, {}))}
     given["name"] = _text(row.get("name", ""))
     for name in _TEXTS:
         given[name] = tuple(map(_text, _list(row.get(name, []))))

@@ -26,6 +26,7 @@ from parallelmind.retrieval.matching import SimilarNames, find_exact, find_renam
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.ranking import Hit, Ranker
 from parallelmind.retrieval.renames import RenameTable, load_renames
+from parallelmind.retrieval.replacement import find_replacement
 from parallelmind.retrieval.store import CorpusStore, Resolved
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.settings.setting import Setting, Settings
@@ -171,10 +172,21 @@ class Retriever:
     def _present(self, index: VersionIndex, name: str, known: Existence) -> _Found:
         """The API's own document, or else that of what it belongs to."""
         if known.row is not None:
-            preface = f"{name} is deprecated: {known.deprecated}" if known.deprecated else ""
+            preface = self._deprecated_text(index, name, known)
             return _Found(EXACT, [((index, known.row), name)], preface=preface, existence=known)
         hits = [] if known.parent is None else [((index, known.parent), index.public(known.parent))]
         return _Found(EXACT, hits, preface=presence_text(name, index.package, index.version, known), existence=known)
+
+    def _deprecated_text(self, index: VersionIndex, name: str, known: Existence) -> str:
+        """That it is deprecated, and what to use instead; "" if it is not."""
+        assert known.row is not None
+        said = known.deprecated or index.row(known.row).deprecated
+        if not said:
+            return ""
+        text = f"{name} is deprecated in {index.package} {index.version}."
+        other = find_replacement(index, name, self._renames, index, said)
+        text += f" Use {other.name} instead." if other else ""
+        return f"{text} {index.package} says: {known.deprecated}" if known.deprecated else text
 
     def _unknown_text(self, index: VersionIndex, name: str, known: Existence) -> str:
         older, newer = versions_with(self._store, index, name)

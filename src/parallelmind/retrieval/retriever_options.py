@@ -38,8 +38,7 @@ class RetrieverOptions(Settings):
     index_path: Annotated[
         Path | None,
         Setting(
-            "folder for the indexes", "corpus", identity=False, flag=Flag(metavar="DIR"),
-            default="DIR/.index of the corpus, or your cache where that cannot be written",
+            "folder for the indexes", "corpus", identity=False, flag=Flag(metavar="DIR"), default="in your cache",
         ),
     ] = None  # fmt: skip
     ranking: Annotated[

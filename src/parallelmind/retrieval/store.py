@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import choose_version, sorted_versions
 
 _MAX_OPEN = 32
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,7 @@ class Resolved:
 
 
 def default_index_path(corpus_path: Path) -> Path:
-    """`.index` in the corpus; a folder in the user's cache, if the corpus is a part of this package or read-only."""
-    beside = corpus_path / ".index"
-    is_ours = corpus_path.resolve().is_relative_to(_PACKAGE)
-    if not is_ours and (beside.is_dir() or os.access(corpus_path, os.W_OK)):
-        return beside
+    """In the user's cache: only `corpus build` writes into a corpus."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     corpus = hashlib.sha256(os.fsencode(corpus_path.resolve())).hexdigest()[:16]
     return cache / "parallelmind" / "index" / corpus
@@ -87,6 +83,28 @@ class CorpusStore:
         """The versions of an import name, oldest first."""
         return self._versions.get(package, [])
 
+    def packages_named(self, name: str) -> list[str]:
+        """The import names of a package, given by import name or distribution.
+
+        Raises:
+            DataError: the corpus has none of that name.
+        """
+        if found := self.packages_of(name):
+            return found
+        raise DataError(f"the corpus has no {name} (it has {', '.join(self.packages())}); {self._remedy(name, '')}")
+
+    def version(self, package: str, spelled: str) -> str:
+        """The corpus version of an import name that a spelling means.
+
+        Raises:
+            DataError: there is none, or it is not a version.
+        """
+        found = choose_version(spelled, self._versions[package])
+        if found is None:
+            held = ", ".join(self._versions[package])
+            raise DataError(f"the corpus has no {package} {spelled} (it has {held}); {self._remedy(package, spelled)}")
+        return found
+
     def packages_of(self, dependency: str) -> list[str]:
         """The import names of a dependency, given by import name or distribution: `attrs` is attr and attrs."""
         return self._packages.get(canonicalize_name(dependency), [])
@@ -128,7 +146,7 @@ class CorpusStore:
         return self._open[key]
 
     def _remedy(self, name: str, spelled: str) -> str:
-        wanted = f"{name}=={spelled.lstrip('=v ')}" if spelled[:1] in "=v0123456789" else f"{name}==VERSION"
+        wanted = f"{name}=={spelled.lstrip('=v ')}" if re.match(r"[=v\d]", spelled) else f"{name}==VERSION"
         kind = "" if self._corpus_type == "docstring" else f" --corpus_type {self._corpus_type}"
         return f"make it with: parallelmind corpus build {wanted} --corpus_path {self._corpus_path}{kind}"
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import sqlite3
@@ -26,12 +27,13 @@ from filelock import FileLock, Timeout
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.jsonl import MAX_LINE_BYTES, JsonLine
 from parallelmind.io.line_table import UTF8_BOM
-from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row
+from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row, summary
 from parallelmind.retrieval.namespaces import Namespace, names_file, parse_namespace, read_namespaces, to_row
 
 _FORMAT = 2
 _ROWS_KEPT = 256
 _NAMESPACES_KEPT = 512
+_WORDS_THAT_TELL = 5
 _PATIENCE_SECONDS = 120.0
 _FORGOTTEN_SECONDS = 86_400.0
 _SCHEMA = """
@@ -42,6 +44,7 @@ CREATE TABLE facts (python TEXT);
 CREATE TABLE spaces (id INTEGER PRIMARY KEY, content BLOB);
 CREATE TABLE modules (name TEXT PRIMARY KEY, space INTEGER) WITHOUT ROWID;
 CREATE TABLE objects (id INTEGER PRIMARY KEY, row INTEGER);
+CREATE TABLE summaries (digest TEXT, row INTEGER, PRIMARY KEY (digest, row)) WITHOUT ROWID;
 CREATE TABLE errors (module TEXT PRIMARY KEY, error TEXT) WITHOUT ROWID;
 """
 
@@ -105,6 +108,10 @@ class VersionIndex:
         """The rows with a name whose last component is `last`."""
         return [row for (row,) in self._database.execute("SELECT row FROM lasts WHERE last = ? ORDER BY row", (last,))]
 
+    def rows_summarised_as(self, digest: str) -> list[int]:
+        """The rows whose documentation begins with the same sentence, by `summary_digest`."""
+        return [row for (row,) in self._database.execute("SELECT row FROM summaries WHERE digest = ?", (digest,))]
+
     def last_components(self) -> list[str]:
         """Every last component of a name, once."""
         return [last for (last,) in self._database.execute("SELECT DISTINCT last FROM lasts ORDER BY last")]
@@ -149,6 +156,8 @@ class VersionIndex:
                 database.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (parsed.path, row))
                 lasts = {(name.rpartition(".")[2], row) for name in parsed.names}
                 database.executemany("INSERT OR IGNORE INTO lasts VALUES (?, ?)", sorted(lasts))
+                if digest := summary_digest(parsed.doc):
+                    database.execute("INSERT INTO summaries VALUES (?, ?)", (digest, row))
                 aliases += [(alias, row) for alias in parsed.aliases]
             # After all paths: where an object is defined counts more than a name that leads elsewhere.
             database.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", aliases)
@@ -190,6 +199,14 @@ def _read_namespace(database: sqlite3.Connection, number: int) -> Namespace:
 def _close(file: BinaryIO, database: sqlite3.Connection) -> None:
     database.close()
     file.close()
+
+
+def summary_digest(doc: str) -> str:
+    """The same for documentation that begins with the same sentence; "" for one that says too little."""
+    words = re.findall(r"\w+", summary(doc).casefold())
+    if len(words) < _WORDS_THAT_TELL:
+        return ""
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=6).hexdigest()
 
 
 def public_name(row: CorpusRow) -> str:

@@ -17,9 +17,13 @@ _DIRECTIVE = re.compile(
     r"^\.\. (?:deprecated|versionremoved):: *(.*(?:\n(?:[ \t]+\S.*|[ \t]*(?=\n[ \t]+\S)))*)", re.M | re.I
 )
 _SENTENCE = re.compile(
-    r"^(?:\W*)(deprecated\b(?=\s*(?:[:.,(;\u2013-]|since|in\b|as\s+of|from|use\b|function|method|class|alias|and\b|\Z)).*"
+    r"^[*\[(:`_]{0,3}(deprecated\b(?!::)(?=\W{0,3}\s*"
+    r"(?:[:.,(;\u2013-]|since|in\b|as\s+of|from|use\b|function|method|class|alias|and\b|\Z)).*"
     r"(?:\n(?![ \t]*\n).+)*)",
     re.M | re.I,
+)
+_OF_USE = re.compile(
+    r"^(?:\*\w+\*|[^.]*\b(?:pass|passing|passed|argument|arguments|parameter|parameters|keyword)\b)", re.I
 )
 _OF_PARAMETERS = re.compile(r"kwarg|keyword|argument|param|posit", re.I)
 _CATEGORY = re.compile(r"Deprecat|FutureWarning|RemovedIn|MovedIn")
@@ -35,8 +39,10 @@ def in_documentation(doc: str) -> str:
     if "deprecated" not in doc.lower() and "versionremoved" not in doc.lower():
         return ""
     if found := _DIRECTIVE.search(doc):
-        version, _, text = found.group(1).partition("\n")
-        return f"Deprecated since {version.strip()}: {text.strip()}".removesuffix(": ")
+        version, text = [*found.group(1).split(maxsplit=1), "", ""][:2]
+        if _OF_USE.match(text):
+            return ""
+        return f"Deprecated since {version}: {text}".removesuffix(": ")
     if found := _SENTENCE.search(doc):
         return found.group(1).strip()
     return ""
@@ -75,7 +81,7 @@ def _warned(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Iter
         given = " ".join(ast.unparse(one) for one in [*call.args[1:], *(word.value for word in call.keywords)])
         is_warning = name == "warn" and _CATEGORY.search(given)
         if is_warning or (re.search(r"warn_?deprecat|deprecat\w*_?warn", name) and not _OF_PARAMETERS.search(name)):
-            yield _said(call) or "deprecated"
+            yield _said(call) or _assigned(call, node) or "deprecated"
 
 
 def _said(call: ast.AST) -> str:
@@ -85,6 +91,16 @@ def _said(call: ast.AST) -> str:
     texts = [(word.arg or "", _text(word.value)) for word in [ast.keyword(None, one) for one in call.args]]
     texts += [(word.arg or "", _text(word.value)) for word in call.keywords]
     return "; ".join(f"{name}: {text}" if name in _NAMED else text for name, text in texts if text)
+
+
+def _assigned(call: ast.Call, node: ast.AST) -> str:
+    """The text of a variable that is the first argument, where it is set before."""
+    if not call.args or not isinstance(call.args[0], ast.Name):
+        return ""
+    for statement in ast.walk(node):
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == call.args[0].id:
+            return _text(statement.value)
+    return ""
 
 
 _NAMED = ("alternative", "removal", "since", "version", "obj_type", "name")

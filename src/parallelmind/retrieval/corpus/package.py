@@ -323,6 +323,7 @@ def _row(item: PackageObject, origin: Origin) -> CorpusRow:
         signature=_clean(item.signature),
         parameters=item.parameters,
         deprecated=_clean(deprecation_of(item)),
+        home="" if _is_below(item.home, item.path.partition(".")[0]) else _clean(item.home),
         members=tuple(_clean(name) for name in sorted(item.members)),
         source=item.source,
         distribution=origin.distribution,
@@ -330,6 +331,10 @@ def _row(item: PackageObject, origin: Origin) -> CorpusRow:
         wheel=origin.wheel,
         wheel_sha256=origin.wheel_sha256,
     )
+
+
+def _is_below(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
 
 
 def _clean(text: str) -> str:

@@ -130,7 +130,7 @@ def _package_object(row: dict[str, Any], import_name: str) -> PackageObject:
         names=set(names),
         source="runtime",
         home=_text(row["home"]) if row.get("home") else "",
-        deprecated=printable(_text(row.get("deprecated") or "")[:_MAX_SAID]),
+        deprecated=printable(" ".join(_text(row.get("deprecated") or "")[:_MAX_SAID].split())),
         parameters=_parameters(row.get("parameters")),
         numbers={row["number"]} if type(row.get("number")) is int else set(),
     )

@@ -31,6 +31,7 @@ SECONDS_OF_A_HOOK = 20
 MOST_OF_ALL_HOOKS = 0.4
 """Of the time that the inspection may take."""
 MOST_SAID = 1000
+GONE = re.compile(r"\b(?:removed|moved|renamed|no longer|deprecated|expired|use )", re.I)
 LARGEST_SOURCE = 2**22
 
 ANY, SOME = "any", "some"
@@ -77,7 +78,8 @@ class Namespaces:
             yield dict({name: content for name, content in space.items() if content}, id=number)
 
     def new(self, value: Any, kind: str, name: str) -> dict[str, Any]:
-        space: dict[str, Any] = {"kind": kind, "name": name, "names": {}, "open": "", "said": {}, "raises": []}
+        space: dict[str, Any] = {"kind": kind, "name": name, "names": {}, "open": ""}
+        space.update(said={}, refused={}, raises=[])
         self.places[id(value)] = len(self.spaces)
         self.spaces.append(space)
         self.alive.append(value)
@@ -113,8 +115,10 @@ class Namespaces:
                     found = getattr(value, name)
                 except (TooSlow, KeyboardInterrupt):
                     raise
-                except BaseException:
-                    if listed:
+                except BaseException as error:
+                    if is_refusal(error):
+                        space["refused"][name] = str(error)[:MOST_SAID]
+                    elif listed or not isinstance(error, AttributeError):
                         space["raises"].append(name)
                     continue
                 if name not in space["names"]:
@@ -344,6 +348,12 @@ def has_content(cell: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error says that a name is gone, in words of its own: pydantic's import errors do."""
+    is_plain = isinstance(error, (AttributeError, ImportError)) and not isinstance(error, ModuleNotFoundError)
+    return is_plain and GONE.search(str(error)) is not None
 
 
 def is_text(value: object) -> bool:
