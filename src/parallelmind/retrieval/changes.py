@@ -56,7 +56,7 @@ def _compare(old: VersionIndex, new: VersionIndex, table: RenameTable) -> Iterat
             if found.verdict == UNKNOWN:
                 yield Change(kind="unknown", name=name, evidence=found.evidence)
                 continue
-            other = find_replacement(new, name, table, old, before.deprecated)
+            other = find_replacement(new, name, table, old, found.deprecated or before.deprecated)
             if other is None:
                 yield Change(kind="removed", name=name, evidence=before.deprecated or found.evidence)
             else:

@@ -58,7 +58,7 @@ def _candidates(
     index: VersionIndex, name: str, table: RenameTable, witness: VersionIndex | None, said: str
 ) -> Iterator[Replacement]:
     for other in _advised(said):
-        for full in _spelled_out(index, name, other):
+        for full in _spelled_out(index, name, table.spelled_out(other)):
             yield Replacement(name=full, evidence=f"{index.package} says of {name}: {said}")
     row = _row(witness, name) if witness is not None else None
     if witness is not None and row is not None:
