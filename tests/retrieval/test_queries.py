@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.expansion import expand_queries, load_query, remove_other_expansions
-from parallelmind.retrieval.queries import Query, dedup_key, expand_item
+from parallelmind.retrieval.queries import Query, api_name, dedup_key, expand_item
 from parallelmind.retrieval.query_files import read_items
 
 NESTED = {
@@ -190,3 +190,39 @@ def test_the_memory_of_reading_does_not_grow_with_the_file(tmp_path: Path) -> No
     tracemalloc.stop()
     assert count == 4_000
     assert peak < 6e6
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("numpy.array", "numpy.array"),
+        (" `numpy.array(x, axis=0)` ", "numpy.array"),
+        ("from numpy import array", "numpy.array"),
+        ("from numpy.linalg import norm as n", "numpy.linalg.norm"),
+        ("from numpy import linalg; linalg.norm(x)", "numpy.linalg.norm"),
+        ("import numpy.linalg", "numpy.linalg"),
+        ("import numpy as np; np.array", "numpy.array"),
+        ("import numpy as np\nnp.linalg.norm(x, ord=2)", "numpy.linalg.norm"),
+        ("importlib.import_module", "importlib.import_module"),
+        ("", ""),
+    ],
+)
+def test_forms_in_which_an_api_is_written(text: str, name: str) -> None:
+    assert api_name(text, "x") == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from numpy import array, zeros", "from numpy import *", "import numpy, pandas", "import numpy as", "from x"],
+)
+def test_an_api_that_is_none_or_several_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"dotted name|ask for one in each query"):
+        api_name(text, "x")
+
+
+def test_repeated_ids_are_kept_and_told(tmp_path: Path) -> None:
+    rows = [{**FLAT[1], "query": f"q{n}", "id": 5 if n in (1, 3, 4) else f"n{n}"} for n in range(5)]
+    path = write(tmp_path / "q.jsonl", "\n".join(map(json.dumps, rows)))
+    expansion = expand_queries(path, tmp_path)
+    assert (expansion.queries, expansion.repeated_ids, expansion.repeated_id) == (5, 2, "5_0")
+    assert [row.query for row in expanded(path, tmp_path)] == [f"q{n}" for n in range(5)]

@@ -188,6 +188,22 @@ def test_what_cannot_be_served_is_told(store: CorpusStore, api: str, dependencie
     assert words in str(error.value)
 
 
+def test_a_name_without_its_package_is_found_where_it_is(store: CorpusStore) -> None:
+    retriever = Retriever(store, RetrieverSettings(max_tokens=0), renames=TABLE)
+
+    def asked(api: str) -> Retrieval:
+        dependencies = {"box": NEW, "lid": "0.1"}
+        query = Query(
+            original_item_id=0, query_index=0, query="fold a sheet", target_api=api, dependencies=dependencies
+        )
+        return retriever.retrieve(query)
+
+    assert (asked("fold").method, names(asked("fold"))) == (EXACT, ["box.fold"])
+    assert names(asked("Crate.open")) == ["box.Crate.open"]
+    assert names(asked("press")) == ["lid.press"]
+    assert asked("nowhere").method == FALLBACK
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(SettingsError, match="--max_documents is 0"):
         RetrieverSettings(max_documents=0)

@@ -7,6 +7,7 @@ An item of the nested form holds several queries over the same versions,
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallelmind.errors import DataError
-from parallelmind.io.records import field_names, show_value, text_field
+from parallelmind.io.records import field_names, shorten, show_value, text_field
 
 _LONGEST_NAME = 1000
 _FORMS = '{"queries": [{"query", "target_api"}], "original_data": {"target_dependency": {...}}} or '
@@ -112,16 +113,49 @@ def _query(
         original_item_id=item_id,
         query_index=index,
         query=query,
-        target_api=_api_name(text_field(target, f'{where}: "target_api"', may_be_empty=True))
+        target_api=api_name(text_field(target, f'{where}: "target_api"', may_be_empty=True), f'{where}: "target_api"')
         if target is not None
         else "",
         dependencies=_dependencies(dependencies, f"{where}: {dependencies_name}"),
     )
 
 
-def _api_name(text: str) -> str:
-    """The dotted name in `numpy.array()`, `` `numpy.array` `` or ` numpy.array(x, axis=0) `."""
-    return re.sub(r"\(.*\)$", "", text.strip().strip("`").strip(), flags=re.DOTALL).strip()
+def api_name(text: str, where: str) -> str:
+    """The dotted name that is asked for, in whatever form it is written.
+
+    `numpy.array()`, `` `numpy.array` ``, `numpy.array(x, axis=0)`, `from numpy import array`, `import numpy.linalg`,
+    and `import numpy as np; np.array`.
+
+    Raises:
+        DataError: it names several APIs, or none that can be read.
+    """
+    text = text.strip().strip("`").strip()
+    if not re.match(r"(?:from|import)\s", text):
+        return re.sub(r"\(.*\)$", "", text, flags=re.DOTALL).strip()
+    try:
+        statements = ast.parse(re.sub(r"\s*;\s*", "\n", text)).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise DataError(f"{where} is {shorten(text)!r}, which is not Python; write a dotted name.") from None
+    imported: dict[str, str] = {}
+    used: set[str] = set()
+    for statement in statements:
+        if isinstance(statement, ast.ImportFrom) and not statement.level:
+            imported |= {alias.asname or alias.name: f"{statement.module}.{alias.name}" for alias in statement.names}
+        elif isinstance(statement, ast.Import):
+            imported |= {alias.asname or alias.name: alias.name for alias in statement.names}
+        elif isinstance(statement, ast.Expr):
+            value = statement.value.func if isinstance(statement.value, ast.Call) else statement.value
+            used.add(ast.unparse(value))
+    names = {_below_import(name, imported) for name in used} or set(imported.values())
+    if len(names) != 1 or "*" in str(names):
+        raise DataError(f"{where} is {shorten(text)!r}, which names {len(names)} APIs; ask for one in each query.")
+    return names.pop()
+
+
+def _below_import(name: str, imported: Mapping[str, str]) -> str:
+    """`np.array` is `numpy.array` below `import numpy as np`."""
+    first, dot, rest = name.partition(".")
+    return imported.get(first, first) + dot + rest
 
 
 def _item_dependencies(item: Mapping[str, Any]) -> tuple[Any, str]:

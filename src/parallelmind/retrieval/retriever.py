@@ -194,6 +194,14 @@ class Retriever:
         return known.evidence + (f" {index.package} {others} has it." if others else "")
 
     def _find_anywhere(self, indexes: Sequence[VersionIndex], name: str, query: Query) -> _Found:
+        if name and not self._settings.jump_exact_match:
+            # A name without its package: read_csv, DataFrame.groupby.
+            below = [(index, f"{index.package}.{name}") for index in indexes]
+            there = [
+                (index, full, known) for index, full in below if (known := look_up(index, full)).verdict == PRESENT
+            ]
+            if len(there) == 1:
+                return self._present(*there[0])
         if name and self._settings.enable_str_match:
             for index in indexes:
                 if (row := self._similar_names(index).find(index, name)) is not None:

@@ -28,6 +28,7 @@ def choose_version(spelled: str, available: Sequence[str]) -> str | None:
 
     - `1.26.4`, `==1.26.4` and `v1.26.4` mean that version; `1.26` is 1.26.0, as in pip;
     - `1.26`, when the corpus has no 1.26.0, is the newest 1.26.x that it has; `1` likewise;
+    - `latest` is the newest that the corpus has;
     - ranges (`>=1.20,<2`, `~=1.26`, `1.26.*`) mean the newest version in them.
 
     Raises:
@@ -36,6 +37,8 @@ def choose_version(spelled: str, available: Sequence[str]) -> str | None:
     text = spelled.strip()
     if text in available:
         return text
+    if text.lower() == "latest":
+        return _newest(available, SpecifierSet())
     exact = text.removeprefix("===").removeprefix("==").strip()
     try:
         wanted = Version(exact)

@@ -137,6 +137,12 @@ def run_contexts(
         _LOGGER.info(
             "%d queries in %s, %d duplicates dropped", expansion.queries, options.queries_file, expansion.duplicates
         )
+        if expansion.repeated_ids:
+            _LOGGER.warning(
+                "%d queries have the id of an earlier one, %r first; each keeps its place in the output, and its id",
+                expansion.repeated_ids,
+                expansion.repeated_id,
+            )
         if not expansion.queries:
             _LOGGER.warning("%s has no queries in the part asked for: the output will be empty", options.queries_file)
         report = run_job(ContextTask(options, expansion), run, progress=progress)
