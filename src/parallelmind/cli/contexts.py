@@ -19,10 +19,10 @@ Queries: a JSON object {"<id>": {"queries": [{"query", "target_api"}], "original
 {"numpy": "1.26.4"}}}}, or JSONL rows {"id", "query", "target_api", "dependencies"}; which of the two is recognised.
 
 How a context is found, in this order, always in the versions of the query (see "retrieval_method" of a row):
-  exact_api_match   target_api is equal to a name in the corpus, or leads to one by re-exports
+  exact_api_match   the version has target_api, by whatever name
   rag_string_match  with --enable_str_match: a renamed module, or a name that is much alike
-  absent            the version has no such API: the context says so, how that is known, and what takes its place
-  rag_fallback      ranked search
+  absent            the version has no such API, which is proven: the context says how, and what takes its place
+  rag_fallback      ranked search; the row says if it is not known whether the version has the API ("verdict")
 A query that is wrong or asks for a version that the corpus lacks gets a row with "success": false and "error".
 
 Interrupted at any moment, the same command continues where it was. Its state is in the folder OUTPUT_FILE.job.
