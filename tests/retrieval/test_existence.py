@@ -45,6 +45,23 @@ ODD = {
             raise AttributeError(name)
 
         _OLD = {"old", "older"}
+
+        class Proxy:
+            """Stands for nothing yet."""
+            def __getattribute__(self, name):
+                raise RuntimeError("nothing yet")
+            __class__ = property(lambda self: 1 / 0)
+
+        class Meta(type):
+            pass
+
+        class Made(metaclass=Meta):
+            pass
+
+        class Holder:
+            made = Made
+
+        proxy = Proxy()
         if False:
             def only_written(): "Never defined."
         ''',
@@ -160,6 +177,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionIndex]:
         ("odd.needs.g", "present"),  # by its files, without proof
         ("odd.needs.h", "unknown"),
         ("odd.nowhere.at.all", "absent"),
+        ("odd.proxy", "present"),
+        ("odd.proxy.anything", "unknown"),  # what it stands for may have it
+        ("odd.Holder.made", "present"),
     ],
 )
 def test_verdicts(index: VersionIndex, name: str, verdict: str) -> None:

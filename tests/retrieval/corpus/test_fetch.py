@@ -15,10 +15,14 @@ from packaging.version import Version
 
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.retrieval.corpus import environment, pip
-from parallelmind.retrieval.corpus.environment import older_dependencies, other_interpreters
+from parallelmind.retrieval.corpus.environment import (
+    dependencies_of_the_time,
+    older_dependencies,
+    other_interpreters,
+)
 from parallelmind.retrieval.corpus.fetch import fetch, open_archive
 from parallelmind.retrieval.corpus.names import find_import_names, parse_request, source_root
-from parallelmind.retrieval.corpus.package_index import PackageIndex
+from parallelmind.retrieval.corpus.package_index import IndexFile, PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
 from tests.retrieval.corpus.sandboxes import sandbox_or_none
 from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel, write_package
@@ -257,6 +261,35 @@ def test_older_dependencies(tmp_path: Path, requirement: str, version: str, rule
         text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {known}\n{more}"
         write_package(tmp_path, {f"{name}-{known}.dist-info/METADATA": text})
     assert older_dependencies(tmp_path, "shapes") == rules
+
+
+def test_dependencies_of_the_time_of_a_release(tmp_path: Path) -> None:
+    days = {
+        ("shapes", "1.0"): "2020-01-10T00:00:00.5Z",
+        ("base", "1.0"): "2019-12-01T00:00:00Z",
+        ("base", "1.1"): "2020-02-01T10:00:00Z",
+        ("base", "1.2rc1"): "2020-02-02T10:00:00Z",
+        ("base", "2.0"): "2020-05-01T00:00:00Z",
+        ("unmoved", "3.0"): "2019-01-01T00:00:00Z",
+        ("undated", "1.0"): "",
+    }
+
+    class Index(PackageIndex):
+        def files(self, distribution: str) -> list[IndexFile]:
+            return [
+                IndexFile(f"{name}-{version}-py3-none-any.whl", "", name, Version(version), uploaded=day)
+                for (name, version), day in days.items()
+                if name == distribution
+            ]
+
+    for name, version in (("shapes", "1.0"), ("base", "2.0"), ("unmoved", "3.0"), ("undated", "1.0"), ("gone", "1")):
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        write_package(tmp_path / "installed", {f"{name}-{version}.dist-info/METADATA": text})
+    archive = open_archive(make_wheel(tmp_path, SHAPES))
+    index = Index([], [])
+    assert dependencies_of_the_time(tmp_path / "installed", archive, index) == ["base<=1.1"]
+    days["shapes", "1.0"] = ""  # an index that does not say
+    assert dependencies_of_the_time(tmp_path / "installed", archive, index) == []
 
 
 def test_import_names(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from packaging.version import InvalidVersion, Version
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.archives import unpack_wheels
 from parallelmind.retrieval.corpus.fetch import Archive
+from parallelmind.retrieval.corpus.package_index import PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
 from parallelmind.retrieval.corpus.time_limit import time_limit
 
@@ -138,6 +140,33 @@ def older_dependencies(folder: Path, distribution: str) -> list[str]:
         if major > max(lowest, default=0) and rule not in rules:
             rules.append(rule)
     return rules
+
+
+def dependencies_of_the_time(folder: Path, archive: Archive, index: PackageIndex) -> list[str]:
+    """Constraints on all that is installed with a distribution: nothing newer than a month after its release.
+
+    Empty if the index does not say when files were uploaded, or cannot be asked.
+    """
+    try:
+        released = [item.uploaded for item in index.files(archive.distribution) if str(item.version) == archive.version]
+        latest = _month_after(min(filter(None, released), default=""))
+        rules = []
+        for name, version in installed_versions(folder).items() if latest else ():
+            if name == archive.distribution:
+                continue
+            items = [item for item in index.files(name) if item.is_wheel and item.uploaded and not item.yanked]
+            of_the_time = [item.version for item in items if item.uploaded <= latest and not item.version.is_prerelease]
+            if of_the_time and max(of_the_time) < Version(version):
+                rules.append(f"{name}<={max(of_the_time)}")
+    except (DataError, ValueError):
+        return []
+    return rules
+
+
+def _month_after(moment: str) -> str:
+    if not moment:
+        return ""
+    return (datetime.fromisoformat(moment) + timedelta(days=30)).isoformat()
 
 
 def installed_versions(folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.archives import unpack
 from parallelmind.retrieval.corpus.deprecation import deprecation_of
 from parallelmind.retrieval.corpus.environment import (
+    dependencies_of_the_time,
     install,
     installed_versions,
     older_dependencies,
@@ -24,6 +25,7 @@ from parallelmind.retrieval.corpus.meta import CorpusMeta, meta_file, read_meta,
 from parallelmind.retrieval.corpus.names import compiled_modules, find_import_names, parse_request, source_root
 from parallelmind.retrieval.corpus.newdocs import find_newdocs
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
+from parallelmind.retrieval.corpus.package_index import PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
 from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
@@ -173,17 +175,27 @@ class _Runtime:
         return first if report.failure else report
 
     def _inspect_with_older(self, import_name: str) -> RuntimeReport:
-        """What it says of itself; if it cannot be imported, with older dependencies."""
-        report = self._inspect(import_name)
-        if report.failure and (rules := older_dependencies(self._folder, self._archive.distribution)):
+        """What it says of itself; if it cannot be imported, with dependencies of its time, or else older ones."""
+        first = self._inspect(import_name)
+        for find in (self._rules_of_the_time, self._rules_for_older):
+            if not first.failure or not (rules := find()):
+                continue
             self._on_stage(f"trying {', '.join(rules)}")
             try:
                 self._install_for(self._python, rules)
             except DataError:
+                continue
+            report = self._inspect(import_name)
+            if not report.failure:
                 return report
-            second = self._inspect(import_name)
-            return report if second.failure else second
-        return report
+        return first
+
+    def _rules_of_the_time(self) -> list[str]:
+        index = PackageIndex.configured()
+        return dependencies_of_the_time(self._folder, self._archive, index) if not self._task.archive else []
+
+    def _rules_for_older(self) -> list[str]:
+        return older_dependencies(self._folder, self._archive.distribution)
 
     def _inspect(self, import_name: str) -> RuntimeReport:
         self._on_stage(f"inspecting {import_name}")

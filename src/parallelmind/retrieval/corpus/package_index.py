@@ -42,6 +42,8 @@ class IndexFile:
     version: Version
     sha256: str = ""
     yanked: bool = False
+    uploaded: str = ""
+    """When, in the ISO format of UTC; "" if the index does not say."""
 
     @property
     def is_wheel(self) -> bool:
@@ -139,7 +141,8 @@ def _offered(page: str, content: bytes, kind: str) -> Iterator[IndexFile]:
         for entry in json.loads(content)["files"]:
             url = urllib.parse.urljoin(page, entry["url"])
             sha256 = entry.get("hashes", {}).get("sha256", "")
-            item = _file(entry["filename"], url, sha256=sha256, yanked=bool(entry.get("yanked")))
+            uploaded = str(entry.get("upload-time") or "")
+            item = _file(entry["filename"], url, sha256=sha256, yanked=bool(entry.get("yanked")), uploaded=uploaded)
             if item is not None and not _leads_home(page, url):
                 yield item
         return
@@ -172,12 +175,12 @@ class _Links(HTMLParser):
             self.found.append((href, "data-yanked" in given))
 
 
-def _file(name: str, url: str, *, sha256: str = "", yanked: bool = False) -> IndexFile | None:
+def _file(name: str, url: str, *, sha256: str = "", yanked: bool = False, uploaded: str = "") -> IndexFile | None:
     try:
         distribution, version = parse_archive_name(name)
     except ValueError:
         return None
-    return IndexFile(name, url, distribution, version, sha256, yanked)
+    return IndexFile(name, url, distribution, version, sha256, yanked, uploaded)
 
 
 def _without_password(url: str) -> str:

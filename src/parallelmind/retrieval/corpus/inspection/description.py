@@ -21,8 +21,10 @@ from .objects import (
     home_of,
     in_package,
     inherited_doc,
+    is_a,
     is_below,
     is_public,
+    is_routine,
     own_doc,
 )
 
@@ -81,7 +83,7 @@ class Description:
     def add_module(self, name: str, module: types.ModuleType) -> None:
         members = set()
         for member, value, exported in public_members(module):
-            if isinstance(value, types.ModuleType):
+            if is_a(value, types.ModuleType):
                 if exported or member in self.re_exports(module):
                     self.add_foreign(name + "." + member, value)
                 if value.__name__.startswith(self.package + "."):
@@ -92,15 +94,18 @@ class Description:
                         if hasattr(module, "__path__") and not alias.startswith(value.__name__ + "."):
                             self.add_aliased(alias, value)
                 continue
-            if self.is_own(module, member, value, exported):
-                members.add(member)
-                self.add_object(value, name + "." + member)
+            try:
+                if self.is_own(module, member, value, exported):
+                    members.add(member)
+                    self.add_object(value, name + "." + member)
+            except Exception:  # of a proxy that stands for nothing yet
+                self.add_constant(name + "." + member)
         self.add(module, name, "module", name, sorted(members))
 
     def add_aliased(self, alias: str, module: types.ModuleType) -> None:
         """numpy.char is numpy.core.defchararray, and so is what they hold."""
         for member, value, exported in public_members(module):
-            if not isinstance(value, types.ModuleType) and self.is_own(module, member, value, exported):
+            if not is_a(value, types.ModuleType) and self.is_own(module, member, value, exported):
                 self.add_object(value, alias + "." + member)
 
     def add_foreign(self, alias: str, module: types.ModuleType) -> None:
@@ -109,20 +114,20 @@ class Description:
             return
         self.add(module, alias, "module", module.__name__)
         for member, value, exported in public_members(module):
-            if not isinstance(value, types.ModuleType) and (exported or self.is_own(module, member, value, exported)):
+            if not is_a(value, types.ModuleType) and (exported or self.is_own(module, member, value, exported)):
                 self.add_object(value, alias + "." + member)
 
     def is_own(self, module: types.ModuleType, member: str, value: Any, exported: bool) -> bool:
         """Whether a module has a name to pass it on, and not only for its own use."""
         home = home_module(value)
         if not home:
-            is_constant = isinstance(value, PLAIN) and not hasattr(module, "__all__")
+            is_constant = is_a(value, PLAIN) and not hasattr(module, "__all__")
             return exported or hasattr(module, "__path__") or is_constant
         if home == module.__name__ or exported or member in self.re_exports(module):
             return True
         if not hasattr(module, "__path__"):
             return False
-        return is_below(home, self.package) or (home == "builtins" and isinstance(value, type)) or not is_standard(home)
+        return is_below(home, self.package) or (home == "builtins" and is_a(value, type)) or not is_standard(home)
 
     def re_exports(self, module: types.ModuleType) -> set[str]:
         """The names that a module imports to pass them on: `import X as X`, as type checkers understand it."""
@@ -131,19 +136,22 @@ class Description:
         return self.passed_on[module.__name__]
 
     def add_object(self, value: Any, name: str) -> None:
-        if isinstance(value, type):
+        if is_a(value, type):
             self.add(value, name, "class", home_of(value))
             self.class_names.setdefault(id(value), (value, set()))[1].add(name)
         elif type(value).__name__ == "ufunc":
             self.add(value, name, "ufunc", home_of(value))
-        elif inspect.isroutine(value) or (callable(value) and isinstance(getattr(value, "__name__", None), str)):
+        elif is_routine(value) or (callable(value) and isinstance(getattr(value, "__name__", None), str)):
             self.add(value, name, "function", home_of(value))
-        elif isinstance(value, PLAIN) or not (own_doc(value) or in_package(type(value), self.package)):
-            self.entries[name] = {"path": name, "names": {name}, "type": "attribute", "doc": "", "signature": ""}
+        elif is_a(value, PLAIN) or not (own_doc(value) or in_package(type(value), self.package)):
+            self.add_constant(name)
         else:  # an instance of the package's own classes has their documentation: numpy.r_
             self.add(value, name, "object", "")
             if in_package(type(value), self.package):  # scipy.stats.norm.pdf
                 self.instances.setdefault(id(value), (value, set()))[1].add(name)
+
+    def add_constant(self, name: str) -> None:
+        self.entries[name] = {"path": name, "names": {name}, "type": "attribute", "doc": "", "signature": ""}
 
     def add_members(self, cls: type, names: Sequence[str]) -> None:
         found = set()
@@ -156,28 +164,31 @@ class Description:
             found.add(member)
             raw = vars(owners[0])[member]
             path = home_of(owners[0]) + "." + member if in_package(owners[0], self.package) else ""
-            if not isinstance(raw, type) and isinstance(accessed(cls, member), type):  # pandas.Series.str
+            if not is_a(raw, type) and is_a(accessed(cls, member), type):  # pandas.Series.str
                 raw = accessed(cls, member)
             for name in names:
-                self.add_member(raw, name + "." + member, path, owners)
+                try:
+                    self.add_member(raw, name + "." + member, path, owners)
+                except Exception:
+                    self.add_constant(name + "." + member)
         if id(cls) in self.entries:
             self.entries[id(cls)]["members"] = sorted(found)
 
     def add_member(self, raw: Any, name: str, path: str, owners: Sequence[type]) -> None:
-        value = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
+        value = raw.__func__ if is_a(raw, (classmethod, staticmethod)) else raw
         member = name.rpartition(".")[2]
-        if isinstance(value, type):
+        if is_a(value, type):
             self.add_object(value, name)
         elif id(value) in self.entries:
             self.entries[id(value)]["names"].add(name)
-        elif isinstance(value, PROPERTIES) or type(value).__name__ in ("cached_property", "CachedAttribute"):
+        elif is_a(value, PROPERTIES) or type(value).__name__ in ("cached_property", "CachedAttribute"):
             self.add(value, name, "property", path, doc=inherited_doc(value, member, owners))
-        elif inspect.isroutine(value) or (callable(value) and hasattr(value, "__name__")):
-            bound = not isinstance(raw, staticmethod)
+        elif is_routine(value) or (callable(value) and hasattr(value, "__name__")):
+            bound = not is_a(raw, staticmethod)
             self.add(value, name, "method", path, bound=bound, doc=inherited_doc(value, member, owners))
-        elif isinstance(value, PLAIN) or not own_doc(value):
+        elif is_a(value, PLAIN) or not own_doc(value):
             if path == name:
-                self.entries[name] = {"path": name, "names": {name}, "type": "attribute", "doc": "", "signature": ""}
+                self.add_constant(name)
         else:
             self.add(value, name, "property", path)
 

@@ -22,7 +22,7 @@ from typing import Any, Iterable, Iterator  # noqa: UP035 - as Python 3.7 has th
 
 from .description import is_standard, source_of
 from .importing import DEPRECATIONS, TimeLimit, TooSlow
-from .objects import accessed, home_module, home_of, in_package, is_below, is_public
+from .objects import accessed, home_module, home_of, in_package, is_a, is_below, is_public
 
 UNUSED_NAMES = ("zq_nobody_uses_this", "ZqNobodyUsesThis", "zqx7")
 WORD = re.compile(r"[^\W\d]\w*")
@@ -63,7 +63,7 @@ class Namespaces:
         modules = [(name, value) for name, value in sorted(sys.modules.copy().items()) if is_below(name, self.package)]
         self.own = {id(value) for _, value in modules}  # also those that have another name: requests.packages.urllib3
         for name, module in modules:
-            if isinstance(module, types.ModuleType):
+            if is_a(module, types.ModuleType):
                 number = self.module(module)
                 self.spaces[number]["modules"].append(name)
         words = {name for space in self.spaces for name in space["names"]}
@@ -129,13 +129,19 @@ class Namespaces:
 
     def target(self, value: Any, name: str) -> str:
         """Where a name leads: "s" and a namespace, "o" and an object, "=" and where it is defined, or ""."""
-        if isinstance(value, types.ModuleType):
+        try:
+            return self.found_target(value, name)
+        except Exception:  # of a proxy that stands for nothing yet
+            return ""
+
+    def found_target(self, value: Any, name: str) -> str:
+        if is_a(value, types.ModuleType):
             home = str(getattr(value, "__name__", ""))
             if id(value) in self.own or is_below(home, self.package):
                 return "s" + str(self.module(value))
             is_offered = is_public(name) and name.count(".") <= DEEPEST_FOREIGN and not is_standard(home)
             return "s" + str(self.foreign(value)) if is_offered else "=" + home
-        if isinstance(value, type):
+        if is_a(value, type):
             if in_package(value, self.package) or id(value) in self.numbers:
                 return "s" + str(self.class_(value))
             return "=" + home_of(value)
@@ -148,7 +154,7 @@ class Namespaces:
         return "=" + home if home else ""
 
     def is_instance(self, value: Any) -> bool:
-        return in_package(type(value), self.package) and not isinstance(value, enum.Enum)
+        return in_package(type(value), self.package) and not is_a(value, enum.Enum)
 
     def class_(self, cls: type) -> int:
         if id(cls) in self.places:
@@ -158,10 +164,10 @@ class Namespaces:
             space["object"] = self.numbers[id(cls)]
         home = home_of(cls)
         for name, raw in sorted(vars(cls).items()):
-            value = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
-            if not isinstance(value, type) and id(value) not in self.numbers and in_package(cls, self.package):
+            value = raw.__func__ if is_a(raw, (classmethod, staticmethod)) else raw
+            if not is_a(value, type) and id(value) not in self.numbers and in_package(cls, self.package):
                 found = accessed(cls, name)
-                value = found if isinstance(found, type) and name != "__class__" else value
+                value = found if is_a(found, type) and name != "__class__" else value
             space["names"][name] = "" if name.startswith("__") else self.member(value, home + "." + name)
         if in_package(cls, self.package):
             space["instance"] = sorted(self.instance_names(cls) - set(space["names"]))
@@ -175,7 +181,9 @@ class Namespaces:
 
     def member(self, value: Any, name: str) -> str:
         """Of a class; what is no class or described object there leads nowhere."""
-        if isinstance(value, type) or id(value) in self.numbers:
+        if is_a(value, type):
+            return self.target(value, name)
+        if id(value) in self.numbers:
             return "o" + str(self.numbers[id(value)]) if self.is_instance(value) else self.target(value, name)
         return "o" + str(self.numbers[name]) if name in self.numbers else ""
 
@@ -324,14 +332,14 @@ def words_of(value: Any, hooks: Iterable[Any]) -> set[str]:
         if code is None:
             continue
         files.add(code.co_filename)
-        used = [getattr(function, "__globals__", {}).get(name) for name in code.co_names]
+        used: list[Any] = [getattr(function, "__globals__", {}).get(name) for name in code.co_names]
         used += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if has_content(cell)]
         for one in used:
-            if isinstance(one, (dict, list, tuple, set, frozenset)):
+            if is_a(one, (dict, list, tuple, set, frozenset)):
                 words.update(filter(is_text, one))
-            elif isinstance(one, types.FunctionType):
+            elif is_a(one, types.FunctionType):
                 files.add(one.__code__.co_filename)
-            elif isinstance(one, types.ModuleType):
+            elif is_a(one, types.ModuleType):
                 words.update(filter(is_text, vars(one)))
     for path in files:
         try:
@@ -357,4 +365,4 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def is_text(value: object) -> bool:
-    return isinstance(value, str)
+    return is_a(value, str)

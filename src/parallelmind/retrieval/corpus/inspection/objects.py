@@ -12,6 +12,28 @@ PROPERTIES = (property, types.GetSetDescriptorType, types.MemberDescriptorType)
 PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, type(None), type(Ellipsis))
 
 
+METHOD_TYPES = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.WrapperDescriptorType,
+    types.MethodWrapperType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+
+
+def is_a(value: Any, kinds: Any) -> bool:
+    """`isinstance` by what an object is and not by what it says: proxies answer for another, or raise an error."""
+    return issubclass(type(value), kinds)
+
+
+def is_routine(value: Any) -> bool:
+    """`inspect.isroutine`, by what an object is."""
+    is_descriptor = hasattr(type(value), "__get__") and not hasattr(type(value), "__set__")
+    return is_a(value, METHOD_TYPES) or (is_descriptor and not is_a(value, type))
+
+
 def is_public(name: str) -> bool:
     return not any(part.startswith("_") or part in SKIPPED_MODULES for part in name.split("."))
 
@@ -70,7 +92,7 @@ def clean_doc(doc: Any) -> str:
 def deprecation(value: Any) -> str:
     """What an object says about its end by PEP 702; "" if it says nothing."""
     try:
-        said = vars(value).get("__deprecated__") if isinstance(value, type) else getattr(value, "__deprecated__", None)
+        said = vars(value).get("__deprecated__") if is_a(value, type) else getattr(value, "__deprecated__", None)
     except BaseException:
         return ""
     return said if isinstance(said, str) else "deprecated" if said is True else ""

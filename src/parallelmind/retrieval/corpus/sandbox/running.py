@@ -219,7 +219,9 @@ def _memory(processes: Sequence[psutil.Process], kind: str) -> int:
 
 def _memory_on_linux(pid: int, kind: str) -> int:
     # Where the first thread has ended before the others, only theirs show what the process has.
-    places = [Path(f"/proc/{pid}"), *Path(f"/proc/{pid}/task").glob("*")]
+    places = [Path(f"/proc/{pid}")]
+    with contextlib.suppress(OSError):  # it may have ended by now
+        places += Path(f"/proc/{pid}/task").glob("*")
     for name, sizes in _MEMORY_FILES if kind == "pss" else _MEMORY_FILES[1:]:
         for place in places:
             with contextlib.suppress(OSError):
