@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from parallelmind.retrieval.store import CorpusStore
 from parallelmind.retrieval.versions import sort_key
 from tests.retrieval.small_corpus import OLD
 
+PARTS = ("dev", "test")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "retrieval"
 
 
@@ -119,3 +121,37 @@ def test_statistics_reconcile(tmp_path: Path) -> None:
     assert (found.methods[EXACT], found.methods[ABSENT], found.methods[FALLBACK]) == (1, 1, 0)
     assert found.error_reasons == {"no torch": 1}
     assert (found.truncated, found.mean_context_length, found.mean_retrieval_time) == (1, 20.0, 0.5)
+
+
+def test_ranked_queries_are_counted_by_part_and_what_fails_counts_as_not_found(
+    store: CorpusStore, tmp_path: Path
+) -> None:
+    rows = [label(FALLBACK, "box.weigh", kind="asked", part=part) for part in ("dev", "test", "test")]
+    answers = Scripted((FALLBACK, [6]), (FALLBACK, [0, 6]))
+
+    def retrieve(query: Query) -> Retrieval:
+        if query.original_item_id == "lost":
+            raise DataError("no such version")
+        return answers.retrieve(query)
+
+    rows[2] |= {"id": "lost"}
+    report = evaluate(retrieve, store, read_labelled(write(tmp_path / "l.jsonl", *rows)))
+    assert {name: (part.queries, part.hits[1], part.mrr) for name, part in report.parts.items()} == {
+        "dev, asked": (1, 1.0, 1.0),
+        "test, asked": (2, 0.0, 0.25),
+    }
+    assert report.errors == {"no such version": 1}
+    assert report.fields()["parts"]["test, asked"]["hits"]["hit@5"] == 0.5
+
+
+def test_the_paraphrased_questions_name_no_api_and_are_split_over_all_packages() -> None:
+    rows = read_labelled(EXAMPLES / "paraphrased.jsonl")
+    packages = {
+        part: {*(name for row in rows if row.part == part for name in row.query.dependencies)} for part in PARTS
+    }
+    assert packages["dev"] == packages["test"]
+    assert len(packages["test"]) >= 8
+    assert Counter(row.part for row in rows)["test"] >= 150
+    for row in rows:
+        words = set(re.findall(r"\w+", row.query.query))
+        assert not words & {name.rpartition(".")[2] for name in row.expected}, row.query.query

@@ -16,9 +16,11 @@ from typing import Any
 from parallelmind.errors import DataError
 from parallelmind.io.jsonl import read_lines
 from parallelmind.io.records import load_object, show_value
+from parallelmind.retrieval.context_text import Context
 from parallelmind.retrieval.queries import Query, expand_item, is_nested
 from parallelmind.retrieval.retriever import ABSENT, FALLBACK, METHODS, Retrieval
 from parallelmind.retrieval.store import CorpusStore
+from parallelmind.retrieval.truth import ERROR, document_names
 
 HIT_DEPTHS = (1, 5, 10)
 _MISTAKES_LISTED = 20
@@ -31,6 +33,7 @@ class LabelledQuery:
     expected: frozenset[str]
     kind: str
     moved_to: str | None
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,29 @@ class MethodScore:
     @property
     def recall(self) -> float | None:
         return self.right / self.expected if self.expected else None
+
+
+@dataclass(frozen=True, slots=True)
+class RankScore:
+    """How high the right documents are."""
+
+    queries: int
+    hits: Mapping[int, float]
+    """hit@k."""
+    mrr: float
+    """Mean reciprocal rank, over the first 10 documents."""
+
+    @classmethod
+    def of(cls, ranks: Sequence[int | None]) -> RankScore:
+        found = [rank for rank in ranks if rank is not None]
+        return cls(
+            queries=len(ranks),
+            hits={depth: sum(rank <= depth for rank in found) / len(ranks) if ranks else 0.0 for depth in HIT_DEPTHS},
+            mrr=sum(1 / rank for rank in found if rank <= HIT_DEPTHS[-1]) / len(ranks) if ranks else 0.0,
+        )
+
+    def fields(self) -> dict[str, Any]:
+        return {"queries": self.queries, "hits": named_hits(self.hits), "mrr": self.mrr}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +94,10 @@ class Report:
     """hit@k."""
     mrr: float
     """Mean reciprocal rank, over the first 10 documents."""
+    errors: Mapping[str, int]
+    """Why queries could not be served, and how many."""
+    parts: Mapping[str, RankScore]
+    """The ranked queries that name a part, by part and kind."""
     moved_right: int
     moved: int
     """Absent APIs labelled with what takes their place."""
@@ -79,8 +109,13 @@ class Report:
             name: dataclasses.asdict(score) | {"precision": score.precision, "recall": score.recall}
             for name, score in self.methods.items()
         }
-        hits = {f"hit@{depth}": value for depth, value in self.hits.items()}
-        return dataclasses.asdict(dataclasses.replace(self, methods={}, hits={})) | {"methods": scores, "hits": hits}
+        plain = dataclasses.asdict(dataclasses.replace(self, methods={}, hits={}, parts={}))
+        parts = {name: score.fields() for name, score in self.parts.items()}
+        return plain | {"methods": scores, "hits": named_hits(self.hits), "parts": parts}
+
+
+def named_hits(hits: Mapping[int, float]) -> dict[str, float]:
+    return {f"hit@{depth}": value for depth, value in hits.items()}
 
 
 def read_labelled(path: Path) -> list[LabelledQuery]:
@@ -95,12 +130,16 @@ def read_labelled(path: Path) -> list[LabelledQuery]:
 def evaluate(retrieve: Callable[[Query], Retrieval], store: CorpusStore, labelled: Iterable[LabelledQuery]) -> Report:
     """Serve every query and compare. `retrieve` should put 10 documents into a context.
 
-    Raises:
-        DataError: a query is wrong, or the corpus lacks a version that a label speaks of.
+    A query that cannot be served, as when the corpus lacks its version, counts as `error`.
     """
     tally = _Tally(store)
     for row in labelled:
-        tally.add(row, retrieve(row.query))
+        try:
+            retrieval = retrieve(row.query)
+        except DataError as error:
+            tally.errors[str(error)] += 1
+            retrieval = Retrieval(method=ERROR, context=Context("", [], False, None))
+        tally.add(row, retrieval)
     return tally.report()
 
 
@@ -108,12 +147,14 @@ class _Tally:
     def __init__(self, store: CorpusStore) -> None:
         self._store = store
         self._queries = self._right = self._moved = self._moved_right = 0
+        self.errors: Counter[str] = Counter()
         self._expected: Counter[str] = Counter()
         self._given: Counter[str] = Counter()
         self._right_by_method: Counter[str] = Counter()
         self._confusion: dict[str, Counter[str]] = {}
         self._kinds: dict[str, Counter[bool]] = {}
         self._ranks: list[int | None] = []
+        self._parts: dict[str, list[int | None]] = {}
         self._mistakes: list[Mapping[str, Any]] = []
 
     def add(self, row: LabelledQuery, retrieval: Retrieval) -> None:
@@ -121,6 +162,8 @@ class _Tally:
         rank = ranks[0] if ranks else None
         if row.method == FALLBACK:
             self._ranks.append(rank)
+            if row.part:
+                self._parts.setdefault(f"{row.part}, {row.kind}", []).append(rank)
         same_method = retrieval.method == row.method
         right = same_method and (row.method == ABSENT or rank == 1)
         self._queries += 1
@@ -138,8 +181,7 @@ class _Tally:
             self._mistakes.append(_mistake(row, retrieval))
 
     def report(self) -> Report:
-        ranked = len(self._ranks)
-        found = [rank for rank in self._ranks if rank is not None]
+        ranked = RankScore.of(self._ranks)
         return Report(
             queries=self._queries,
             right=self._right,
@@ -149,9 +191,11 @@ class _Tally:
             },
             confusion={name: dict(counts) for name, counts in self._confusion.items()},
             kinds={kind: (counts[True], counts.total()) for kind, counts in sorted(self._kinds.items())},
-            ranked=ranked,
-            hits={depth: sum(rank <= depth for rank in found) / ranked if ranked else 0.0 for depth in HIT_DEPTHS},
-            mrr=sum(1 / rank for rank in found if rank <= HIT_DEPTHS[-1]) / ranked if ranked else 0.0,
+            ranked=ranked.queries,
+            hits=ranked.hits,
+            mrr=ranked.mrr,
+            errors=dict(self.errors),
+            parts={name: RankScore.of(ranks) for name, ranks in sorted(self._parts.items())},
             moved_right=self._moved_right,
             moved=self._moved,
             mistakes=self._mistakes,
@@ -159,7 +203,7 @@ class _Tally:
 
     def _names(self, retrieval: Retrieval) -> Iterator[set[str]]:
         for document in retrieval.context.documents:
-            yield set(self._store.index(document.package, document.version).row(document.row).names)
+            yield document_names(self._store, document)
 
 
 def _mistake(row: LabelledQuery, retrieval: Retrieval) -> dict[str, Any]:
@@ -196,4 +240,5 @@ def _labelled(path: Path) -> Iterator[LabelledQuery]:
             expected=frozenset(expected),
             kind=str(row.get("kind", method)),
             moved_to=row.get("moved_to"),
+            part=str(row.get("part", "")),
         )
