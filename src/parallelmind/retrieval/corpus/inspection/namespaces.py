@@ -30,6 +30,7 @@ DEEPEST_FOREIGN = 2
 SECONDS_OF_A_HOOK = 20
 MOST_OF_ALL_HOOKS = 0.4
 """Of the time that the inspection may take."""
+TAKES_APART = {"startswith", "endswith", "removeprefix", "removesuffix", "replace", "partition", "rpartition", "split"}
 MOST_SAID = 1000
 GONE = re.compile(r"\b(?:removed|moved|renamed|no longer|deprecated|expired|use )", re.I)
 LARGEST_SOURCE = 2**22
@@ -169,8 +170,8 @@ class Namespaces:
                 found = accessed(cls, name)
                 value = found if is_a(found, type) and name != "__class__" else value
             space["names"][name] = "" if name.startswith("__") else self.member(value, home + "." + name)
+        space["instance"] = sorted(self.instance_names(cls) - set(space["names"]))
         if in_package(cls, self.package):
-            space["instance"] = sorted(self.instance_names(cls) - set(space["names"]))
             self.add_asked(cls, space, [name for name in space["names"] if not name.startswith("__")])
             hooks = list(hooks_of(type(cls), type))
             self.add_hooks(cls, space, [hook for hook in hooks if home_module(hook) != "enum"])
@@ -243,9 +244,11 @@ class Namespaces:
                     space["open"] = ANY
                     return
                 asked = words | words_of(value, hooks)
+                pieces = {piece for hook in hooks for piece in pieces_of(hook)}
+                asked |= {joined for piece in pieces for word in words_of(value, hooks) for joined in join(piece, word)}
                 known = set(space["names"]) | {name for base in self.all_bases(space) for name in base["names"]}
                 self.add_asked(value, space, sorted(asked - known), listed=False)
-                space["open"], space["asked"] = "", len(asked)
+                space["open"], space["asked"] = SOME if pieces else "", len(asked)
         except TooSlow:
             return
 
@@ -280,6 +283,8 @@ def note_assigned(node: ast.AST, qualified: str, found: dict[str, set[str]]) -> 
             name = qualified + child.name
             found.setdefault(name, set()).update(self_names(child))
             note_assigned(child, name + ".", found)
+        elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            note_assigned(child, qualified + child.name + ".<locals>.", found)
         elif isinstance(child, (ast.If, ast.Try)):
             note_assigned(child, qualified, found)
 
@@ -348,6 +353,28 @@ def words_of(value: Any, hooks: Iterable[Any]) -> set[str]:
         except (OSError, ValueError):
             continue
     return words
+
+
+def code_of(hook: Any) -> types.CodeType | None:
+    found = getattr(inspect.unwrap(getattr(hook, "__func__", hook)), "__code__", None)
+    return found if isinstance(found, types.CodeType) else None
+
+
+def pieces_of(hook: Any) -> set[str]:
+    """The parts of names that a `__getattr__` puts together or takes off, if it does: `DIRECTION_`.
+
+    What it then answers for cannot be known by trying.
+    """
+    code = code_of(hook)
+    if code is None or not TAKES_APART & set(code.co_names):
+        return set()
+    consts = [one for const in code.co_consts for one in (const if isinstance(const, tuple) else (const,))]
+    texts = [one for one in consts if isinstance(one, str) and WORD.fullmatch(one)]
+    return {one for one in texts if one.strip("_") and one.startswith("_") != one.endswith("_")}
+
+
+def join(piece: str, word: str) -> list[str]:
+    return [piece + word] if piece.endswith("_") else [word + piece]
 
 
 def has_content(cell: Any) -> bool:
