@@ -46,6 +46,8 @@ class Existence:
     """The row that documents it."""
     parent: int | None = None
     """The row of the nearest thing above it that is there, where it has no row of its own."""
+    home: str = ""
+    """Where another package defines it; "" if none does, or it has a row."""
     missing: str = ""
     """The component that is not there."""
     deprecated: str = ""
@@ -201,7 +203,7 @@ class _Walk:
     def _leaf(self, home: str) -> Existence:
         """The name ends here, or goes on below something that has no namespace."""
         if self._place == len(self._components):
-            return self._present(self._row, f"It is {home}." if home else "")
+            return replace(self._present(self._row, f"It is {home}." if home else ""), home=home)
         component = self._components[self._place]
         above = self._above()
         if home:

@@ -81,6 +81,8 @@ class _Found:
     absence: Absence | None = None
     preface: str = ""
     """What is known of the API, before all documents."""
+    preface_of: Document | None = None
+    """The API, if that is all there is of it."""
     title: str = ""
     """What stands before each document, to say what it is."""
     existence: Existence | None = None
@@ -123,9 +125,9 @@ class Retriever:
         name = self._renames.spelled_out(query.target_api)
         owner = self._owner(name, resolved)
         if owner:
-            found = self._find(self._store.index(owner, resolved.versions[owner]), name, query)
+            found = self._find(self._store.index(owner, resolved.versions[owner]), name, query, resolved)
         else:
-            found = self._find_anywhere(self._indexes(resolved), name, query)
+            found = self._find_anywhere(resolved, name, query)
         return Retrieval(
             method=found.method,
             context=self._context(found),
@@ -148,10 +150,10 @@ class Retriever:
     def _indexes(self, resolved: Resolved) -> list[VersionIndex]:
         return [self._store.index(package, version) for package, version in resolved.versions.items()]
 
-    def _find(self, index: VersionIndex, name: str, query: Query) -> _Found:
+    def _find(self, index: VersionIndex, name: str, query: Query, resolved: Resolved) -> _Found:
         known = look_up(index, name)
         if known.verdict == PRESENT and not self._settings.jump_exact_match:
-            return self._present(index, name, known)
+            return self._present(index, name, known, resolved)
         by_likeness = self._settings.enable_str_match
         is_removed = known.verdict != PRESENT and self._renames.removal(name, index.version) is not None
         if by_likeness and not is_removed and (other := find_renamed(index, name, self._renames)) is not None:
@@ -169,13 +171,22 @@ class Retriever:
         preface = self._unknown_text(index, name, known) if known.verdict == UNKNOWN else ""
         return replace(found, existence=known, preface=preface)
 
-    def _present(self, index: VersionIndex, name: str, known: Existence) -> _Found:
-        """The API's own document, or else that of what it belongs to."""
+    def _present(self, index: VersionIndex, name: str, known: Existence, resolved: Resolved) -> _Found:
+        """The API's own document, also from another package that defines it, or else that of what it belongs to."""
         if known.row is not None:
             preface = self._deprecated_text(index, name, known)
             return _Found(EXACT, [((index, known.row), name)], preface=preface, existence=known)
-        hits = [] if known.parent is None else [((index, known.parent), index.public(known.parent))]
-        return _Found(EXACT, hits, preface=presence_text(name, index.package, index.version, known), existence=known)
+        package = known.home.partition(".")[0]
+        if package in resolved.versions:
+            other = self._store.index(package, resolved.versions[package])
+            there = look_up(other, known.home)
+            if there.row is not None:
+                return _Found(EXACT, [((other, there.row), name)], existence=known)
+        parent = known.parent if known.parent is not None else index.find(index.package)
+        hits = [] if parent is None else [((index, parent), index.public(parent))]
+        text = presence_text(name, index.package, index.version, known)
+        document = Document(index.package, index.version, parent or 0, name)
+        return _Found(EXACT, hits, preface=text, preface_of=document, title="It belongs to:\n\n", existence=known)
 
     def _deprecated_text(self, index: VersionIndex, name: str, known: Existence) -> str:
         """That it is deprecated, and what to use instead; "" if it is not."""
@@ -193,7 +204,8 @@ class Retriever:
         others = " and ".join(other.version for other in (older, newer) if other is not None)
         return known.evidence + (f" {index.package} {others} has it." if others else "")
 
-    def _find_anywhere(self, indexes: Sequence[VersionIndex], name: str, query: Query) -> _Found:
+    def _find_anywhere(self, resolved: Resolved, name: str, query: Query) -> _Found:
+        indexes = self._indexes(resolved)
         if name and not self._settings.jump_exact_match:
             # A name without its package: read_csv, DataFrame.groupby.
             below = [(index, f"{index.package}.{name}") for index in indexes]
@@ -201,7 +213,7 @@ class Retriever:
                 (index, full, known) for index, full in below if (known := look_up(index, full)).verdict == PRESENT
             ]
             if len(there) == 1:
-                return self._present(*there[0])
+                return self._present(*there[0], resolved)
         if name and self._settings.enable_str_match:
             for index in indexes:
                 if (row := self._similar_names(index).find(index, name)) is not None:
@@ -246,7 +258,7 @@ class Retriever:
 
     def _context(self, found: _Found) -> Context:
         fill = found.method == FALLBACK and not self._settings.fixed_docs_per_query
-        texts: list[tuple[Document | None, str]] = [(None, found.preface)] if found.preface else []
+        texts: list[tuple[Document | None, str]] = [(found.preface_of, found.preface)] if found.preface else []
         for (index, row), name in found.hits:
             document = Document(index.package, index.version, row, name)
             texts.append((document, document_text(document, index.row(row), title=found.title)))

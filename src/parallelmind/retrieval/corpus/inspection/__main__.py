@@ -36,8 +36,8 @@ def main() -> None:
     results.flush()
     described = description.Description(request["package"])
     described.run()
-    known = namespaces.Namespaces(request["package"], described.numbers(), request["seconds"])
-    known.run(has_finders=len(sys.meta_path) > len(finders))
+    known = namespaces.Namespaces(request["package"], described, request["seconds"])
+    known.run([finder for finder in sys.meta_path if finder not in finders])
     head = {
         "python": ".".join(map(str, sys.version_info[:3])),
         "errors": importer.errors,

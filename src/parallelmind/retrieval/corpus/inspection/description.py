@@ -80,6 +80,12 @@ class Description:
                 self.add_members(self.class_names[key][0], sorted(new))
             done.update(waiting)
 
+    def add_late(self, value: Any, name: str) -> None:
+        """An object that only asking for its name has shown; and its members, if it is a class."""
+        self.add_object(value, name)
+        if is_a(value, type):
+            self.add_members(value, [name])
+
     def add_module(self, name: str, module: types.ModuleType) -> None:
         members = set()
         for member, value, exported in public_members(module):

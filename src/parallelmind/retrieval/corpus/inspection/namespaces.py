@@ -18,9 +18,9 @@ import sys
 import time
 import types
 import warnings
-from typing import Any, Iterable, Iterator  # noqa: UP035 - as Python 3.7 has them
+from typing import Any, Iterable, Iterator, Sequence  # noqa: UP035 - as Python 3.7 has them
 
-from .description import is_standard, source_of
+from .description import Description, is_standard, source_of
 from .importing import DEPRECATIONS, TimeLimit, TooSlow
 from .objects import accessed, home_module, home_of, in_package, is_a, is_below, is_public
 
@@ -44,13 +44,14 @@ class Namespaces:
 
     Args:
         package: the import name.
-        numbers: of the objects that are described, by id, or by name where they are constants.
+        described: the objects that have a text, which get a number each.
         seconds: that the whole inspection may take.
     """
 
-    def __init__(self, package: str, numbers: dict[Any, int], seconds: float) -> None:
+    def __init__(self, package: str, described: Description, seconds: float) -> None:
         self.package = package
-        self.numbers = numbers
+        self.described = described
+        self.numbers = described.numbers()
         self.own: set[int] = set()
         self.places: dict[int, int] = {}
         self.spaces: list[dict[str, Any]] = []
@@ -59,8 +60,8 @@ class Namespaces:
         self.trees: dict[str, dict[str, set[str]]] = {}
         self.deadline = time.monotonic() + seconds * MOST_OF_ALL_HOOKS
 
-    def run(self, has_finders: bool) -> None:
-        """`has_finders`: the package has its own ways of finding modules, so that more may be imported than is seen."""
+    def run(self, finders: Sequence[Any]) -> None:
+        """`finders`: the ways of finding modules that the package has added to Python's own."""
         modules = [(name, value) for name, value in sorted(sys.modules.copy().items()) if is_below(name, self.package)]
         self.own = {id(value) for _, value in modules}  # also those that have another name: requests.packages.urllib3
         for name, module in modules:
@@ -70,7 +71,7 @@ class Namespaces:
         words = {name for space in self.spaces for name in space["names"]}
         for value, space, hooks in self.hooked:
             self.ask(value, space, hooks, words)
-        for space in self.spaces if has_finders else ():
+        for space in self.spaces if any(finds_anything(finder, self.package) for finder in finders) else ():
             if space["kind"] == "module" and not space["open"]:
                 space["open"] = SOME
 
@@ -123,10 +124,25 @@ class Namespaces:
                         space["raises"].append(name)
                     continue
                 if name not in space["names"]:
-                    space["names"][name] = self.target(found, space["name"] + "." + name)
+                    full = space["name"] + "." + name
+                    if not listed and space["kind"] == "module" and is_below(full, self.package) and is_public(full):
+                        self.describe(found, full)
+                    space["names"][name] = self.target(found, full)
                 for one in said:
                     if issubclass(one.category, DEPRECATIONS):
                         space["said"].setdefault(name, str(one.message)[:MOST_SAID])
+
+    def describe(self, value: Any, name: str) -> None:
+        """Give an object of the package a number that has none, as no name led to it so far."""
+        if is_a(value, types.ModuleType) or id(value) in self.numbers or not is_below(home_module(value), self.package):
+            return
+        before = len(self.described.entries)
+        with contextlib.suppress(Exception):  # of a proxy
+            self.described.add_late(value, name)
+        if len(self.described.entries) > before:
+            self.numbers = self.described.numbers()
+            if is_a(value, type) and id(value) in self.places and id(value) in self.numbers:
+                self.spaces[self.places[id(value)]]["object"] = self.numbers[id(value)]
 
     def target(self, value: Any, name: str) -> str:
         """Where a name leads: "s" and a namespace, "o" and an object, "=" and where it is defined, or ""."""
@@ -301,6 +317,16 @@ def self_names(cls: ast.ClassDef) -> Iterator[str]:
                     and node.value.id == first
                 ):
                     yield node.attr
+
+
+def finds_anything(finder: Any, package: str) -> bool:
+    """Whether a way of finding modules finds one that nobody has."""
+    try:
+        return finder.find_spec(package + "." + UNUSED_NAMES[0], None, None) is not None
+    except AttributeError:
+        return False  # it is of the old kind, which Python no longer asks
+    except Exception:
+        return True
 
 
 def hooks_of(cls: type, last: type) -> Iterator[Any]:
