@@ -65,3 +65,8 @@ def test_a_file_without_records_is_named(tmp_path: Path) -> None:
     data = dataset(ChainedSource(files))
     assert len(data.store()) == 1
     assert data.counts.notes == [f"{tmp_path / 'b'}: no record of it is used."]
+
+
+def test_weights_of_any_size() -> None:
+    assert Mixture((1e308, 1e308)).shares([3, 1]) == [2, 2]
+    assert Mixture((5e-324, 5e-324)).shares([3, 1]) == [2, 2]

@@ -179,10 +179,8 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         return self._joined()
 
     def samples(self) -> Sequence[EncodedSample]:
-        """The same, of one source whose samples are kept in memory."""
-        [store] = self._joined().stores
-        assert isinstance(store, MemoryStore)
-        return store.samples
+        """The same, of sources whose samples are kept in memory."""
+        return [sample for store in self._joined().stores if isinstance(store, MemoryStore) for sample in store.samples]
 
     def largest_row(self) -> int:
         """Branches of the largest row there can be, of data that is not streamed."""

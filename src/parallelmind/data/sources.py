@@ -203,7 +203,7 @@ class HubSource:
 
 
 class FilteredSource:
-    """The rows of a source whose number `keep` accepts.
+    """The rows of one source whose number `keep` accepts.
 
     Args:
         rule: another one for another `keep`; None: it cannot be told.
@@ -226,8 +226,7 @@ class FilteredSource:
         return None if whole is None or self._rule is None else f"{whole} {self._rule}"
 
     def parts(self) -> Sequence[RecordSource]:
-        parts = self._source.parts()
-        return (self,) if len(parts) == 1 else [FilteredSource(one, self._keep, rule=self._rule) for one in parts]
+        return (self,)
 
 
 class ChainedSource:
