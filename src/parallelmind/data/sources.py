@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from parallelmind.data.sft_files import container_of, read_rows
 from parallelmind.errors import DataError, SettingsError, first_line
-from parallelmind.io.fingerprints import fingerprint_of_content
+from parallelmind.io.fingerprints import fingerprint_of_content, fingerprint_of_tree
 from parallelmind.io.jsonl import read_lines
 from parallelmind.io.records import load_object, show_value
 
@@ -184,6 +184,8 @@ class HubSource:
         self.name = name if subset is None else f"{name} ({subset})"
         self._max_records = max_records
         self._dataset = _load(name, subset, split, streaming)
+        self._folder = Path(name) if Path(name).is_dir() else None
+        self._part = f"{subset} {split}"
 
     def read(self, start: int = 0) -> Iterator[SourceRow]:
         dataset = self._dataset.skip(start) if start else self._dataset
@@ -195,6 +197,8 @@ class HubSource:
         return f"{self.name} row {number}"
 
     def identity(self) -> str | None:
+        if self._folder is not None:  # the package's own says how a dataset was made, which may give other rows today
+            return f"folder {fingerprint_of_tree(self._folder)} {self._part} {self._max_records}"
         fingerprint = getattr(self._dataset, "_fingerprint", None)  # of a stream there is none
         return fingerprint and f"dataset {fingerprint} {self._max_records}"
 
