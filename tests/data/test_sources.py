@@ -61,6 +61,11 @@ def test_nested_columns_of_parquet(tmp_path: Path) -> None:
     [
         ("d.parquet", b"PAR1 no", r"d\.parquet: not readable as Parquet"),
         ("d.csv", b"prompt,completion\na\n", r"d\.csv line 2 has 1 cells, the header has 2"),
+        (
+            "d.csv",
+            b"prompt,completion\na,caf\xe9\n",
+            r'd\.csv line 2: "completion" is not UTF-8 at character 4; save it',
+        ),
         ("d.json", b'[{"prompt": "a", "completion": "b"}, 3]', r"d\.json line 1 is a number \(3\); expected an object"),
     ],
 )

@@ -362,7 +362,7 @@ def _blank(plan: RowPlan) -> TrainingRow:
 
 def _nothing(name: str, counts: DataCounts) -> str:
     if not counts.records:
-        return f"{name} has no records; expected one JSON object a line."
+        return f"{name} has no records; expected at least one."
     lost = " ".join(counts.notes[:3])
     return (
         f"{name}: none of its {counts.records} records leaves a supervised token; raise --max_seq_len or "

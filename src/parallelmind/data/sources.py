@@ -103,7 +103,8 @@ class TableSource(FileSource):
     kind = "table"
 
     def read(self, start: int = 0) -> Iterator[SourceRow]:
-        rows = read_rows(self._path, container_of(self._path))
+        container = container_of(self._path)
+        rows = read_rows(self._path, container)
         for index, row in enumerate(islice(rows, self._max_records)):
             if index < start:
                 continue
@@ -111,7 +112,20 @@ class TableSource(FileSource):
                 raise DataError(f"{self.where(row.line)} {row.error}; correct it.")
             if not isinstance(row.value, dict):
                 raise DataError(f"{self.where(row.line)} is {show_value(row.value)}; expected an object with fields.")
+            if container != "json_list":
+                _check_cells(row.value, self.where(row.line))
             yield self._row(index, row.line, row.value)
+
+
+def _check_cells(row: Mapping[str, str], where: str) -> None:
+    """Bytes of a table that are not UTF-8 were read as half of a surrogate pair."""
+    for column, cell in row.items():
+        try:
+            cell.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f'{where}: "{column}" is not UTF-8 at character {error.start + 1}; save it as UTF-8.'
+            ) from None
 
 
 class ParquetSource(FileSource):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,14 +85,25 @@ class Evaluation:
             return ["loss"]
         return ["loss", "exact", *(_group_name(first, last) for first, last in self._groups)]
 
-    def run(self, model: Any, *, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
+    def run(
+        self,
+        model: Any,
+        *,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        autocast: AbstractContextManager[None] | None = None,
+    ) -> dict[str, float]:
         """`loss`, and if there are answers `exact`, in all and by branch number: `exact_1-8` (`number_groups`).
 
         All processes find the same. The model is left in eval mode.
+
+        Args:
+            autocast: that of training, in which the loss is computed.
         """
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
-        with torch.no_grad():
+        with torch.no_grad(), autocast or nullcontext():
             for micro in self._batches[rank::world_size]:
                 inputs = self._collator(micro)
                 count = inputs.pop("info").supervised_tokens

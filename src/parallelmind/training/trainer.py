@@ -197,6 +197,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
             device=self.args.device,
             rank=self.args.process_index,
             world_size=self.args.world_size,
+            # A run that is finished from its checkpoint never had its model wrapped for training.
+            autocast=self.accelerator.autocast(),
         )
         return {f"{prefix}_{name}": value for name, value in found.items()}
 
