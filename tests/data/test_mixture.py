@@ -48,7 +48,7 @@ def texts(data: ParallelPretrainDataset, epoch: int) -> Counter[str]:
     )
 
 
-def test_an_epoch_of_weighted_files(tmp_path: Path) -> None:
+def test_an_epoch_of_weighted_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = [write(tmp_path / name, [{"text": name * 3}] * count) for name, count in (("a", 10), ("b", 30))]
     data = dataset(ChainedSource(files), most=1, size=1, mixture=Mixture((0.7, 0.3)), epochs=2)
     for epoch in (0, 1):
@@ -58,6 +58,10 @@ def test_an_epoch_of_weighted_files(tmp_path: Path) -> None:
     rest = dataset(ChainedSource(files), most=1, size=1, mixture=Mixture((0.7, 0.3)), epochs=2)
     rest.load_state_dict(batches[50].state)
     assert contents(list(rest)) == contents(batches[51:])
+    assert not caplog.records
+    other = dataset(ChainedSource(files), most=1, size=1, mixture=Mixture((0.6, 0.4)), epochs=2, seed=7)
+    other.load_state_dict(batches[50].state)
+    assert "(seed 7 instead of 42, data_weights 0.6 0.4 instead of 0.7 0.3): of this pass" in caplog.text
 
 
 def test_a_file_without_records_is_named(tmp_path: Path) -> None:
@@ -65,3 +69,8 @@ def test_a_file_without_records_is_named(tmp_path: Path) -> None:
     data = dataset(ChainedSource(files))
     assert len(data.store()) == 1
     assert data.counts.notes == [f"{tmp_path / 'b'}: no record of it is used."]
+
+
+def test_weights_of_any_size() -> None:
+    assert Mixture((1e308, 1e308)).shares([3, 1]) == [2, 2]
+    assert Mixture((5e-324, 5e-324)).shares([3, 1]) == [2, 2]

@@ -61,6 +61,11 @@ def test_nested_columns_of_parquet(tmp_path: Path) -> None:
     [
         ("d.parquet", b"PAR1 no", r"d\.parquet: not readable as Parquet"),
         ("d.csv", b"prompt,completion\na\n", r"d\.csv line 2 has 1 cells, the header has 2"),
+        (
+            "d.csv",
+            b"prompt,completion\na,caf\xe9\n",
+            r'd\.csv line 2: "completion" is not UTF-8 at character 4; save it',
+        ),
         ("d.json", b'[{"prompt": "a", "completion": "b"}, 3]', r"d\.json line 1 is a number \(3\); expected an object"),
     ],
 )
@@ -104,6 +109,19 @@ def test_a_dataset_tells_other_content(tmp_path: Path) -> None:
         found.append(HubSource(str(tmp_path / name), None, split="train", streaming=False).identity())
     assert found[0] is not None
     assert found[0] != found[2]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_made_alike_of_other_things_is_another_one(streaming: bool, tmp_path: Path) -> None:
+    """As by the same `map` with a function that reads a file: what the package calls it is the same."""
+    found = []
+    for name, rows in (("a", PAIRS[:3]), ("b", PAIRS[1:4]), ("moved", PAIRS[:3])):
+        Dataset.from_list(rows).save_to_disk(tmp_path / name)
+        state = tmp_path / name / "state.json"
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"_fingerprint": "0123456789abcdef"}))
+        found.append(HubSource(str(tmp_path / name), None, split="train", streaming=streaming).identity())
+    assert found[0] != found[1]
+    assert found[0] == found[2]
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:

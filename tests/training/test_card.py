@@ -109,3 +109,8 @@ def test_adapters_saved_without_settings_say_nothing_to_peft(model: Path, data: 
     train(options(model, data, tmp_path, max_steps=1, patch_rope=False))
     config = json.loads((tmp_path / "lora" / "hf_parallel_lora_final" / "adapter_config.json").read_text())
     assert NEEDS_ROPE not in config
+
+
+def test_names_are_words_of_a_shell() -> None:
+    text = card_text(facts(base_model="my model", base_model_on_hub=False), folder="a `name`")
+    assert "--base_model 'my model' --lora_path 'a `name`'" in text

@@ -157,7 +157,20 @@ def test_the_mask_of_a_long_row_is_a_picture_of_every_nth_token():
     with Image.open(io.BytesIO(png)) as image:
         assert image.size == (1000, 1000)
         seen = [[alpha > 0 for alpha in line] for line in np.asarray(image.convert("RGBA"))[::97, :, 3].tolist()]
-    assert seen == grid.seen[::3, ::3][::97].tolist()
+    assert seen == grid.seen()[::3, ::3][::97].tolist()
+
+
+def test_a_row_of_any_length_is_drawn_from_some_pairs_of_its_tokens(monkeypatch):
+    held = []
+
+    def noting(*arguments, **named):
+        held.append(visible(*arguments, **named))
+        return held[-1]
+
+    monkeypatch.setattr("parallelmind.visuals.grid.visible", noting)
+    row = pack_row(range(20_000), [range(20_000)])
+    report_html(report(example_row=row, example_tokens=["t"] * 40_000, example_loss_mask=None))
+    assert 0 < sum(seen.numel() for seen in held) < 10**7
 
 
 def test_points_stand_where_their_values_are():
@@ -248,6 +261,12 @@ def test_what_an_old_run_did_not_record_is_not_made_up(tmp_path):
     for name in ("python", "parallelmind", "torch", "transformers", "peft", "processor"):
         assert f"<th>{name}</th><td>not recorded</td>" in html
     assert "Sample answers" not in html
+
+
+def test_long_answers_are_shortened():
+    long = SampleAnswer(main="", prompt="p" * 5000, branch=1, expected="e" * 5000, generated="g" * 5000, exact=False)
+    html = report_html(report(facts=facts(samples=[long])))
+    assert all(letter * 100 in html and letter * 1000 not in html for letter in "peg")
 
 
 def test_answers_are_escaped():

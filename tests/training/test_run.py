@@ -19,6 +19,7 @@ from parallelmind.models.lora_layers import lora_layers
 from parallelmind.models.sidecar import read_sidecar
 from parallelmind.training.files import RunFiles
 from parallelmind.training.model import training_device
+from parallelmind.training.trainer import PackedTrainer
 from tests.machines import machine_with_gpus
 from tests.training.runs import (
     Killed,
@@ -166,6 +167,35 @@ def test_a_loss_that_is_not_a_number_stops_with_the_records(model: Path, data: P
     last = RunFiles(tmp_path, "hf_parallel_lora").last_checkpoint()
     assert last is not None
     assert last.name == "checkpoint-1"
+
+
+def test_a_held_out_loss_that_is_not_a_number_is_not_laid_on_the_model(model: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"held-out loss became (nan|inf).* lower --learning_rate"):
+        train(options(model, data, tmp_path, max_steps=3, learning_rate=1e30, eval_ratio=0.3, eval_interval=1))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(model: Path, data: Path, tmp_path: Path) -> None:
+    """The step after it would fail, and its checkpoint could not be continued."""
+
+    def spoil(step: int) -> None:
+        if step == 3:
+            with torch.no_grad():
+                next(value for value in seen[0].parameters() if value.requires_grad).fill_(torch.nan)
+
+    seen: list[Any] = []
+    make = PackedTrainer.__init__
+
+    def noting(self: PackedTrainer, **parts: Any) -> None:
+        seen.append(parts["model"])
+        make(self, **parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackedTrainer, "__init__", noting)
+        with pytest.raises(TrainingError, match=r"With step 3 weights became infinite or no numbers. .*checkpoint-2\."):
+            train(options(model, data, tmp_path, save_interval=1, max_steps=5), RecordedProgress(spoil))
+    last = RunFiles(tmp_path, "hf_parallel_lora").last_checkpoint()
+    assert last is not None
+    assert last.name == "checkpoint-2"
 
 
 @pytest.mark.parametrize("kind", ["", ".pth"])

@@ -52,7 +52,7 @@ def test_padding_is_left_out():
     )
     drawn = grid(row=padded, tokens=[*TOKENS, "<pad>", "<pad>"])
     assert drawn.branch_of == grid().branch_of
-    assert torch.equal(drawn.seen, grid().seen)
+    assert torch.equal(drawn.seen(), grid().seen())
 
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)
@@ -81,7 +81,7 @@ def test_the_mask_of_the_terminal_is_the_mask_of_the_model(visibility, width):
             codes = [ord(c) - 0x2800 if c != " " else 0 for c in line.ljust(7)]
             for left, right in ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80)):
                 shown.append([bool(code & bit) for code in codes for bit in (left, right)][:13])
-    assert shown[:13] == drawn.seen.tolist()
+    assert shown[:13] == drawn.seen().tolist()
 
 
 def test_the_terminal_picture_reads_without_colours():

@@ -8,6 +8,7 @@ every process's share. Only lengths are needed for that; tokens are loaded for t
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from parallelmind.data.sources import JsonlSource, RecordSource, SourceRow
 from parallelmind.data.store import JoinedStore, MemoryStore, SampleStore
 from parallelmind.errors import DataError, SettingsError
 
+_LOGGER = logging.getLogger(__name__)
 _SIMILAR_LENGTHS = 32
 """Steps among which rows are sorted by length, so that a batch has little padding."""
 _PLANNED_TOGETHER = 2**15
@@ -170,6 +172,17 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
                 "would not be the same; give the data of that run, or continue its adapter on this data with "
                 "--load_lora, under a --lora_name of its own."
             )
+        order = self._order()
+        if changed := [
+            f"{name} {order.get(name)} instead of {before}"
+            for name, before in state.get("order", {}).items()
+            if order.get(name) != before
+        ]:
+            _LOGGER.warning(
+                "the rows of this run come in another order than those of the run whose checkpoint it continues (%s): "
+                "of this pass over the data some records come twice, and others not at all",
+                ", ".join(changed),
+            )
         self._start = {name: int(state[name]) for name in self._start}
         if self.block_records is not None:
             self.counts = DataCounts(**state["counts"])
@@ -179,10 +192,8 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
         return self._joined()
 
     def samples(self) -> Sequence[EncodedSample]:
-        """The same, of one source whose samples are kept in memory."""
-        [store] = self._joined().stores
-        assert isinstance(store, MemoryStore)
-        return store.samples
+        """The same, of sources whose samples are kept in memory."""
+        return [sample for store in self._joined().stores if isinstance(store, MemoryStore) for sample in store.samples]
 
     def largest_row(self) -> int:
         """Branches of the largest row there can be, of data that is not streamed."""
@@ -251,10 +262,25 @@ class ParallelPretrainDataset(IterableDataset[MicroBatch]):
     def _epoch(self, epoch: int, *, block: int, steps: int) -> Iterator[tuple[list[RowPlan], dict[str, Any]]]:
         """The planned steps of an epoch from one of a block on, and the state after each."""
         stream = self._blocks(epoch, block) if self.block_records is None else self._read(epoch, block)
-        whole = {"layout": self.planner.layout, "data": self.source.identity()}
+        whole = {"layout": self.planner.layout, "data": self.source.identity(), "order": self._order()}
         for at, planned, counts in stream:
             for index in range(steps if at == block else 0, len(planned)):
                 yield planned[index], {"epoch": epoch, "block": at, "steps": index + 1, **whole, **counts}
+
+    def _order(self) -> dict[str, str]:
+        """What the order of the rows depends on, beside the data and the size of a step."""
+        limits = self.limits
+        settings = {
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "shuffle_buffer": self.block_records,
+            "data_weights": " ".join(map(str, self._mixture.weights)) or None,
+            "branches of a row": f"{limits.least} to {limits.most}" if limits.balanced else limits.most,
+            "max_total_tokens": limits.max_tokens,
+            "max_seq_len": self.encoder.settings["max_seq_len"],
+            "branch_range": self.numbering.branch_range,
+        }
+        return {name: str(value) for name, value in settings.items()}
 
     def _blocks(self, epoch: int, start: int) -> Iterator[tuple[int, list[list[RowPlan]], dict[str, Any]]]:
         """(place of its first sample in the order of the epoch, its steps, nothing more) of each block."""
@@ -364,7 +390,7 @@ def _blank(plan: RowPlan) -> TrainingRow:
 
 def _nothing(name: str, counts: DataCounts) -> str:
     if not counts.records:
-        return f"{name} has no records; expected one JSON object a line."
+        return f"{name} has no records; expected at least one."
     lost = " ".join(counts.notes[:3])
     return (
         f"{name}: none of its {counts.records} records leaves a supervised token; raise --max_seq_len or "

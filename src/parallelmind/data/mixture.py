@@ -40,7 +40,8 @@ class Mixture:
         if not self.weights:
             return list(sizes)
         # A file of which nothing is left has no share, whatever its weight.
-        weights = [weight if size else 0.0 for weight, size in zip(self.weights, sizes, strict=True)]
+        most = max(self.weights)  # the sum of very large ones is no number
+        weights = [weight / most if size else 0.0 for weight, size in zip(self.weights, sizes, strict=True)]
         exact = [sum(sizes) * weight / sum(weights) for weight in weights]
         shares = [int(share) for share in exact]
         by_rest = sorted(range(len(sizes)), key=lambda file: shares[file] - exact[file])

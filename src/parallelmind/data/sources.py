@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from parallelmind.data.sft_files import container_of, read_rows
 from parallelmind.errors import DataError, SettingsError, first_line
-from parallelmind.io.fingerprints import fingerprint_of_content
+from parallelmind.io.fingerprints import fingerprint_of_content, fingerprint_of_tree
 from parallelmind.io.jsonl import read_lines
 from parallelmind.io.records import load_object, show_value
 
@@ -103,7 +103,8 @@ class TableSource(FileSource):
     kind = "table"
 
     def read(self, start: int = 0) -> Iterator[SourceRow]:
-        rows = read_rows(self._path, container_of(self._path))
+        container = container_of(self._path)
+        rows = read_rows(self._path, container)
         for index, row in enumerate(islice(rows, self._max_records)):
             if index < start:
                 continue
@@ -111,7 +112,20 @@ class TableSource(FileSource):
                 raise DataError(f"{self.where(row.line)} {row.error}; correct it.")
             if not isinstance(row.value, dict):
                 raise DataError(f"{self.where(row.line)} is {show_value(row.value)}; expected an object with fields.")
+            if container != "json_list":
+                _check_cells(row.value, self.where(row.line))
             yield self._row(index, row.line, row.value)
+
+
+def _check_cells(row: Mapping[str, str], where: str) -> None:
+    """Bytes of a table that are not UTF-8 were read as half of a surrogate pair."""
+    for column, cell in row.items():
+        try:
+            cell.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f'{where}: "{column}" is not UTF-8 at character {error.start + 1}; save it as UTF-8.'
+            ) from None
 
 
 class ParquetSource(FileSource):
@@ -184,6 +198,8 @@ class HubSource:
         self.name = name if subset is None else f"{name} ({subset})"
         self._max_records = max_records
         self._dataset = _load(name, subset, split, streaming)
+        self._folder = Path(name) if Path(name).is_dir() else None
+        self._part = f"{subset} {split}"
 
     def read(self, start: int = 0) -> Iterator[SourceRow]:
         dataset = self._dataset.skip(start) if start else self._dataset
@@ -195,6 +211,8 @@ class HubSource:
         return f"{self.name} row {number}"
 
     def identity(self) -> str | None:
+        if self._folder is not None:  # the package's own says how a dataset was made, which may give other rows today
+            return f"folder {fingerprint_of_tree(self._folder)} {self._part} {self._max_records}"
         fingerprint = getattr(self._dataset, "_fingerprint", None)  # of a stream there is none
         return fingerprint and f"dataset {fingerprint} {self._max_records}"
 
@@ -203,7 +221,7 @@ class HubSource:
 
 
 class FilteredSource:
-    """The rows of a source whose number `keep` accepts.
+    """The rows of one source whose number `keep` accepts.
 
     Args:
         rule: another one for another `keep`; None: it cannot be told.
@@ -226,8 +244,7 @@ class FilteredSource:
         return None if whole is None or self._rule is None else f"{whole} {self._rule}"
 
     def parts(self) -> Sequence[RecordSource]:
-        parts = self._source.parts()
-        return (self,) if len(parts) == 1 else [FilteredSource(one, self._keep, rule=self._rule) for one in parts]
+        return (self,)
 
 
 class ChainedSource:

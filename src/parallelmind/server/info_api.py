@@ -109,7 +109,7 @@ def _drawn(
             GridToken(text=text, branch=branch, time=time, position=(position, time))
             for text, branch, (position, time) in places
         ],
-        visible=drawn.seen.int().tolist(),
+        visible=drawn.seen().int().tolist(),
         visibility=visibility,
         stride=stride,
     ).model_dump_json()

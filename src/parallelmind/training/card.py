@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ def _use(facts: RunFacts, folder: str, repository: str | None) -> str:
     if repository is not None:
         folder = repository.rpartition("/")[2]
         lines = [f"hf download {repository} --local-dir {folder}"]
-    model = f"--base_model {facts.base_model} --lora_path {folder}" if facts.adapter else f"--base_model {folder}"
+    folder, base_model = shlex.quote(folder), shlex.quote(facts.base_model)
+    model = f"--base_model {base_model} --lora_path {folder}" if facts.adapter else f"--base_model {folder}"
     lines += [
         f"parallelmind chat {model}",
         f"parallelmind batch {model} --data_path records.jsonl --out_path answers.jsonl",

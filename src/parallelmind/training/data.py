@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 
 from parallelmind.columnar import Visibility, sees_branches, sees_main
@@ -117,9 +119,7 @@ def load_data(
     if options.eval_data_path is not None:
         held_out = file_source(options.eval_data_path)
     elif options.eval_ratio:
-        rule = f"held out {options.eval_ratio} {options.seed}"
-        held_out = FilteredSource(source, lambda index: _is_held_out(options, index), rule=rule)
-        source = FilteredSource(source, lambda index: not _is_held_out(options, index), rule=f"not {rule}")
+        source, held_out = _split(source, options.eval_ratio, options.seed)
         _check_split(options.eval_ratio, source, held_out)
     dataset = ParallelPretrainDataset(
         source,
@@ -162,8 +162,7 @@ def load_data(
 def _source(options: TrainOptions) -> RecordSource:
     """The records of a run, those that are held out among them."""
     if options.data_paths:
-        files = [file_source(path, max_records=options.max_samples) for path in options.data_paths]
-        return files[0] if len(files) == 1 else ChainedSource(files)
+        return _together([file_source(path, max_records=options.max_samples) for path in options.data_paths])
     assert options.hf_dataset is not None
     return HubSource(
         options.hf_dataset,
@@ -172,6 +171,10 @@ def _source(options: TrainOptions) -> RecordSource:
         streaming=options.use_streaming,
         max_records=options.max_samples,
     )
+
+
+def _together(sources: Sequence[RecordSource]) -> RecordSource:
+    return sources[0] if len(sources) == 1 else ChainedSource(sources)
 
 
 def _prepare(options: TrainOptions) -> Prepare | None:
@@ -189,12 +192,24 @@ def _prepare(options: TrainOptions) -> Prepare | None:
     return SampleCache(folder, processes=options.preprocessing_num_workers).prepared
 
 
+def _split(source: RecordSource, ratio: float, seed: int) -> tuple[RecordSource, RecordSource]:
+    """The records of a source, and a share of them that is held out of each of its files."""
+    kept: list[RecordSource] = []
+    held_out: list[RecordSource] = []
+    for number, file in enumerate(source.parts()):
+        draw = f"held out {seed} {number} " if number else f"held out {seed} "
+        rule = f"held out {ratio} {seed}{f' {number}' if number else ''}"
+        kept.append(FilteredSource(file, partial(_is_drawn, False, ratio, draw), rule=f"not {rule}"))
+        held_out.append(FilteredSource(file, partial(_is_drawn, True, ratio, draw), rule=rule))
+    return _together(kept), _together(held_out)
+
+
+def _is_drawn(wanted: bool, ratio: float, draw: str, index: int) -> bool:
+    return (random.Random(f"{draw}{index}").random() < ratio) == wanted
+
+
 def _check_split(ratio: float, kept: RecordSource, held_out: RecordSource) -> None:
     first_kept, first_held_out = next(kept.read(), None), next(held_out.read(), None)
     if (first_kept is None) != (first_held_out is None):  # both: no records at all, which is said elsewhere
         count = "none" if first_held_out is None else "all"
         raise SettingsError(f"--eval_ratio {ratio} holds out {count} of the records of {kept.name}; change it.")
-
-
-def _is_held_out(options: TrainOptions, index: int) -> bool:
-    return random.Random(f"held out {options.seed} {index}").random() < options.eval_ratio

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from parallelmind.data.collator import MicroBatch, ParallelPretrainCollator
 from parallelmind.data.encoder import EncodedBranch, EncodedSample
 from parallelmind.engine.engine import Engine
 from parallelmind.engine.request import Branch, Request
+from parallelmind.errors import TrainingError, UnsupportedModelError
 from parallelmind.models.lora_layers import unwrap
 from parallelmind.prompts.conversation import is_learned, thought_and_answer
 from parallelmind.settings.sampling import SamplingParams
@@ -85,27 +87,47 @@ class Evaluation:
             return ["loss"]
         return ["loss", "exact", *(_group_name(first, last) for first, last in self._groups)]
 
-    def run(self, model: Any, *, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
+    def run(
+        self,
+        model: Any,
+        *,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        autocast: AbstractContextManager[None] | None = None,
+    ) -> dict[str, float]:
         """`loss`, and if there are answers `exact`, in all and by branch number: `exact_1-8` (`number_groups`).
 
         All processes find the same. The model is left in eval mode.
+
+        Args:
+            autocast: that of training, in which the loss is computed.
         """
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
-        with torch.no_grad():
+        with torch.no_grad(), autocast or nullcontext():
             for micro in self._batches[rank::world_size]:
                 inputs = self._collator(micro)
                 count = inputs.pop("info").supervised_tokens
                 inputs = {name: value.to(device) for name, value in inputs.items()}
                 sums[0] += self._forward.loss(model, inputs).double()
                 sums[1] += count
-        with _plain_forward(unwrap(model)), uncompiled():
-            hits = self._exact(model, rank, world_size).to(device)
         if world_size > 1:
             dist.all_reduce(sums)
-            dist.all_reduce(hits)
         loss, tokens = sums.tolist()
         metrics = {"loss": loss / max(tokens, 1)}
+        try:
+            with _plain_forward(unwrap(model)), uncompiled():
+                hits = self._exact(model, rank, world_size).to(device)
+        except UnsupportedModelError as error:
+            if math.isfinite(loss):
+                raise
+            raise TrainingError(
+                f"The held-out loss became {loss}, and the model can answer nothing any more; go on from a checkpoint "
+                "before that, or begin anew, with a lower --learning_rate or --grad_clip, or with --dtype float32."
+            ) from error
+        if world_size > 1:
+            dist.all_reduce(hits)
         right_all, asked_all = hits.sum(0).tolist()
         if asked_all:
             metrics["exact"] = right_all / asked_all

@@ -129,9 +129,11 @@ class RunWriter:
     def _write_report(self, facts: RunFacts, trainer: PackedTrainer) -> Path:
         row, loss_mask = trainer.example or (None, None)
         options, trainee = self.options, self.trainee
-        evaluations = [
-            {"step": entry["step"]} | _scores(entry) for entry in self.metrics.entries if "eval_loss" in entry
-        ]
+        evaluations = {  # a finished run that is asked for again is evaluated again
+            entry["step"]: {"step": entry["step"]} | _scores(entry)
+            for entry in self.metrics.entries
+            if "eval_loss" in entry
+        }
         write_report(
             TrainingReport(
                 title=facts.name,
@@ -139,7 +141,7 @@ class RunWriter:
                 | dict(self.settings),
                 data_counts=facts.counts,
                 train_history=[entry for entry in self.metrics.entries if "loss" in entry],
-                eval_history=evaluations,
+                eval_history=list(evaluations.values()),
                 example_row=row,
                 example_tokens=[] if row is None else [trainee.tokenizer.decode([t]) for t in row.input_ids.tolist()],
                 visibility=trainee.settings.visibility,

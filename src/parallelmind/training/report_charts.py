@@ -124,7 +124,7 @@ def mask_png(grid: RowGrid) -> str:
     index = {branch: place + 1 for place, branch in enumerate(branches)}
     keys = torch.tensor([index.get(branch, len(branches)) for branch in branch_of], dtype=torch.uint8)
     pixels = torch.zeros(size, size + 1, dtype=torch.uint8)  # the first of a line says how it is filtered: not
-    pixels[:, 1:] = grid.seen[::each, ::each] * keys
+    pixels[:, 1:] = grid.seen(step=each) * keys
     lines = pixels.numpy().tobytes()
     palette = bytes(3) + b"".join(bytes.fromhex(branch_colour(branch)[1:]) for branch in branches)
     chunks = [

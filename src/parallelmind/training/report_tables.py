@@ -12,7 +12,8 @@ from parallelmind.training.evaluation import SampleAnswer
 from parallelmind.training.facts import RunFacts
 
 NOT_RECORDED = "not recorded"
-_MAIN_SHOWN = 240
+_MAIN_SHOWN, _TEXT_SHOWN = 240, 600
+"""Characters of a main and of another text; of longer ones the middle is left out."""
 
 
 def value_table(values: Mapping[str, Any]) -> str:
@@ -45,12 +46,12 @@ def answers(samples: Sequence[SampleAnswer]) -> str:
     lines, before = [], None
     for one in samples:
         if one.main != before and one.main:
-            lines.append(f'<tr class="of"><td colspan="4"><small>main</small> {escape(_shortened(one.main))}</td></tr>')
+            lines.append(f'<tr class="of"><td colspan="4"><small>main</small> {_text(one.main, _MAIN_SHOWN)}</td></tr>')
         before = one.main
         mark = '<span class="right">exact</span>' if one.exact else '<span class="wrong">other</span>'
         lines.append(
-            f"<tr><th>{one.branch}</th><td>{escape(one.prompt.strip())}</td><td>{escape(one.expected)}</td>"
-            f"<td>{escape(one.generated) or '–'} {mark}</td></tr>"
+            f"<tr><th>{one.branch}</th><td>{_text(one.prompt)}</td><td>{_text(one.expected)}</td>"
+            f"<td>{_text(one.generated) or '–'} {mark}</td></tr>"
         )
     return (
         f'<div class="scroll"><table class="answers"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -62,10 +63,10 @@ def _recorded(values: Mapping[str, Any]) -> str:
     return value_table({name: NOT_RECORDED if value is None else value for name, value in values.items()})
 
 
-def _shortened(text: str) -> str:
+def _text(text: str, most: int = _TEXT_SHOWN) -> str:
     text = text.strip()
-    half = _MAIN_SHOWN // 2
-    return text if len(text) <= _MAIN_SHOWN else f"{text[:half]} … {text[-half:]}"
+    half = most // 2
+    return escape(text if len(text) <= most else f"{text[:half]} … {text[-half:]}")
 
 
 def _value(value: Any) -> str:

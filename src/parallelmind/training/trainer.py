@@ -29,6 +29,7 @@ from parallelmind.training.meter import Meter
 _TRAINED = "trained.safetensors"
 _DATA_STATE = "data_state.json"
 _SHOWN_SOURCES = 5
+_CALMER = "lower --learning_rate or --grad_clip, or use --dtype float32"
 
 
 class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
@@ -107,8 +108,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
             more = f" and {len(info.sources) - _SHOWN_SOURCES} more" if len(info.sources) > _SHOWN_SOURCES else ""
             raise TrainingError(
                 f"The loss became {float(loss)} in step {self.state.global_step + 1}, on {shown}{more}. "
-                f"{self._last_checkpoint()} Look at these records; lower --learning_rate or --grad_clip, or use "
-                "--dtype float32."
+                f"{self._last_checkpoint()} Look at these records; {_CALMER}."
             )
         if self.example is None:
             self.example = _first_row(inputs)
@@ -116,6 +116,14 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         self.data_state = info.state
         self.stream_ended = self.stream_ended or info.last
         return loss
+
+    def _check_weights(self) -> None:
+        """Raises TrainingError if weights are no numbers: before they are saved, or another error speaks of them."""
+        if not all(bool(value.isfinite().all()) for value in self._trained_parameters().values()):
+            raise TrainingError(
+                f"With step {self.state.global_step} weights became infinite or no numbers. {self._last_checkpoint()} "
+                f"Begin anew, or go on from there with another --lora_name and --resume_from_checkpoint: {_CALMER}."
+            )
 
     def _last_checkpoint(self) -> str:
         found = [path for path in Path(self.args.output_dir).glob("checkpoint-*") if is_whole(path)]
@@ -192,11 +200,14 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         """Evaluate on the held-out data of the run."""
         assert self._evaluation is not None
         self.settle()
+        self._check_weights()
         found = self._evaluation.run(
             self.model,
             device=self.args.device,
             rank=self.args.process_index,
             world_size=self.args.world_size,
+            # A run that is finished from its checkpoint never had its model wrapped for training.
+            autocast=self.accelerator.autocast(),
         )
         return {f"{prefix}_{name}": value for name, value in found.items()}
 
@@ -219,6 +230,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         self.settle()
+        self._check_weights()
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors have own errors

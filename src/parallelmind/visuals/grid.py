@@ -44,20 +44,28 @@ class RowGrid:
     columns: tuple[Column, ...]
     branch_of: tuple[int, ...]
     """Branch id of each token, in the order of the row."""
+    time_of: tuple[int, ...]
+    """Time of each of them."""
     stride: int
-    seen: Tensor
-    """bool [S, S]: whether the query (first axis) sees the key (second)."""
     visibility: Visibility
 
     def __len__(self) -> int:
         return len(self.branch_of)
 
+    def seen(self, first: int = 0, last: int | None = None, *, step: int = 1) -> Tensor:
+        """bool [Q, ⌈S / step⌉]: which keys the queries from `first` to `last` see, of every `step`-th token.
+
+        A long row has too many pairs for all of them to be held at once.
+        """
+        branches, times = torch.tensor(self.branch_of[::step]), torch.tensor(self.time_of[::step])
+        return visible(branches[first:last], times[first:last], branches, times, self.visibility)
+
     def pooled(self, step: int) -> Tensor:
         """bool [⌈S / step⌉, ⌈S / step⌉]: whether any token of a square of step x step tokens is seen."""
         side = -(-len(self) // step)
-        padding = side * step - len(self)
-        squares = torch.nn.functional.pad(self.seen, (0, padding, 0, padding)).view(side, step, side, step)
-        return squares.any(3).any(1)
+        padding = (0, side * step - len(self))
+        lines = (self.seen(top, top + step).any(0) for top in range(0, len(self), step))
+        return torch.stack([torch.nn.functional.pad(line, padding).view(side, step).any(1) for line in lines])
 
     @property
     def summary(self) -> str:
@@ -89,7 +97,6 @@ def row_grid(
     """
     if len(tokens) != len(row):
         raise ValueError(f"{len(row)} tokens need as many texts, got {len(tokens)}")
-    kept = row.branch_ids != PAD_BRANCH
     marks = [False] * len(row) if loss_mask is None else [bool(mark) for mark in loss_mask]
     cells = [
         Cell(text, branch, time, mark)
@@ -98,7 +105,6 @@ def row_grid(
     ]
     position_of = dict(zip(row.branch_ids.tolist(), row.pos2d(stride)[:, 0].tolist(), strict=True))
     numbers = dict.fromkeys(cell.branch for cell in cells if cell.branch != MAIN_BRANCH)
-    branch_ids, time_ids = row.branch_ids[kept], row.time_ids[kept]
     return RowGrid(
         main=tuple(cell for cell in cells if cell.branch == MAIN_BRANCH),
         columns=tuple(
@@ -106,7 +112,7 @@ def row_grid(
             for number in numbers
         ),
         branch_of=tuple(cell.branch for cell in cells),
+        time_of=tuple(cell.time for cell in cells),
         stride=stride,
-        seen=visible(branch_ids, time_ids, branch_ids, time_ids, visibility),
         visibility=visibility,
     )

@@ -189,7 +189,7 @@ def _mask_image(grid: RowGrid, pixels: int) -> Image.Image:
     hidden = torch.tensor(_HIDDEN, dtype=torch.uint8)
     image = Image.new("RGB", (size, size))
     for top in range(0, size, _LINES):
-        lines = torch.where(grid.seen[top : top + _LINES, :, None], colours, hidden)
+        lines = torch.where(grid.seen(top, top + _LINES)[:, :, None], colours, hidden)
         image.paste(Image.frombytes("RGB", (size, len(lines)), lines.numpy().tobytes()), (0, top))
     cell = max(1, pixels // size)
     if size * cell <= pixels:
