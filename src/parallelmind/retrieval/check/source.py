@@ -53,6 +53,7 @@ def parse_source(text: str, path: str, *, max_characters: int = MAX_CHARACTERS) 
         raise DataError(
             f"{path} has {len(text):,} characters; at most {max_characters:,} are checked at once. Check it in parts."
         )
+    text = text.removeprefix("\ufeff")
     too_deep = DataError(f"{path} is nested too deeply to be checked; take its longest expressions apart.")
     try:
         with warnings.catch_warnings():
