@@ -93,6 +93,8 @@ def test_wrong_use(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "requirements.txt").write_text("kiln==1.0\n")
     assert main(["check-code", "bad.py", *FLAGS]) == 0
     assert "the corpus has no kiln 1.0 (it has 1.9.0, 2.0.0); make it with" in capsys.readouterr().err
+    assert main(["check-code", "bad.py", "--requirements", "requirements.txt", "--corpus_path", "nothing"]) == 0
+    assert "uses of kiln are not judged: the corpus has no kiln; make it with" in capsys.readouterr().err
 
 
 def test_neither_the_command_nor_the_server_load_models() -> None:

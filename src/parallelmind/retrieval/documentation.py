@@ -143,7 +143,8 @@ class Documentation:
         """
         wanted = (project or self.project).versions
         versions, missing = self._resolved(wanted)
-        report = check_code(text, path, self._opened(), versions, max_characters=max_characters)
+        facts = self._opened() if versions else None
+        report = check_code(text, path, facts, versions, max_characters=max_characters)
         unjudged = {name: reason for name in report.imported if (reason := missing.get(distribution_of(name)))}
         used = {name: version for name, version in sorted(versions.items()) if name in report.imported}
         return Checked(report, used, dict(sorted(unjudged.items())))

@@ -15,9 +15,11 @@ from parallelmind.retrieval.facts import Facts
 
 
 def check_code(
-    text: str, path: str, facts: Facts, versions: Mapping[str, str], *, max_characters: int = MAX_CHARACTERS
+    text: str, path: str, facts: Facts | None, versions: Mapping[str, str], *, max_characters: int = MAX_CHARACTERS
 ) -> Report:
     """What is wrong with a text; `versions` are those of import names, `path` is what findings call it.
+
+    Without any versions there need be no facts: then it is parsed, and its imports are told.
 
     Only what is certain is told: of a value or a name that may be several things nothing is said.
 

@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"[\w.]+")
 class Judge:
     """Knows the versions of the packages that a file may use, and keeps what is found."""
 
-    def __init__(self, facts: Facts, versions: Mapping[str, str], source: Source) -> None:
+    def __init__(self, facts: Facts | None, versions: Mapping[str, str], source: Source) -> None:
         """`versions` are those of import names."""
         self._facts, self._versions, self._source = facts, versions, source
         self.findings: dict[tuple[int, int, Kind, str], Finding] = {}
@@ -35,6 +35,7 @@ class Judge:
     def verdict(self, thing: Thing | Instance, *, of_instance: bool = False) -> Verdict:
         """What is known about a name; of an instance, about the name of its class."""
         version = self._versions[thing.package]
+        assert self._facts is not None
         return self._facts.lookup(thing.package, version, thing.name, of_instance=of_instance)
 
     def use(
