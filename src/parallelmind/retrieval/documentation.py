@@ -218,7 +218,7 @@ class Documentation:
 
     def _opened(self) -> Facts:
         if self._facts is None:
-            self._facts = CorpusFacts(self._opened_store(), ranker=self._ranker)
+            self._facts = CorpusFacts(self._opened_store())
         return self._facts
 
     def _store_or_none(self) -> CorpusStore | None:

@@ -1,84 +1,140 @@
-"""A corpus of two packages that code in the tests is checked against: `kiln` in two versions, and `glaze`."""
+"""Packages that code in the tests is checked against, described as a build does: `kiln` in two versions, `glaze`."""
 
 from __future__ import annotations
 
+import functools
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
+from parallelmind.retrieval.corpus.merge import add_runtime, paths_by_number
+from parallelmind.retrieval.corpus.package import Origin, docstring_rows
+from parallelmind.retrieval.corpus.runtime import inspect_package
+from parallelmind.retrieval.corpus.sandbox.running import Limits
+from parallelmind.retrieval.corpus.static import analyse
+from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+from parallelmind.retrieval.namespaces import Head, names_file, write_namespaces
+from tests.retrieval.corpus.sandboxes import sandbox_or_none
+from tests.retrieval.corpus.wheels import write_package
 
 VERSIONS = {"kiln": "2.0.0", "glaze": "1.0"}
+_CORE = '''
+    from __future__ import annotations
+    import warnings
+    from typing import Self
 
+    LIMIT = 3
 
-def _row(
-    path: str, *aliases: str, kind: str = "function", signature: str = "", doc: str = "", **more: object
-) -> CorpusRow:
-    given = {"source": "runtime", "distribution": path.partition(".")[0]} | more
-    return CorpusRow(path=path, aliases=aliases, type=kind, signature=signature, doc=doc, **given)  # type: ignore[arg-type]
+    class Error(Exception):
+        """Any error."""
 
+    class Base:
+        def inherited(self, one): ...
 
-def _module(path: str, *members: str) -> CorpusRow:
-    return _row(path, kind="module", members=members)
+    class Kiln(Base):
+        """A kiln."""
 
+        def __init__(self, size: int, *, fuel: str = "wood"):
+            self.size = size
 
-_COMMON = [
-    _row("kiln.core.Kiln", "kiln.Kiln", kind="class", signature="(size: int, *, fuel: str = 'wood') -> None"),
-    _row("kiln.core.Kiln.load", "kiln.Kiln.load", kind="method", signature="(pot, /, shelf=0, *more)"),
-    _row("kiln.core.Kiln.of", "kiln.Kiln.of", kind="method", signature="(plan, *, strict=False) -> kiln.core.Kiln"),
-    _row("kiln.core.Kiln.heat", "kiln.Kiln.heat", kind="property"),
-    _row("kiln.core.Kiln.__enter__", "kiln.Kiln.__enter__", kind="method", signature="() -> Self"),
-    _row("kiln.core.Shelf", "kiln.Shelf", kind="class", signature="()", members=("__enter__",)),
-    _row("kiln.core.Shelf.__enter__", "kiln.Shelf.__enter__", kind="method", signature="()"),
-    _row("kiln.core.Error", "kiln.Error", kind="class"),
-    _row("kiln.core.fire", "kiln.fire", signature="(pots, hours=1, *, cone=<object object at 0x1>) -> kiln.core.Kiln"),
-    _row("kiln.core.anything", "kiln.anything", signature="(*args, **kwargs)"),
-    _row("kiln.core.written", "kiln.written", signature="(one)", doc="written(one, two=None)\n\nCompiled."),
-    _row("kiln.core.stub", "kiln.stub", signature="(one: int = ...) -> None"),
-    _row("kiln.core.smoke", "kiln.smoke", doc="Smoke the pots.\n\n.. deprecated:: 1.8\n   Use :func:`fire` instead."),
-    _row("kiln.core.parameter", "kiln.parameter", signature="(a=1, b=2)", doc="Do.\n\n.. deprecated:: 1.2 *b* goes."),
-    _row("kiln.core.LIMIT", "kiln.LIMIT", kind="attribute"),
-    _row("kiln.core.standard", "kiln.standard", kind="attribute"),
-    _module("kiln.tools", "weigh"),
-    _row("kiln.tools.weigh", signature="(pot, unit='g')"),
-]  # fmt: skip
-_NAMES = (
-    "Error",
-    "Kiln",
-    "LIMIT",
-    "Shelf",
-    "anything",
-    "core",
-    "fire",
-    "parameter",
-    "smoke",
-    "standard",
-    "stub",
-    "tools",
-    "written",
-)
-_OLD = [
-    _module("kiln", *_NAMES, "stack"),
-    _module("kiln.core", *_NAMES, "stack"),
-    _row("kiln.core.stack", "kiln.stack", signature="(pots)", doc="Stack pots by size."),
-    _row("kiln.core.Kiln.cool", "kiln.Kiln.cool", kind="method", signature="()", doc="Cool slowly."),
-    *_COMMON,
-]  # fmt: skip
-_NEW = [
-    _module("kiln", *_NAMES, "arrange"),
-    _module("kiln.core", *_NAMES, "arrange"),
-    _row("kiln.tools.stack", signature="(pots)", doc="Stack pots by size."),
-    *_COMMON,
-]
-_GLAZE = [
-    _module("glaze", "dip", "Bucket"),
-    _row("glaze.dip", signature="(pot)"),
-    _row("glaze.Bucket", kind="class", signature="(litres=5)", members=("stir",)),
-    _row("glaze.Bucket.stir", kind="method", signature="(times)"),
-]
+        def __enter__(self) -> Self:
+            return self
+
+        def load(self, pot, /, shelf=0, *more): ...
+
+        @classmethod
+        def of(cls, plan, *, strict=False) -> Kiln: ...
+
+        @staticmethod
+        def check(plan): ...
+
+        @property
+        def heat(self): ...
+
+    class Shelf:
+        def __enter__(self):
+            return 1
+
+    class Free:
+        """Its instances have whatever is asked for."""
+
+        def __getattr__(self, name):
+            return name
+
+    class Foreign(warnings.catch_warnings):
+        """Derived from a class of another package, whose instances may have more."""
+
+    def fire(pots, hours=1, *, cone=object()) -> Kiln:
+        """Fire the pots."""
+
+    def anything(*args, **kwargs): ...
+
+    def smoke(pots=()):
+        """Smoke the pots.
+
+        .. deprecated:: 1.8
+           Use :func:`fire` instead.
+        """
+
+    def parameter(a=1, b=2):
+        """Do it.
+
+        .. deprecated:: 1.2 *b* is ignored.
+        """
+
+    def add_kind(cls, name=None): ...
+
+    compiled = type("Compiled", (), {"__call__": len})().__call__
+    standard = Kiln(1)
+    '''
+_TOOLS = "def weigh(pot, unit='g'): ...\n"
+_INIT = """
+    from kiln import tools
+    from kiln.core import (
+        LIMIT, Error, Foreign, Free, Kiln, Shelf, add_kind, anything, compiled, fire, parameter, smoke, standard{more}
+    )
+    __version__ = "0"
+    """
+_STACK = '\ndef stack(pots):\n    """Stack pots by size."""\n'
+_COOL = '        def cool(self):\n            """Cool slowly."""\n\n        @property\n'
+_PACKAGES: dict[tuple[str, str], Mapping[str, str]] = {
+    ("kiln", "1.9.0"): {
+        "kiln/__init__.py": _INIT.format(more=", stack"),
+        "kiln/core.py": _CORE.replace("        @property\n", _COOL) + _STACK.replace("\n", "\n    "),
+        "kiln/tools.py": _TOOLS,
+    },
+    ("kiln", "2.0.0"): {
+        "kiln/__init__.py": _INIT.format(more=""),
+        "kiln/core.py": _CORE,
+        "kiln/tools.py": _TOOLS + _STACK,
+    },
+    ("glaze", "1.0"): {
+        "glaze/__init__.py": "def dip(pot): ...\nclass Bucket:\n    def stir(self, times): ...\n",
+    },
+}
 
 
 def write_library(folder: Path) -> Path:
-    for package, version, rows in (("kiln", "1.9.0", _OLD), ("kiln", "2.0.0", _NEW), ("glaze", "1.0", _GLAZE)):
-        file = corpus_file(folder, package, version)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_corpus(file, rows)
-    return folder
+    """A corpus folder."""
+    return shutil.copytree(_described(), folder, dirs_exist_ok=True)
+
+
+@functools.cache
+def _described() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="library-"))
+    for (name, version), files in _PACKAGES.items():
+        work = folder / f"{name}-{version}"
+        package = write_package(work / "package", files)
+        report = inspect_package(sandbox_or_none(), sys.executable, package, name, work, Limits(seconds=60.0))
+        assert report.failure == ""
+        objects, _ = add_runtime(analyse(package, name).objects, report.objects)
+        path = corpus_file(folder / "corpora", name, version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        origin = Origin(distribution=name, version=version, wheel="", wheel_sha256="")
+        write_corpus(path, docstring_rows(objects, origin))
+        head = Head(python=report.python, objects=paths_by_number(objects, report.objects), errors=report.module_errors)
+        write_namespaces(names_file(path), head, report.namespaces)
+        shutil.rmtree(work)
+    return folder / "corpora"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -11,6 +12,8 @@ from parallelmind.retrieval.check.checker import check_code, imported_names
 from parallelmind.retrieval.check.findings import Finding
 from parallelmind.retrieval.check.source import decode_source
 from parallelmind.retrieval.corpus_facts import CorpusFacts
+from parallelmind.retrieval.corpus_rows import CorpusRow
+from parallelmind.retrieval.facts import Change, Verdict
 from parallelmind.retrieval.store import CorpusStore
 from tests.retrieval.check.library import VERSIONS, write_library
 
@@ -33,16 +36,17 @@ def test_an_absent_name(facts: CorpusFacts) -> None:
         "absent",
     )  # in characters, of the component that is missing
     assert found.message == "kiln.core.stack does not exist in kiln 2.0.0"
-    assert found.proof == "kiln 1.9.0 has it, kiln 2.0.0 does not"
+    assert "kiln.core, as imported with Python 3" in found.proof
+    assert found.proof.endswith(", has no stack; kiln 1.9.0 had it")
     assert found.replacement == "kiln.tools.stack"
-    assert found.text().startswith("case.py:2:21: absent: kiln.core.stack does not exist in kiln 2.0.0 (kiln 1.9.0 has")
+    assert found.text().startswith("case.py:2:21: absent: kiln.core.stack does not exist in kiln 2.0.0 (kiln.core, as")
     assert "; use kiln.tools.stack" in found.text()
 
 
 def test_a_deprecated_name(facts: CorpusFacts) -> None:
     found = only("import kiln\nkiln.smoke(1)\n", facts)
     assert (found.kind, found.replacement) == ("deprecated", "kiln.fire")
-    assert "since 1.8" in found.proof
+    assert "Deprecated since 1.8" in found.proof
     assert "the note on the deprecation" in found.replacement_source
 
 
@@ -57,6 +61,36 @@ def test_wrong_arguments(facts: CorpusFacts) -> None:
 def test_a_place_on_another_line_than_its_beginning(facts: CorpusFacts) -> None:
     found = only("import kiln\n(kiln\n  .core\n  .nothing)\n", facts)
     assert (found.line, found.column) == (4, 4)
+
+
+@dataclasses.dataclass
+class Entering:
+    """Facts that also know what `__enter__` of kiln.Kiln returns."""
+
+    facts: CorpusFacts
+    returns: str
+
+    def lookup(self, package: str, version: str, name: str, *, of_instance: bool = False) -> Verdict:
+        if name.endswith((".__enter__", ".__aenter__")):
+            row = CorpusRow(path="kiln.core.Kiln.__enter__", doc="", type="method", signature=f"() -> {self.returns}")
+            return Verdict(status="present", name=name, evidence="", row=row)
+        return self.facts.lookup(package, version, name, of_instance=of_instance)
+
+    def diff(self, package: str, old: str, new: str) -> list[Change]:
+        return []
+
+
+@pytest.mark.parametrize(("returns", "found"), [("Self", 2), ("T", 2), ("Kiln", 2), ("kiln.core.Kiln", 2), ("str", 0)])
+def test_what_a_with_statement_binds(facts: CorpusFacts, returns: str, found: int) -> None:
+    code = """
+import kiln
+with kiln.Kiln(1) as k, open("x") as f:
+    k.cool(), f.cool()
+async def g():
+    async with kiln.Kiln(2) as h:
+        h.load()
+"""
+    assert len(check_code(code, "case.py", Entering(facts, returns), VERSIONS).findings) == found
 
 
 def test_packages_without_a_version_are_not_judged(facts: CorpusFacts) -> None:

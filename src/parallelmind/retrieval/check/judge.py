@@ -14,10 +14,13 @@ from parallelmind.retrieval.check.source import Source
 from parallelmind.retrieval.check.values import Instance, Thing, Value
 from parallelmind.retrieval.facts import Facts, Verdict
 from parallelmind.retrieval.signatures import return_annotation
+from parallelmind.retrieval.version_index import public_name
 
 _SHOWN = 300
 _CALLED = ("function", "method", "class")
-_SELF = re.compile(r"(?:typing\.|typing_extensions\.)?Self|~?_?(?:T|Self|S)\w{0,4}")
+_SELF = re.compile(r"(?:typing\.|typing_extensions\.)?Self")
+_VARIABLE = re.compile(r"~?_?(?:[A-Z]|[A-Z]\w{0,3}|Self\w*)")
+"""Of a type: in what `__enter__` returns it can only be the type of the object itself."""
 _PLAIN = re.compile(r"[\w.]+")
 
 
@@ -67,22 +70,26 @@ class Judge:
                 place = self._place(found.node, "")
                 self._add("arguments", thing, verdict, message, proof, place)
         if verdict.row.type == "class":
-            return Instance(thing.package, thing.name)
+            return Instance(thing.package, public_name(verdict.row))
         return self._returned(thing, verdict)
 
     def entered(self, value: Value) -> Value:
         """What `with value as x` binds."""
         if not isinstance(value, Instance):
             return None
-        enter = Thing(value.package, f"{value.name}.__enter__", bound=True)
-        verdict = self.verdict(enter)
-        return self._returned(enter, verdict) if verdict.status == "present" and verdict.row else None
+        for name in ("__enter__", "__aenter__"):
+            enter = Thing(value.package, f"{value.name}.{name}", bound=True)
+            verdict = self.verdict(enter)
+            if verdict.status == "present" and verdict.row is not None:
+                return self._returned(enter, verdict)
+        return None
 
     def annotated(self, thing: Thing) -> Value:
         """The value of a variable whose annotation is a thing."""
         verdict = self.verdict(thing)
-        is_class = verdict.status == "present" and verdict.row is not None and verdict.row.type == "class"
-        return Instance(thing.package, thing.name) if is_class else None
+        if verdict.status != "present" or verdict.row is None or verdict.row.type != "class":
+            return None
+        return Instance(thing.package, public_name(verdict.row))
 
     def _is_in_class(self, thing: Thing) -> bool:
         parent = Thing(thing.package, thing.name.rpartition(".")[0])
@@ -93,14 +100,16 @@ class Judge:
         """An object of the class that the function says it returns."""
         assert verdict.row is not None
         annotation = return_annotation(verdict.row.signature)
-        if not annotation or not _PLAIN.fullmatch(annotation):
+        if not _PLAIN.fullmatch(annotation):
             return None
         owner = thing.name.rpartition(".")[0]
-        if _SELF.fullmatch(annotation):
+        is_entering = thing.name.endswith(("__enter__", "__aenter__"))
+        if _SELF.fullmatch(annotation) or (is_entering and _VARIABLE.fullmatch(annotation)):
             return self.annotated(Thing(thing.package, owner)) if thing.bound else None
-        scope = verdict.row.path.split(".")[:-1]
-        for length in (len(scope), 0):
-            full = ".".join([*scope[:length], annotation])
+        scope = verdict.row.path.rpartition(".")[0]
+        while (row := self.verdict(Thing(thing.package, scope)).row) is not None and row.type == "class":
+            scope = scope.rpartition(".")[0]  # a method sees the names of its module, and not those of its class
+        for full in (f"{scope}.{annotation}", annotation):
             if full.startswith(f"{thing.package}.") and (found := self.annotated(Thing(thing.package, full))):
                 return found
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -32,12 +31,10 @@ def read_environment(path: Path | None) -> ProjectVersions:
         DataError: there is no environment.
     """
     source = str(path) if path else sys.prefix
-    folders = _folders(path) if path else _unique([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
-    versions = {
-        canonicalize_name(name): distribution.version
-        for distribution in importlib.metadata.distributions(path=folders)
-        if (name := distribution.metadata["Name"])
-    }
+    versions: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions(path=_folders(path) if path else sys.path):
+        if name := distribution.metadata["Name"]:
+            versions.setdefault(canonicalize_name(name), distribution.version)  # as an import takes the first
     if not versions:
         raise DataError(f"{source} has no packages installed; name a virtual environment, its Python, or a lockfile.")
     return ProjectVersions(source=source, versions=dict(sorted(versions.items())))
