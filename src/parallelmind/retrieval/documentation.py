@@ -15,13 +15,14 @@ from packaging.utils import canonicalize_name
 
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.records import shorten
+from parallelmind.retrieval.changes import Change
 from parallelmind.retrieval.check.checker import check_code
 from parallelmind.retrieval.check.findings import Report
 from parallelmind.retrieval.check.source import MAX_CHARACTERS
 from parallelmind.retrieval.corpus.names import parse_request
 from parallelmind.retrieval.corpus_facts import CorpusFacts
 from parallelmind.retrieval.corpus_rows import CorpusRow
-from parallelmind.retrieval.facts import Change, Facts, Verdict
+from parallelmind.retrieval.facts import Facts, Verdict
 from parallelmind.retrieval.matching import SimilarNames, find_exact
 from parallelmind.retrieval.project.versions import ProjectVersions
 from parallelmind.retrieval.ranking import Ranker

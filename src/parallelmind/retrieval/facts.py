@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from parallelmind.retrieval.changes import Change
 from parallelmind.retrieval.corpus_rows import CorpusRow
+from parallelmind.retrieval.replacement import Replacement
 
 Status = Literal["present", "absent", "unknown"]
 ParameterKind = Literal["positional only", "positional or keyword", "any positional", "keyword only", "any keyword"]
-ChangeKind = Literal["removed", "added", "moved", "renamed", "deprecated", "signature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +23,6 @@ class Parameter:
     name: str
     kind: ParameterKind
     has_default: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """What to use instead of a name."""
-
-    name: str
-    """Dotted."""
-    source: str
-    """Where it says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +40,6 @@ class Verdict:
     replacement: Replacement | None = None
     parameters: tuple[Parameter, ...] | None = None
     """How it is called; None where that is not known for certain."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One difference between two versions of a package."""
-
-    kind: ChangeKind
-    name: str
-    new_name: str = ""
-    """Of what was moved or renamed."""
-    evidence: str
 
 
 class Facts(Protocol):

@@ -130,6 +130,6 @@ class Judge:
             Finding(
                 path=self._source.path, line=place[0], column=place[1], kind=kind, name=thing.name,
                 package=thing.package, version=self._versions[thing.package], message=message, proof=proof,
-                replacement=instead.name if instead else "", replacement_source=instead.source if instead else "",
+                replacement=instead.name if instead else "", replacement_source=instead.evidence if instead else "",
             ),
         )  # fmt: skip

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from parallelmind.io.records import shorten
+from parallelmind.retrieval.change_kinds import KINDS, Kind
+from parallelmind.retrieval.changes import Change
 from parallelmind.retrieval.corpus_rows import summary
 from parallelmind.retrieval.documentation import MAX_NAME, MAX_QUERY, Checked, Found, Hit
-from parallelmind.retrieval.facts import Change
 
 MAX_SOURCE, MAX_REQUIREMENTS, MAX_VERSION = 200_000, 100_000, 100
 _MAX_DOCUMENTATION, _MAX_SIGNATURE, _MAX_CHANGES = 12_000, 1_500, 500
@@ -84,7 +85,7 @@ class SearchResult(BaseModel):
 
 
 class ChangeItem(BaseModel):
-    kind: Literal["removed", "added", "moved", "renamed", "deprecated", "signature"]
+    kind: Kind
     name: str
     new_name: str = ""
     evidence: str
@@ -131,7 +132,7 @@ def lookup_result(found: Found) -> LookupResult:
         defined_as=row.path if row else "",
         deprecated=verdict.deprecated,
         replacement=verdict.replacement.name if verdict.replacement else "",
-        replacement_source=verdict.replacement.source if verdict.replacement else "",
+        replacement_source=verdict.replacement.evidence if verdict.replacement else "",
         members=list(row.members) if row else [],
         similar=list(found.similar),
         documentation=document[:_MAX_DOCUMENTATION],
@@ -187,8 +188,7 @@ def search_text(result: SearchResult) -> str:
 
 
 def diff_result(package: str, old: str, new: str, changes: Sequence[Change]) -> DiffResult:
-    order = ("removed", "moved", "renamed", "deprecated", "signature", "added")
-    first = sorted(changes, key=lambda change: order.index(change.kind))[:_MAX_CHANGES]
+    first = sorted(changes, key=lambda change: KINDS.index(change.kind))[:_MAX_CHANGES]
     return DiffResult(
         package=package,
         old_version=old,
