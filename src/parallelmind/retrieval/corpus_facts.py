@@ -38,27 +38,31 @@ class CorpusFacts:
         self._renames = renames or load_renames()
         self._known = functools.lru_cache(_KEPT)(self._look_up)
 
-    def lookup(self, package: str, version: str, name: str, *, of_instance: bool = False) -> Verdict:
+    def lookup(
+        self, package: str, version: str, name: str, *, of_instance: bool = False, is_called: bool = False
+    ) -> Verdict:
         """See `Facts.lookup`."""
-        return self._known(package, version, name, of_instance)
+        return self._known(package, version, name, of_instance, is_called)
 
     def diff(self, package: str, old: str, new: str) -> list[Change]:
         """See `Facts.diff`."""
         return list(compare(self._store.index(package, old), self._store.index(package, new), self._renames))
 
-    def _look_up(self, package: str, version: str, name: str, of_instance: bool) -> Verdict:
+    def _look_up(self, package: str, version: str, name: str, of_instance: bool, is_called: bool) -> Verdict:
         index = self._store.index(package, version)
         found = look_up(index, name)
         if found.verdict == PRESENT:
             return self._present(index, found, name)
-        if found.verdict == ABSENT and not (of_instance and self._may_be_of_instances(index, name)):
-            absence = explain_absence(self._store, index, name, found, self._renames)
-            evidence = found.evidence.removesuffix(".") + _elsewhere(absence, package)
-            instead = absence.moved_to and Replacement(name=absence.moved_to, evidence=absence.moved_because)
-            return Verdict(status="absent", name=name, evidence=evidence, replacement=instead or None)
-        more = "; its instances may have more" if found.verdict == ABSENT else ""
-        evidence = found.evidence.removesuffix(".") + more
-        return Verdict(status="unknown", name=name, evidence=evidence)
+        evidence = found.evidence.removesuffix(".")
+        if found.verdict != ABSENT:
+            return Verdict(status="unknown", name=name, evidence=evidence)
+        absence = explain_absence(self._store, index, name, found, self._renames)
+        is_method = is_called and self._was_method(package, absence, name)
+        if of_instance and not is_method and self._may_be_of_instances(index, name):
+            return Verdict(status="unknown", name=name, evidence=f"{evidence}; its instances may have more")
+        instead = absence.moved_to and Replacement(name=absence.moved_to, evidence=absence.moved_because)
+        evidence += _elsewhere(absence, package)
+        return Verdict(status="absent", name=name, evidence=evidence, replacement=instead or None)
 
     def _present(self, index: VersionIndex, found: Existence, name: str) -> Verdict:
         row = None if found.row is None else index.row(found.row)
@@ -73,6 +77,15 @@ class CorpusFacts:
             replacement=instead,
             parameters=None if row is None else _parameters(row),
         )
+
+    def _was_method(self, package: str, absence: Absence, name: str) -> bool:
+        """Whether another version has the name as a method."""
+        other = absence.last_version or absence.next_version
+        if other is None:
+            return False
+        index = self._store.index(package, other)
+        place = look_up(index, name).row
+        return place is not None and index.row(place).type in ("method", "function")
 
     def _may_be_of_instances(self, index: VersionIndex, name: str) -> bool:
         """Whether instances may have what their class does not: by `__getattr__`, or set where nobody looked."""

@@ -45,11 +45,14 @@ class Verdict:
 class Facts(Protocol):
     """Answers from a corpus. Packages are import names, versions are those of the corpus."""
 
-    def lookup(self, package: str, version: str, name: str, *, of_instance: bool = False) -> Verdict:
+    def lookup(
+        self, package: str, version: str, name: str, *, of_instance: bool = False, is_called: bool = False
+    ) -> Verdict:
         """Whether the version has the dotted name.
 
         With `of_instance` the last component is asked of an instance of the class before it, which may have more
-        attributes than its class: then `absent` takes proof that no instance has it.
+        attributes than its class: then `absent` takes proof that no instance has it, or, where it `is_called`, that
+        it was a method in another version and is none in this one.
         """
 
     def diff(self, package: str, old: str, new: str) -> list[Change]:

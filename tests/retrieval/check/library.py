@@ -60,6 +60,8 @@ _CORE = '''
     class Free:
         """Its instances have whatever is asked for."""
 
+        def melt(self): ...
+
         def __getattr__(self, name):
             return name
 
@@ -107,7 +109,7 @@ _PACKAGES: dict[tuple[str, str], Mapping[str, str]] = {
     },
     ("kiln", "2.0.0"): {
         "kiln/__init__.py": _INIT.format(more=""),
-        "kiln/core.py": _CORE,
+        "kiln/core.py": _CORE.replace("        def melt(self): ...\n", ""),
         "kiln/tools.py": _TOOLS + _STACK,
     },
     ("glaze", "1.0"): {

@@ -71,11 +71,13 @@ class Entering:
     facts: CorpusFacts
     returns: str
 
-    def lookup(self, package: str, version: str, name: str, *, of_instance: bool = False) -> Verdict:
+    def lookup(
+        self, package: str, version: str, name: str, *, of_instance: bool = False, is_called: bool = False
+    ) -> Verdict:
         if name.endswith((".__enter__", ".__aenter__")):
             row = CorpusRow(path="kiln.core.Kiln.__enter__", doc="", type="method", signature=f"() -> {self.returns}")
             return Verdict(status="present", name=name, evidence="", row=row)
-        return self.facts.lookup(package, version, name, of_instance=of_instance)
+        return self.facts.lookup(package, version, name, of_instance=of_instance, is_called=is_called)
 
     def diff(self, package: str, old: str, new: str) -> list[Change]:
         return []

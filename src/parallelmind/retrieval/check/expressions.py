@@ -51,8 +51,9 @@ class Expressions:
             links.append(node)
             node = before
         value = self._first(node)
-        for link in reversed(links):
-            value = self._link(link, value)
+        while links:
+            link = links.pop()
+            value = self._link(link, value, is_called=bool(links) and isinstance(links[-1], ast.Call))
         return value
 
     def annotation(self, node: ast.expr | None) -> Value:
@@ -166,10 +167,11 @@ class Expressions:
         for name in scope.names.changes.keys() - targets:  # by assignment expressions
             before.bind(name, None)
 
-    def _link(self, node: ast.expr, value: Value) -> Value:
+    def _link(self, node: ast.expr, value: Value, *, is_called: bool) -> Value:
+        """What an expression goes on from a value; whether what it comes to is called at once."""
         match node:
             case ast.Attribute():
-                return self._attribute(node, value)
+                return self._attribute(node, value, is_called=is_called)
             case ast.Call():
                 return self._call(node, value)
             case ast.Subscript():
@@ -178,12 +180,14 @@ class Expressions:
                 self.value(node.right)
         return None
 
-    def _attribute(self, node: ast.Attribute, value: Value) -> Value:
+    def _attribute(self, node: ast.Attribute, value: Value, *, is_called: bool) -> Value:
         if not isinstance(value, Thing | Instance) or node.attr in self.survey.touched:
             return None
         of_instance = isinstance(value, Instance)
         thing = Thing(value.package, f"{value.name}.{node.attr}", bound=of_instance)
-        verdict = self.judge.use(thing, node, self.silent, of_instance=of_instance, ends_with=node.attr)
+        verdict = self.judge.use(
+            thing, node, self.silent, of_instance=of_instance, is_called=is_called, ends_with=node.attr
+        )
         if verdict.status == "absent" or (of_instance and verdict.status == "unknown"):
             return None
         if of_instance and verdict.row is not None and verdict.row.type not in ("method", "function"):

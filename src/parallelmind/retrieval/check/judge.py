@@ -35,17 +35,24 @@ class Judge:
     def knows(self, package: str) -> bool:
         return package in self._versions
 
-    def verdict(self, thing: Thing | Instance, *, of_instance: bool = False) -> Verdict:
+    def verdict(self, thing: Thing | Instance, *, of_instance: bool = False, is_called: bool = False) -> Verdict:
         """What is known about a name; of an instance, about the name of its class."""
         version = self._versions[thing.package]
         assert self._facts is not None
-        return self._facts.lookup(thing.package, version, thing.name, of_instance=of_instance)
+        return self._facts.lookup(thing.package, version, thing.name, of_instance=of_instance, is_called=is_called)
 
     def use(
-        self, thing: Thing, node: ast.AST, silent: frozenset[Kind], *, of_instance: bool = False, ends_with: str = ""
+        self,
+        thing: Thing,
+        node: ast.AST,
+        silent: frozenset[Kind],
+        *,
+        of_instance: bool = False,
+        is_called: bool = False,
+        ends_with: str = "",
     ) -> Verdict:
         """Judge that a name is used; `node` ends with `ends_with`, which is the place to show."""
-        verdict = self.verdict(thing, of_instance=of_instance)
+        verdict = self.verdict(thing, of_instance=of_instance, is_called=is_called)
         package = f"{thing.package} {self._versions[thing.package]}"
         if verdict.status == "absent" and "absent" not in silent:
             message = f"{thing.name} does not exist in {package}"

@@ -23,7 +23,7 @@ from parallelmind.retrieval.check.survey import bound_names
 from parallelmind.retrieval.check.values import NOTHING, Names, joined
 
 _LEAVING = (ast.Return, ast.Raise, ast.Continue, ast.Break)
-_SKIPS = frozenset(("skip", "fail", "exit", "skipTest", "xfail", "importorskip", "_exit"))
+_SKIPS = frozenset(("skip", "fail", "exit", "skipTest", "xfail", "_exit"))
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -112,7 +112,8 @@ def _look_at_top(statement: ast.stmt, found: Survey) -> None:
     if isinstance(statement, ast.Assign) and any(last_name(one) == "pytestmark" for one in statement.targets):
         found.silent |= marked([statement.value])
     elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-        if last_name(statement.value.func) in ("skip", "importorskip"):
+        name, keywords = last_name(statement.value.func), statement.value.keywords
+        if name == "skip" or (name == "importorskip" and any(keyword.arg == "minversion" for keyword in keywords)):
             found.silent = ALL
     elif isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
         found.lazy_annotations |= any(alias.name == "annotations" for alias in statement.names)
