@@ -67,7 +67,7 @@ NEEDS = [
     Needs(r"--report_to trackio", _installed("trackio"), "pip install 'parallelmind[trackio]'"),
 ]
 
-_GUIDES = ("QUICK_START_LORA", "INFERENCE_GUIDE", "TRAIN_HF_LORA_USAGE", "POS2D_IMPLEMENTATION_SUMMARY")
+_GUIDES = ("QUICK_START_LORA", "INFERENCE_GUIDE", "TRAIN_HF_LORA_USAGE", "POS2D_IMPLEMENTATION_SUMMARY", "agents")
 TRANSLATIONS = {"README.zh.md": "README.md"} | {f"docs/zh/{name}.md": f"docs/{name}.md" for name in _GUIDES}
 """Their commands are those of the original, which are run there."""
 
@@ -120,6 +120,16 @@ NOT_RUN = [
         "tests/tasks/test_pipeline.py::test_the_demo_shows_what_differs_between_the_versions",
     ),
     NotRun(r"make (test|test-slow|check|bench)$", "it would run itself, or takes minutes"),
+    NotRun(
+        r"parallelmind check-code",
+        "its files are the reader's",
+        "tests/cli/test_check_code.py::test_what_is_found",
+    ),
+    NotRun(
+        r"parallelmind docs-server",
+        "a process that goes on",
+        "tests/server/documentation/test_mcp.py::test_over_http",
+    ),
     NotRun(r"parallelmind corpus build", "downloads packages", "tests/cli/test_corpus.py::test_what_is_there"),
     NotRun(
         r"(srun .*)?torchrun .*scripts/parallel_inference_hf_lora\.py",

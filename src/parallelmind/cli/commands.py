@@ -74,6 +74,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "Qwen/Qwen2.5-0.5B-Instruct",
         ),
         "evaluate": Command("measure retrieval on labelled queries", "--queries labelled.jsonl --corpus_path corpora"),
+        "check-code": Command(
+            "find what code uses that its packages' versions do not have or do not take so",
+            "src --requirements uv.lock --corpus_path corpora",
+        ),
+        "docs-server": Command(
+            "serve the documentation of a project's versions to coding agents (MCP)",
+            "--requirements uv.lock --corpus_path corpora",
+        ),
         "batch-import": Command(
             "turn an OpenAI batch file into contexts", "requests.jsonl contexts.jsonl --target engine"
         ),

@@ -1,0 +1,140 @@
+"""`Facts` from a corpus folder."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+from collections.abc import Iterator, Sequence
+
+from parallelmind.retrieval.absence import Absence, explain_absence
+from parallelmind.retrieval.changes import Change, compare
+from parallelmind.retrieval.corpus_rows import CorpusRow
+from parallelmind.retrieval.existence import ABSENT, PRESENT, Existence, look_up
+from parallelmind.retrieval.facts import Parameter, ParameterKind, Verdict
+from parallelmind.retrieval.namespaces import Namespace
+from parallelmind.retrieval.renames import RenameTable, load_renames
+from parallelmind.retrieval.replacement import Replacement, find_replacement
+from parallelmind.retrieval.store import CorpusStore
+from parallelmind.retrieval.version_index import VersionIndex
+
+_KEPT = 65_536
+_KINDS: Sequence[ParameterKind] = (
+    "positional only", "positional or keyword", "any positional", "keyword only", "any keyword",
+)  # fmt: skip
+"""By number, as in `inspect.Parameter`."""
+_PLAIN_BASES = frozenset(
+    [f"builtins.{name}" for name, value in vars(builtins).items() if isinstance(value, type)]
+    + ["abc.ABC", "typing.Generic", "typing.Protocol"]
+    + [f"enum.{name}" for name in ("Enum", "IntEnum", "StrEnum", "ReprEnum", "Flag", "IntFlag")]
+)
+"""Classes of Python whose instances have nothing more."""
+
+
+class CorpusFacts:
+    """Looks names up in a store, and remembers the answers."""
+
+    def __init__(self, store: CorpusStore, *, renames: RenameTable | None = None) -> None:
+        self._store = store
+        self._renames = renames or load_renames()
+        self._known = functools.lru_cache(_KEPT)(self._look_up)
+
+    def lookup(
+        self, package: str, version: str, name: str, *, of_instance: bool = False, is_called: bool = False
+    ) -> Verdict:
+        """See `Facts.lookup`."""
+        return self._known(package, version, name, of_instance, is_called)
+
+    def diff(self, package: str, old: str, new: str) -> list[Change]:
+        """See `Facts.diff`."""
+        return list(compare(self._store.index(package, old), self._store.index(package, new), self._renames))
+
+    def _look_up(self, package: str, version: str, name: str, of_instance: bool, is_called: bool) -> Verdict:
+        index = self._store.index(package, version)
+        found = look_up(index, name)
+        if found.verdict == PRESENT:
+            return self._present(index, found, name)
+        evidence = found.evidence.removesuffix(".")
+        if found.verdict != ABSENT:
+            return Verdict(status="unknown", name=name, evidence=evidence)
+        absence = explain_absence(self._store, index, name, found, self._renames)
+        is_method = is_called and self._was_method(package, absence, name)
+        if of_instance and not is_method and self._may_be_of_instances(index, name):
+            return Verdict(status="unknown", name=name, evidence=f"{evidence}; its instances may have more")
+        instead = absence.moved_to and Replacement(name=absence.moved_to, evidence=absence.moved_because)
+        evidence += _elsewhere(absence, package)
+        return Verdict(status="absent", name=name, evidence=evidence, replacement=instead or None)
+
+    def _present(self, index: VersionIndex, found: Existence, name: str) -> Verdict:
+        row = None if found.row is None else index.row(found.row)
+        note = found.deprecated or (row.deprecated if row is not None else "")
+        instead = find_replacement(index, name, self._renames, index, note) if note else None
+        return Verdict(
+            status="present",
+            name=name,
+            evidence=found.evidence.removesuffix("."),
+            row=row,
+            deprecated=note,
+            replacement=instead,
+            parameters=None if row is None else _parameters(row),
+        )
+
+    def _was_method(self, package: str, absence: Absence, name: str) -> bool:
+        """Whether another version has the name as a method."""
+        other = absence.last_version or absence.next_version
+        if other is None:
+            return False
+        index = self._store.index(package, other)
+        place = look_up(index, name).row
+        return place is not None and index.row(place).type in ("method", "function")
+
+    def _may_be_of_instances(self, index: VersionIndex, name: str) -> bool:
+        """Whether instances may have what their class does not: by `__getattr__`, or set where nobody looked."""
+        space = _namespace(index, name.split(".")[:-1])
+        if space is None or space.kind != "class" or space.dynamic:
+            return True
+        return not all(_is_seen_through(index, part) for part in _parts(index, space))
+
+
+def _namespace(index: VersionIndex, components: list[str]) -> Namespace | None:
+    """What a dotted name leads to, if that has a namespace."""
+    for length in range(len(components), 0, -1):
+        if (start := index.module(".".join(components[:length]))) is None:
+            continue
+        space: Namespace | None = index.namespace(start)
+        for component in components[length:]:
+            target = next((part.names[component] for part in _parts(index, space) if component in part.names), "")
+            space = index.namespace(int(target[1:])) if target[:1] == "s" else None
+        if space is not None:
+            return space
+    return None
+
+
+def _is_seen_through(index: VersionIndex, space: Namespace) -> bool:
+    """Whether all is known that a class sets on its instances.
+
+    What its methods set was read where it says that it is defined, which need not be where it is.
+    """
+    row = index.object_row(space.object) if space.object is not None else None
+    if row is None:
+        return space.name in _PLAIN_BASES
+    return index.row(row).path == space.name
+
+
+def _parts(index: VersionIndex, space: Namespace | None) -> Iterator[Namespace]:
+    if space is not None:
+        yield space
+        yield from map(index.namespace, space.bases)
+
+
+def _parameters(row: CorpusRow) -> tuple[Parameter, ...] | None:
+    if row.parameters is None:
+        return None
+    return tuple(Parameter(name, _KINDS[kind], can_be_left_out) for name, kind, can_be_left_out in row.parameters)
+
+
+def _elsewhere(absence: Absence, package: str) -> str:
+    if absence.removed_in:
+        return f"; it was removed in {package} {absence.removed_in}"
+    if absence.last_version:
+        return f"; {package} {absence.last_version} had it"
+    return f"; {package} {absence.next_version} has it, a later version" if absence.next_version else ""
