@@ -13,7 +13,6 @@ import enum
 import inspect
 import os
 import pkgutil
-import re
 import sys
 import time
 import types
@@ -21,19 +20,15 @@ import warnings
 from typing import Any, Iterable, Iterator, Sequence  # noqa: UP035 - as Python 3.7 has them
 
 from .description import Description, is_standard, source_of
+from .hooks import UNUSED_NAMES, finds_anything, hooks_of, is_refusal, is_text, join, pieces_of, words_of
 from .importing import DEPRECATIONS, TimeLimit, TooSlow
 from .objects import accessed, home_module, home_of, in_package, is_a, is_below, is_public
 
-UNUSED_NAMES = ("zq_nobody_uses_this", "ZqNobodyUsesThis", "zqx7")
-WORD = re.compile(r"[^\W\d]\w*")
 DEEPEST_FOREIGN = 2
 SECONDS_OF_A_HOOK = 20
 MOST_OF_ALL_HOOKS = 0.4
 """Of the time that the inspection may take."""
-TAKES_APART = {"startswith", "endswith", "removeprefix", "removesuffix", "replace", "partition", "rpartition", "split"}
 MOST_SAID = 1000
-GONE = re.compile(r"\b(?:removed|moved|renamed|no longer|deprecated|expired|use )", re.I)
-LARGEST_SOURCE = 2**22
 
 ANY, SOME = "any", "some"
 """What `__getattr__` gives: something for every name; something for names that could not all be tried."""
@@ -319,27 +314,6 @@ def self_names(cls: ast.ClassDef) -> Iterator[str]:
                     yield node.attr
 
 
-def finds_anything(finder: Any, package: str) -> bool:
-    """Whether a way of finding modules finds one that nobody has."""
-    try:
-        return finder.find_spec(package + "." + UNUSED_NAMES[0], None, None) is not None
-    except AttributeError:
-        return False  # it is of the old kind, which Python no longer asks
-    except Exception:
-        return True
-
-
-def hooks_of(cls: type, last: type) -> Iterator[Any]:
-    """The functions that answer for names which are in no namespace, of the classes before `last`."""
-    for base in type.mro(cls):
-        if base is last or base is object:
-            return
-        for name in ("__getattr__", "__getattribute__"):
-            hook = vars(base).get(name)
-            if hook is not None:
-                yield hook
-
-
 def files_of(module: types.ModuleType) -> set[str]:
     """The names that can be imported below a package, whether or not that works."""
     try:
@@ -351,71 +325,3 @@ def files_of(module: types.ModuleType) -> set[str]:
     except Exception:
         return set()
     return found - {"__pycache__"}
-
-
-def words_of(value: Any, hooks: Iterable[Any]) -> set[str]:
-    """The words of the files that a namespace and its `__getattr__` are written in, and of the tables they use."""
-    files = {str(getattr(value, "__file__", ""))}
-    words: set[str] = set()
-    for hook in hooks:
-        function = inspect.unwrap(getattr(hook, "__func__", hook))
-        code = getattr(function, "__code__", None)
-        if code is None:
-            continue
-        files.add(code.co_filename)
-        used: list[Any] = [getattr(function, "__globals__", {}).get(name) for name in code.co_names]
-        used += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if has_content(cell)]
-        for one in used:
-            if is_a(one, (dict, list, tuple, set, frozenset)):
-                words.update(filter(is_text, one))
-            elif is_a(one, types.FunctionType):
-                files.add(one.__code__.co_filename)
-            elif is_a(one, types.ModuleType):
-                words.update(filter(is_text, vars(one)))
-    for path in files:
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                words.update(WORD.findall(file.read(LARGEST_SOURCE)))
-        except (OSError, ValueError):
-            continue
-    return words
-
-
-def code_of(hook: Any) -> types.CodeType | None:
-    found = getattr(inspect.unwrap(getattr(hook, "__func__", hook)), "__code__", None)
-    return found if isinstance(found, types.CodeType) else None
-
-
-def pieces_of(hook: Any) -> set[str]:
-    """The parts of names that a `__getattr__` puts together or takes off, if it does: `DIRECTION_`.
-
-    What it then answers for cannot be known by trying.
-    """
-    code = code_of(hook)
-    if code is None or not TAKES_APART & set(code.co_names):
-        return set()
-    consts = [one for const in code.co_consts for one in (const if isinstance(const, tuple) else (const,))]
-    texts = [one for one in consts if isinstance(one, str) and WORD.fullmatch(one)]
-    return {one for one in texts if one.strip("_") and one.startswith("_") != one.endswith("_")}
-
-
-def join(piece: str, word: str) -> list[str]:
-    return [piece + word] if piece.endswith("_") else [word + piece]
-
-
-def has_content(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - it raises where there is none
-    except ValueError:
-        return False
-    return True
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether an error says that a name is gone, in words of its own: pydantic's import errors do."""
-    is_plain = isinstance(error, (AttributeError, ImportError)) and not isinstance(error, ModuleNotFoundError)
-    return is_plain and GONE.search(str(error)) is not None
-
-
-def is_text(value: object) -> bool:
-    return is_a(value, str)
