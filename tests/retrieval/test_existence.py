@@ -80,6 +80,8 @@ ODD = {
         ''',
     "odd/anything.py": "def __getattr__(name):\n    return name\n",
     "odd/optional_user.py": "def f(first, *, second=2): ...\n",
+    "odd/migrations/__init__.py": "from odd.shapes import Circle\n",
+    "odd/migrations/0001_first.py": "class Migration: ...\n",
     "odd/needs.py": "import nowhere_to_be_found\ndef g(): ...\n",
     "odd/shapes.py": '''
         from __future__ import annotations
@@ -177,6 +179,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionIndex]:
         ("odd.needs.g", "present"),  # by its files, without proof
         ("odd.needs.h", "unknown"),
         ("odd.nowhere.at.all", "absent"),
+        ("odd.migrations.Circle", "present"),  # beside a module whose name no code can write
         ("odd.proxy", "present"),
         ("odd.proxy.anything", "unknown"),  # what it stands for may have it
         ("odd.Holder.made", "present"),

@@ -156,6 +156,6 @@ def _regular(folder: Path, name: str) -> Iterator[str]:
     elif any((path / f"__init__{suffix}").exists() for suffix in (".py", ".pyi")):
         yield name
     else:
-        for inner in sorted(_top_level(path)):
+        for inner in sorted(found for found in _top_level(path) if not is_test_module(found)):
             for deeper in _regular(path, inner):
                 yield f"{name}.{deeper}"

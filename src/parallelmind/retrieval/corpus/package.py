@@ -122,6 +122,8 @@ class _Runtime:
         self.scratch, self._folder = scratch, scratch / "installed"
         self._interpreter, self._failure = task.python, ""
         self._tried: set[str] = set()
+        self._is_settled = False
+        """Whether a package of the distribution runs with what is installed."""
         if not archive.is_wheel:
             self._failure = "a source archive is not built"
         elif task.python:
@@ -169,9 +171,12 @@ class _Runtime:
             return None
         if self._failure:
             return RuntimeReport(failure=self._failure)
+        if self._is_settled:
+            return self._inspect(import_name)
         first = report = self._inspect_with_older(import_name)
         while report.failure and any(map(self._is_installed_for, self._others())):
             report = self._inspect_with_older(import_name)
+        self._is_settled = not report.failure
         return first if report.failure else report
 
     def _inspect_with_older(self, import_name: str) -> RuntimeReport:

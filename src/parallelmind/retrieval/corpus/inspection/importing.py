@@ -89,7 +89,7 @@ class Importer:
         except Exception:
             return
         for name in sorted(found):
-            if name.startswith(("_", "test_")) or name in SKIPPED_MODULES:
+            if name.startswith(("_", "test_")) or name in SKIPPED_MODULES or not name.isidentifier():
                 continue
             child = self.load(module.__name__ + "." + name)
             if child is not None and hasattr(child, "__path__"):

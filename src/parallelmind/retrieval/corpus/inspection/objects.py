@@ -35,7 +35,8 @@ def is_routine(value: Any) -> bool:
 
 
 def is_public(name: str) -> bool:
-    return not any(part.startswith("_") or part in SKIPPED_MODULES for part in name.split("."))
+    parts = name.split(".")
+    return all(part.isidentifier() and not part.startswith("_") and part not in SKIPPED_MODULES for part in parts)
 
 
 def is_below(name: str, package: str) -> bool:
