@@ -84,9 +84,13 @@ def misspelled(name: str, chance: random.Random) -> str:
 
 
 def to_scan(walked: Walked) -> list[str]:
-    """Names of which some may be deprecated: everything that is documented where it is defined, and re-exports."""
+    """Names of which some may be deprecated: all where they are defined, and what the package itself re-exports."""
     wanted = (*_CALLED, "property")
-    return [name for name, kind, origin in walked if origin in ("own", "re-export") and kind in wanted]
+    return [
+        name
+        for name, kind, origin in walked
+        if kind in wanted and (origin == "own" or (origin == "re-export" and name.count(".") == 1))
+    ]
 
 
 def sample_by_module(names: Sequence[str], count: int, chance: random.Random) -> list[str]:

@@ -26,10 +26,11 @@ from truth.environments import Environment, environments, read_yaml
 
 OUTPUT = Path(__file__).parents[2] / "examples" / "retrieval" / "truth"
 SEED = 16
-PUBLIC_SAMPLE = 60
-DEPRECATED_PER_VERSION, ENDED_PER_VERSION, IMAGINED_PER_VERSION = 12, 4, 7
+PUBLIC_SAMPLE = 45
+DEPRECATED_PER_VERSION, ENDED_PER_VERSION, IMAGINED_PER_VERSION = 7, 3, 6
+REPLACED_PER_VERSION, STILL_PER_VERSION = 16, 3
 _INSTEAD = re.compile(
-    r"(?:use|using|favou?r of|replaced (?:by|with)|renamed to|moved to|see|superseded by|instead|be|from)\s+"
+    r"(?:use|using|favou?r of|replaced (?:by|with)|renamed to|moved to|superseded by)\s+"
     r"(?:the\s+)?(?::\w+(?::\w+)*:)?[`'\"~.]*([A-Za-z_][\w.]*)",
     re.IGNORECASE,
 )
@@ -81,12 +82,22 @@ class Labeller:
         deprecated = [name for name in self._scanned if "deprecated" in answers[name] and name not in self._why]
         for name in sample_by_module(deprecated, DEPRECATED_PER_VERSION, self._chance):
             self._why.setdefault(name, "deprecated")
-        wanted = {name: answers[name] for name in self._why if answers[name]["status"] != "unknown"}
+        wanted = self._thinned({name: answers[name] for name in self._why if answers[name]["status"] != "unknown"})
         possible = {name: self._possible_replacements(name, found) for name, found in wanted.items()}
         exist = self._place.probe([new for names in possible.values() for new in names])
         for name, found in sorted(wanted.items()):
             usable = [new for new in possible[name] if exist[new]["status"] in ("present", "instance")]
             yield self._row(name, found, [new for new in usable if "deprecated" not in exist[new]])
+
+    def _thinned(self, answers: dict[str, Any]) -> dict[str, Any]:
+        """The table has many names for some packages, and many that a version simply has."""
+        ended = [name for name, found in answers.items() if self._why[name] == "replaced" and _is_over(found)]
+        still = [name for name, found in answers.items() if self._why[name] == "replaced" and not _is_over(found)]
+        kept = {
+            *self._chance.sample(ended, min(REPLACED_PER_VERSION, len(ended))),
+            *self._chance.sample(still, min(STILL_PER_VERSION, len(still))),
+        }
+        return {name: found for name, found in answers.items() if self._why[name] != "replaced" or name in kept}
 
     def _possible_replacements(self, name: str, found: dict[str, Any]) -> list[str]:
         """From the table and, of deprecated names, from what is said about them; they are then asked for."""
@@ -108,12 +119,16 @@ class Labeller:
             "kind": self._why[name],
         }
         if label in ("present", "deprecated"):
-            row |= {"same": found["same"], "doc": found["doc"][:45]}
+            row |= {"same": found["same"], "doc": found["doc"][:40]}
         if label == "deprecated":
-            row |= {"how": found["deprecated"][0], "said": found["deprecated"][1][:100]}
+            row |= {"how": found["deprecated"][0], "said": found["deprecated"][1][:60]}
         if label in ("absent", "deprecated"):
             row["replacement"] = replacement[:2]
         return {field: value for field, value in row.items() if value}
+
+
+def _is_over(found: dict[str, Any]) -> bool:
+    return found["status"] == "absent" or "deprecated" in found
 
 
 def public_names(

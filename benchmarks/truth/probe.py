@@ -23,13 +23,14 @@ from typing import Any
 MISSING = object()
 _OLD = re.compile(r"deprecat|RemovedIn|Removed\w*Warning|PendingDeprecation", re.IGNORECASE)
 _DIRECTIVE = re.compile(r"^\.\. deprecated::(.*(?:\n[ \t]+.*|\n(?=\n[ \t]))*)", re.MULTILINE)
-_SUBJECT = re.compile(r"^[\d.]*\s*[*`]{1,2}(\w+)[*`(]")
-"""What a note is about, where it begins with that: a parameter, as a rule, and not the thing documented."""
-_WARNS = re.compile(r"warn|(?:^|\.)_?deprecate$|deprecation", re.IGNORECASE)
+_SUBJECT = re.compile(r"[*`'\"]+[~.\w]*?(\w+)(?:\(\))?[*`'\"]")
+_TELLS_INSTEAD = re.compile(r"^[\d.]*\s*(?:use|please|superseded|renamed|replaced|deprecated|moved)\b", re.IGNORECASE)
+_WARNS = re.compile(r"(?:^|\.)(?:_?warn\w*|_?deprecate|_?deprecation_warning)$", re.IGNORECASE)
+_HELPER = re.compile(r"warn|deprecat", re.IGNORECASE)
 _FIRST_LINE = re.compile(r"^(?:\[\*Deprecated\*\]|\**deprecated\b|.*\(deprecated)", re.IGNORECASE)
 _ABOUT_PARAMETER = re.compile(r":paramref:|\b(?:parameters?|arguments?|keywords?|kwargs?|attribute accepts)\b")
 _DECORATOR = re.compile(r"deprecat", re.IGNORECASE)
-_NOT_THE_NAME = re.compile(r"param|argument|make_keyword_only|_kwarg|list_items|moved_20_dialect", re.IGNORECASE)
+_NOT_THE_NAME = re.compile(r"param|argument|make_keyword_only|_kwarg|_copy_docstring", re.IGNORECASE)
 
 
 class UnimportableError(Exception):
@@ -251,6 +252,8 @@ def said_in_code(value: Any) -> tuple[str, str] | None:
         if _DECORATOR.search(text.split("(")[0]) and not _NOT_THE_NAME.search(text.split("(")[0]):
             doc = said_in_doc(getattr(value, "__doc__", None), value.__name__)
             return "decorator", doc[1] if doc else squeeze(text)
+    if _HELPER.search(tree.name):
+        return None
     body = tree.body
     if isinstance(tree, ast.ClassDef):
         makers = ("__init__", "__new__")
@@ -280,9 +283,9 @@ def said_in_doc(doc: Any, name: str) -> tuple[str, str] | None:
     text = inspect.cleandoc(doc)
     for found in _DIRECTIVE.finditer(text):
         message = squeeze(found.group(1))
-        subject = _SUBJECT.match(message)
-        if subject and subject.group(1) not in (name, "This"):
-            continue
+        subject = None if _TELLS_INSTEAD.match(message) else _SUBJECT.search(message[:80])
+        if subject and subject.group(1) != name:
+            continue  # the note is about a parameter or another object
         if not _ABOUT_PARAMETER.search(message.split(". ")[0]):
             return "documented", message
     first = text.strip().split("\n\n")[0]

@@ -104,3 +104,16 @@ def test_wrong_rows_are_told(tmp_path: Path, row: dict[str, object], words: str)
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no \.jsonl file"):
         read_truth(tmp_path)
+
+
+def test_the_committed_labels_are_enough_and_various() -> None:
+    labels, public = read_truth(COMMITTED)
+    counted = Counter(row.label for row in labels)
+    assert len(labels) >= 1200
+    assert min(counted["present"], counted["absent"]) >= 1000
+    assert counted["deprecated"] >= 80
+    assert sum(bool(row.replacement) for row in labels) >= 150
+    assert len({row.package for row in labels}) >= 12
+    assert {(row.package, row.version) for row in labels} == {(row.package, row.version) for row in public}
+    asked = Counter((row.package, row.version, row.name) for row in labels)
+    assert max(asked.values()) == 1
