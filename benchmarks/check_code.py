@@ -111,7 +111,8 @@ def _generated(
 def _places(text: str, versions: Mapping[str, str]) -> Iterator[tuple[str, int, int, int]]:
     """(kind, line, beginning, end) of names to misspell: imported ones, attributes of packages, keywords of calls."""
     tree = ast.parse(text)
-    packages, imported = set(), set()
+    packages: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             packages.update(
