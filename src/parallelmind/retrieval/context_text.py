@@ -19,7 +19,8 @@ class Document:
 
     package: str
     version: str
-    row: int
+    row: int | None
+    """None if it has no row: then it is known to exist, and no more."""
     name: str
     """The name to show: the one asked for, or the public one."""
 

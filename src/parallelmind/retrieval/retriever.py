@@ -185,7 +185,7 @@ class Retriever:
         parent = known.parent if known.parent is not None else index.find(index.package)
         hits = [] if parent is None else [((index, parent), index.public(parent))]
         text = presence_text(name, index.package, index.version, known)
-        document = Document(index.package, index.version, parent or 0, name)
+        document = Document(index.package, index.version, None, name)
         return _Found(EXACT, hits, preface=text, preface_of=document, title="It belongs to:\n\n", existence=known)
 
     def _deprecated_text(self, index: VersionIndex, name: str, known: Existence) -> str:

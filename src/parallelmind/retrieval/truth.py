@@ -251,7 +251,9 @@ class _Tally:
 
 
 def document_names(store: CorpusStore, document: Document) -> set[str]:
-    """All names of what a document describes."""
+    """All names of what a document describes; of what has no row, the one that is told to exist."""
+    if document.row is None:
+        return {document.name}
     return set(store.index(document.package, document.version).row(document.row).names)
 
 

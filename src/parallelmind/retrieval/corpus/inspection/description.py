@@ -67,6 +67,9 @@ class Description:
         for name, module in sorted(modules, key=lambda pair: pair[0]):
             if is_below(name, self.package) and is_public(name):
                 self.add_module(name, module)
+        for name, module in modules:
+            if is_below(name, self.package) and is_public(name):
+                self.add_unreached(name, module)
         for value, names in self.instances.values():
             self.add_members(type(value), shortest(names))
         done: set[tuple[int, str]] = set()
@@ -107,6 +110,17 @@ class Description:
             except Exception:  # of a proxy that stands for nothing yet
                 self.add_constant(name + "." + member)
         self.add(module, name, "module", name, sorted(members))
+
+    def add_unreached(self, name: str, module: types.ModuleType) -> None:
+        """Objects of private modules that no module passes on: the module that uses them is where they can be had."""
+        for member, value in sorted(vars(module).items()):
+            full = name + "." + member
+            if is_public(full) and not is_a(value, types.ModuleType) and id(value) not in self.entries:
+                try:
+                    if is_below(home_module(value), self.package):
+                        self.add_object(value, full)
+                except Exception:  # of a proxy that stands for nothing yet
+                    continue
 
     def add_aliased(self, alias: str, module: types.ModuleType) -> None:
         """numpy.char is numpy.core.defchararray, and so is what they hold."""
