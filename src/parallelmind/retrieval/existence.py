@@ -122,7 +122,8 @@ class _Walk:
             self._place = place
             assert number is not None
             space = self._index.namespace(number)
-            self._row = self._parent = self._row_of(space)
+            self._row = self._row_of(space)
+            self._parent = self._parent if self._row is None else self._row
             step = self._step(space, self._components[self._place])
             if isinstance(step, Existence):
                 return step
@@ -134,8 +135,12 @@ class _Walk:
             self._place += 1
             return self._leaf(value if kind == "=" else "")
         assert number is not None
-        row = self._row_of(self._index.namespace(number))
-        return self._present(self._index.find(self._name(len(self._components))) if row is None else row)
+        space = self._index.namespace(number)
+        row = self._row_of(space)
+        if row is None:
+            row = self._index.find(self._name(len(self._components)))
+        more = f"It is an instance of {space.name}." if row is None and space.kind == "instance" and space.name else ""
+        return self._present(row, more)
 
     def _step(self, space: Namespace, component: str) -> Existence | str:
         """Where a component leads, or what is known if it leads nowhere."""
@@ -207,7 +212,8 @@ class _Walk:
         component = self._components[self._place]
         above = self._above()
         if home:
-            return self._unknown(f"{above} is {home}, which is no part of {self._index.package}")
+            unknown = self._unknown(f"{above} is {home}, which is no part of {self._index.package}")
+            return replace(unknown, home=".".join([home, *self._components[self._place :]]))
         row = self._index.row(self._row) if self._row is not None else None
         if row is not None and any(component == name for name, *_ in row.parameters or ()):
             return self._unknown(f"{component} is a parameter of {above}")
@@ -232,7 +238,7 @@ class _Walk:
     def _row_of(self, space: Namespace) -> int | None:
         if space.object is not None and (row := self._index.object_row(space.object)) is not None:
             return row
-        return self._index.find(space.name) if space.kind != "instance" else self._row
+        return self._index.find(space.name) if space.kind != "instance" else None
 
     def _name(self, length: int) -> str:
         return ".".join(self._components[:length])

@@ -23,6 +23,7 @@ _ADVICE = re.compile(
     re.I,
 )
 _DOTTED = re.compile(r"\b([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)")
+_LETTERS_THAT_TELL = 5
 _ONE_OF_MANY = 4
 """More rows with one summary than this, and the summary says nothing about any of them."""
 
@@ -70,6 +71,7 @@ def _candidates(
             yield Replacement(name=other, evidence=f"In {where} it is the same object as {name}.")
         yield from _by_documentation(index, name, row, witness)
     yield from _by_spelling(index, name, row)
+    yield from _of_that_name(index, name)
     if (other_row := find_renamed(index, name, table)) is not None:
         yield Replacement(name=index.public(other_row), evidence="Its module was renamed.")
     removal = table.removal(name, index.version)
@@ -113,6 +115,20 @@ def _by_spelling(index: VersionIndex, name: str, row: CorpusRow | None) -> Itera
         there = _row(index, f"{parent}.{other}") if parent and other and other != last else None
         if there is not None and row is not None and there.type == row.type:
             yield Replacement(name=f"{parent}.{other}", evidence="It is the same name, spelled otherwise.")
+
+
+def _of_that_name(index: VersionIndex, name: str) -> Iterator[Replacement]:
+    """The only thing with the same last name; or beside it, the only one whose name begins or ends so."""
+    parent, _, last = name.rpartition(".")
+    rows = index.rows_ending_in(last) if len(last) >= _LETTERS_THAT_TELL else []
+    if len(rows) == 1:
+        where = f"{index.package} {index.version}"
+        yield Replacement(name=index.public(rows[0]), evidence=f"It is all that {where} has of the name {last}.")
+    found = look_up(index, parent)
+    members = index.row(found.row).members if found.row is not None and len(last) >= _LETTERS_THAT_TELL else ()
+    like = [one for one in members if one != last and (one.endswith(f"_{last}") or one.startswith(f"{last}_"))]
+    if len(like) == 1:
+        yield Replacement(name=f"{parent}.{like[0]}", evidence=f"Nothing else in {parent} has a name like it.")
 
 
 def _by_documentation(index: VersionIndex, name: str, row: CorpusRow, witness: VersionIndex) -> Iterator[Replacement]:

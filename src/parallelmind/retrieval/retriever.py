@@ -152,6 +152,12 @@ class Retriever:
 
     def _find(self, index: VersionIndex, name: str, query: Query, resolved: Resolved) -> _Found:
         known = look_up(index, name)
+        if known.verdict == UNKNOWN and (elsewhere := known.home.partition(".")[0]) in resolved.versions:
+            # It goes on in another package that the query names, or that the same distribution installs.
+            beside = self._store.index(elsewhere, resolved.versions[elsewhere])
+            there = look_up(beside, known.home)
+            if there.verdict != UNKNOWN:
+                index, name, known = beside, known.home, there
         if known.verdict == PRESENT and not self._settings.jump_exact_match:
             return self._present(index, name, known, resolved)
         by_likeness = self._settings.enable_str_match

@@ -26,6 +26,8 @@ def said(code: str = "", doc: str = "", deprecated: str = "") -> str:
         ('def f():\n    warnings.warn(f"{x} is old", category=FutureWarning)', "… is old"),
         ('def f():\n    message = "f is old"\n    warn(message, DeprecationWarning)', "f is old"),
         ('def f():\n    warnings.warn("f {} old".format("is"), DeprecationWarning)', "f {} old"),
+        ('def f():\n    deprecate("f", 12, action="Use g.")', "f; Use g."),
+        ('def f():\n    _deprecate_positional_args(f)', ""),
         ('def f(a=None):\n    if a:\n        warnings.warn("a is old", DeprecationWarning)', ""),
         ('def f():\n    warnings.warn("careful", UserWarning)', ""),
         ('class F:\n    def __init__(self):\n        warnings.warn("F is old", DeprecationWarning)', "F is old"),

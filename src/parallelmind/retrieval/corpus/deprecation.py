@@ -26,6 +26,7 @@ _OF_USE = re.compile(
     r"^(?:\*\w+\*|[^.]*\b(?:pass|passing|passed|argument|arguments|parameter|parameters|keyword)\b)", re.I
 )
 _OF_PARAMETERS = re.compile(r"kwarg|keyword|argument|param|posit", re.I)
+_SAYS_SO = re.compile(r"_?(?:warn_?)?deprecat(?:e|ed|ion)?(?:_?warn(?:ing)?)?\Z", re.I)
 _CATEGORY = re.compile(r"Deprecat|FutureWarning|RemovedIn|MovedIn")
 
 
@@ -80,7 +81,7 @@ def _warned(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Iter
         name = ast.unparse(call.func).rpartition(".")[2]
         given = " ".join(ast.unparse(one) for one in [*call.args[1:], *(word.value for word in call.keywords)])
         is_warning = name == "warn" and _CATEGORY.search(given)
-        if is_warning or (re.search(r"warn_?deprecat|deprecat\w*_?warn", name) and not _OF_PARAMETERS.search(name)):
+        if is_warning or _SAYS_SO.match(name):
             yield _said(call) or _assigned(call, node) or "deprecated"
 
 
