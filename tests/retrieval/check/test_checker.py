@@ -10,7 +10,7 @@ import pytest
 from parallelmind.errors import DataError
 from parallelmind.retrieval.changes import Change
 from parallelmind.retrieval.check.checker import check_code, imported_names
-from parallelmind.retrieval.check.findings import Finding
+from parallelmind.retrieval.check.findings import MAX_FINDINGS, Finding
 from parallelmind.retrieval.check.source import decode_source
 from parallelmind.retrieval.corpus_facts import CorpusFacts
 from parallelmind.retrieval.corpus_rows import CorpusRow
@@ -152,6 +152,11 @@ def test_many_names_in_many_branches_take_no_time(facts: CorpusFacts) -> None:
     started = time.process_time()
     assert not check_code(f"import kiln\nif a: pass\n{several}{branches}", "case.py", facts, VERSIONS).findings
     assert time.process_time() - started < 20
+
+
+def test_after_many_findings_the_rest_is_not_judged(facts: CorpusFacts) -> None:
+    code = "import kiln\n" + "".join(f"kiln.nothing{place}\n" for place in range(2 * MAX_FINDINGS))
+    assert len(check_code(code, "case.py", facts, VERSIONS).findings) == MAX_FINDINGS
 
 
 def test_encodings() -> None:

@@ -245,7 +245,7 @@ def test_over_http(address: str) -> None:
     async def run() -> None:
         async with Client(address) as client:
             await the_four_tools(client)
-            assert "at most 200000" in await refusal(client, "check_code", {"source": "x" * 300_000})
+            assert "at most 100000" in await refusal(client, "check_code", {"source": "x" * 300_000})
 
     asyncio.run(run())
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from parallelmind.retrieval.check.guards import Kind
 
+MAX_FINDINGS = 500
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -39,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The findings of one file, in order."""
+    """The findings of one file, in order; after `MAX_FINDINGS` the rest of it is not judged."""
 
     findings: tuple[Finding, ...]
     imported: frozenset[str]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from parallelmind.io.records import shorten
 from parallelmind.retrieval.check.arguments import misfit
-from parallelmind.retrieval.check.findings import Finding
+from parallelmind.retrieval.check.findings import MAX_FINDINGS, Finding
 from parallelmind.retrieval.check.guards import Kind
 from parallelmind.retrieval.check.source import Source
 from parallelmind.retrieval.check.values import Instance, Thing, Value
@@ -52,6 +52,8 @@ class Judge:
         ends_with: str = "",
     ) -> Verdict:
         """Judge that a name is used; `node` ends with `ends_with`, which is the place to show."""
+        if len(self.findings) >= MAX_FINDINGS:
+            return Verdict(status="unknown", name=thing.name, evidence="")
         verdict = self.verdict(thing, of_instance=of_instance, is_called=is_called)
         package = f"{thing.package} {self._versions[thing.package]}"
         if verdict.status == "absent" and "absent" not in silent:

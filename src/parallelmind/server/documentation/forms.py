@@ -13,7 +13,7 @@ from parallelmind.retrieval.changes import Change
 from parallelmind.retrieval.corpus_rows import summary
 from parallelmind.retrieval.documentation import MAX_NAME, MAX_QUERY, Checked, Found, Hit
 
-MAX_SOURCE, MAX_REQUIREMENTS, MAX_VERSION = 200_000, 100_000, 100
+MAX_SOURCE, MAX_REQUIREMENTS, MAX_VERSION = 100_000, 100_000, 100
 _MAX_DOCUMENTATION, _MAX_SIGNATURE, _MAX_CHANGES = 12_000, 1_500, 500
 _VERSION = "such as 1.26.4, or a range such as >=1.20,<2; by default what the project's lockfile or requirements say"
 
@@ -113,7 +113,7 @@ class FindingItem(BaseModel):
 
 
 class CheckResult(BaseModel):
-    findings: list[FindingItem]
+    findings: list[FindingItem] = Field(description="in order; after many of them the rest of the code is not judged")
     versions: dict[str, str] = Field(description="the packages that were judged")
     not_judged: dict[str, str] = Field(description="packages that the code imports and that were not, and why")
 
