@@ -61,6 +61,13 @@ def test_by_documentation(doc: str, words: str) -> None:
     assert " ".join(in_documentation(doc).split()) == words
 
 
+def test_a_directive_that_speaks_of_something_else() -> None:
+    doc = "F.\n\n.. deprecated:: 18.2.0 ``__lt__`` and ``__gt__`` now raise a warning."
+    assert in_documentation(doc, {"f"}) == ""
+    assert in_documentation(doc.replace("__lt__", "f"), {"f"}) != ""
+    assert in_documentation("F.\n\n.. deprecated:: 1.25\n    `p.f` is gone.", {"f"}) != ""
+
+
 def test_what_the_running_package_says_comes_first() -> None:
     assert said('@deprecated("by code")\ndef f(): ...', "Deprecated: by doc.", "by\n attribute") == "by attribute"
     assert said('@deprecated("by code")\ndef f(): ...', "Deprecated: by doc.") == "by code"

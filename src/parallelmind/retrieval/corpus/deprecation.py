@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from parallelmind.retrieval.corpus.objects import PackageObject
 
@@ -25,6 +25,7 @@ _SENTENCE = re.compile(
 _OF_USE = re.compile(
     r"^(?:\*\w+\*|[^.]*\b(?:pass|passing|passed|argument|arguments|parameter|parameters|keyword)\b)", re.I
 )
+_SUBJECT = re.compile(r"(?::[\w:]+:)?`{1,2}~?(?:\w+\.)*(\w+)(?:\(\))?`{1,2}(?! instead)")
 _OF_PARAMETERS = re.compile(r"kwarg|keyword|argument|param|posit", re.I)
 _SAYS_SO = re.compile(r"_?(?:warn_?)?deprecat(?:e|ed|ion)?(?:_?warn(?:ing)?)?\Z", re.I)
 _CATEGORY = re.compile(r"Deprecat|FutureWarning|RemovedIn|MovedIn")
@@ -32,16 +33,22 @@ _CATEGORY = re.compile(r"Deprecat|FutureWarning|RemovedIn|MovedIn")
 
 def deprecation_of(item: PackageObject) -> str:
     """In the package's own words, "" if it says nothing."""
-    return " ".join((item.deprecated or _in_code(item.code) or in_documentation(item.doc)).split())[:_MOST]
+    own = {name.rpartition(".")[2] for name in (item.path, *item.names)}
+    return " ".join((item.deprecated or _in_code(item.code) or in_documentation(item.doc, own)).split())[:_MOST]
 
 
-def in_documentation(doc: str) -> str:
-    """The directive or the sentence of a docstring by which an object is deprecated."""
+def in_documentation(doc: str, own: Collection[str] = ()) -> str:
+    """The directive or the sentence of a docstring by which an object is deprecated.
+
+    Args:
+        own: the object's last names: a directive that begins with another quoted name speaks of that.
+    """
     if "deprecated" not in doc.lower() and "versionremoved" not in doc.lower():
         return ""
     if found := _DIRECTIVE.search(doc):
         version, text = [*found.group(1).split(maxsplit=1), "", ""][:2]
-        if _OF_USE.match(text):
+        subject = _SUBJECT.match(text)
+        if _OF_USE.match(text) or (subject and own and subject.group(1) not in own):
             return ""
         return f"Deprecated since {version}: {text}".removesuffix(": ")
     if found := _SENTENCE.search(doc):

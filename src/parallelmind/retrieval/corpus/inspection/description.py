@@ -152,7 +152,7 @@ class Description:
     def re_exports(self, module: types.ModuleType) -> set[str]:
         """The names that a module imports to pass them on: `import X as X`, as type checkers understand it."""
         if module.__name__ not in self.passed_on:
-            self.passed_on[module.__name__] = set(re_exported(source_of(module)))
+            self.passed_on[module.__name__] = set(re_exported(tree_of(str(getattr(module, "__file__", "")))))
         return self.passed_on[module.__name__]
 
     def add_object(self, value: Any, name: str) -> None:
@@ -267,12 +267,11 @@ def public_members(module: types.ModuleType) -> Iterator[tuple[str, Any, bool]]:
 
 
 @functools.lru_cache(maxsize=None)  # noqa: UP033 - as Python 3.7 has it
-def source_of(module: types.ModuleType) -> ast.Module | None:
-    """The syntax tree of a module, if it has a file of Python that can be read."""
-    path = getattr(module, "__file__", None)
+def tree_of(path: str) -> ast.Module | None:
+    """The syntax tree of a file of Python, if it can be read."""
     try:
-        with open(str(path), "rb") as file:
-            return ast.parse(file.read()) if str(path).endswith(".py") else None
+        with open(path, "rb") as file:
+            return ast.parse(file.read()) if path.endswith(".py") else None
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -19,7 +19,7 @@ import types
 import warnings
 from typing import Any, Iterable, Iterator, Sequence  # noqa: UP035 - as Python 3.7 has them
 
-from .description import Description, is_standard, source_of
+from .description import Description, is_standard, tree_of
 from .hooks import UNUSED_NAMES, finds_anything, hooks_of, is_refusal, is_text, join, pieces_of, words_of
 from .importing import DEPRECATIONS, TimeLimit, TooSlow
 from .objects import accessed, home_module, home_of, in_package, is_a, is_below, is_public
@@ -277,15 +277,23 @@ class Namespaces:
         return {name for name in names if is_text(name) and name}
 
     def assigned(self, cls: type) -> dict[str, set[str]]:
-        """By class, the names that the methods of a module's classes assign to their first parameter."""
-        home = home_module(cls)
-        if home not in self.trees:
-            self.trees[home] = {}
-            module = sys.modules.get(home)
-            tree = source_of(module) if module is not None else None
+        """By class, the names that the methods in a class's file assign to their first parameter."""
+        path = file_of(cls)
+        if path not in self.trees:
+            self.trees[path] = {}
+            tree = tree_of(path)
             if tree is not None:
-                note_assigned(tree, "", self.trees[home])
-        return self.trees[home]
+                note_assigned(tree, "", self.trees[path])
+        return self.trees[path]
+
+
+def file_of(cls: type) -> str:
+    """The file that a class is written in: its `__module__` may name another, as httpx's do."""
+    for value in vars(cls).values():
+        code = getattr(value, "__code__", None) if is_a(value, types.FunctionType) else None
+        if code is not None and value.__qualname__.startswith(cls.__qualname__ + "."):
+            return str(code.co_filename)
+    return str(getattr(sys.modules.get(home_module(cls)), "__file__", None) or "")
 
 
 def note_assigned(node: ast.AST, qualified: str, found: dict[str, set[str]]) -> None:
