@@ -53,7 +53,9 @@ ODD = {
             __class__ = property(lambda self: 1 / 0)
 
         class Meta(type):
-            pass
+            @property
+            def OLDEST(cls):
+                warnings.warn("Use odd.new instead of OLDEST", DeprecationWarning)
 
         class Made(metaclass=Meta):
             pass
@@ -207,6 +209,7 @@ def test_what_a_name_leads_to(index: VersionIndex) -> None:
 
 def test_what_is_said_when_a_name_is_asked_for(index: VersionIndex) -> None:
     assert look_up(index, "odd.old").deprecated == "odd.old is deprecated, use odd.new"
+    assert look_up(index, "odd.Made.OLDEST").deprecated == "Use odd.new instead of OLDEST"
     assert "tried with" in look_up(index, "odd.ancient").evidence
     assert "second is a parameter of odd.optional_user.f" in look_up(index, "odd.optional_user.f.second").evidence
     assert "nowhere_to_be_found" in look_up(index, "odd.needs").evidence

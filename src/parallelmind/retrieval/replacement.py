@@ -61,12 +61,16 @@ def _candidates(
     for other in _advised(said):
         for full in _spelled_out(index, name, table.spelled_out(other)):
             yield Replacement(name=full, evidence=f"{index.package} says of {name}: {said}")
+    if witness is not None and (home := look_up(witness, name).home):
+        yield Replacement(name=home, evidence=f"In {witness.package} {witness.version} it is that.")
     row = _row(witness, name) if witness is not None else None
     if witness is not None and row is not None:
         where = f"{witness.package} {witness.version}"
         if row.home.startswith("builtins."):
             yield Replacement(name=row.home.removeprefix("builtins."), evidence=f"In {where} it is Python's own.")
             return
+        if row.home and not row.home.startswith(f"{witness.package}."):
+            yield Replacement(name=row.home, evidence=f"In {where} it is that.")
         for other in sorted(row.names, key=_length):
             yield Replacement(name=other, evidence=f"In {where} it is the same object as {name}.")
         yield from _by_documentation(index, name, row, witness)

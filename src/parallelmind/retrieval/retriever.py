@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from annotated_types import Ge
+from packaging.utils import canonicalize_name
 
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.retrieval.absence import Absence, explain_absence, versions_with
@@ -123,8 +124,9 @@ class Retriever:
             raise DataError(query.error)
         resolved = self._store.resolve(query.dependencies)
         name = self._renames.spelled_out(query.target_api)
-        owner = self._owner(name, resolved)
-        if owner:
+        if (missing := self._without_module(name, resolved)) is not None:
+            found = missing
+        elif owner := self._owner(name, resolved):
             found = self._find(self._store.index(owner, resolved.versions[owner]), name, query, resolved)
         else:
             found = self._find_anywhere(resolved, name, query)
@@ -135,6 +137,19 @@ class Retriever:
             existence=found.existence,
             unserved=dict(resolved.missing),
         )
+
+    def _without_module(self, name: str, resolved: Resolved) -> _Found | None:
+        """What is absent as the distribution of that name installs no such module: attrs 21.2.0 has attr alone."""
+        first = name.partition(".")[0]
+        for package, version in resolved.versions.items() if first not in resolved.versions else ():
+            distribution, names = self._store.installed_beside(package, version)
+            if first and names and first not in names and canonicalize_name(first) == distribution:
+                index = self._store.index(package, version)
+                evidence = f"{distribution} {version} installs {' and '.join(names)}, and no module {first}."
+                known = Existence(verdict=IS_ABSENT, evidence=evidence, verified=True, missing=first)
+                absence = explain_absence(self._store, index, name, known, self._renames)
+                return self._absent(index, name, known, absence)
+        return None
 
     def _owner(self, name: str, resolved: Resolved) -> str | None:
         """The import name among the dependencies that the API belongs to; None if it does not say."""

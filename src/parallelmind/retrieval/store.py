@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from parallelmind.errors import DataError
+from parallelmind.retrieval.corpus.meta import meta_file, read_meta
 from parallelmind.retrieval.corpus_rows import corpus_file, corpus_versions
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import choose_version, sorted_versions
@@ -108,6 +109,14 @@ class CorpusStore:
     def packages_of(self, dependency: str) -> list[str]:
         """The import names of a dependency, given by import name or distribution: `attrs` is attr and attrs."""
         return self._packages.get(canonicalize_name(dependency), [])
+
+    def installed_beside(self, package: str, version: str) -> tuple[str, list[str]]:
+        """The distribution of one version, and all the import names it installs; ("", []) if it was not built here."""
+        path = meta_file(self._corpus_path, package, version)
+        if not path.exists():
+            return "", []
+        meta = read_meta(path)
+        return meta.distribution, meta.import_names
 
     def resolve(self, dependencies: Mapping[str, str]) -> Resolved:
         """Find the version of each dependency; see `choose_version` for what spellings mean."""

@@ -183,7 +183,8 @@ class Namespaces:
             space["names"][name] = "" if name.startswith("__") else self.member(value, home + "." + name)
         space["instance"] = sorted(self.instance_names(cls) - set(space["names"]))
         if in_package(cls, self.package):
-            self.add_asked(cls, space, [name for name in space["names"] if not name.startswith("__")])
+            of_meta = [name for base in type.mro(type(cls)) if in_package(base, self.package) for name in vars(base)]
+            self.add_asked(cls, space, [one for one in (*space["names"], *of_meta) if not one.startswith("__")])
             hooks = list(hooks_of(type(cls), type))
             self.add_hooks(cls, space, [hook for hook in hooks if home_module(hook) != "enum"])
             space["dynamic"] = any(True for _ in hooks_of(cls, object))
