@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-FUNCTION_WORDS = frozenset(
-    """
-    a about all am an and any are as at be been being but by can could did do does doing done each every
-    for from get give given gives go had has have having he her him his how i if in into is it its just
-    let like made make makes making may me might must my need needs no not of on one only onto or other
-    our out own per please she should so some something that the their them then there these they thing
-    this those to up us use used uses using via want was way we were what when where whether which who
-    whom whose why will with without would you your
-    """.split()
-)
+_WORDS = """
+a about all am an and any are as at be been being but by can could did do does doing done each every
+for from get give given gives go had has have having he her him his how i if in into is it its just
+let like made make makes making may me might must my need needs no not of on one only onto or other
+our out own per please she should so some something that the their them then there these they thing
+this those to up us use used uses using via want was way we were what when where whether which who
+whom whose why will with without would you your
+"""
+FUNCTION_WORDS = frozenset(_WORDS.split())
 _VOWELS = frozenset("aeiouy")
 _SHORTEST_STEMMED = 4
 _SHORTEST_STEM = 3
