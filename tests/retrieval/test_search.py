@@ -5,17 +5,21 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from parallelmind.errors import SettingsError
-from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
 from parallelmind.retrieval.dense_search import DenseSearch, LocalEmbedder, TogetherEmbedder, make_embedder
+from parallelmind.retrieval.english import stem
 from parallelmind.retrieval.keyword_search import KeywordSearch, best
 from parallelmind.retrieval.ranking import Ranker
 from parallelmind.retrieval.store import CorpusStore
 from tests.retrieval.small_corpus import NEW, OLD, new_rows, row
+
+DOC = "Bind a bundle of straw."
 
 
 class LetterEmbedder:
@@ -50,8 +54,53 @@ def test_words_find_their_row_whatever_the_spelling_of_identifiers(store: Corpus
         assert store.index("box", OLD).public(search.search(text, 1)[0][0]) == "box.measureLength"
     assert search.search("zzz qqq", 5) == []
     assert search.search("", 5) == []
-    assert search.has_word("Ribbon")
-    assert not search.has_word("rib")
+    assert search.search("怎么把模型对象", 5) == []
+
+
+@pytest.mark.parametrize(
+    ("seldom_meant", "meant"),
+    [
+        (row("box._inner.bind", DOC), row("box.lib.bind_", DOC)),
+        (row("box._vendor.cord.bind", DOC), row("box.lib.cord.bind_", DOC)),
+        (row("box.v1.bind", DOC), row("box.lib.bind_", DOC)),
+        (row("box.bind", DOC, deprecated="Use bind_."), row("box.bind_", DOC)),
+        (row("box.bind", f"{DOC}\n\n.. deprecated:: 1.2"), row("box.bind_", DOC)),
+        (row("box.bind", DOC, kind="attribute"), row("box.bind_", DOC)),
+        (row("box.lib.cord.bind", DOC), row("box.bind_", DOC)),
+    ],
+)
+def test_of_rows_that_say_the_same_the_one_that_people_mean_is_first(
+    store: CorpusStore, corpus: Path, seldom_meant: CorpusRow, meant: CorpusRow
+) -> None:
+    others = [row(f"box.other{number}", f"Other {number}.") for number in range(9)]
+    write_corpus(corpus_file(corpus, "box", NEW), [seldom_meant, meant, *others])
+    store.close()
+    assert [row for row, _ in KeywordSearch(store.index("box", NEW)).search("bind a bundle", 2)] == [1, 0]
+
+
+def test_a_row_that_others_mention_is_before_its_equal(store: CorpusStore, corpus: Path) -> None:
+    rows = [row("box.knot", DOC), row("box.bind", DOC), row("box.unbind", "The reverse of `box.bind`.")]
+    write_corpus(corpus_file(corpus, "box", NEW), rows)
+    store.close()
+    assert [row for row, _ in KeywordSearch(store.index("box", NEW)).search("bundle", 2)] == [1, 0]
+
+
+def test_forms_of_a_word_are_the_same_and_function_words_count_little(store: CorpusStore) -> None:
+    search = KeywordSearch(store.index("box", OLD))
+    assert search.search("measured", 9) == search.search("measuring", 9) == search.search("measures", 9) != []
+    assert search.search("in the", 1)[0][1] < search.search("metres", 1)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("queries", "queri"), ("query", "queri"), ("planned", "plan"), ("plan", "plan"), ("files", "fil"),
+        ("file", "fil"), ("pass", "pass"), ("passed", "pass"), ("axis", "axis"), ("string", "string"),
+        ("sha256s", "sha256s"), ("größen", "größen"), ("bus", "bus"),
+    ],
+)  # fmt: skip
+def test_stems(word: str, expected: str) -> None:
+    assert stem(word) == expected
 
 
 def test_a_search_index_is_kept_and_gives_the_same_ranking(store: CorpusStore) -> None:
@@ -79,7 +128,7 @@ def test_rows_with_the_same_documentation_come_once(store: CorpusStore, corpus: 
 def test_a_ranking_over_several_packages(store: CorpusStore) -> None:
     both = [store.index("box", NEW), store.index("lid", "0.1")]
     assert public(Ranker().search(both, "press a lid", 1)) == ["lid.press"]
-    assert public(Ranker().search(both, "weigh a parcel", 1)) == ["box.scales.weigh"]
+    assert public(Ranker().search(both, "weigh a parcel in grams", 1)) == ["box.scales.weigh"]
 
 
 def test_dense_search_embeds_rows_once_and_finds_the_nearest(store: CorpusStore) -> None:

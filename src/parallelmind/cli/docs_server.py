@@ -22,7 +22,7 @@ and an answer that lacks a corpus says which command builds it; what is built ne
 A client starts it with standard input and output: {"command": "parallelmind", "args": ["docs-server", …]}. With
 --transport http it is at http://127.0.0.1:PORT/mcp, for this machine alone; everyone on this machine can ask it.
 """
-_NEEDED = ("mcp", "uvicorn", "bm25s")
+_NEEDED = ("mcp", "uvicorn")
 
 
 @dataclass(frozen=True, kw_only=True)

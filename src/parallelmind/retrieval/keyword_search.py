@@ -1,25 +1,32 @@
-"""Ranked search by words: BM25 over one version of a package, its index on disk beside the names.
+"""Ranked search by words: BM25F over one version of a package, its index on disk beside the names.
 
-A document is the row's name, signature and text; name and summary count more than the rest, as the words a person
-asks with are most often those. Identifiers are split, nothing is stemmed. Parameters k1 0.9 and b 0.4: see
-benchmarks/retrieval.py.
+A document has five fields: its own name, the names it is below, its parameters, the first sentence and the whole text.
+Each has a weight and a length of its own (Robertson, Zaragoza and Taylor, 2004). English words are stemmed, identifiers
+are also split, and a row's prominence multiplies its scores. The numbers were
+chosen on the dev part of examples/retrieval/paraphrased.jsonl, and measured on its test part.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from parallelmind.errors import SettingsError
-from parallelmind.retrieval.corpus_rows import CorpusRow, summary
+from parallelmind.retrieval.corpus_rows import summary
+from parallelmind.retrieval.english import FUNCTION_WORDS, stem
+from parallelmind.retrieval.prominence import Prominence
 from parallelmind.retrieval.version_index import VersionIndex, cached_folder, public_name
 
-_FORMAT = 1
-_K1, _B = 0.9, 0.4
-_SUMMARY_WEIGHT = 2
+_FORMAT = 2
+_SATURATION = 1.5
+_FUNCTION_WORD = 0.4
+"""What such a word of a question counts, against 1 of others."""
+_LONGEST_SIGNATURE = 2000
 _DOTTED = re.compile(r"\w+(?:\.\w+)*")
 _ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 # One character of Chinese, Japanese or Korean is a term: those scripts put no spaces between words.
@@ -28,30 +35,97 @@ _OTHER_PART = re.compile(
 )
 
 
+_Numbers = np.ndarray[Any, np.dtype[Any]]
+
+
+class _Field:
+    """How often each term stands in one field of each row."""
+
+    def __init__(self, weight: float, length_share: float) -> None:
+        """`length_share`: from 0, all lengths count alike, to 1, twice the length halves the weight of a term."""
+        self._weight = weight
+        self._length_share = length_share
+        self._terms, self._rows, self._counts = array("q"), array("q"), array("f")
+        self._lengths = array("f")
+
+    def add(self, text: str, vocabulary: dict[str, int]) -> None:
+        """The text of the next row."""
+        terms = [stem(term) for term in search_terms(text)]
+        for term, count in Counter(terms).items():
+            self._terms.append(vocabulary.setdefault(term, len(vocabulary)))
+            self._rows.append(len(self._lengths))
+            self._counts.append(count)
+        self._lengths.append(len(terms))
+
+    def weighted(self) -> tuple[_Numbers, _Numbers, _Numbers]:
+        """Terms, rows, and the weight of each term in that row."""
+        rows = np.array(self._rows, np.int64)
+        lengths = np.array(self._lengths, np.float32)
+        usual = float(lengths.mean()) if len(lengths) and lengths.any() else 1.0
+        scale = self._weight / (1 - self._length_share + self._length_share * lengths / usual)[rows]
+        return np.array(self._terms, np.int64), rows, np.array(self._counts, np.float32) * scale
+
+
 class KeywordSearch:
-    """BM25 without stemming; opened, and built if need be, for one version."""
+    """BM25F; opened, and built if need be, for one version."""
 
     def __init__(self, index: VersionIndex) -> None:
-        bm25s = _import_bm25s()
-
         def build(folder: Path) -> None:
-            ranking = bm25s.BM25(k1=_K1, b=_B, backend="numpy")
-            ranking.index([_terms(row) for row in index.all_rows()] or [[""]], show_progress=False)
-            ranking.save(folder, show_progress=False)
+            _build(index, folder)
 
-        folder = cached_folder(index.folder / f"bm25-{_FORMAT}", build, flag="--index_path")
-        self._ranking = bm25s.BM25.load(folder, mmap=True, show_progress=False)
-
-    def has_word(self, word: str) -> bool:
-        """Whether any row's name or text has this word or identifier, in whatever case."""
-        return word.casefold() in self._ranking.vocab_dict
+        folder = cached_folder(index.folder / f"words-{_FORMAT}", build, flag="--index_path")
+        terms = (folder / "terms.txt").read_text(encoding="utf-8").split("\n")
+        self._number = {term: number for number, term in enumerate(terms)}
+        self._starts = np.load(folder / "starts.npy")
+        self._rows = np.load(folder / "rows.npy", mmap_mode="r")
+        self._scores = np.load(folder / "scores.npy", mmap_mode="r")
+        self._count = index.rows
 
     def search(self, text: str, count: int) -> list[tuple[int, float]]:
         """(row, score) of the `count` best rows that share a word with `text`, best first; equal ones in file order."""
-        terms = self._ranking.get_tokens_ids(search_terms(text))
-        if not terms:
-            return []
-        return best(self._ranking.get_scores_from_ids(terms), count)
+        scores = np.zeros(self._count, np.float32)
+        for term, weight in _weights(text).items():
+            number = self._number.get(term)
+            if number is not None:
+                places = slice(self._starts[number], self._starts[number + 1])
+                scores[self._rows[places]] += weight * self._scores[places].astype(np.float32)
+        return best(scores, count)
+
+
+def _weights(text: str) -> Mapping[str, float]:
+    """How much each stemmed term of a question counts."""
+    terms = dict.fromkeys(search_terms(text))
+    return {stem(term): _FUNCTION_WORD if term in FUNCTION_WORDS else 1.0 for term in terms}
+
+
+def _build(index: VersionIndex, folder: Path) -> None:
+    vocabulary: dict[str, int] = {}
+    name, below, parameters = _Field(4, 0.3), _Field(1, 0.3), _Field(0.6, 0.6)
+    sentence, text = _Field(2, 0.3), _Field(1, 0.4)
+    prominence = Prominence()
+    for row in index.all_rows():
+        public = public_name(row)
+        qualifier, _, last = public.rpartition(".")
+        name.add(last, vocabulary)
+        below.add(qualifier.partition(".")[2], vocabulary)
+        parameters.add(row.signature[:_LONGEST_SIGNATURE], vocabulary)
+        sentence.add(summary(row.doc), vocabulary)
+        text.add(row.doc, vocabulary)
+        prominence.add(row, public)
+    parts = [field.weighted() for field in (name, below, parameters, sentence, text)]
+    terms, rows, weights = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    order = {term: number for number, term in enumerate(sorted(vocabulary))}
+    numbers = np.array([order[term] for term in vocabulary], np.int64)
+    pairs, places = np.unique(numbers[terms] * index.rows + rows, return_inverse=True)
+    weights = np.bincount(places, weights, len(pairs))
+    terms, rows = np.divmod(pairs, max(index.rows, 1))
+    found_in = np.bincount(terms, minlength=len(vocabulary))
+    rarity = np.log(1 + (index.rows - found_in + 0.5) / (found_in + 0.5))
+    scores = weights / (_SATURATION + weights) * rarity[terms] * prominence.factors()[rows]
+    (folder / "terms.txt").write_text("\n".join(order), encoding="utf-8")
+    np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(found_in)]).astype(np.int64))
+    np.save(folder / "rows.npy", rows.astype(np.min_scalar_type(index.rows)))
+    np.save(folder / "scores.npy", scores.astype(np.float16))
 
 
 def best(scores: np.ndarray[Any, np.dtype[np.float32]], count: int) -> list[tuple[int, float]]:
@@ -64,19 +138,6 @@ def best(scores: np.ndarray[Any, np.dtype[np.float32]], count: int) -> list[tupl
         places = np.flatnonzero(scores > 0)
     ordered = places[np.argsort(-scores[places], kind="stable")][:count]
     return list(zip(ordered.tolist(), scores[ordered].tolist(), strict=True))
-
-
-def _terms(row: CorpusRow) -> list[str]:
-    weighted = f"{row.path}\n" + f"{public_name(row)}\n{summary(row.doc)}\n" * _SUMMARY_WEIGHT
-    return search_terms(f"{weighted}{row.signature}\n{row.doc}") or [""]
-
-
-def _import_bm25s() -> Any:
-    try:
-        import bm25s
-    except ModuleNotFoundError as error:
-        raise SettingsError("ranked search needs bm25s; install it: pip install 'parallelmind[rag]'.") from error
-    return bm25s
 
 
 def split_identifier(word: str) -> list[str]:
