@@ -341,7 +341,7 @@ def test_evaluate_prints_and_writes_the_numbers(
         label("box.fold", "exact_api_match", "box.paper.fold"),
         label("box.weigh", "absent"),
         label("", "rag_fallback", "box.glue", query="glue two edges"),
-        label("Crate.open", "rag_string_match", "box.Crate.open"),
+        label("box.Crate.opn", "rag_string_match", "box.Crate.open"),
     ]
     path, numbers = tmp_path / "labelled.jsonl", tmp_path / "numbers.json"
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -212,10 +212,10 @@ def test_settings_are_checked() -> None:
 
 
 def test_a_context_within_its_tokens(store: CorpusStore) -> None:
-    found = ask(store, "", query="box", max_tokens=40, fixed_docs_per_query=5)
+    found = ask(store, "", query="crate, parcel, sheet, edges", max_tokens=40, fixed_docs_per_query=5)
     assert found.context.truncated
     assert found.context.tokens is not None
     assert found.context.tokens <= 40
-    whole = ask(store, "", query="box", max_tokens=60, fixed_docs_per_query=0)
+    whole = ask(store, "", query="crate, parcel, sheet, edges", max_tokens=60, fixed_docs_per_query=0)
     assert not whole.context.truncated
     assert len(whole.context.documents) >= 1
