@@ -95,8 +95,8 @@ def test_modules_of_an_extra_that_is_not_installed_are_skipped(monkeypatch: pyte
 
 def test_the_extra_of_a_module() -> None:
     declared = Declared.by(DEFAULT)
-    names = ("griffe.loader", "PIL.Image", "torch", "not_to_be_had")
-    assert [declared.extra_of_module(name) for name in names] == ["rag", "show", None, None]
+    names = ("bitsandbytes.nn", "PIL.Image", "torch", "not_to_be_had")
+    assert [declared.extra_of_module(name) for name in names] == ["quant", "show", None, None]
 
 
 def test_documented_imports_that_fail(checkout: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.server.serving import Running
 from tests.settings.classes import CLASSES, settings_class
 
 SAMPLING_COMMANDS = ("answer", "batch", "chat", "generate", "pipeline")
-_NEEDED = {"show": ["records.jsonl"], "generate": ["--prompt=x"]}
+_NEEDED = {"show": ["records.jsonl"], "check-code": ["file.py"], "generate": ["--prompt=x"]}
 
 
 def parser_of(command: str) -> Parser:

@@ -30,8 +30,7 @@ class ProjectOptions(Settings):
     index_path: Annotated[
         Path | None,
         Setting(
-            "folder for the indexes", "corpus", flag=Flag(metavar="DIR"),
-            default="DIR/.index of the corpus, or your cache where that cannot be written",
+            "folder for the indexes", "corpus", flag=Flag(metavar="DIR"), default="in your cache",
         ),
     ] = None  # fmt: skip
     build: Annotated[
