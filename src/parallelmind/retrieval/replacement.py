@@ -59,7 +59,8 @@ def _candidates(
     index: VersionIndex, name: str, table: RenameTable, witness: VersionIndex | None, said: str
 ) -> Iterator[Replacement]:
     for other in _advised(said):
-        for full in _spelled_out(index, name, table.spelled_out(other)):
+        is_name = not other.isalpha() or not other.islower() or re.search(rf"[`'\"]~?{re.escape(other)}", said)
+        for full in _spelled_out(index, name, table.spelled_out(other), anywhere=bool(is_name)):
             yield Replacement(name=full, evidence=f"{index.package} says of {name}: {said}")
     if witness is not None and (home := look_up(witness, name).home):
         yield Replacement(name=home, evidence=f"In {witness.package} {witness.version} it is that.")
@@ -94,8 +95,12 @@ def _advised(said: str) -> Iterator[str]:
                 yield name
 
 
-def _spelled_out(index: VersionIndex, name: str, other: str) -> Iterator[str]:
-    """What a name in a package's own words may stand for: a member of the same thing, or of something above it."""
+def _spelled_out(index: VersionIndex, name: str, other: str, *, anywhere: bool) -> Iterator[str]:
+    """What a name in a package's own words may stand for: a member of the same thing, or of something above it.
+
+    Args:
+        anywhere: whether it may also be the only thing of that name elsewhere: not a plain word of a sentence.
+    """
     if other.split(".")[0] == index.package:
         yield other
     parent = name
@@ -104,7 +109,7 @@ def _spelled_out(index: VersionIndex, name: str, other: str) -> Iterator[str]:
         last = parent.rpartition(".")[2]
         if other.startswith(f"{last}."):  # BaseModel.model_dump, said of BaseModel.dict
             yield parent + other.removeprefix(last)
-    if "." in other:
+    if "." in other or not anywhere:
         return
     public = [index.public(row) for row in index.rows_ending_in(other)]
     if len(public) == 1:
