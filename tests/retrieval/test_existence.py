@@ -82,6 +82,17 @@ ODD = {
         ''',
     "odd/anything.py": "def __getattr__(name):\n    return name\n",
     "odd/optional_user.py": "def f(first, *, second=2): ...\n",
+    "odd/gone.py": '''
+        def __getattr__(name):
+            if name == "ship":
+                raise AttributeError("ship was removed in 2.0, use \\x1b[31mboat")
+            raise AttributeError(name)
+        ''',
+    "odd/gruff.py": '''
+        words = ["ship", "boat"]
+        def __getattr__(name):
+            raise AttributeError("all of it was removed, use something else")
+        ''',
     "odd/migrations/__init__.py": "from odd.shapes import Circle\n",
     "odd/migrations/0001_first.py": "class Migration: ...\n",
     "odd/needs.py": "import nowhere_to_be_found\ndef g(): ...\n",
@@ -181,6 +192,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionIndex]:
         ("odd.needs.g", "present"),  # by its files, without proof
         ("odd.needs.h", "unknown"),
         ("odd.nowhere.at.all", "absent"),
+        ("odd.gone.ship", "absent"),
+        ("odd.gruff.ship", "absent"),
         ("odd.migrations.Circle", "present"),  # beside a module whose name no code can write
         ("odd.proxy", "present"),
         ("odd.proxy.anything", "unknown"),  # what it stands for may have it
@@ -213,6 +226,16 @@ def test_what_is_said_when_a_name_is_asked_for(index: VersionIndex) -> None:
     assert "tried with" in look_up(index, "odd.ancient").evidence
     assert "second is a parameter of odd.optional_user.f" in look_up(index, "odd.optional_user.f.second").evidence
     assert "nowhere_to_be_found" in look_up(index, "odd.needs").evidence
+
+
+def test_what_is_said_of_names_that_are_gone(index: VersionIndex) -> None:
+    mark = "\N{REPLACEMENT CHARACTER}"  # what is shown commands no terminal
+    assert look_up(index, "odd.gone.ship").deprecated == f"ship was removed in 2.0, use {mark}[31mboat"
+    # What is said of every name says nothing of this one, and is not kept for each word of the package.
+    assert look_up(index, "odd.gruff.ship").deprecated == ""
+    module = index.module("odd.gruff")
+    assert module is not None
+    assert index.namespace(module).refused == {}
 
 
 def test_attributes_that_documentation_lists() -> None:

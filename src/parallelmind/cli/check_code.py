@@ -102,6 +102,8 @@ def _found(path: Path) -> Iterator[Path]:
 
 
 def _report(checked: dict[str, Checked], errors: list[str], *, as_json: bool, ignore_deprecated: bool) -> int:
+    from parallelmind.retrieval.corpus.sandbox.running import printable
+
     findings = [
         finding
         for one in checked.values()
@@ -121,7 +123,7 @@ def _report(checked: dict[str, Checked], errors: list[str], *, as_json: bool, ig
         print(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         for finding in findings:
-            print(finding.text())
+            print(printable(finding.text()))
         for error in errors:
             print(f"error: {error}", file=sys.stderr)
         for name, reason in sorted(unjudged.items()):

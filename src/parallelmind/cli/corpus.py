@@ -168,6 +168,7 @@ def _diff(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     from parallelmind.retrieval.changes import compare
+    from parallelmind.retrieval.corpus.sandbox.running import printable
     from parallelmind.retrieval.renames import load_renames
     from parallelmind.retrieval.store import CorpusStore
 
@@ -182,8 +183,8 @@ def _diff(args: argparse.Namespace) -> int:
                 print(json.dumps(change.fields(), ensure_ascii=False))
                 continue
             arrow = f" -> {change.new_name}" if change.new_name else ""
-            name = Text(f"{change.name}{arrow}", "bold")
-            console.print(Text(f"{change.kind:10} "), name, Text(change.evidence, "dim"))
+            name = Text(printable(f"{change.name}{arrow}"), "bold")
+            console.print(Text(f"{change.kind:10} "), name, Text(printable(change.evidence), "dim"))
     return 0
 
 

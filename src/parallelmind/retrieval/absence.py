@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from parallelmind.retrieval.existence import PRESENT, Existence, look_up
+from parallelmind.retrieval.existence import PRESENT, Existence, deprecation, look_up
 from parallelmind.retrieval.renames import RenameTable
 from parallelmind.retrieval.replacement import find_replacement
 from parallelmind.retrieval.store import CorpusStore
@@ -55,7 +55,7 @@ def explain_absence(
     """All that the corpus and the table know about a name that is `found` to be absent."""
     removal = table.removal(name, index.version)
     older, newer = versions_with(store, index, name)
-    note = found.deprecated or (deprecation(older, name) if older else "")
+    note = found.deprecated or (deprecation(older, look_up(older, name)) if older else "")
     other = find_replacement(index, name, table, older or newer, note)
     return Absence(
         evidence=found.evidence,
@@ -83,9 +83,3 @@ def versions_with(
 def _first_with(store: CorpusStore, package: str, versions: list[str], name: str) -> VersionIndex | None:
     indexes = (store.index(package, version) for version in versions)
     return next((index for index in indexes if look_up(index, name).verdict == PRESENT), None)
-
-
-def deprecation(index: VersionIndex, name: str) -> str:
-    """What a version that has a name says about its end; "" if nothing."""
-    found = look_up(index, name)
-    return found.deprecated or (index.row(found.row).deprecated if found.row is not None else "")

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import builtins
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from parallelmind.retrieval.absence import Absence, explain_absence
 from parallelmind.retrieval.changes import Change, compare
 from parallelmind.retrieval.corpus_rows import CorpusRow
-from parallelmind.retrieval.existence import ABSENT, PRESENT, Existence, look_up
+from parallelmind.retrieval.existence import (
+    ABSENT,
+    PRESENT,
+    Existence,
+    deprecation,
+    find_namespace,
+    look_up,
+    look_up_beside,
+)
 from parallelmind.retrieval.facts import Parameter, ParameterKind, Verdict
 from parallelmind.retrieval.namespaces import Namespace
 from parallelmind.retrieval.renames import RenameTable, load_renames
@@ -50,15 +58,18 @@ class CorpusFacts:
 
     def _look_up(self, package: str, version: str, name: str, of_instance: bool, is_called: bool) -> Verdict:
         index = self._store.index(package, version)
-        found = look_up(index, name)
+        installed = self._store.installed_beside(package, version)[1]
+        index, home, found = look_up_beside(
+            index, name, lambda other: self._store.index(other, version) if other in installed else None
+        )
         if found.verdict == PRESENT:
             return self._present(index, found, name)
         evidence = found.evidence.removesuffix(".")
         if found.verdict != ABSENT:
             return Verdict(status="unknown", name=name, evidence=evidence)
-        absence = explain_absence(self._store, index, name, found, self._renames)
-        is_method = is_called and self._was_method(package, absence, name)
-        if of_instance and not is_method and self._may_be_of_instances(index, name):
+        absence = explain_absence(self._store, index, home, found, self._renames)
+        is_method = is_called and self._was_method(index.package, absence, home)
+        if of_instance and not is_method and self._may_be_of_instances(index, home):
             return Verdict(status="unknown", name=name, evidence=f"{evidence}; its instances may have more")
         instead = absence.moved_to and Replacement(name=absence.moved_to, evidence=absence.moved_because)
         evidence += _elsewhere(absence, package)
@@ -66,7 +77,7 @@ class CorpusFacts:
 
     def _present(self, index: VersionIndex, found: Existence, name: str) -> Verdict:
         row = None if found.row is None else index.row(found.row)
-        note = found.deprecated or (row.deprecated if row is not None else "")
+        note = deprecation(index, found)
         instead = find_replacement(index, name, self._renames, index, note) if note else None
         return Verdict(
             status="present",
@@ -89,24 +100,11 @@ class CorpusFacts:
 
     def _may_be_of_instances(self, index: VersionIndex, name: str) -> bool:
         """Whether instances may have what their class does not: by `__getattr__`, or set where nobody looked."""
-        space = _namespace(index, name.split(".")[:-1])
+        space = find_namespace(index, name.rpartition(".")[0])
         if space is None or space.kind != "class" or space.dynamic:
             return True
-        return not all(_is_seen_through(index, part) for part in _parts(index, space))
-
-
-def _namespace(index: VersionIndex, components: list[str]) -> Namespace | None:
-    """What a dotted name leads to, if that has a namespace."""
-    for length in range(len(components), 0, -1):
-        if (start := index.module(".".join(components[:length]))) is None:
-            continue
-        space: Namespace | None = index.namespace(start)
-        for component in components[length:]:
-            target = next((part.names[component] for part in _parts(index, space) if component in part.names), "")
-            space = index.namespace(int(target[1:])) if target[:1] == "s" else None
-        if space is not None:
-            return space
-    return None
+        bases = (index.namespace(number) for number in space.bases)
+        return not all(_is_seen_through(index, part) for part in (space, *bases))
 
 
 def _is_seen_through(index: VersionIndex, space: Namespace) -> bool:
@@ -118,12 +116,6 @@ def _is_seen_through(index: VersionIndex, space: Namespace) -> bool:
     if row is None:
         return space.name in _PLAIN_BASES
     return index.row(row).path == space.name
-
-
-def _parts(index: VersionIndex, space: Namespace | None) -> Iterator[Namespace]:
-    if space is not None:
-        yield space
-        yield from map(index.namespace, space.bases)
 
 
 def _parameters(row: CorpusRow) -> tuple[Parameter, ...] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -79,6 +79,50 @@ def look_up(index: VersionIndex, name: str) -> Existence:
     return found
 
 
+def look_up_beside(
+    index: VersionIndex, name: str, beside: Callable[[str], VersionIndex | None]
+) -> tuple[VersionIndex, str, Existence]:
+    """What is known, and of which name in which package: where a name leads to another package, it goes on there.
+
+    Args:
+        beside: the version of another package that belongs to this one; None if there is none.
+    """
+    found = look_up(index, name)
+    if found.home and found.row is None and (other := beside(found.home.partition(".")[0])) is not None:
+        there = look_up(other, found.home)
+        if there.row is not None or (found.verdict == UNKNOWN and there.verdict != UNKNOWN):
+            return other, found.home, there
+    return index, name, found
+
+
+def deprecation(index: VersionIndex, found: Existence) -> str:
+    """What a version says about the end of what was found; "" if nothing."""
+    return found.deprecated or (index.row(found.row).deprecated if found.row is not None else "")
+
+
+def find_namespace(index: VersionIndex, name: str) -> Namespace | None:
+    """What a dotted name leads to, if that has names below it."""
+    components = name.split(".")
+    for length in range(len(components), 0, -1):
+        if (start := index.module(".".join(components[:length]))) is None:
+            continue
+        space: Namespace | None = index.namespace(start)
+        for component in components[length:]:
+            parts = looked_through(index, space) if space is not None else ()
+            target = next((part.names[component] for part in parts if component in part.names), "")
+            space = index.namespace(int(target[1:])) if target[:1] == "s" else None
+        if space is not None:
+            return space
+    return None
+
+
+def looked_through(index: VersionIndex, space: Namespace) -> Iterator[Namespace]:
+    """The namespaces that `getattr` looks through, in order."""
+    yield space
+    for number in (*space.bases, *space.meta):
+        yield index.namespace(number)
+
+
 def _by_files(index: VersionIndex, name: str, row: int | None) -> Existence:
     where = f"{index.package} {index.version}"
     if row is not None:
@@ -144,7 +188,7 @@ class _Walk:
 
     def _step(self, space: Namespace, component: str) -> Existence | str:
         """Where a component leads, or what is known if it leads nowhere."""
-        for part in self._looked_through(space):
+        for part in looked_through(self._index, space):
             target = part.names.get(component)
             if target is None:
                 continue
@@ -162,14 +206,14 @@ class _Walk:
             name = self._name(self._place + 1)
             error = self._index.import_error(name)
             return self._unknown(f"{name} was not imported{f' ({error})' if error else ''}")
-        if space.kind != "module" and any(component in part.instance for part in self._looked_through(space)):
+        if space.kind != "module" and any(component in part.instance for part in looked_through(self._index, space)):
             if self._place + 1 == len(self._components):
                 return self._present(None, f"Instances of {above} have it; the class itself has not.")
             return self._unknown(f"{component} is an attribute of instances of {above}")
         if refused := space.refused.get(component, ""):
             return Existence(
                 verdict=ABSENT,
-                evidence=f"{above}, as imported with {version}, has no {component}, and says: {_one_line(refused)}",
+                evidence=f"{above}, as imported with {version}, has no {component}, and says: {_one_line(refused).rstrip('.')}.",
                 verified=True,
                 parent=self._row,
                 missing=component,
@@ -193,14 +237,9 @@ class _Walk:
             missing=component,
         )
 
-    def _looked_through(self, space: Namespace) -> Iterator[Namespace]:
-        yield space
-        for number in (*space.bases, *space.meta):
-            yield self._index.namespace(number)
-
     def _docs(self, space: Namespace) -> Iterator[str]:
         """The documentation of a class and its bases."""
-        for part in self._looked_through(space):
+        for part in looked_through(self._index, space):
             row = self._index.object_row(part.object) if part.object is not None else None
             if row is not None:
                 yield self._index.row(row).doc

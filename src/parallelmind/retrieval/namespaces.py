@@ -11,7 +11,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +99,12 @@ def parse_namespace(row: Any) -> Namespace:
         given["object"] = _number(given["object"])
     given["asked"], given["dynamic"] = _number(row.get("asked", 0)), bool(row.get("dynamic"))
     return Namespace(**given)
+
+
+def printable_namespace(space: Namespace, clean: Callable[[str], str]) -> Namespace:
+    """With texts that can be shown: what a package says of its names comes from the package."""
+    said, refused = ({name: clean(text) for name, text in texts.items()} for texts in (space.said, space.refused))
+    return dataclasses.replace(space, name=clean(space.name), said=said, refused=refused)
 
 
 def to_row(space: Namespace) -> dict[str, Any]:

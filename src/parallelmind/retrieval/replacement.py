@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parallelmind.retrieval.corpus_rows import CorpusRow
-from parallelmind.retrieval.existence import PRESENT, look_up
+from parallelmind.retrieval.existence import PRESENT, deprecation, look_up
 from parallelmind.retrieval.matching import find_renamed
 from parallelmind.retrieval.renames import RenameTable
 from parallelmind.retrieval.version_index import VersionIndex, summary_digest
@@ -166,9 +166,7 @@ def _can_stand_in(index: VersionIndex, other: str, name: str) -> bool:
     if other.partition(".")[0] != index.package:
         return True
     found = look_up(index, other)
-    if found.verdict != PRESENT or found.deprecated:
-        return False
-    return found.row is None or not index.row(found.row).deprecated
+    return found.verdict == PRESENT and not deprecation(index, found)
 
 
 def _row(index: VersionIndex, name: str) -> CorpusRow | None:

@@ -22,7 +22,7 @@ from parallelmind.retrieval.context_text import (
     presence_text,
 )
 from parallelmind.retrieval.existence import ABSENT as IS_ABSENT
-from parallelmind.retrieval.existence import PRESENT, UNKNOWN, Existence, look_up
+from parallelmind.retrieval.existence import PRESENT, UNKNOWN, Existence, deprecation, look_up, look_up_beside
 from parallelmind.retrieval.matching import SimilarNames, find_exact, find_renamed, nearest_ancestor
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.ranking import Hit, Ranker
@@ -166,15 +166,10 @@ class Retriever:
         return [self._store.index(package, version) for package, version in resolved.versions.items()]
 
     def _find(self, index: VersionIndex, name: str, query: Query, resolved: Resolved) -> _Found:
-        known = look_up(index, name)
-        if known.verdict == UNKNOWN and (elsewhere := known.home.partition(".")[0]) in resolved.versions:
-            # It goes on in another package that the query names, or that the same distribution installs.
-            beside = self._store.index(elsewhere, resolved.versions[elsewhere])
-            there = look_up(beside, known.home)
-            if there.verdict != UNKNOWN:
-                index, name, known = beside, known.home, there
+        asked = name
+        index, name, known = look_up_beside(index, name, lambda other: self._beside(other, resolved))
         if known.verdict == PRESENT and not self._settings.jump_exact_match:
-            return self._present(index, name, known, resolved)
+            return self._present(index, asked, known)
         by_likeness = self._settings.enable_str_match
         is_removed = known.verdict != PRESENT and self._renames.removal(name, index.version) is not None
         if by_likeness and not is_removed and (other := find_renamed(index, name, self._renames)) is not None:
@@ -192,17 +187,15 @@ class Retriever:
         preface = self._unknown_text(index, name, known) if known.verdict == UNKNOWN else ""
         return replace(found, existence=known, preface=preface)
 
-    def _present(self, index: VersionIndex, name: str, known: Existence, resolved: Resolved) -> _Found:
-        """The API's own document, also from another package that defines it, or else that of what it belongs to."""
+    def _beside(self, package: str, resolved: Resolved) -> VersionIndex | None:
+        """Another package that the query names, or that one of its distributions installs."""
+        return self._store.index(package, resolved.versions[package]) if package in resolved.versions else None
+
+    def _present(self, index: VersionIndex, name: str, known: Existence) -> _Found:
+        """The API's own document, or else that of what it belongs to."""
         if known.row is not None:
             preface = self._deprecated_text(index, name, known)
             return _Found(EXACT, [((index, known.row), name)], preface=preface, existence=known)
-        package = known.home.partition(".")[0]
-        if package in resolved.versions:
-            other = self._store.index(package, resolved.versions[package])
-            there = look_up(other, known.home)
-            if there.row is not None:
-                return _Found(EXACT, [((other, there.row), name)], existence=known)
         parent = known.parent if known.parent is not None else index.find(index.package)
         hits = [] if parent is None else [((index, parent), index.public(parent))]
         text = presence_text(name, index.package, index.version, known)
@@ -212,7 +205,7 @@ class Retriever:
     def _deprecated_text(self, index: VersionIndex, name: str, known: Existence) -> str:
         """That it is deprecated, and what to use instead; "" if it is not."""
         assert known.row is not None
-        said = known.deprecated or index.row(known.row).deprecated
+        said = deprecation(index, known)
         if not said:
             return ""
         text = f"{name} is deprecated in {index.package} {index.version}."
@@ -234,7 +227,7 @@ class Retriever:
                 (index, full, known) for index, full in below if (known := look_up(index, full)).verdict == PRESENT
             ]
             if len(there) == 1:
-                return self._present(*there[0], resolved)
+                return self._present(*there[0])
         if name and self._settings.enable_str_match:
             for index in indexes:
                 if (row := self._similar_names(index).find(index, name)) is not None:

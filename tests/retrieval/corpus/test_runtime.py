@@ -125,6 +125,7 @@ def test_one_bad_module(tmp_path: Path, code: str, error: str) -> None:
     ("code", "failure", "seconds"),
     [
         ("raise SystemExit(3)", "importing odd failed: SystemExit: 3", 60.0),
+        ("import odd.good\nraise ValueError(3)", "importing odd failed: ValueError: 3", 60.0),
         ("import os; os._exit(7)", "the inspection in odd ended with code 7", 60.0),
         ("while True: pass", "the inspection in odd took too long and was stopped", 2.0),
         ("import time; time.sleep(1000)", "the inspection in odd took too long and was stopped", 2.0),
@@ -134,6 +135,7 @@ def test_a_bad_package(tmp_path: Path, code: str, failure: str, seconds: float) 
     report = inspect(tmp_path, {"odd/__init__.py": code + "\n", **GOOD}, seconds=seconds)
     assert report.failure.startswith(failure)
     assert report.objects == []
+    assert report.namespaces == []  # half a package proves nothing
 
 
 def test_exits_of_what_is_lazy_or_shown(tmp_path: Path) -> None:

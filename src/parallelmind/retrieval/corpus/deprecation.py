@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Collection, Iterator
 
 from parallelmind.retrieval.corpus.objects import PackageObject
+from parallelmind.retrieval.corpus.sandbox.running import printable
 
 _MOST = 1000
 _DIRECTIVE = re.compile(
@@ -34,7 +35,8 @@ _CATEGORY = re.compile(r"Deprecat|FutureWarning|RemovedIn|MovedIn")
 def deprecation_of(item: PackageObject) -> str:
     """In the package's own words, "" if it says nothing."""
     own = {name.rpartition(".")[2] for name in (item.path, *item.names)}
-    return " ".join((item.deprecated or _in_code(item.code) or in_documentation(item.doc, own)).split())[:_MOST]
+    said = item.deprecated or _in_code(item.code) or in_documentation(item.doc, own)
+    return printable(" ".join(said.split()))[:_MOST]
 
 
 def in_documentation(doc: str, own: Collection[str] = ()) -> str:

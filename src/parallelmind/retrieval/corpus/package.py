@@ -268,14 +268,14 @@ def _write(
     corpus_path, rows = Path(task.corpus_path), {}
     for kind in task.corpus_types:
         made = docstring_rows(objects, origin) if kind == "docstring" else source_rows(objects, origin)
-        path = corpus_file(corpus_path, import_name, archive.version, kind)
-        rows[kind] = write_corpus(path, made)
-        if report is not None and report.namespaces:
-            known = paths_by_number(objects, report.objects)
-            head = Head(python=report.python, objects=known, errors=report.module_errors)
-            write_namespaces(names_file(path), head, report.namespaces)
-        else:
-            names_file(path).unlink(missing_ok=True)
+        rows[kind] = write_corpus(corpus_file(corpus_path, import_name, archive.version, kind), made)
+    asked = names_file(corpus_file(corpus_path, import_name, archive.version))
+    if report is not None and report.namespaces:
+        paths = paths_by_number(objects, report.objects)
+        head = Head(python=report.python, objects=paths, errors=report.module_errors)
+        write_namespaces(asked, head, report.namespaces)
+    else:
+        asked.unlink(missing_ok=True)
     documented = Counter(row.source for row in docstring_rows(objects, origin) if row.doc)
     inspected = report is not None and not report.failure
     meta = CorpusMeta(

@@ -14,7 +14,7 @@ from typing import Any
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Sandbox
-from parallelmind.retrieval.namespaces import Namespace, parse_namespace
+from parallelmind.retrieval.namespaces import Namespace, parse_namespace, printable_namespace
 
 _INSPECTOR = Path(__file__).with_name("inspection")
 _MAX_ATTEMPTS = 6  # each leaves out one more module that ends the process
@@ -92,7 +92,7 @@ def read_report(path: Path, import_name: str) -> tuple[RuntimeReport, str]:
                 elif "namespace" in row:
                     if len(report.namespaces) >= _MAX_NAMESPACES:
                         raise ValueError(f"more than {_MAX_NAMESPACES:,} namespaces")
-                    report.namespaces.append(parse_namespace(row["namespace"]))
+                    report.namespaces.append(printable_namespace(parse_namespace(row["namespace"]), printable))
                 elif len(report.objects) >= _MAX_OBJECTS:
                     raise ValueError(f"more than {_MAX_OBJECTS:,} objects")
                 else:
@@ -106,7 +106,7 @@ def read_report(path: Path, import_name: str) -> tuple[RuntimeReport, str]:
 def _checked(report: RuntimeReport, import_name: str) -> RuntimeReport:
     if import_name in report.module_errors:
         report.failure = f"importing {import_name} failed: {report.module_errors[import_name]}"
-        report.objects = []
+        report.objects, report.namespaces = [], []
     return report
 
 

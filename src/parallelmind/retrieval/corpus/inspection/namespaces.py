@@ -242,12 +242,14 @@ class Namespaces:
         seconds = min(SECONDS_OF_A_HOOK, int(self.deadline - time.monotonic()))
         if seconds < 1:
             return
+        says_so_of_all = False
         try:
             with TimeLimit(seconds):
                 for name in UNUSED_NAMES:
                     try:
                         getattr(value, name)
-                    except AttributeError:
+                    except AttributeError as error:
+                        says_so_of_all = is_refusal(error)
                         continue
                     except (TooSlow, KeyboardInterrupt):
                         raise
@@ -260,6 +262,8 @@ class Namespaces:
                 asked |= {joined for piece in pieces for word in words_of(value, hooks) for joined in join(piece, word)}
                 known = set(space["names"]) | {name for base in self.all_bases(space) for name in base["names"]}
                 self.add_asked(value, space, sorted(asked - known), listed=False)
+                if says_so_of_all:
+                    space["refused"] = {}
                 space["open"], space["asked"] = SOME if pieces else "", len(asked)
         except TooSlow:
             return
