@@ -210,14 +210,14 @@ class _Walk:
             if self._place + 1 == len(self._components):
                 return self._present(None, f"Instances of {above} have it; the class itself has not.")
             return self._unknown(f"{component} is an attribute of instances of {above}")
-        if refused := space.refused.get(component, ""):
+        if said := _one_line(space.refused.get(component, "")):
             return Existence(
                 verdict=ABSENT,
-                evidence=f"{above}, as imported with {version}, has no {component}, and says: {_one_line(refused).rstrip('.')}.",
+                evidence=f"{above}, as imported with {version}, has no {component}, and says: {said.rstrip('.')}.",
                 verified=True,
                 parent=self._row,
                 missing=component,
-                deprecated=_one_line(refused),
+                deprecated=said,
             )
         if space.open == ANY:
             if self._place + 1 == len(self._components):
