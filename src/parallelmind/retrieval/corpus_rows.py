@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from parallelmind.errors import DataError
 from parallelmind.io.atomic import replacing
@@ -25,6 +25,23 @@ _SUFFIXES = {"docstring": ".jsonl", "srccodes": ".srccodes.jsonl"}
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _SENTENCE = re.compile(r".+?[.!?。！？](?=\s|$)", re.DOTALL)
 _CALL = re.compile(r"[\w.]+\(.*\)\s*(->.*)?$", re.DOTALL)
+
+
+class Example(NamedTuple):
+    """Code that uses an object."""
+
+    code: str
+    source: str
+    """Where it stands, such as `docs/quickstart.rst of flask 3.1.0`."""
+    introduction: str = ""
+    """What is said right before it."""
+
+
+class Mention(NamedTuple):
+    """What a page of the documentation says where it names an object."""
+
+    text: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +68,9 @@ class CorpusRow:
     """Where it is defined, if that is in another package or in Python itself; "" else."""
     source: str = ""
     """Where `doc` was found: static, add_newdoc or runtime."""
+    examples: tuple[Example, ...] = ()
+    """From pages of documentation, other docstrings and tests; those of `doc` itself are not repeated."""
+    mentions: tuple[Mention, ...] = ()
     distribution: str = ""
     version: str = ""
     wheel: str = ""
@@ -62,9 +82,16 @@ class CorpusRow:
         """`path` and `aliases`."""
         return (self.path, *self.aliases)
 
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """What pages of documentation say about it, in other words than `doc`."""
+        introductions = (one.introduction for one in self.examples if one.introduction)
+        return (*introductions, *(one.text for one in self.mentions))
+
 
 _LISTS = ("aliases", "members")
-_SELDOM = ("parameters", "deprecated", "home")
+_TEXTS: dict[str, type[Example] | type[Mention]] = {"examples": Example, "mentions": Mention}
+_SELDOM = ("parameters", "deprecated", "home", "examples", "mentions")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 
@@ -141,7 +168,7 @@ def write_corpus(path: Path, rows: Iterable[CorpusRow]) -> int:
 def _content(row: CorpusRow) -> dict[str, Any]:
     content = asdict(row)
     for name in _SELDOM:
-        if content[name] in (None, ""):
+        if content[name] in (None, "") or (name in _TEXTS and not content[name]):
             del content[name]
     return content
 
@@ -150,6 +177,8 @@ def _value(value: Any, name: str, where: str) -> Any:
     place = f'{where}: "{name}"'
     if name == "parameters":
         return _parameters(value, place)
+    if name in _TEXTS:
+        return _texts(value, place, _TEXTS[name])
     if name not in _LISTS:
         return text_field(value, place, may_be_empty=True)
     if not isinstance(value, list):
@@ -166,6 +195,18 @@ def _parameters(value: Any, place: str) -> tuple[tuple[str, int, bool], ...]:
             raise DataError(f"{place}[{index}] is {show_value(item)}; expected [name, kind, can be left out].")
         found.append((item[0], item[1], item[2]))
     return tuple(found)
+
+
+def _texts(value: Any, place: str, kind: type[Example] | type[Mention]) -> tuple[Example | Mention, ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{place} is {show_value(value)}; expected a list of lists of texts.")
+    fields = kind._fields
+    least = len(fields) - len(kind._field_defaults)
+    for index, item in enumerate(value):
+        is_fitting = isinstance(item, list) and least <= len(item) <= len(fields)
+        if not is_fitting or not all(isinstance(one, str) for one in item):
+            raise DataError(f"{place}[{index}] is {show_value(item)}; expected [{', '.join(fields)}].")
+    return tuple(kind(*item) for item in value)
 
 
 def summary(doc: str) -> str:

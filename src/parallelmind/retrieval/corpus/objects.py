@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from parallelmind.retrieval.corpus_rows import Example, Mention
+
 _TEST_MODULES = frozenset({"tests", "test", "testing_tests", "conftest", "_tests", "setup", "__main__"})
 _CALLED_NAME = re.compile(r"[\w.]+(?=\()")
 _LONGEST_SIGNATURE = 2000
@@ -34,6 +36,8 @@ class PackageObject:
     """Name, kind as in `inspect.Parameter`, and whether it can be left out; None if they are not known."""
     numbers: set[int] = field(default_factory=set)
     """Those by which the namespaces of the running package refer to it."""
+    examples: tuple[Example, ...] = ()
+    mentions: tuple[Mention, ...] = ()
 
 
 def is_public(name: str) -> bool:
