@@ -44,8 +44,10 @@ class RetrieverSettings(Settings):
         int, Ge(1), Setting("at most this many documents in a context that was found by search", "context")
     ] = 10
     fixed_docs_per_query: Annotated[
-        int, Ge(0), Setting("documents in such a context; 0: as many as fit, up to --max_documents", "context")
-    ] = 1
+        int,
+        Ge(0),
+        Setting("documents in such a context, the best first; 0: as many as --max_documents", "context"),
+    ] = 5
     max_tokens: Annotated[int, Ge(0), Setting("at most this many tokens in a context; 0: no limit", "context")] = 4000
     enable_str_match: Annotated[
         bool, Setting("if no name is equal, try renamed modules and very similar names", "search")
@@ -271,9 +273,8 @@ class Retriever:
         return self._similar[index]
 
     def _context(self, found: _Found) -> Context:
-        fill = found.method == FALLBACK and not self._settings.fixed_docs_per_query
         texts: list[tuple[Document | None, str]] = [(found.preface_of, found.preface)] if found.preface else []
         for (index, row), name in found.hits:
             document = Document(index.package, index.version, row, name)
             texts.append((document, document_text(document, index.row(row), title=found.title)))
-        return assemble(texts, fill=fill, budget=self._budget, max_tokens=self._settings.max_tokens)
+        return assemble(texts, budget=self._budget, max_tokens=self._settings.max_tokens)

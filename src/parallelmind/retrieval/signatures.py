@@ -9,7 +9,7 @@ _MAX_LENGTH = 50_000
 MAX_SIGNATURE = 1200
 _PLAIN_LENGTH = 120
 _LONGEST_DEFAULT, _LONGEST_TYPE = 80, 120
-_MORE = ", …)"
+MORE = ", …)"
 _OBJECT = re.compile(r"<[^<>]*>")
 
 
@@ -47,10 +47,22 @@ def bounded_signature(text: str) -> str:
     function.returns = function.returns and _type_alone(function.returns)
     if len(found := _written(function)) <= MAX_SIGNATURE:
         return found
-    for part in parts:
-        part.annotation = None
-    found = _written(function)
+    found = _names_alone(function)
     return found if len(found) <= MAX_SIGNATURE else _cut(found)
+
+
+def names_alone(text: str) -> str:
+    """A signature without annotations; a text that is none stays as it is."""
+    function = _parse(text)
+    return text if function is None else _names_alone(function)
+
+
+def _names_alone(function: ast.FunctionDef) -> str:
+    for part in ast.walk(function.args):
+        if isinstance(part, ast.arg):
+            part.annotation = None
+    function.returns = None
+    return _written(function)
 
 
 def _short(default: ast.expr) -> ast.expr:
@@ -72,8 +84,8 @@ def _written(function: ast.FunctionDef) -> str:
 
 def _cut(text: str) -> str:
     """After a parameter, where that can be told."""
-    kept = text[: MAX_SIGNATURE - len(_MORE)]
-    return (kept.rpartition(",")[0] or kept) + _MORE
+    kept = text[: MAX_SIGNATURE - len(MORE)]
+    return (kept.rpartition(",")[0] or kept) + MORE
 
 
 def _parse(signature: str) -> ast.FunctionDef | None:
