@@ -68,6 +68,8 @@ class CorpusRow:
     """Where it is defined, if that is in another package or in Python itself; "" else."""
     source: str = ""
     """Where `doc` was found: static, add_newdoc or runtime."""
+    place: str = ""
+    """Where its code is in the archive: `pkg/core.py:10-25`; "" if it is compiled, or made when the package runs."""
     examples: tuple[Example, ...] = ()
     """From pages of documentation, other docstrings and tests; those of `doc` itself are not repeated."""
     mentions: tuple[Mention, ...] = ()
@@ -91,7 +93,7 @@ class CorpusRow:
 
 _LISTS = ("aliases", "members")
 _TEXTS: dict[str, type[Example] | type[Mention]] = {"examples": Example, "mentions": Mention}
-_SELDOM = ("parameters", "deprecated", "home", "examples", "mentions")
+_SELDOM = ("parameters", "deprecated", "home", "place", "examples", "mentions")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 

@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.meta import meta_file, read_meta
-from parallelmind.retrieval.corpus_rows import corpus_file, corpus_versions
+from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, corpus_versions
+from parallelmind.retrieval.source_code import SourceCode, read_source
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import choose_version, sorted_versions
 
@@ -117,6 +118,10 @@ class CorpusStore:
             return "", []
         meta = read_meta(path)
         return meta.distribution, meta.import_names
+
+    def source_code(self, row: CorpusRow) -> SourceCode:
+        """The source code of the object of a row, or why it cannot be had."""
+        return read_source(self._corpus_path, row)
 
     def resolve(self, dependencies: Mapping[str, str]) -> Resolved:
         """Find the version of each dependency; see `choose_version` for what spellings mean."""

@@ -28,6 +28,8 @@ class PackageObject:
     """Where `doc` was found: static, add_newdoc or runtime."""
     code: str = ""
     """Source code; "" if it is compiled or generated."""
+    place: str = ""
+    """File and lines of `code` in the archive: `pkg/core.py:10-25`."""
     home: str = ""
     """Where the running package says it is defined, also if that is in another package."""
     deprecated: str = ""

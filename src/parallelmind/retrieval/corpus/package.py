@@ -93,6 +93,7 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
         on_stage(f"reading {name}")
         with time_limit(task.timeout, f"reading the files of {name}"):
             found[name] = _read(root, name, [other for other in names if other != name])
+    _set_places_below(found, root.relative_to(unpacked))
     on_stage("reading documentation and tests")
     texts = _texts(task, archive, unpacked)
     shutil.rmtree(unpacked)
@@ -246,6 +247,12 @@ def _read(root: Path, import_name: str, beside: Sequence[str]) -> _Read:
     static = analyse(root, import_name, beside)
     objects = add_newdocs(static.objects, find_newdocs(root, import_name), static.resolve)
     return _Read(import_name, objects, static.resolve, static.unread, compiled_modules(root, import_name))
+
+
+def _set_places_below(found: Mapping[str, _Read], folder: Path) -> None:
+    """Places in an archive begin with the folder that its packages are in."""
+    for item in (one for read in found.values() for one in read.objects.values()):
+        item.place = item.place and (folder / item.place).as_posix()
 
 
 def _add_source_newdocs(

@@ -51,6 +51,7 @@ def _row(item: PackageObject, origin: Origin) -> CorpusRow:
         home="" if _is_below(item.home, item.path.partition(".")[0]) else _clean(item.home),
         members=tuple(_clean(name) for name in sorted(item.members)),
         source=item.source,
+        place=_clean(item.place),
         examples=tuple(Example(*map(_clean, one)) for one in item.examples),
         mentions=tuple(Mention(*map(_clean, one)) for one in item.mentions),
         distribution=origin.distribution,
