@@ -50,9 +50,7 @@ def test_the_lines_of_an_object(tmp_path: Path, rows: dict[str, CorpusRow]) -> N
     code = read_source(tmp_path / "corpora", rows["mill.grind"])
     assert code.text == '@functools.cache\ndef grind(grain):\n    """Make flour."""\n    return f"```{grain}```"'
     assert code.place == "mill/__init__.py, lines 5-8 of mill-1.0-py3-none-any.whl"
-    assert code.shown().startswith(
-        "Source in mill/__init__.py, lines 5-8 of mill-1.0-py3-none-any.whl:\n\n````python\n"
-    )
+    assert code.shown().startswith(f"Source in {code.place}:\n\n````python\n@functools")
     assert read_source(tmp_path / "corpora", rows["mill.Stone.turn"]).text == "def turn(self):\n    return 1"
 
 
@@ -77,7 +75,7 @@ def test_why_there_is_none(tmp_path: Path, rows: dict[str, CorpusRow]) -> None:
     assert "has no mill/../../secret.py" in read_source(corpora, odd).problem
     assert "is not in" in read_source(corpora, dataclasses.replace(row, wheel="../../x.whl")).problem
     other = dataclasses.replace(row, wheel_sha256="0" * 64)
-    assert "is not the archive" in read_source(corpora, other).problem
+    assert "is not what the corpus was built from" in read_source(corpora, other).problem
     shutil.rmtree(corpora / ".wheels")
     gone = read_source(corpora, row)
     assert (gone.text, gone.shown()) == ("", "")

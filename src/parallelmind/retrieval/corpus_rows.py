@@ -1,7 +1,8 @@
 """One row of a corpus: an object of one version of a package, with its documentation or its source code.
 
-A corpus folder holds `{import name}/{version}.jsonl` (docstrings) and `{import name}/{version}.srccodes.jsonl`. `path`
-and `doc` are required, so corpora written by hand or by other tools can be read; fields beyond those below are ignored.
+A corpus folder holds `{import name}/{version}.jsonl` (docstrings) and `{import name}/{version}.srccodes.jsonl`, as they
+are or compressed in blocks (`.gz`), as `corpus build` makes them. `path` and `doc` are required, so corpora written by
+hand or by other tools can be read; fields beyond those below are ignored.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from parallelmind.errors import DataError
 from parallelmind.io.atomic import replacing
 from parallelmind.io.jsonl import JsonLine, read_lines
 from parallelmind.io.records import field_names, shorten, show_value, text_field
+from parallelmind.retrieval.row_blocks import SUFFIX, write_blocks
 
 CORPUS_TYPES = ("docstring", "srccodes")
 
@@ -98,8 +100,20 @@ _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 
 def corpus_file(corpus_path: Path, import_name: str, version: str, corpus_type: str = "docstring") -> Path:
-    """The file of one version of a package; it need not exist."""
-    return corpus_path / import_name / f"{version}{_SUFFIXES[corpus_type]}"
+    """The file of one version of a package, compressed if there is such a one; it need not exist."""
+    plain = corpus_path / import_name / corpus_name(version, corpus_type)
+    packed = packed_file(plain)
+    return packed if packed.exists() else plain
+
+
+def corpus_name(version: str, corpus_type: str) -> str:
+    """The name of a corpus file that is not compressed."""
+    return f"{version}{_SUFFIXES[corpus_type]}"
+
+
+def packed_file(plain: Path) -> Path:
+    """The compressed form of a corpus file."""
+    return plain.with_name(plain.name + SUFFIX)
 
 
 def corpus_versions(corpus_path: Path, corpus_type: str = "docstring") -> dict[str, list[str]]:
@@ -111,11 +125,11 @@ def corpus_versions(corpus_path: Path, corpus_type: str = "docstring") -> dict[s
     if not corpus_path.is_dir():
         raise DataError(f"--corpus_path {corpus_path} is not a folder; make it with parallelmind corpus build.")
     found: dict[str, list[str]] = {}
-    for path in sorted(corpus_path.glob("*/*.jsonl")):
-        if path.name.startswith(".") or path.parent.name.startswith("."):
+    for path in sorted({path.with_name(path.name.removesuffix(SUFFIX)) for path in corpus_path.glob("*/*.jsonl*")}):
+        if path.name.startswith(".") or path.parent.name.startswith(".") or path.suffix != ".jsonl":
             continue
-        is_source = path.name.endswith(_SUFFIXES["srccodes"])
-        if is_source == (corpus_type == "srccodes"):
+        kind = next((kind for kind in ("srccodes", "names") if path.name.endswith(f".{kind}.jsonl")), "docstring")
+        if kind == corpus_type:
             found.setdefault(path.parent.name, []).append(path.name.removesuffix(_SUFFIXES[corpus_type]))
     return found
 
@@ -154,16 +168,24 @@ def parse_row(line: JsonLine, path: Path) -> CorpusRow:
 
 
 def write_corpus(path: Path, rows: Iterable[CorpusRow]) -> int:
-    """Write the rows as a file that appears only when it is complete; returns their number.
+    """Write the rows as a file that appears only when it is complete, in blocks if it is a .gz; returns their number.
 
     Raises:
         SettingsError: the file cannot be written.
     """
     count = 0
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+
+    def lines() -> Iterator[bytes]:
+        nonlocal count
         for row in rows:
-            file.write(json.dumps(_content(row), ensure_ascii=False) + "\n")
             count += 1
+            yield (json.dumps(_content(row), ensure_ascii=False) + "\n").encode()
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if path.suffix == SUFFIX:
+            write_blocks(file, lines())
+        else:
+            file.writelines(lines())
     return count
 
 

@@ -228,7 +228,7 @@ class Documentation:
 
     def _store_or_none(self) -> CorpusStore | None:
         """The store, unless the folder holds nothing yet."""
-        is_empty = self._store is None and not any(self.corpus_path.glob("*/*.jsonl"))
+        is_empty = self._store is None and not any(self.corpus_path.glob("*/*.jsonl*"))
         return None if is_empty else self._opened_store()
 
     def _opened_store(self) -> CorpusStore:

@@ -116,7 +116,7 @@ def to_row(space: Namespace) -> dict[str, Any]:
 
 def names_file(corpus_file: Path) -> Path:
     """The file of namespaces beside a corpus file; it need not exist."""
-    version = corpus_file.name.removesuffix(".jsonl").removesuffix(".srccodes")
+    version = corpus_file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".srccodes")
     return corpus_file.with_name(f"{version}.names.jsonl.gz")
 
 

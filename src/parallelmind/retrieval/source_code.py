@@ -34,7 +34,7 @@ class SourceCode:
         if not self.text:
             return ""
         more = " Only the beginning:" if self.truncated else ""
-        fence = "`" * (3 + max((len(run) for run in re.findall(r"`{3,}", self.text)), default=0))
+        fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", self.text)), 0)
         return f"{SOURCE_IN}{self.place}:{more}\n\n{fence}python\n{self.text}\n{fence}"
 
 
@@ -42,9 +42,7 @@ def read_source(corpus_path: Path, row: CorpusRow) -> SourceCode:
     """The source code of a row's object, of at most 150 lines."""
     found = _PLACE.fullmatch(row.place)
     if found is None:
-        return SourceCode(
-            problem=f"{row.path} has no source code in Python, or its corpus was built before it was noted."
-        )
+        return SourceCode(problem=f"{row.path} has no source code in Python that its corpus knows of.")
     archive = next((path for path in _places(corpus_path, row.wheel) if path.is_file()), None)
     if archive is None:
         return SourceCode(
@@ -52,9 +50,7 @@ def read_source(corpus_path: Path, row: CorpusRow) -> SourceCode:
         )
     stat = archive.stat()
     if row.wheel_sha256 and _digest(archive, stat.st_mtime_ns, stat.st_size) != row.wheel_sha256:
-        return SourceCode(
-            problem=f"{archive} is not the archive that the corpus was built from; delete it and build again."
-        )
+        return SourceCode(problem=f"{archive} is not what the corpus was built from; delete it, and build again.")
     file, first, last = found.group(1), int(found.group(2)), int(found.group(3))
     try:
         content = _member(archive, file, stat.st_mtime_ns)

@@ -36,7 +36,7 @@ from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
 from parallelmind.retrieval.corpus.source_archive import find_source
 from parallelmind.retrieval.corpus.static import analyse
 from parallelmind.retrieval.corpus.time_limit import time_limit
-from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
+from parallelmind.retrieval.corpus_rows import corpus_file, corpus_name, packed_file, write_corpus
 from parallelmind.retrieval.namespaces import Head, names_file, write_namespaces
 
 
@@ -300,7 +300,9 @@ def _write(
     corpus_path, rows = Path(task.corpus_path), {}
     for kind in task.corpus_types:
         made = docstring_rows(objects, origin) if kind == "docstring" else source_rows(objects, origin)
-        rows[kind] = write_corpus(corpus_file(corpus_path, import_name, archive.version, kind), made)
+        plain = corpus_path / import_name / corpus_name(archive.version, kind)
+        rows[kind] = write_corpus(packed_file(plain), made)
+        plain.unlink(missing_ok=True)  # of an older builder
     asked = names_file(corpus_file(corpus_path, import_name, archive.version))
     if report is not None and report.namespaces:
         paths = paths_by_number(objects, report.objects)
