@@ -65,7 +65,7 @@ def document_text(document: Document, row: CorpusRow, *, title: str = "", source
         parts.append(f"It has no documentation of its own.{members}")
     if len(doc) <= _SHORT:
         parts += [f"In {one.source}: {one.text}" for one in row.mentions]
-    parts += map(_example_text, row.examples)
+    parts += map(example_text, row.examples)
     if source:
         parts.append(source)
     return "\n\n".join(parts)
@@ -85,7 +85,8 @@ def shown_signature(row: CorpusRow) -> str:
     return f"({', '.join(shown)})"
 
 
-def _example_text(example: Example) -> str:
+def example_text(example: Example) -> str:
+    """An example under where it stands, and what is said right before it."""
     introduction = f" {example.introduction}" if example.introduction else ""
     return f"{EXAMPLE_FROM}{example.source}.{introduction}\n\n{textwrap.indent(example.code, '    ')}"
 

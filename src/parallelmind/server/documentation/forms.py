@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from parallelmind.io.records import shorten
 from parallelmind.retrieval.change_kinds import KINDS, Kind
 from parallelmind.retrieval.changes import Change
-from parallelmind.retrieval.context_text import shown_signature
-from parallelmind.retrieval.corpus_rows import summary
+from parallelmind.retrieval.context_text import example_text, shown_signature
+from parallelmind.retrieval.corpus_rows import Example, summary
 from parallelmind.retrieval.documentation import MAX_NAME, MAX_QUERY, Checked, Found, Hit
 from parallelmind.retrieval.shortening import shortened
 
@@ -188,9 +188,7 @@ def lookup_text(result: LookupResult) -> str:
     elif result.members:
         lines.append(f"Members: {', '.join(result.members)}.")
     lines += [f"\nIn {one.source}: {one.text}" for one in result.mentions]
-    for example in result.examples:
-        introduction = f" {example.introduction}" if example.introduction else ""
-        lines.append(f"\nExample from {example.source}.{introduction}\n\n{indent(example.code, '    ')}")
+    lines += [f"\n{example_text(Example(**one.model_dump()))}" for one in result.examples]
     if result.source:
         lines.append(f"\nSource in {result.source_place}:\n\n{indent(result.source, '    ')}")
     elif result.source_problem:
