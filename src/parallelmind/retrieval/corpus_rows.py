@@ -69,12 +69,14 @@ class CorpusRow:
     home: str = ""
     """Where it is defined, if that is in another package or in Python itself; "" else."""
     source: str = ""
-    """Where `doc` was found: static, add_newdoc or runtime."""
+    """Where `doc` was found: static, add_newdoc, runtime or pages (of the documentation)."""
     place: str = ""
     """Where its code is in the archive: `pkg/core.py:10-25`; "" if it is compiled, or made when the package runs."""
     examples: tuple[Example, ...] = ()
     """From pages of documentation, other docstrings and tests; those of `doc` itself are not repeated."""
     mentions: tuple[Mention, ...] = ()
+    uses: int = 0
+    """In how many pages, examples and tests of the package it is called, or named as code."""
     distribution: str = ""
     version: str = ""
     wheel: str = ""
@@ -95,7 +97,7 @@ class CorpusRow:
 
 _LISTS = ("aliases", "members")
 _TEXTS: dict[str, type[Example] | type[Mention]] = {"examples": Example, "mentions": Mention}
-_SELDOM = ("parameters", "deprecated", "home", "place", "examples", "mentions")
+_SELDOM = ("parameters", "deprecated", "home", "place", "examples", "mentions", "uses")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 
@@ -192,7 +194,7 @@ def write_corpus(path: Path, rows: Iterable[CorpusRow]) -> int:
 def _content(row: CorpusRow) -> dict[str, Any]:
     content = asdict(row)
     for name in _SELDOM:
-        if content[name] in (None, "") or (name in _TEXTS and not content[name]):
+        if content[name] in (None, "", 0) or (name in _TEXTS and not content[name]):
             del content[name]
     return content
 
@@ -201,6 +203,10 @@ def _value(value: Any, name: str, where: str) -> Any:
     place = f'{where}: "{name}"'
     if name == "parameters":
         return _parameters(value, place)
+    if name == "uses":
+        if type(value) is not int or value < 0:
+            raise DataError(f"{place} is {show_value(value)}; expected a number.")
+        return value
     if name in _TEXTS:
         return _texts(value, place, _TEXTS[name])
     if name not in _LISTS:

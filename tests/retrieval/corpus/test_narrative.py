@@ -203,3 +203,56 @@ def test_nothing_is_included() -> None:
 )  # fmt: skip
 def test_which_files_are_read(name: str, wanted: bool) -> None:
     assert is_wanted(name) is wanted
+
+
+REFERENCE = """
+=========
+Reference
+=========
+
+.. module:: kite
+
+.. class:: Kite(colour)
+           Kite()
+
+   What children let rise on a windy day, **made** of paper.
+
+   .. method:: land(slowly=True)
+      :since: 2
+
+      Wind the string up until it is on the ground.
+
+.. autofunction:: wind
+
+``kite.tail.fly``
+-----------------
+
+How ribbons behave at the end.
+
+More of it.
+"""
+
+
+def test_what_reference_pages_say_is_the_documentation_of_what_has_none() -> None:
+    found = narrative({"docs/api.rst": REFERENCE}, {"kite._core.Kite.land": "", "kite.tail.fly": ""})
+    land, kite, fly = (found[path] for path in ("kite._core.Kite.land", "kite._core.Kite", "kite.tail.fly"))
+    assert (land.doc, land.source) == ("Wind the string up until it is on the ground.", "pages")
+    assert (kite.doc, kite.source) == ("A kite.", "static")
+    assert kite.mentions[0].text == "What children let rise on a windy day, made of paper."
+    assert kite.mentions[0].source == "docs/api.rst of kite 1.0"
+    assert fly.doc == "How ribbons behave at the end. More of it.", "below a heading that is its name"
+    assert found["kite.wind"].source == "static", "a directive without a text says nothing"
+
+
+def test_markdown_headings() -> None:
+    page = "# Kites\n\nOn kites.\n\n## The `Kite.land` method\n\nBrings it back safely.\n\n## Other\n\nThings.\n"
+    found = narrative({"docs/api.md": page}, {"kite._core.Kite.land": ""})
+    assert found["kite._core.Kite.land"].doc == "Brings it back safely."
+
+
+def test_uses_are_counted_by_text() -> None:
+    page = "Call ``Kite()`` and then `wind()`.\n\n    kite.Kite().land()\n"
+    test = "import kite\n\ndef test() -> None:\n    red = kite.Kite()\n    red.land()\n    red.land()\n    red.fly()\n"
+    found = narrative({"docs/a.rst": page, "tests/test_a.py": test, "tests/test_b.py": test})
+    uses = {path.removeprefix("kite."): item.uses for path, item in found.items()}
+    assert uses == {"kite": 0, "_core.Kite": 3, "_core.Kite.land": 3, "wind": 0, "tail.fly": 0, "_core.Kite.fly": 0}

@@ -25,7 +25,7 @@ class PackageObject:
     names: set[str] = field(default_factory=set)
     """Public dotted names, `path` among them if it is public."""
     source: str = "static"
-    """Where `doc` was found: static, add_newdoc or runtime."""
+    """Where `doc` was found: static, add_newdoc, runtime or pages."""
     code: str = ""
     """Source code; "" if it is compiled or generated."""
     place: str = ""
@@ -40,6 +40,8 @@ class PackageObject:
     """Those by which the namespaces of the running package refer to it."""
     examples: tuple[Example, ...] = ()
     mentions: tuple[Mention, ...] = ()
+    uses: int = 0
+    """In how many texts of the package it is called, or named as code."""
 
 
 def is_public(name: str) -> bool:

@@ -54,6 +54,7 @@ def _row(item: PackageObject, origin: Origin) -> CorpusRow:
         place=_clean(item.place),
         examples=tuple(Example(*map(_clean, one)) for one in item.examples),
         mentions=tuple(Mention(*map(_clean, one)) for one in item.mentions),
+        uses=item.uses,
         distribution=origin.distribution,
         version=origin.version,
         wheel=origin.wheel,

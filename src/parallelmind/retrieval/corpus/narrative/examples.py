@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from parallelmind.retrieval.corpus.narrative.descriptions import Descriptions
+from parallelmind.retrieval.corpus.narrative.frequency import Frequency
 from parallelmind.retrieval.corpus.narrative.names import PublicNames, excerpt, plain
 from parallelmind.retrieval.corpus.narrative.pages import Block, read_page
 from parallelmind.retrieval.corpus.narrative.slices import Slicer, imports_of, needed
@@ -67,6 +69,8 @@ class Narrative:
         """`of` is the archive as sources name it, such as `flask 3.1.0`."""
         self._objects, self._of = objects, of
         self._names = PublicNames(package, objects)
+        self._descriptions = Descriptions(self._names)
+        self._frequency = Frequency(self._names)
         self._package = package
         self._conventions = dict(load_renames().import_conventions)
         self._candidates: dict[str, list[_Candidate]] = defaultdict(list)
@@ -75,7 +79,7 @@ class Narrative:
     def read(self, texts: Iterable[SourceText]) -> None:
         """All texts, and the docstrings of the objects."""
         tests = []
-        for one in texts:
+        for one in (kept := list(texts)):
             if one.is_test:
                 tests.append(one)
             elif one.is_code:
@@ -83,6 +87,7 @@ class Narrative:
             else:
                 source = f"{one.name} of {self._of}"
                 self._page(read_page(one.name, one.text), source, _PAGE, owner="")
+        self._frequency.read(one.text for one in kept)
         for item in self._objects.values():
             if has_example(item.doc):
                 source = f"the documentation of {item.path}"
@@ -92,6 +97,8 @@ class Narrative:
 
     def give(self) -> None:
         """Put what was found into the objects."""
+        for path, count in self._frequency.counts().items():
+            self._objects[path].uses = count
         for path, candidates in self._candidates.items():
             item = self._objects[path]
             if item.type != "module":
@@ -102,14 +109,26 @@ class Narrative:
             introduced = {example.introduction for example in self._objects[path].examples}
             kept = [one for text, one in reversed(unique.items()) if text not in introduced]
             self._objects[path].mentions = tuple(kept[:_MOST])
+        for item in self._objects.values():
+            said, source = self._descriptions.of(item)
+            if said and not item.doc.strip():
+                item.doc, item.source = said, "pages"
+            elif said and item.type != "module":
+                first = Mention(excerpt(said, (), MAX_MENTION), source)
+                others = [one for one in item.mentions if one.text not in said]
+                item.mentions = (first, *others)[:_MOST]
 
     def _page(self, blocks: Sequence[Block], source: str, kind: int, *, owner: str) -> None:
         code = Code(self._names, self._conventions)
         places: list[tuple[int, Block, str]] = []
         module = before = ""
         for block in blocks:
+            if kind == _PAGE:
+                self._descriptions.add(block, module, source)
             if block.module:
                 module = block.module
+            elif block.described or block.is_heading:
+                before = ""
             elif not block.is_code:
                 before = block.text
                 if kind == _PAGE:
@@ -119,6 +138,7 @@ class Narrative:
                 if code.add(without_prompts(block.text)):
                     places.append((first, block, before))
                 before = ""
+        self._descriptions.end_page()
         if not places:
             return
         used: dict[int, dict[str, Use]] = defaultdict(dict)

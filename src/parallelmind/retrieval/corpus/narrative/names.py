@@ -28,6 +28,7 @@ class PublicNames:
         self.package = package
         self._by_name: dict[str, PackageObject] = {}
         self._by_last: dict[str, dict[str, PackageObject]] = {}
+        self._types = {item.path: item.type for item in objects.values()}
         for item in objects.values():
             for name in filter(is_public, {item.path, *item.names}):
                 self._by_name.setdefault(name, item)
@@ -43,16 +44,16 @@ class PublicNames:
         found += [self.get(target) for target in _REFERENCE.findall(text)]
         for _, name, brackets in _LITERAL.findall(text):
             if brackets or "." in name or _is_class_name(name):
-                item = self._meant(name, module)
+                item = self.meant(name, module)
                 is_fitting = item is not None and (brackets or "." in name or item.type == "class")
                 found.append(item if is_fitting else None)
         unique = {item.path: item for item in found if item is not None and item.type != "module"}
         yield from unique.values()
 
     def _of_role(self, target: str, module: str) -> PackageObject | None:
-        return self._meant(target.strip().lstrip("~!.").removesuffix("()"), module)
+        return self.meant(target.strip().lstrip("~!.").removesuffix("()"), module)
 
-    def _meant(self, name: str, module: str) -> PackageObject | None:
+    def meant(self, name: str, module: str) -> PackageObject | None:
         """The one object that a name can mean; None if there are several, or none."""
         for full in (name, f"{module}.{name}" if module else name, f"{self.package}.{name}"):
             if (item := self.get(full)) is not None:
@@ -60,6 +61,18 @@ class PublicNames:
         ending = self._by_last.get(name.rpartition(".")[2], {})
         meant = {item.path: item for full, item in ending.items() if full.endswith(f".{name}")}
         return next(iter(meant.values())) if len(meant) == 1 else None
+
+    def ending_in(self, name: str) -> set[str]:
+        """The paths of the objects that a name can mean, which may be several."""
+        if (item := self.get(name)) is not None:
+            return {item.path}
+        if name.startswith(f"{self.package}."):
+            return set()
+        ending = self._by_last.get(name.rpartition(".")[2], {})
+        fitting = {item.path for full, item in ending.items() if full.endswith(f".{name}")}
+        if not fitting:  # the name of a variable stands before it
+            fitting = {item.path for item in ending.values()}
+        return {path for path in fitting if self._types[path] != "module"}
 
 
 def _is_class_name(name: str) -> bool:

@@ -5,6 +5,7 @@ Only the lines are looked at: no directive is carried out, so no page can includ
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,11 @@ _CODE_DIRECTIVES = frozenset({"code-block", "code", "sourcecode", "testcode", "d
 _TEXT_DIRECTIVES = frozenset(
     {"note", "tip", "hint", "important", "seealso", "admonition", "topic", "rubric", "versionadded", "versionchanged"}
 )
+_OBJECT_DIRECTIVE = re.compile(
+    r"(?:py:)?(?:auto)?(?:function|class|method|classmethod|staticmethod|decorator|decoratormethod|attribute|property|data"
+    r"|exception)"
+)
+_NAME = re.compile(r"(?:(?:async|abstract|class|static|final)\s+)*@?([A-Za-z_][\w.]*)")
 _MODULE_DIRECTIVES = frozenset({"currentmodule", "module", "py:module", "py:currentmodule", "automodule"})
 _LANGUAGES = frozenset({"", "python", "python3", "py", "pycon", "python-console", "ipython", "ipython3", "default"})
 _DIRECTIVE = re.compile(r"\.\.\s+([\w:-]+?)::(?:\s+(.*))?$")
@@ -30,6 +36,9 @@ class Block:
     text: str
     is_code: bool = False
     module: str = ""
+    described: tuple[str, ...] = ()
+    """The names that it is the reference documentation of, as they are written there, below their class."""
+    is_heading: bool = False
 
 
 def read_page(name: str, text: str) -> list[Block]:
@@ -38,7 +47,8 @@ def read_page(name: str, text: str) -> list[Block]:
     return list(_markdown(lines) if name.lower().endswith((".md", ".markdown")) else _rest(lines, 0))
 
 
-def _rest(lines: Sequence[str], depth: int) -> Iterator[Block]:
+def _rest(lines: Sequence[str], depth: int, owner: str = "") -> Iterator[Block]:
+    """`owner` is the class whose description the lines are."""
     place, is_code_next = 0, False
     while place < len(lines):
         line = lines[place]
@@ -50,12 +60,12 @@ def _rest(lines: Sequence[str], depth: int) -> Iterator[Block]:
             if is_code_next:
                 yield Block(_joined(inner), is_code=True)
             elif depth < _DEEPEST:
-                yield from _rest(inner, depth + 1)
+                yield from _rest(inner, depth + 1, owner)
             is_code_next = False
             continue
         is_code_next = False
         if line.startswith(".."):
-            yield from _directive(lines, place, depth)
+            yield from _directive(lines, place, depth, owner)
             place = _indented(lines, place + 1)[1]
             continue
         end = place
@@ -71,8 +81,9 @@ def _rest(lines: Sequence[str], depth: int) -> Iterator[Block]:
 
 
 def _paragraph(paragraph: Sequence[str], depth: int) -> Iterator[Block]:
-    """A heading gives nothing; items of a list are paragraphs of their own."""
+    """Or a heading; items of a list are paragraphs of their own."""
     if any(_RULE.match(line.strip()) for line in paragraph[:3]) and len(paragraph) <= 3:
+        yield Block(next((line.strip() for line in paragraph if not _RULE.match(line.strip())), ""), is_heading=True)
         return
     item: list[str] = []
     for line in paragraph:
@@ -91,7 +102,7 @@ def _said(lines: Sequence[str]) -> Iterator[Block]:
         yield Block(text)
 
 
-def _directive(lines: Sequence[str], place: int, depth: int) -> Iterator[Block]:
+def _directive(lines: Sequence[str], place: int, depth: int, owner: str) -> Iterator[Block]:
     found = _DIRECTIVE.match(lines[place].strip())
     if found is None:
         return
@@ -105,7 +116,24 @@ def _directive(lines: Sequence[str], place: int, depth: int) -> Iterator[Block]:
         if name != "code-block" or argument.lower() in _LANGUAGES:
             yield Block(_joined(inner), is_code=True)
     elif name in _TEXT_DIRECTIVES and depth < _DEEPEST:
-        yield from _rest(inner, depth + 1)
+        yield from _rest(inner, depth + 1, owner)
+    elif _OBJECT_DIRECTIVE.fullmatch(name) and depth < _DEEPEST:
+        yield from _description([argument, *inner], depth, owner, is_class=name.endswith(("class", "exception")))
+
+
+def _description(lines: Sequence[str], depth: int, owner: str, *, is_class: bool) -> Iterator[Block]:
+    """What a directive says of an object: its signatures up to the first empty line, and after it the text."""
+    end = next((place for place, line in enumerate(lines) if not line.strip() or _OPTION.match(line)), len(lines))
+    heads = [found.group(1) for line in lines[:end] if (found := _NAME.match(line.strip()))]
+    names = [name if not owner or "." in name else f"{owner}.{name}" for name in heads]
+    body = lines[end:]
+    while body and (not body[0].strip() or _OPTION.match(body[0])):
+        body = body[1:]
+    inner = list(_rest(body, depth + 1, names[0] if is_class and names else owner))
+    own = itertools.takewhile(lambda block: not block.described, inner)
+    said = " ".join(block.text for block in own if not block.is_code and not block.is_heading and block.text)
+    yield Block(said, described=tuple(names))
+    yield from inner
 
 
 def _indented(lines: Sequence[str], place: int) -> tuple[list[str], int]:
@@ -139,6 +167,8 @@ def _markdown(lines: Sequence[str]) -> Iterator[Block]:
             yield from _said(paragraph)
             paragraph = []
         place += 1
+        if line.startswith("#"):
+            yield Block(line.strip("# "), is_heading=True)
         if fence is not None:
             end = place
             while end < len(lines) and not lines[end].strip().startswith(fence.group(1)):
