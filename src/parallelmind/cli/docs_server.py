@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from parallelmind.cli.flags import add_settings, given
 from parallelmind.errors import SettingsError
 from parallelmind.retrieval.project.options import ProjectOptions
+from parallelmind.retrieval.search_options import SearchOptions
 from parallelmind.settings.setting import Setting, Settings
 
 EPILOG = """\
@@ -39,7 +40,7 @@ class DocsServerOptions(Settings):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    add_settings(parser, ProjectOptions, DocsServerOptions)
+    add_settings(parser, ProjectOptions, SearchOptions, DocsServerOptions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
     from parallelmind.server.documentation.mcp_server import DocumentationServer, serve_http, serve_stdio
 
     options = ProjectOptions(**given(args, ProjectOptions))
+    search = SearchOptions(**given(args, SearchOptions))
     how = DocsServerOptions(**given(args, DocsServerOptions))
-    server = DocumentationServer(options.documentation(), may_build=options.build)
+    server = DocumentationServer(options.documentation(search.ranker()), may_build=options.build)
     if how.transport == "stdio":
         serve_stdio(server)
     else:

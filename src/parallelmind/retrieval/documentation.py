@@ -81,12 +81,19 @@ class Checked:
 class Documentation:
     """A corpus folder, and the versions that a project uses of what is in it."""
 
-    def __init__(self, corpus_path: Path, project: ProjectVersions | None, *, index_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        corpus_path: Path,
+        project: ProjectVersions | None,
+        *,
+        index_path: Path | None = None,
+        ranker: Ranker | None = None,
+    ) -> None:
         self.corpus_path, self.project = corpus_path, project or ProjectVersions(source="")
         self._index_path = index_path
         self._store: CorpusStore | None = None
         self._facts: Facts | None = None
-        self._ranker = Ranker()
+        self._ranker = ranker or Ranker()
 
     def close(self) -> None:
         """Close the corpus; what is asked next opens it as it is then."""

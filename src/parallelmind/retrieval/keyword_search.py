@@ -1,9 +1,9 @@
 """Ranked search by words: BM25F over one version of a package, its index on disk beside the names.
 
-A document has five fields: its own name, the names it is below, its parameters, the first sentence and the whole text.
-Each has a weight and a length of its own (Robertson, Zaragoza and Taylor, 2004). English words are stemmed, identifiers
-are also split, and a row's prominence multiplies its scores. The numbers were
-chosen on the dev part of examples/retrieval/paraphrased.jsonl, and measured on its test part.
+A document has six fields: its own name, the names it is below, its parameters, the first sentence, the whole text, and
+what pages of documentation say where they use it. Each has a weight and a length of its own (Robertson, Zaragoza and
+Taylor, 2004). English words are stemmed, identifiers are also split. The numbers were chosen on the dev part of
+examples/retrieval/paraphrased.jsonl, and measured on its test part.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 
 from parallelmind.retrieval.corpus_rows import summary
 from parallelmind.retrieval.english import FUNCTION_WORDS, stem
-from parallelmind.retrieval.prominence import Prominence
+from parallelmind.retrieval.prominence import Floats, Prominence
 from parallelmind.retrieval.version_index import VersionIndex, cached_folder, public_name
 
-_FORMAT = 2
+_FORMAT = 3
 _SATURATION = 1.5
 _FUNCTION_WORD = 0.4
 """What such a word of a question counts, against 1 of others."""
@@ -79,17 +79,23 @@ class KeywordSearch:
         self._starts = np.load(folder / "starts.npy")
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")
         self._scores = np.load(folder / "scores.npy", mmap_mode="r")
+        self.features: Floats = np.load(folder / "features.npy", mmap_mode="r")
+        """[rows, features] of each row, whatever the question: see `prominence`."""
         self._count = index.rows
 
     def search(self, text: str, count: int) -> list[tuple[int, float]]:
         """(row, score) of the `count` best rows that share a word with `text`, best first; equal ones in file order."""
+        return best(self.scores(text), count)
+
+    def scores(self, text: str) -> Floats:
+        """[rows], 0 for those that share no word with `text`."""
         scores = np.zeros(self._count, np.float32)
         for term, weight in _weights(text).items():
             number = self._number.get(term)
             if number is not None:
                 places = slice(self._starts[number], self._starts[number + 1])
                 scores[self._rows[places]] += weight * self._scores[places].astype(np.float32)
-        return best(scores, count)
+        return scores
 
 
 def _weights(text: str) -> Mapping[str, float]:
@@ -101,7 +107,7 @@ def _weights(text: str) -> Mapping[str, float]:
 def _build(index: VersionIndex, folder: Path) -> None:
     vocabulary: dict[str, int] = {}
     name, below, parameters = _Field(4, 0.3), _Field(1, 0.3), _Field(0.6, 0.6)
-    sentence, text = _Field(2, 0.3), _Field(1, 0.4)
+    sentence, text, passages = _Field(2, 0.3), _Field(1, 0.4), _Field(1, 0.4)
     prominence = Prominence()
     for row in index.all_rows():
         public = public_name(row)
@@ -111,8 +117,9 @@ def _build(index: VersionIndex, folder: Path) -> None:
         parameters.add(row.signature[:_LONGEST_SIGNATURE], vocabulary)
         sentence.add(summary(row.doc), vocabulary)
         text.add(row.doc, vocabulary)
+        passages.add("\n".join(row.passages), vocabulary)
         prominence.add(row, public)
-    parts = [field.weighted() for field in (name, below, parameters, sentence, text)]
+    parts = [field.weighted() for field in (name, below, parameters, sentence, text, passages)]
     terms, rows, weights = (np.concatenate([part[place] for part in parts]) for place in range(3))
     order = {term: number for number, term in enumerate(sorted(vocabulary))}
     numbers = np.array([order[term] for term in vocabulary], np.int64)
@@ -121,11 +128,12 @@ def _build(index: VersionIndex, folder: Path) -> None:
     terms, rows = np.divmod(pairs, max(index.rows, 1))
     found_in = np.bincount(terms, minlength=len(vocabulary))
     rarity = np.log(1 + (index.rows - found_in + 0.5) / (found_in + 0.5))
-    scores = weights / (_SATURATION + weights) * rarity[terms] * prominence.factors()[rows]
+    scores = weights / (_SATURATION + weights) * rarity[terms]
     (folder / "terms.txt").write_text("\n".join(order), encoding="utf-8")
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(found_in)]).astype(np.int64))
     np.save(folder / "rows.npy", rows.astype(np.min_scalar_type(index.rows)))
     np.save(folder / "scores.npy", scores.astype(np.float16))
+    np.save(folder / "features.npy", prominence.features().astype(np.float16))
 
 
 def best(scores: np.ndarray[Any, np.dtype[np.float32]], count: int) -> list[tuple[int, float]]:

@@ -1,18 +1,22 @@
-"""Ranked search over versions of packages: by words, by meaning, or both."""
+"""Ranked search over versions of packages: by words, by meaning, or both, and by what is usually meant."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from parallelmind.retrieval.dense_search import DenseSearch, Embedder
+import numpy as np
+
+from parallelmind.retrieval.dense_search import DenseSearch, Embedder, Vectors
 from parallelmind.retrieval.keyword_search import KeywordSearch
+from parallelmind.retrieval.prominence import Floats
+from parallelmind.retrieval.relevance import WEIGHTS, Weights
 from parallelmind.retrieval.version_index import VersionIndex
 
-_FUSION_CONSTANT = 60
-"""Of reciprocal rank fusion (Cormack, Clarke and Büttcher, 2009)."""
-_FUSION_DEPTH = 50
 _MORE_FOR_DUPLICATES = 4
+_NEAREST = 200
+"""So many rows, the nearest in meaning, are looked at besides those that share a word."""
 
 Hit = tuple[VersionIndex, int]
 
@@ -22,57 +26,71 @@ class Ranker:
 
     def __init__(self, ranking: str = "bm25", embedder: Embedder | None = None) -> None:
         """`embedder` is needed for `dense` and `hybrid`."""
-        self._ranking = ranking
-        self._embedder = embedder
-        self._keyword: weakref.WeakKeyDictionary[VersionIndex, KeywordSearch] = weakref.WeakKeyDictionary()
-        self._dense: weakref.WeakKeyDictionary[VersionIndex, DenseSearch] = weakref.WeakKeyDictionary()
-
-    def keywords(self, index: VersionIndex) -> KeywordSearch:
-        if index not in self._keyword:
-            self._keyword[index] = KeywordSearch(index)
-        return self._keyword[index]
+        self._weights = WEIGHTS[ranking]
+        self._embedder = embedder if self._weights.meaning else None
+        self._versions: weakref.WeakKeyDictionary[VersionIndex, Version] = weakref.WeakKeyDictionary()
 
     def search(self, indexes: Sequence[VersionIndex], text: str, count: int) -> list[Hit]:
         """The `count` best rows of all `indexes`, best first; of rows with the same documentation only the best."""
-        depth = count * _MORE_FOR_DUPLICATES
-        if self._ranking == "bm25":
-            ranked = self._by_words(indexes, text, depth)
-        elif self._ranking == "dense":
-            ranked = self._by_meaning(indexes, text, depth)
-        else:
-            depth = max(depth, _FUSION_DEPTH)
-            ranked = _fused([self._by_words(indexes, text, depth), self._by_meaning(indexes, text, depth)])
-        return _distinct(ranked, count)
+        vector = self._embedder.embed([text])[0] if self._embedder else None
+        signs = [(index, self._version(index).signs(text, vector)) for index in indexes]
+        highest = max((float(one.words.max(initial=0)) for _, one in signs), default=0.0)
+        scored: list[tuple[float, Hit]] = []
+        for index, one in signs:
+            rows = one.candidates(self._weights)
+            scores = one.scores(self._weights, highest, rows)
+            best = np.argsort(-scores, kind="stable")[: count * _MORE_FOR_DUPLICATES]
+            scored += [(float(scores[place]), (index, int(rows[place]))) for place in best]
+        # Sorting is stable: equal scores stay in the order of packages and rows.
+        return _distinct([hit for _, hit in sorted(scored, key=lambda pair: -pair[0])], count)
 
-    def _by_words(self, indexes: Sequence[VersionIndex], text: str, count: int) -> list[Hit]:
-        scored = [(score, (index, row)) for index in indexes for row, score in self.keywords(index).search(text, count)]
-        return _best(scored, count)
-
-    def _by_meaning(self, indexes: Sequence[VersionIndex], text: str, count: int) -> list[Hit]:
-        assert self._embedder
-        vector = self._embedder.embed([text])[0]
-        scored = []
-        for index in indexes:
-            if index not in self._dense:
-                self._dense[index] = DenseSearch(index, self._embedder)
-            scored += [(score, (index, row)) for row, score in self._dense[index].search(vector, count)]
-        return _best(scored, count)
+    def _version(self, index: VersionIndex) -> Version:
+        if index not in self._versions:
+            self._versions[index] = Version(index, self._weights, self._embedder)
+        return self._versions[index]
 
 
-def _best(scored: Iterable[tuple[float, Hit]], count: int) -> list[Hit]:
-    # Sorting is stable: equal scores stay in the order of packages and rows.
-    return [hit for _, hit in sorted(scored, key=lambda pair: -pair[0])[:count]]
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What speaks for each row of a version, as [rows]."""
+
+    words: Floats
+    cosines: Floats | None
+    prior: Floats
+    """Whatever the question is."""
+
+    def candidates(self, weights: Weights) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Rows that share a word with the question, and those that are nearest in meaning; in file order."""
+        found = self.words > 0 if weights.words else np.zeros(len(self.words), np.bool_)
+        if self.cosines is not None:
+            if len(found) > _NEAREST:
+                found[np.argpartition(-self.cosines, _NEAREST)[:_NEAREST]] = True
+            else:
+                found[:] = True
+            found &= (self.words > 0) | (self.cosines > 0)
+        return np.flatnonzero(found)
+
+    def scores(self, weights: Weights, highest: float, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
+        """Of some rows; `highest` is the most that words are worth in any version that is searched."""
+        scores = self.prior[rows] + weights.words / (highest or 1.0) * self.words[rows]
+        return scores if self.cosines is None else scores + weights.meaning * self.cosines[rows]
 
 
-def _fused(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
-    scores: dict[Hit, float] = {}
-    for ranking in rankings:
-        for place, hit in enumerate(ranking, start=1):
-            scores[hit] = scores.get(hit, 0.0) + 1 / (_FUSION_CONSTANT + place)
-    return sorted(scores, key=lambda hit: -scores[hit])
+class Version:
+    """The search indexes of one version of a package."""
+
+    def __init__(self, index: VersionIndex, weights: Weights, embedder: Embedder | None) -> None:
+        self._words = KeywordSearch(index)
+        self._meaning = DenseSearch(index, embedder) if embedder else None
+        self._prior = weights.prior(self._words.features)
+        self.features = self._words.features
+
+    def signs(self, text: str, vector: Vectors | None) -> Signs:
+        cosines = self._meaning.cosines(vector) if self._meaning and vector is not None else None
+        return Signs(self._words.scores(text), cosines, self._prior)
 
 
-def _distinct(ranked: Iterable[Hit], count: int) -> list[Hit]:
+def _distinct(ranked: Sequence[Hit], count: int) -> list[Hit]:
     kept: list[Hit] = []
     seen: set[str] = set()
     for index, row in ranked:

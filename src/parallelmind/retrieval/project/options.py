@@ -8,6 +8,7 @@ from typing import Annotated
 
 from parallelmind.retrieval.documentation import Documentation
 from parallelmind.retrieval.project.reading import read_projects
+from parallelmind.retrieval.ranking import Ranker
 from parallelmind.settings.setting import Flag, Setting, Settings
 
 
@@ -38,11 +39,11 @@ class ProjectOptions(Settings):
         Setting("build missing corpora: downloads packages, and imports them in a sandbox (SECURITY.md)", "corpus"),
     ] = False
 
-    def documentation(self) -> Documentation:
-        """The corpora, with the versions of the project.
+    def documentation(self, ranker: Ranker | None = None) -> Documentation:
+        """The corpora, with the versions of the project; searched by words, unless a `ranker` is given.
 
         Raises:
             DataError: what says the versions cannot be read, or is wrong.
         """
         project = read_projects(self.requirements) if self.requirements else None
-        return Documentation(self.corpus_path, project, index_path=self.index_path)
+        return Documentation(self.corpus_path, project, index_path=self.index_path, ranker=ranker)

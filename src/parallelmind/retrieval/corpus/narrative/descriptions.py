@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from parallelmind.retrieval.corpus.narrative.names import PublicNames, plain
+from parallelmind.retrieval.corpus.narrative.names import PublicNames
 from parallelmind.retrieval.corpus.narrative.pages import Block
 from parallelmind.retrieval.corpus.objects import PackageObject
+from parallelmind.retrieval.markup import plain
 
 _MOST = 1500
 _SHORTEST = 20

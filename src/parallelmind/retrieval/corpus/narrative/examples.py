@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from parallelmind.retrieval.corpus.narrative.descriptions import Descriptions
 from parallelmind.retrieval.corpus.narrative.frequency import Frequency
-from parallelmind.retrieval.corpus.narrative.names import PublicNames, excerpt, plain
+from parallelmind.retrieval.corpus.narrative.names import PublicNames, excerpt
 from parallelmind.retrieval.corpus.narrative.pages import Block, read_page
 from parallelmind.retrieval.corpus.narrative.slices import Slicer, imports_of, needed
 from parallelmind.retrieval.corpus.narrative.uses import Code, Use, without_prompts
 from parallelmind.retrieval.corpus.objects import PackageObject
 from parallelmind.retrieval.corpus_rows import Example, Mention
+from parallelmind.retrieval.markup import plain
 from parallelmind.retrieval.renames import load_renames
 
 MAX_EXAMPLE, MAX_MENTION, MAX_INTRODUCTION = 600, 400, 200

@@ -10,15 +10,6 @@ from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 _ROLE = re.compile(r":(?:py:)?(?:func|meth|class|attr|exc|data|obj|const|any|method|function):`([^`<]*?<)?([^`>]+)>?`")
 _LITERAL = re.compile(r"(?<![:\w`])(`{1,2})([A-Za-z_][\w.]*)(\(\))?\1(?!`|_\b|\])")
 _REFERENCE = re.compile(r"\[`?[^\]`]*`?\]\[([A-Za-z_][\w.]+)\]")
-_MARKUP = (
-    (re.compile(r"!?\[`?([^\]`]*)`?\](?:\[[^\]]*\]|\([^)]*\))"), r"\1"),
-    (re.compile(r":[\w:+-]+:`~(?:[\w.]*\.)?(\w+)(\(\))?`"), r"\1\2"),
-    (re.compile(r":[\w:+-]+:`!?([^`<]+?)\s*(?:<[^`>]*>)?`"), r"\1"),
-    (re.compile(r"`([^`<]+?)\s*<[^`>]*>`__?"), r"\1"),
-    (re.compile(r"``([^`]+)``"), r"\1"),
-    (re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
-    (re.compile(r"\*\*([^*]+)\*\*"), r"\1"),
-)
 
 
 class PublicNames:
@@ -77,13 +68,6 @@ class PublicNames:
 
 def _is_class_name(name: str) -> bool:
     return name[0].isupper() and any(map(str.islower, name)) and sum(map(str.isupper, name)) > 1
-
-
-def plain(text: str) -> str:
-    """A paragraph without its markup."""
-    for pattern, instead in _MARKUP:
-        text = pattern.sub(instead, text)
-    return " ".join(text.split())
 
 
 def excerpt(text: str, names: Iterable[str], most: int) -> str:
