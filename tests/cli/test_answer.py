@@ -282,7 +282,19 @@ def test_an_openai_batch_there_and_back(tmp_path: Path, out: Path, capsys: pytes
     assert "line 10" in told.err
     assert 'line 11 has the "custom_id" of line 1; left out.' in told.err
     assert 'line 12 has no "custom_id"' in told.err
-    engine = ["--model_path", "tiny", "--workers", 0, "--dtype", "float32", "--max_new_tokens", 4, "--temperature", 0]
+    engine = [
+        "--model_path",
+        "tiny",
+        "--workers",
+        0,
+        "--dtype",
+        "float32",
+        "--max_new_tokens",
+        4,
+        "--temperature",
+        0,
+        "--ignore_eos",
+    ]
     assert main(arguments(contexts, out, *engine)) == 0
     capsys.readouterr()
     assert main(["batch-export", str(out), str(output)]) == 0

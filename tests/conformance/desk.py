@@ -34,8 +34,8 @@ ADAPTERS = {
 JOBS = ("parallel_inference_hf_lora.py", "multi_worker_inference.py", "batch_context_generator.py")
 PROCESSES = 2
 """Instead of the 4 or 8 of the documents."""
-FEW_TOKENS = ("--max_new_tokens", "12")
-"""Added to commands that generate: 512 tokens of a random answer take a minute each."""
+FEW_TOKENS = ("--max_new_tokens", "12", "--ignore_eos")
+"""Added to commands that answer: 512 tokens take a minute each, and the bundled model would end with none."""
 _UNSET = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,6 +246,24 @@ def test_errors_of_the_engine_that_would_come_again_are_final(
     fake = FakeEngine(fails=lambda prompt: True, error_kind=kind)
     report = Recorded(data, out, fake).run()
     assert (report.completion.failed, report.completion.retryable) == (1, int(retryable))
+
+
+def test_an_empty_answer_is_a_failure_of_its_own_kind(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rows(tmp_path / "in.jsonl", [context_row(n, f"q{n}", "same") for n in range(3)])
+    answer = FakeEngine._answer
+
+    def silent(self: FakeEngine, request: Any, branch: Any) -> Any:
+        result = answer(self, request, branch)
+        return replace(result, text=" \n") if _text(branch.prompt) == "q1" else result
+
+    monkeypatch.setattr(FakeEngine, "_answer", silent)
+    report = Recorded(data, out, FakeEngine()).run()
+    assert report.statistics.errors_by_class == {"EmptyAnswer": 1}
+    row = read_rows(out)[1]
+    assert (row["success"], row["answer"]) == (False, None)
+    assert row["error"].startswith("the answer is empty")
 
 
 def test_failed_answers_can_be_left_as_they_are(out: Path, tmp_path: Path) -> None:

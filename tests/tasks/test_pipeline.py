@@ -49,7 +49,7 @@ def test_the_command_resumes_in_each_stage(tmp_path: Path, capsys: pytest.Captur
     command = [
         "pipeline", "--queries_file", str(ASSETS / "queries.json"), "--corpus_path", str(ASSETS / "corpus"),
         "--index_path", str(tmp_path / "index"), "--output_dir", str(tmp_path / "out"), "--model_path", "tiny",
-        "--max_tokens", "300", "--max_new_tokens", "8", "--temperature", "0", "--workers", "0", "--max_samples", "3",
+        "--max_tokens", "300", "--max_new_tokens", "8", "--temperature", "0", "--ignore_eos", "--workers", "0", "--max_samples", "3",
         *ON_CPU,
     ]  # fmt: skip
     assert main(command) == 0
@@ -69,7 +69,7 @@ def test_contexts_are_cut_to_the_window_of_the_model_that_answers(
     command = [
         "pipeline", "--queries_file", str(ASSETS / "queries.json"), "--corpus_path", str(ASSETS / "corpus"),
         "--index_path", str(tmp_path / "index"), "--output_dir", str(tmp_path / "out"), "--model_path", "tiny",
-        "--max_new_tokens", "2", "--temperature", "0", "--workers", "0", *ON_CPU,
+        "--max_new_tokens", "8", "--temperature", "0", "--ignore_eos", "--workers", "0", *ON_CPU,
     ]  # fmt: skip
     assert main(command) == 0
     told = capsys.readouterr()
@@ -96,7 +96,11 @@ def test_the_shell_script_with_two_workers(tmp_path: Path) -> None:
         "CONTEXT_FLAGS": f"--max_tokens 300 --index_path {tmp_path / 'index'}",
     }
     done = subprocess.run(
-        ["bash", str(script), "--max_new_tokens", "8"], env=environment, capture_output=True, text=True, timeout=300
+        ["bash", str(script), "--max_new_tokens", "8", "--ignore_eos"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "Worker 0 INFERENCE STATISTICS" in done.stdout

@@ -45,6 +45,8 @@ def run_demo_rag(folder: Path, progress: Callable[[], Progress]) -> RagDemo:
         output_file=files.answers,
         model_path="tiny",
         temperature=0.0,
+        # The bundled model has nothing to say about packages, and would end each answer at once.
+        ignore_eos=True,
         max_new_tokens=16,
         dtype="float32",
         overwrite=True,

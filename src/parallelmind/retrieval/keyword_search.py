@@ -106,8 +106,8 @@ def _weights(text: str) -> Mapping[str, float]:
 
 def _build(index: VersionIndex, folder: Path) -> None:
     vocabulary: dict[str, int] = {}
-    name, below, parameters = _Field(4, 0.3), _Field(1, 0.3), _Field(0.6, 0.6)
-    sentence, text, passages = _Field(2, 0.3), _Field(1, 0.4), _Field(1, 0.4)
+    name, below, parameters = _Field(2, 0.3), _Field(1, 0.3), _Field(0.6, 0.6)
+    sentence, text, passages = _Field(1, 0.3), _Field(1, 0.4), _Field(1, 0.4)
     prominence = Prominence()
     for row in index.all_rows():
         public = public_name(row)

@@ -22,6 +22,7 @@ from parallelmind.tasks.answer_options import AnswerOptions
 from parallelmind.tasks.batch_worker import EngineLike, branch_counts, branch_seed
 
 _LOGGER = logging.getLogger(__name__)
+EMPTY_ANSWER = "EmptyAnswer"
 
 
 def unreadable(line: JsonLine, reason: str, error_class: str, *, rank: int | None, final: bool) -> RecordResult:
@@ -156,9 +157,11 @@ class EngineAnswers:
             row = answer_row(question.row, error=reason, inference_time=seconds, worker_rank=self._rank)
             final = result.error_kind in LASTING_ERRORS
             return RecordResult.of([row], error_class="RequestError", seconds=seconds, final=final)
+        empty = _empty(result.text, result.finish_reason)
         row = answer_row(
             question.row,
-            answer=result.text,
+            answer=None if empty else result.text,
+            error=empty,
             inference_time=seconds,
             worker_rank=self._rank,
             tokens_in=counts["tokens_in"],
@@ -166,7 +169,10 @@ class EngineAnswers:
             finish_reason=result.finish_reason,
             context_cut=question.context_cut,
         )
-        return RecordResult.of([row], final=False, error_class="", seconds=seconds, **counts)
+        # The same model, prompt and seed give the same the next time.
+        return RecordResult.of(
+            [row], final=empty is not None, error_class=EMPTY_ANSWER if empty else "", seconds=seconds, **counts
+        )
 
 
 class BackendAnswers:
@@ -193,10 +199,11 @@ class BackendAnswers:
 
     def _result(self, row: ContextRow, result: AnswerResult) -> RecordResult:
         counts: dict[str, Any] = {"tokens_in": result.tokens_in, "tokens_out": result.tokens_out}
+        empty = _empty(result.text, result.finish_reason) if result.text is not None else None
         stored = answer_row(
             row,
-            answer=result.text,
-            error=result.error,
+            answer=None if empty else result.text,
+            error=empty or result.error,
             inference_time=result.seconds,
             worker_rank=self._rank,
             finish_reason=result.finish_reason,
@@ -206,10 +213,18 @@ class BackendAnswers:
         )
         return RecordResult.of(
             [stored],
-            error_class=result.error_class or "",
+            error_class=EMPTY_ANSWER if empty else result.error_class or "",
             final=result.final,
             tokens_in=result.tokens_in or 0,
             tokens_out=result.tokens_out or 0,
             seconds=result.seconds,
             retries=result.retries,
         )
+
+
+def _empty(text: str, finish_reason: str | None) -> str | None:
+    """Why a text is no answer; None if it is one."""
+    if text.strip():
+        return None
+    ended = f" (it ended by {finish_reason})" if finish_reason else ""
+    return f"the answer is empty{ended}; try another model, template or --ignore_eos."
