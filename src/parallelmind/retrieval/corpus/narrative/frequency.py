@@ -12,7 +12,7 @@ from parallelmind.retrieval.corpus.narrative.names import PublicNames
 _NAME = re.compile(r"(?:[`@~.]|\b)([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(|`)|@([A-Za-z_][\w.]*)")
 _OBJECTS_OF_A_NAME = 6
 """A name that more objects have says nothing of any of them."""
-_LEAST = 2
+_LEAST = 1
 
 
 class Frequency:
