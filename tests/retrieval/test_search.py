@@ -80,13 +80,6 @@ def test_of_rows_that_say_the_same_the_one_that_people_mean_is_first(
     assert next(row for _, row in Ranker().search([store.index("box", NEW)], "bind a bundle", 2)) == 1
 
 
-def test_a_row_that_others_mention_is_before_its_equal(store: CorpusStore, corpus: Path) -> None:
-    rows = [row("box.knot", DOC), row("box.bind", DOC), row("box.unbind", "The reverse of `box.bind`.")]
-    write_corpus(corpus_file(corpus, "box", NEW), rows)
-    store.close()
-    assert [row for _, row in Ranker().search([store.index("box", NEW)], "bundle", 2)] == [1]
-
-
 def test_a_row_that_pages_and_tests_use_is_before_its_equal(store: CorpusStore, corpus: Path) -> None:
     rows = [row("box.knot", DOC), replace(row("box.bind", DOC), uses=12)]
     write_corpus(corpus_file(corpus, "box", NEW), rows)

@@ -19,7 +19,7 @@ import numpy as np
 
 from parallelmind.retrieval.corpus_rows import summary
 from parallelmind.retrieval.english import FUNCTION_WORDS, stem
-from parallelmind.retrieval.prominence import Floats, Prominence
+from parallelmind.retrieval.prominence import FEATURES, Floats, features_of
 from parallelmind.retrieval.version_index import VersionIndex, cached_folder, public_name
 
 _FORMAT = 3
@@ -108,7 +108,7 @@ def _build(index: VersionIndex, folder: Path) -> None:
     vocabulary: dict[str, int] = {}
     name, below, parameters = _Field(2, 0.3), _Field(1, 0.3), _Field(0.6, 0.6)
     sentence, text, passages = _Field(1, 0.3), _Field(1, 0.4), _Field(1, 0.4)
-    prominence = Prominence()
+    features: list[tuple[float, ...]] = []
     for row in index.all_rows():
         public = public_name(row)
         qualifier, _, last = public.rpartition(".")
@@ -118,7 +118,7 @@ def _build(index: VersionIndex, folder: Path) -> None:
         sentence.add(summary(row.doc), vocabulary)
         text.add(row.doc, vocabulary)
         passages.add("\n".join(row.passages), vocabulary)
-        prominence.add(row, public)
+        features.append(features_of(row, public))
     parts = [field.weighted() for field in (name, below, parameters, sentence, text, passages)]
     terms, rows, weights = (np.concatenate([part[place] for part in parts]) for place in range(3))
     order = {term: number for number, term in enumerate(sorted(vocabulary))}
@@ -133,7 +133,7 @@ def _build(index: VersionIndex, folder: Path) -> None:
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(found_in)]).astype(np.int64))
     np.save(folder / "rows.npy", rows.astype(np.min_scalar_type(index.rows)))
     np.save(folder / "scores.npy", scores.astype(np.float16))
-    np.save(folder / "features.npy", prominence.features().astype(np.float16))
+    np.save(folder / "features.npy", np.array(features, np.float16).reshape(index.rows, len(FEATURES)))
 
 
 def best(scores: np.ndarray[Any, np.dtype[np.float32]], count: int) -> list[tuple[int, float]]:
