@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What libraries compile as they are imported (bitsandbytes, for two seconds) and nobody calls.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Where nothing may be kept of what is compiled, each worker and each program compiles the package and the tests anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Kernels for GPUs are interpreted where there is none; Triton decides so when it is imported.
 if os.environ.get("PARALLELMIND_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
