@@ -21,7 +21,7 @@ from tests.server.attacks import exchanged, head
 from tests.server.test_process import Process, started
 from tests.server.texts import ANSWERS, QUESTIONS, STORY
 
-SHORT_SECONDS = 4.0
+SHORT_SECONDS = 8.0
 LONG_SECONDS = float(os.environ.get("PARALLELMIND_SOAK_SECONDS", "1800"))
 ATTACKERS = 6
 CLIENT = "127.0.0.2"
