@@ -198,6 +198,7 @@ def _show(args: argparse.Namespace) -> int:
     from parallelmind.retrieval.corpus.meta import matching_metas
     from parallelmind.retrieval.corpus.sandbox.running import printable
     from parallelmind.retrieval.corpus_rows import find_objects
+    from parallelmind.retrieval.sections import SAID_IN
 
     name, _, version = args.name.partition("==")
     if metas := matching_metas(args.corpus_path, name, version or args.version):
@@ -212,7 +213,7 @@ def _show(args: argparse.Namespace) -> int:
         print(f"  {row.type} of {row.distribution} {row.version}, from {row.source}")
         if row.aliases:
             print(f"  also {', '.join(row.aliases)}")
-        parts = [row.doc or "no documentation", *(f"In {one.source}: {one.text}" for one in row.mentions)]
+        parts = [row.doc or "no documentation", *(f"{SAID_IN}{one.source}: {one.text}" for one in row.mentions)]
         parts += map(example_text, row.examples)
         lines = "\n\n".join(parts).expandtabs().splitlines()
         print("\n" + "\n".join(f"  {printable(line)}".rstrip() for line in lines) + "\n")

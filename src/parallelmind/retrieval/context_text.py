@@ -10,7 +10,7 @@ from parallelmind.retrieval.absence import Absence
 from parallelmind.retrieval.budget import Cut, TokenBudget
 from parallelmind.retrieval.corpus_rows import CorpusRow, Example
 from parallelmind.retrieval.existence import Existence
-from parallelmind.retrieval.sections import EXAMPLE_FROM
+from parallelmind.retrieval.sections import EXAMPLE_FROM, SAID_IN
 
 SEPARATOR = "\n\n---\n\n"
 _LEAST_HEAD, _MOST_OF_HEAD = 48, 256
@@ -64,7 +64,7 @@ def document_text(document: Document, row: CorpusRow, *, title: str = "", source
         members = f" Members: {', '.join(row.members)}." if row.members else ""
         parts.append(f"It has no documentation of its own.{members}")
     if len(doc) <= _SHORT:
-        parts += [f"In {one.source}: {one.text}" for one in row.mentions]
+        parts += [f"{SAID_IN}{one.source}: {one.text}" for one in row.mentions]
     parts += map(example_text, row.examples)
     if source:
         parts.append(source)
