@@ -50,7 +50,7 @@ class RetrieverSettings(Settings):
         int,
         Ge(0),
         Setting("documents in such a context, the best first; 0: as many as --max_documents", "context"),
-    ] = 5
+    ] = 1
     max_tokens: Annotated[int, Ge(0), Setting("at most this many tokens in a context; 0: no limit", "context")] = 4000
     enable_str_match: Annotated[
         bool, Setting("if no name is equal, try renamed modules and very similar names", "search")
