@@ -7,7 +7,7 @@ from collections.abc import Callable
 from parallelmind.retrieval.sections import EXAMPLE_FROM, Section, Unit, Worth, sections_of
 from parallelmind.retrieval.signatures import MORE, names_alone
 
-_LEAST_CUT = 24
+_LEAST_CUT = 12
 """Tokens: less of a paragraph is not worth its place."""
 _MOST_OF_EXAMPLES = 0.5
 """Of the room, for examples; what they leave goes to the rest, and at the end what the rest leaves to them."""
