@@ -107,6 +107,13 @@ def test_code_within_the_text_is_an_example() -> None:
     assert "    f(1)\n\n    f(2)" in BUDGET.shorten(long, 90).text
 
 
+def test_source_code_is_cut_at_its_end() -> None:
+    code = 'def f(a):\n    """Do it.\n\n    Returns:\n        It.\n\n    >>> f(1)\n    """\n\n    b = a\n\n    return b'
+    text = f"m.f(a)\n(function of m 1.0)\n\n{code}"
+    for limit in range(BUDGET.count("m.f(a)\n(function of m 1.0)") + 14, BUDGET.count(text)):
+        assert text.startswith(BUDGET.shorten(text, limit).text)
+
+
 def test_an_example_keeps_its_place_and_loses_its_words() -> None:
     text = f"f(a)\n\nIt.\n\nExample from docs/a.rst of box 1.0. {'Very long words. ' * 30}\n\n    f(1)\n\nNote:\n    x"
     assert "Example from docs/a.rst of box 1.0.\n\n    f(1)" in BUDGET.shorten(text, 90).text

@@ -39,7 +39,7 @@ _GOOGLE = re.compile(rf"(?:{'|'.join(_TITLES.values())})\s*:", re.I)
 _UNDERLINE = re.compile(r"([-=~^*])\1{2,}$")
 _FIELD = re.compile(r":(?:param|parameter|arg|argument|key|keyword|type|var|ivar|cvar)\b[^:]*:")
 _RESULT_FIELD = re.compile(r":(?:returns?|rtype|raises?|except|yields?)\b[^:]*:")
-_CODE_DIRECTIVE = re.compile(r"\s*\.\. (?:code-block|code|sourcecode)::")
+_CODE_DIRECTIVE = re.compile(r"\.\. (?:code-block|code|sourcecode)::")
 _TEXT = (Worth.HEAD, Worth.SUMMARY, Worth.PROSE)
 _CITATION = re.compile(r"\.\. \[\w+\]")
 _CALL = re.compile(r"[\w.]+\(.*\)(\s*->.*)?$", re.DOTALL)
@@ -93,12 +93,14 @@ def sections_of(text: str) -> list[Section]:
 def _begins_code(paragraph: Sequence[str], before: Unit) -> bool:
     line = paragraph[0]
     is_literal = before.text.rstrip().endswith("::") and line.startswith((" ", "\t"))
-    return is_literal or line.lstrip().startswith((">>>", "```")) or _CODE_DIRECTIVE.match(line) is not None
+    return is_literal or line.startswith((">>>", "```")) or _CODE_DIRECTIVE.match(line) is not None
 
 
 def _worth_of(paragraph: Sequence[str]) -> Worth | None:
-    """What begins with a heading, or with the fields of reStructuredText; None for what goes on."""
-    line = paragraph[0].strip()
+    """What begins with a heading, or with the fields of reStructuredText; None for what goes on, or is indented."""
+    line = paragraph[0].rstrip()
+    if line.startswith((" ", "\t")):
+        return None
     if line.startswith(EXAMPLE_FROM):
         return Worth.EXAMPLE
     if line.startswith(SAID_IN):
