@@ -11,6 +11,7 @@ _LEAST_CUT = 12
 """Tokens: less of a paragraph is not worth its place."""
 _MOST_OF_EXAMPLES = 0.5
 """Of the room, for examples; what they leave goes to the rest, and at the end what the rest leaves to them."""
+_SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
 _MOST_OF_SIGNATURE = 0.4
 _JOINT = "\n\n"
 
@@ -80,7 +81,9 @@ class _Shortener:
             if self._keep(place, number, unit.text, self._left):
                 continue
             if not unit.is_whole and self._left - self._joint >= _LEAST_CUT:
-                self._keep(place, number, self._cut(unit.text, self._left - self._joint), self._left)
+                text = self._cut(unit.text, self._left - self._joint)
+                if text.endswith(_SENTENCE_ENDS) or (section.worth <= Worth.SUMMARY and not number):
+                    self._keep(place, number, text, self._left)
             return False
         return True
 
