@@ -7,6 +7,7 @@ import pytest
 
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.retrieval.budget import TokenBudget, load_tokenizer
+from parallelmind.retrieval.context_text import SEPARATOR
 from parallelmind.retrieval.corpus_rows import corpus_file, write_corpus
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.renames import RenameTable, _Removal
@@ -141,6 +142,9 @@ def test_string_match_of_the_very_name_says_nothing(store: CorpusStore) -> None:
 def test_fallback_ranks_within_the_version_asked_for(store: CorpusStore) -> None:
     found = ask(store, "", OLD, "How do I get the top off?")
     assert (found.method, names(found)) == (FALLBACK, ["box.Crate.open"])
+    several = ask(store, "", OLD, "How do I get the top off?", fixed_docs_per_query=5)
+    assert names(several)[0] == "box.Crate.open"
+    assert len(names(several)) > 1
     found = ask(store, "", NEW, "grams of a parcel", fixed_docs_per_query=3)
     assert names(found)[:1] == ["box.scales.weigh"]
     assert {document.version for document in found.context.documents} == {NEW}
@@ -216,6 +220,7 @@ def test_a_context_within_its_tokens(store: CorpusStore) -> None:
     assert found.context.truncated
     assert found.context.tokens is not None
     assert found.context.tokens <= 40
-    whole = ask(store, "", query="crate, parcel, sheet, edges", max_tokens=60, fixed_docs_per_query=0)
-    assert not whole.context.truncated
-    assert len(whole.context.documents) >= 1
+    several = ask(store, "", query="crate, parcel, sheet, edges", max_tokens=260, fixed_docs_per_query=0)
+    assert several.context.truncated
+    assert len(several.context.documents) > 1
+    assert several.context.text.count(SEPARATOR) == len(several.context.documents) - 1

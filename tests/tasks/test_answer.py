@@ -219,7 +219,11 @@ def test_contexts_are_cut_to_the_window_and_the_row_says_so(
     rows.append(context_row("hopeless", "q" * 1001, short))
     fake = FakeEngine()
     report = Recorded(write_rows(tmp_path / "in.jsonl", rows), out, fake).run()
-    assert asked(fake) == [(SEPARATOR.join(parts[:2]), ["q", "qq", "qqq"]), (short, ["qqqq"])]
+    (cut, questions), other = asked(fake)
+    assert (questions, other) == (["q", "qq", "qqq"], (short, ["qqqq"]))
+    kept = cut.split(SEPARATOR)
+    assert (kept[0], len(kept)) == (parts[0], 3)
+    assert all(part.startswith(beginning) for part, beginning in zip(parts, kept, strict=True))
     answers = read_rows(out)
     assert [row.get("context_cut") for row in answers] == [True, True, True, False, None]
     assert "worker 0: 3 of 4 contexts were too long and are cut to the model's window of 1000 tokens" in caplog.messages

@@ -1,7 +1,7 @@
 """Fit a question with its context into the window of the model that answers.
 
-What is too long is cut from the context, by the rules of `budget.py` and `context_text.py`: whole documents are left
-out first, and a first document that does not fit alone ends at a paragraph, sentence or word. Equal contexts are cut
+What is too long is cut from the context, by the rules of `context_text.py`: documents are shortened by what is worth
+least, the first one last, and the last ones are left out. Equal contexts are cut
 equally, whatever the length of their questions (but for very long ones), so that they stay one main.
 """
 
@@ -89,7 +89,7 @@ class ContextWindow:
         if limit <= 0 or not text:
             return ""
         documents = [(None, part) for part in text.split(SEPARATOR)]
-        return assemble(documents, fill=True, budget=self._budget, max_tokens=limit).text
+        return assemble(documents, budget=self._budget, max_tokens=limit).text
 
     def _rounded(self, tokens: int) -> int:
         step = max(1, self.tokens // _QUESTION_STEPS)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 BUILD_EPILOG = """\
-Writes {corpus_path}/{import name}/{version}.jsonl, a row for each public object of the package:
-  {"path", "aliases", "doc", "type", "signature", "members", "source", "distribution", "version", "wheel",
-   "wheel_sha256"}
-with the docstring as doc, or its source code in {version}.srccodes.jsonl. {version}.meta.json says how it was made.
+Writes {corpus_path}/{import name}/{version}.jsonl.gz, a row for each public object of the package:
+  {"path", "aliases", "doc", "type", "signature", "members", "source", "place", "examples", "mentions", "distribution",
+   "version", "wheel", "wheel_sha256"}
+with the docstring as doc, or its source code in {version}.srccodes.jsonl.gz. {version}.meta.json says how it was made.
+Examples are from the pages, docstrings and tests of the package; the source archive that has them is fetched, too.
 
 Three sources, of which every row names the one of its doc:
   static       the package's files are read, not run; works for every version, also for another Python
@@ -131,6 +132,8 @@ def _build(args: argparse.Namespace) -> int:
 def _report_loss(meta: CorpusMeta) -> None:
     """Say what a description does not have, and why."""
     name = f"{meta.import_name} {meta.version}"
+    if meta.texts_failure:
+        _LOGGER.warning("%s has no examples: %s", name, meta.texts_failure)
     if meta.loss:
         level = logging.WARNING if meta.runtime_failure else logging.INFO  # else nobody asked for more
         because = f" ({meta.runtime_failure})" if meta.runtime_failure else ""
@@ -191,9 +194,11 @@ def _diff(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from parallelmind.retrieval.context_text import example_text
     from parallelmind.retrieval.corpus.meta import matching_metas
     from parallelmind.retrieval.corpus.sandbox.running import printable
     from parallelmind.retrieval.corpus_rows import find_objects
+    from parallelmind.retrieval.sections import SAID_IN
 
     name, _, version = args.name.partition("==")
     if metas := matching_metas(args.corpus_path, name, version or args.version):
@@ -208,7 +213,9 @@ def _show(args: argparse.Namespace) -> int:
         print(f"  {row.type} of {row.distribution} {row.version}, from {row.source}")
         if row.aliases:
             print(f"  also {', '.join(row.aliases)}")
-        lines = (row.doc or "no documentation").expandtabs().splitlines()
+        parts = [row.doc or "no documentation", *(f"{SAID_IN}{one.source}: {one.text}" for one in row.mentions)]
+        parts += map(example_text, row.examples)
+        lines = "\n\n".join(parts).expandtabs().splitlines()
         print("\n" + "\n".join(f"  {printable(line)}".rstrip() for line in lines) + "\n")
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallelmind.errors import SettingsError
+from parallelmind.retrieval.shortening import shortened
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,11 +35,12 @@ class Cut:
 
 
 class TokenBudget:
-    """Cuts texts at the end of a paragraph, else of a sentence or line, else between words."""
+    """Cuts texts at the end of a paragraph, else of a sentence or line, else between words; and shortens documents."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.cut = functools.lru_cache(_CACHED)(self._cut)
+        self.shorten = functools.lru_cache(_CACHED)(self._shorten)
 
     def count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -56,6 +58,14 @@ class TokenBudget:
         while (tokens := self.count(kept)) > limit:
             kept = _at_boundary(kept, len(kept) - (tokens - limit))
         return Cut(kept, truncated=True, tokens=tokens)
+
+    def _shorten(self, document: str, limit: int) -> Cut:
+        """`document`, or what is worth most of it within `limit` tokens."""
+        whole = self.cut(document, limit)
+        if not whole.truncated:
+            return whole
+        text = shortened(document, limit, self.count, lambda text, room: self.cut(text, room).text)
+        return Cut(text, truncated=True, tokens=self.count(text))
 
     def _token_ends(self, text: str, limit: int) -> list[int]:
         """Where each token ends; of a text that surely has more tokens than `limit`, at least those up to the limit."""

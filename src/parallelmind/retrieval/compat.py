@@ -79,8 +79,7 @@ class CompatRetriever:
             (document, document_text(document, index.row(row)))
             for document, (index, row) in zip(documents, hits, strict=True)
         ]
-        fill = not self._settings.fixed_docs_per_query
-        context = assemble(texts, fill=fill, budget=self._budget, max_tokens=self._settings.max_tokens)
+        context = assemble(texts, budget=self._budget, max_tokens=self._settings.max_tokens)
         return Retrieval(method=method, context=context, unserved=dict(resolved.missing))
 
     def _all_names(self, index: VersionIndex) -> list[tuple[str, int]]:

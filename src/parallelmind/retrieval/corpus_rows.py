@@ -1,7 +1,8 @@
 """One row of a corpus: an object of one version of a package, with its documentation or its source code.
 
-A corpus folder holds `{import name}/{version}.jsonl` (docstrings) and `{import name}/{version}.srccodes.jsonl`. `path`
-and `doc` are required, so corpora written by hand or by other tools can be read; fields beyond those below are ignored.
+A corpus folder holds `{import name}/{version}.jsonl` (docstrings) and `{import name}/{version}.srccodes.jsonl`, as they
+are or compressed in blocks (`.gz`), as `corpus build` makes them. `path` and `doc` are required, so corpora written by
+hand or by other tools can be read; fields beyond those below are ignored.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from parallelmind.errors import DataError
 from parallelmind.io.atomic import replacing
 from parallelmind.io.jsonl import JsonLine, read_lines
 from parallelmind.io.records import field_names, shorten, show_value, text_field
+from parallelmind.retrieval.row_blocks import SUFFIX, write_blocks
 
 CORPUS_TYPES = ("docstring", "srccodes")
 
@@ -25,6 +27,23 @@ _SUFFIXES = {"docstring": ".jsonl", "srccodes": ".srccodes.jsonl"}
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _SENTENCE = re.compile(r".+?[.!?。！？](?=\s|$)", re.DOTALL)
 _CALL = re.compile(r"[\w.]+\(.*\)\s*(->.*)?$", re.DOTALL)
+
+
+class Example(NamedTuple):
+    """Code that uses an object."""
+
+    code: str
+    source: str
+    """Where it stands, such as `docs/quickstart.rst of flask 3.1.0`."""
+    introduction: str = ""
+    """What is said right before it."""
+
+
+class Mention(NamedTuple):
+    """What a page of the documentation says where it names an object."""
+
+    text: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +70,11 @@ class CorpusRow:
     """Where it is defined, if that is in another package or in Python itself; "" else."""
     source: str = ""
     """Where `doc` was found: static, add_newdoc or runtime."""
+    place: str = ""
+    """Where its code is in the archive: `pkg/core.py:10-25`; "" if it is compiled, or made when the package runs."""
+    examples: tuple[Example, ...] = ()
+    """From pages of documentation, other docstrings and tests; those of `doc` itself are not repeated."""
+    mentions: tuple[Mention, ...] = ()
     distribution: str = ""
     version: str = ""
     wheel: str = ""
@@ -62,15 +86,42 @@ class CorpusRow:
         """`path` and `aliases`."""
         return (self.path, *self.aliases)
 
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """What pages of documentation say about it, in other words than `doc`."""
+        introductions = (one.introduction for one in self.examples if one.introduction)
+        return (*introductions, *(one.text for one in self.mentions))
 
+
+_BESIDE = ("names", "notes")
+"""Files of a version that hold no rows."""
 _LISTS = ("aliases", "members")
-_SELDOM = ("parameters", "deprecated", "home")
+_TEXTS: dict[str, type[Example] | type[Mention]] = {"examples": Example, "mentions": Mention}
+_SELDOM = ("parameters", "deprecated", "home", "place", "examples", "mentions")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 
 def corpus_file(corpus_path: Path, import_name: str, version: str, corpus_type: str = "docstring") -> Path:
-    """The file of one version of a package; it need not exist."""
-    return corpus_path / import_name / f"{version}{_SUFFIXES[corpus_type]}"
+    """The file of one version of a package, compressed if there is such a one; it need not exist."""
+    plain = corpus_path / import_name / corpus_name(version, corpus_type)
+    packed = packed_file(plain)
+    return packed if packed.exists() else plain
+
+
+def corpus_name(version: str, corpus_type: str) -> str:
+    """The name of a corpus file that is not compressed."""
+    return f"{version}{_SUFFIXES[corpus_type]}"
+
+
+def file_beside(corpus_file: Path, kind: str) -> Path:
+    """Another file of the same version, compressed: `names` for `{version}.names.jsonl.gz`."""
+    version = corpus_file.name.removesuffix(SUFFIX).removesuffix(".jsonl").removesuffix(".srccodes")
+    return corpus_file.with_name(f"{version}.{kind}.jsonl{SUFFIX}")
+
+
+def packed_file(plain: Path) -> Path:
+    """The compressed form of a corpus file."""
+    return plain.with_name(plain.name + SUFFIX)
 
 
 def corpus_versions(corpus_path: Path, corpus_type: str = "docstring") -> dict[str, list[str]]:
@@ -82,11 +133,11 @@ def corpus_versions(corpus_path: Path, corpus_type: str = "docstring") -> dict[s
     if not corpus_path.is_dir():
         raise DataError(f"--corpus_path {corpus_path} is not a folder; make it with parallelmind corpus build.")
     found: dict[str, list[str]] = {}
-    for path in sorted(corpus_path.glob("*/*.jsonl")):
-        if path.name.startswith(".") or path.parent.name.startswith("."):
+    for path in sorted({path.with_name(path.name.removesuffix(SUFFIX)) for path in corpus_path.glob("*/*.jsonl*")}):
+        if path.name.startswith(".") or path.parent.name.startswith(".") or path.suffix != ".jsonl":
             continue
-        is_source = path.name.endswith(_SUFFIXES["srccodes"])
-        if is_source == (corpus_type == "srccodes"):
+        kind = next((kind for kind in ("srccodes", *_BESIDE) if path.name.endswith(f".{kind}.jsonl")), "docstring")
+        if kind == corpus_type:
             found.setdefault(path.parent.name, []).append(path.name.removesuffix(_SUFFIXES[corpus_type]))
     return found
 
@@ -125,23 +176,31 @@ def parse_row(line: JsonLine, path: Path) -> CorpusRow:
 
 
 def write_corpus(path: Path, rows: Iterable[CorpusRow]) -> int:
-    """Write the rows as a file that appears only when it is complete; returns their number.
+    """Write the rows as a file that appears only when it is complete, in blocks if it is a .gz; returns their number.
 
     Raises:
         SettingsError: the file cannot be written.
     """
     count = 0
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+
+    def lines() -> Iterator[bytes]:
+        nonlocal count
         for row in rows:
-            file.write(json.dumps(_content(row), ensure_ascii=False) + "\n")
             count += 1
+            yield (json.dumps(_content(row), ensure_ascii=False) + "\n").encode()
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if path.suffix == SUFFIX:
+            write_blocks(file, lines())
+        else:
+            file.writelines(lines())
     return count
 
 
 def _content(row: CorpusRow) -> dict[str, Any]:
     content = asdict(row)
     for name in _SELDOM:
-        if content[name] in (None, ""):
+        if content[name] in (None, "") or (name in _TEXTS and not content[name]):
             del content[name]
     return content
 
@@ -150,6 +209,8 @@ def _value(value: Any, name: str, where: str) -> Any:
     place = f'{where}: "{name}"'
     if name == "parameters":
         return _parameters(value, place)
+    if name in _TEXTS:
+        return _texts(value, place, _TEXTS[name])
     if name not in _LISTS:
         return text_field(value, place, may_be_empty=True)
     if not isinstance(value, list):
@@ -166,6 +227,18 @@ def _parameters(value: Any, place: str) -> tuple[tuple[str, int, bool], ...]:
             raise DataError(f"{place}[{index}] is {show_value(item)}; expected [name, kind, can be left out].")
         found.append((item[0], item[1], item[2]))
     return tuple(found)
+
+
+def _texts(value: Any, place: str, kind: type[Example] | type[Mention]) -> tuple[Example | Mention, ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{place} is {show_value(value)}; expected a list of lists of texts.")
+    fields = kind._fields
+    least = len(fields) - len(kind._field_defaults)
+    for index, item in enumerate(value):
+        is_fitting = isinstance(item, list) and least <= len(item) <= len(fields)
+        if not is_fitting or not all(isinstance(one, str) for one in item):
+            raise DataError(f"{place}[{index}] is {show_value(item)}; expected [{', '.join(fields)}].")
+    return tuple(kind(*item) for item in value)
 
 
 def summary(doc: str) -> str:

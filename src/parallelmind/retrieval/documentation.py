@@ -27,6 +27,7 @@ from parallelmind.retrieval.matching import SimilarNames, find_exact
 from parallelmind.retrieval.project.versions import ProjectVersions
 from parallelmind.retrieval.ranking import Ranker
 from parallelmind.retrieval.renames import load_renames
+from parallelmind.retrieval.source_code import SourceCode
 from parallelmind.retrieval.store import CorpusStore
 
 MAX_NAME, MAX_QUERY = 300, 4_000
@@ -52,6 +53,8 @@ class Found:
     verdict: Verdict
     similar: tuple[str, ...] = ()
     """Names much like one that is not there."""
+    source: SourceCode | None = None
+    """If it was asked for, and the name has a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Documentation:
             self._store.close()
         self._store = self._facts = None
 
-    def lookup(self, name: str, version: str = "") -> Found:
+    def lookup(self, name: str, version: str = "", *, include_source: bool = False) -> Found:
         """What is known about a dotted name, in `version` or in the one that the project uses.
 
         Raises:
@@ -102,7 +105,8 @@ class Documentation:
         package, found = self._version_of(name.partition(".")[0], version)
         verdict = self._opened().lookup(package, found, name)
         similar = () if verdict.status == "present" else self._similar(package, found, name)
-        return Found(package, found, verdict, similar)
+        row = verdict.row if include_source else None
+        return Found(package, found, verdict, similar, None if row is None else self._opened_store().source_code(row))
 
     def search(self, query: str, package: str = "", version: str = "", *, count: int = 5) -> list[Hit]:
         """The documents that serve a question best, of one package or of all that the project uses.
@@ -224,7 +228,7 @@ class Documentation:
 
     def _store_or_none(self) -> CorpusStore | None:
         """The store, unless the folder holds nothing yet."""
-        is_empty = self._store is None and not any(self.corpus_path.glob("*/*.jsonl"))
+        is_empty = self._store is None and not any(self.corpus_path.glob("*/*.jsonl*"))
         return None if is_empty else self._opened_store()
 
     def _opened_store(self) -> CorpusStore:

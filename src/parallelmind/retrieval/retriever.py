@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from parallelmind.retrieval.context_text import (
     document_text,
     presence_text,
 )
+from parallelmind.retrieval.corpus_rows import CorpusRow
 from parallelmind.retrieval.existence import ABSENT as IS_ABSENT
 from parallelmind.retrieval.existence import PRESENT, UNKNOWN, Existence, deprecation, look_up, look_up_beside
 from parallelmind.retrieval.matching import SimilarNames, find_exact, find_renamed, nearest_ancestor
@@ -34,6 +36,7 @@ from parallelmind.settings.setting import Setting, Settings
 
 EXACT, STRING, FALLBACK, ABSENT = METHODS = ("exact_api_match", "rag_string_match", "rag_fallback", "absent")
 _SIMILAR_NAMED = 3
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +47,19 @@ class RetrieverSettings(Settings):
         int, Ge(1), Setting("at most this many documents in a context that was found by search", "context")
     ] = 10
     fixed_docs_per_query: Annotated[
-        int, Ge(0), Setting("documents in such a context; 0: as many as fit, up to --max_documents", "context")
+        int,
+        Ge(0),
+        Setting("documents in such a context, the best first; 0: as many as --max_documents", "context"),
     ] = 1
     max_tokens: Annotated[int, Ge(0), Setting("at most this many tokens in a context; 0: no limit", "context")] = 4000
     enable_str_match: Annotated[
         bool, Setting("if no name is equal, try renamed modules and very similar names", "search")
     ] = False
     jump_exact_match: Annotated[bool, Setting("skip the exact match", "search")] = False
+
+    include_source: Annotated[
+        bool, Setting("also give source code, where the corpus still has the archive it was built from", "context")
+    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +117,7 @@ class Retriever:
         self._ranker = ranker or Ranker()
         self._budget = budget
         self._renames = renames or load_renames()
+        self._told: set[str] = set()
         self._similar: weakref.WeakKeyDictionary[VersionIndex, SimilarNames] = weakref.WeakKeyDictionary()
 
     def close(self) -> None:
@@ -270,10 +280,17 @@ class Retriever:
             self._similar[index] = SimilarNames(index)
         return self._similar[index]
 
+    def _source(self, row: CorpusRow) -> str:
+        code = self._store.source_code(row)
+        if code.problem and row.place and code.problem not in self._told:
+            self._told.add(code.problem)
+            _LOGGER.warning("no source code: %s", code.problem)
+        return code.shown()
+
     def _context(self, found: _Found) -> Context:
-        fill = found.method == FALLBACK and not self._settings.fixed_docs_per_query
         texts: list[tuple[Document | None, str]] = [(found.preface_of, found.preface)] if found.preface else []
         for (index, row), name in found.hits:
             document = Document(index.package, index.version, row, name)
-            texts.append((document, document_text(document, index.row(row), title=found.title)))
-        return assemble(texts, fill=fill, budget=self._budget, max_tokens=self._settings.max_tokens)
+            source = self._source(index.row(row)) if self._settings.include_source else ""
+            texts.append((document, document_text(document, index.row(row), title=found.title, source=source)))
+        return assemble(texts, budget=self._budget, max_tokens=self._settings.max_tokens)

@@ -15,7 +15,9 @@ from packaging.utils import canonicalize_name
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.meta import meta_file, read_meta
-from parallelmind.retrieval.corpus_rows import corpus_file, corpus_versions
+from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, corpus_versions
+from parallelmind.retrieval.row_blocks import RowReader
+from parallelmind.retrieval.source_code import SourceCode, read_source
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import choose_version, sorted_versions
 
@@ -118,6 +120,10 @@ class CorpusStore:
         meta = read_meta(path)
         return meta.distribution, meta.import_names
 
+    def source_code(self, row: CorpusRow) -> SourceCode:
+        """The source code of the object of a row, or why it cannot be had."""
+        return read_source(self._corpus_path, row)
+
     def resolve(self, dependencies: Mapping[str, str]) -> Resolved:
         """Find the version of each dependency; see `choose_version` for what spellings mean."""
         versions: dict[str, str] = {}
@@ -163,10 +169,11 @@ class CorpusStore:
         """The distributions that its files name, from their first rows."""
         names = set()
         for version in self._versions[package]:
-            with corpus_file(self._corpus_path, package, version, self._corpus_type).open("rb") as file:
+            path = corpus_file(self._corpus_path, package, version, self._corpus_type)
+            with path.open("rb") as file:
                 try:
-                    row = json.loads(file.readline(2**20))
-                except ValueError:
+                    row = json.loads(next((line for _, _, line in RowReader(file, path).lines()), b""))
+                except ValueError:  # also a DataError: it is told when the version is opened
                     continue
             if isinstance(row, dict) and isinstance(name := row.get("distribution"), str) and name:
                 names.add(name)

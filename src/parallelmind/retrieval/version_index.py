@@ -25,19 +25,20 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.io.jsonl import MAX_LINE_BYTES, JsonLine
+from parallelmind.io.jsonl import JsonLine
 from parallelmind.io.line_table import UTF8_BOM
 from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row, summary
 from parallelmind.retrieval.namespaces import Namespace, names_file, parse_namespace, read_namespaces, to_row
+from parallelmind.retrieval.row_blocks import RowReader
 
-_FORMAT = 2
+_FORMAT = 3
 _ROWS_KEPT = 256
 _NAMESPACES_KEPT = 512
 _WORDS_THAT_TELL = 5
 _PATIENCE_SECONDS = 120.0
 _FORGOTTEN_SECONDS = 86_400.0
 _SCHEMA = """
-CREATE TABLE rows (id INTEGER PRIMARY KEY, offset INTEGER, size INTEGER, public TEXT);
+CREATE TABLE rows (id INTEGER PRIMARY KEY, block INTEGER, offset INTEGER, size INTEGER, public TEXT);
 CREATE TABLE names (name TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
 CREATE TABLE lasts (last TEXT, row INTEGER, PRIMARY KEY (last, row)) WITHOUT ROWID;
 CREATE TABLE facts (python TEXT);
@@ -65,6 +66,7 @@ class VersionIndex:
         try:
             # Kept open: a corpus that is built anew replaces the name, and this file stays what was indexed.
             self._file = corpus_file.open("rb")
+            self._reader = RowReader(self._file, corpus_file)
         except OSError as error:
             raise DataError(
                 f"cannot read {corpus_file}: {error.strerror}; check the path and its permissions."
@@ -78,7 +80,7 @@ class VersionIndex:
         (self.python,) = self._database.execute("SELECT python FROM facts").fetchone()
         """Version of the interpreter that was asked which names there are; "" if none was."""
         # Nothing below refers to this object, so that one which is dropped while others open closes at once.
-        self._read = functools.partial(_read_row, self._file, self._database, corpus_file)
+        self._read = functools.partial(_read_row, self._reader, self._database, corpus_file)
         self.row = functools.lru_cache(_ROWS_KEPT)(self._read)
         self.namespace = functools.lru_cache(_NAMESPACES_KEPT)(functools.partial(_read_namespace, self._database))
         """The namespace of a number."""
@@ -130,7 +132,8 @@ class VersionIndex:
 
     def _open_database(self, index_path: Path) -> sqlite3.Connection:
         digest = self._digest()
-        self.folder = index_path / self.package / f"{self._corpus_file.name.removesuffix('.jsonl')}-{digest}"
+        name = self._corpus_file.name.removesuffix(".gz").removesuffix(".jsonl")
+        self.folder = index_path / self.package / f"{name}-{digest}"
         names = cached_folder(self.folder / f"names-{_FORMAT}", self._build, flag="--index_path") / "names.sqlite"
         # Immutable: no locks and no journal, so a read-only or network folder will do.
         database = sqlite3.connect(f"{names.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
@@ -149,10 +152,10 @@ class VersionIndex:
         with contextlib.closing(sqlite3.connect(folder / "names.sqlite", isolation_level=None)) as database:
             database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_SCHEMA} BEGIN;")
             aliases: list[tuple[str, int]] = []
-            for row, (offset, line) in enumerate(_lines_with_offsets(self._file)):
+            for row, (block, offset, line) in enumerate(_lines_with_offsets(self._reader)):
                 parsed = parse_row(line, self._corpus_file)
-                place = (row, offset, line.size, public_name(parsed))
-                database.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", place)
+                place = (row, block, offset, line.size, public_name(parsed))
+                database.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", place)
                 database.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (parsed.path, row))
                 lasts = {(name.rpartition(".")[2], row) for name in parsed.names}
                 database.executemany("INSERT OR IGNORE INTO lasts VALUES (?, ?)", sorted(lasts))
@@ -181,10 +184,9 @@ class VersionIndex:
             )
 
 
-def _read_row(file: BinaryIO, database: sqlite3.Connection, corpus_file: Path, row: int) -> CorpusRow:
-    offset, size = database.execute("SELECT offset, size FROM rows WHERE id = ?", (row,)).fetchone()
-    file.seek(offset)
-    content = file.read(size)
+def _read_row(reader: RowReader, database: sqlite3.Connection, corpus_file: Path, row: int) -> CorpusRow:
+    place = database.execute("SELECT block, offset, size FROM rows WHERE id = ?", (row,)).fetchone()
+    content = reader.read(*place)
     try:
         return parse_row(JsonLine(index=row, number=row + 1, content=content, size=len(content)), corpus_file)
     except DataError:
@@ -219,17 +221,16 @@ def public_name(row: CorpusRow) -> str:
     return min(row.names, key=cost)
 
 
-def _lines_with_offsets(file: BinaryIO) -> Iterator[tuple[int, JsonLine]]:
-    file.seek(0)
-    offset = number = index = 0
-    while content := file.readline(MAX_LINE_BYTES):
-        number += 1
+def _lines_with_offsets(reader: RowReader) -> Iterator[tuple[int, int, JsonLine]]:
+    """(block, offset in it, line) of those that are not blank."""
+    index = 0
+    for number, (block, offset, content) in enumerate(reader.lines(), start=1):
         skipped = len(UTF8_BOM) if number == 1 and content.startswith(UTF8_BOM) else 0
         stripped = content[skipped:].rstrip()
         if stripped:
-            yield offset + skipped, JsonLine(index=index, number=number, content=stripped, size=len(stripped))
+            line = JsonLine(index=index, number=number, content=stripped, size=len(stripped))
+            yield block, offset + skipped, line
             index += 1
-        offset += len(content)
 
 
 def _remove_indexes_of_former_content(folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from parallelmind.retrieval.corpus.merge import add_runtime, paths_by_number
-from parallelmind.retrieval.corpus.package import Origin, docstring_rows
+from parallelmind.retrieval.corpus.rows import Origin, docstring_rows
 from parallelmind.retrieval.corpus.runtime import inspect_package
 from parallelmind.retrieval.corpus.sandbox.running import Limits
 from parallelmind.retrieval.corpus.static import analyse

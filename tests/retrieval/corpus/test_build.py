@@ -82,6 +82,7 @@ def test_a_wheel_that_runs(tmp_path: Path) -> None:
         signature="(shape, *, exact=False)",
         parameters=(("shape", 1, False), ("exact", 3, True)),
         source="static",
+        place="shapes/_impl.py:34-36",
         distribution="shapes",
         version="1.0",
         wheel="shapes-1.0-py3-none-any.whl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime
 from parallelmind.retrieval.corpus.objects import PackageObject
-from parallelmind.retrieval.corpus.package import Origin, docstring_rows, source_rows
+from parallelmind.retrieval.corpus.rows import Origin, docstring_rows, source_rows
 
 
 def found(path: str, *names: str, kind: str = "function", doc: str = "", code: str = "x") -> PackageObject:

@@ -126,6 +126,7 @@ def _merge(item: PackageObject, group: list[PackageObject]) -> PackageObject:
         members=item.members or best.members,
         names=item.names.union(*(found.names for found in group)),
         code=best.code,
+        place=best.place,
         home=item.home,
         deprecated=item.deprecated or best.deprecated,
         parameters=item.parameters,

@@ -13,7 +13,7 @@ from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus_rows import corpus_file
 
 _SHOWN_MODULES = 3
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 """Goes up when the same archive gives other rows; corpora of an older builder are built again."""
 
 
@@ -53,6 +53,15 @@ class CorpusMeta:
     """Objects the running package documents; None if it did not run."""
     static_documented: int | None = None
     """Of these, those whose documentation the files have too."""
+    texts: int = 0
+    """Pages, examples and tests that were read for examples."""
+    texts_archive: str = ""
+    """The source archive that has them; "" if only the wheel was there."""
+    texts_failure: str = ""
+    with_examples: int = 0
+    """Objects with an example from there, or from other docstrings."""
+    with_mentions: int = 0
+    """Objects that pages of the documentation mention."""
     builder: int = BUILDER_VERSION
 
     @property

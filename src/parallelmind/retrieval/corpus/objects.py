@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from parallelmind.retrieval.corpus_rows import Example, Mention
+
 _TEST_MODULES = frozenset({"tests", "test", "testing_tests", "conftest", "_tests", "setup", "__main__"})
 _CALLED_NAME = re.compile(r"[\w.]+(?=\()")
 _LONGEST_SIGNATURE = 2000
@@ -26,6 +28,8 @@ class PackageObject:
     """Where `doc` was found: static, add_newdoc or runtime."""
     code: str = ""
     """Source code; "" if it is compiled or generated."""
+    place: str = ""
+    """File and lines of `code` in the archive: `pkg/core.py:10-25`."""
     home: str = ""
     """Where the running package says it is defined, also if that is in another package."""
     deprecated: str = ""
@@ -34,6 +38,8 @@ class PackageObject:
     """Name, kind as in `inspect.Parameter`, and whether it can be left out; None if they are not known."""
     numbers: set[int] = field(default_factory=set)
     """Those by which the namespaces of the running package refer to it."""
+    examples: tuple[Example, ...] = ()
+    mentions: tuple[Mention, ...] = ()
 
 
 def is_public(name: str) -> bool:

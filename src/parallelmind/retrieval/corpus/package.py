@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.archives import unpack
-from parallelmind.retrieval.corpus.deprecation import deprecation_of
 from parallelmind.retrieval.corpus.environment import (
     dependencies_of_the_time,
     install,
@@ -23,16 +23,20 @@ from parallelmind.retrieval.corpus.fetch import Archive, fetch, fetch_source, op
 from parallelmind.retrieval.corpus.merge import Coverage, add_newdocs, add_runtime, paths_by_number
 from parallelmind.retrieval.corpus.meta import CorpusMeta, meta_file, read_meta, write_meta
 from parallelmind.retrieval.corpus.names import compiled_modules, find_import_names, parse_request, source_root
+from parallelmind.retrieval.corpus.narrative.examples import Narrative, SourceText
+from parallelmind.retrieval.corpus.narrative.texts import texts_of_source, texts_of_wheel
 from parallelmind.retrieval.corpus.newdocs import find_newdocs
-from parallelmind.retrieval.corpus.objects import PackageObject, is_public
+from parallelmind.retrieval.corpus.objects import PackageObject
 from parallelmind.retrieval.corpus.package_index import PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
+from parallelmind.retrieval.corpus.rows import Origin, docstring_rows, source_rows
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
 from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
+from parallelmind.retrieval.corpus.source_archive import find_source
 from parallelmind.retrieval.corpus.static import analyse
 from parallelmind.retrieval.corpus.time_limit import time_limit
-from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
+from parallelmind.retrieval.corpus_rows import corpus_file, corpus_name, packed_file, write_corpus
 from parallelmind.retrieval.namespaces import Head, names_file, write_namespaces
 
 
@@ -89,9 +93,29 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
         on_stage(f"reading {name}")
         with time_limit(task.timeout, f"reading the files of {name}"):
             found[name] = _read(root, name, [other for other in names if other != name])
+    _set_places_below(found, root.relative_to(unpacked))
+    on_stage("reading documentation and tests")
+    texts = _texts(task, archive, unpacked)
     shutil.rmtree(unpacked)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
-    return [_write(task, archive, names, found[name], runtime) for name in names]
+    return [_write(task, archive, names, found[name], runtime, texts) for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What shows how the packages of a distribution are used."""
+
+    texts: list[SourceText]
+    source: str
+    """The file name of the source archive; "" if only the wheel was there."""
+
+
+def _texts(task: PackageTask, archive: Archive, unpacked: Path) -> _Texts:
+    source = find_source(archive, Path(task.corpus_path) / ".wheels", is_online=not task.archive)
+    if source is not None:
+        with contextlib.suppress(DataError), time_limit(task.timeout, f"reading {source.path.name}"):
+            return _Texts(texts_of_source(source), source.path.name)
+    return _Texts(texts_of_wheel(unpacked), "")
 
 
 def _refuse_names_of_others(corpus_path: Path, archive: Archive, names: list[str]) -> None:
@@ -225,6 +249,12 @@ def _read(root: Path, import_name: str, beside: Sequence[str]) -> _Read:
     return _Read(import_name, objects, static.resolve, static.unread, compiled_modules(root, import_name))
 
 
+def _set_places_below(found: Mapping[str, _Read], folder: Path) -> None:
+    """Places in an archive begin with the folder that its packages are in."""
+    for item in (one for read in found.values() for one in read.objects.values()):
+        item.place = item.place and (folder / item.place).as_posix()
+
+
 def _add_source_newdocs(
     found: _Read, archive: Archive, scratch: Path, seconds: float
 ) -> tuple[dict[str, PackageObject], str]:
@@ -246,6 +276,7 @@ def _write(
     names: list[str],
     found: _Read,
     runtime: _Runtime,
+    texts: _Texts,
 ) -> CorpusMeta:
     import_name = found.import_name
     report = runtime.inspect(import_name)
@@ -259,6 +290,7 @@ def _write(
                 objects[name].deprecated = said
     elif not task.archive and any(item.source == "add_newdoc" for item in found.objects.values()):
         objects, source_archive = _add_source_newdocs(found, archive, runtime.scratch, task.timeout)
+    narrative_failure = _add_examples(task, archive, import_name, objects, texts)
     origin = Origin(
         distribution=archive.distribution,
         version=archive.version,
@@ -268,7 +300,9 @@ def _write(
     corpus_path, rows = Path(task.corpus_path), {}
     for kind in task.corpus_types:
         made = docstring_rows(objects, origin) if kind == "docstring" else source_rows(objects, origin)
-        rows[kind] = write_corpus(corpus_file(corpus_path, import_name, archive.version, kind), made)
+        plain = corpus_path / import_name / corpus_name(archive.version, kind)
+        rows[kind] = write_corpus(packed_file(plain), made)
+        plain.unlink(missing_ok=True)  # of an older builder
     asked = names_file(corpus_file(corpus_path, import_name, archive.version))
     if report is not None and report.namespaces:
         paths = paths_by_number(objects, report.objects)
@@ -296,6 +330,11 @@ def _write(
         compiled_modules=list(map(printable, found.compiled)),
         sandbox=task.sandbox if inspected else "",
         dependencies=runtime.dependencies if inspected else {},
+        texts=len(texts.texts),
+        texts_archive=texts.source,
+        texts_failure=narrative_failure,
+        with_examples=sum(bool(item.examples) for item in objects.values()),
+        with_mentions=sum(bool(item.mentions) for item in objects.values()),
         runtime_documented=coverage.runtime_documented if coverage else None,
         static_documented=coverage.static_documented if coverage else None,
     )
@@ -303,57 +342,15 @@ def _write(
     return meta
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """The archive that rows come from."""
-
-    distribution: str
-    version: str
-    wheel: str
-    wheel_sha256: str
-
-
-def docstring_rows(objects: Mapping[str, PackageObject], origin: Origin) -> Iterator[CorpusRow]:
-    """A row for each object that has a public name, sorted by path."""
-    for item in _public(objects.values()):
-        yield _row(item, origin)
-
-
-def source_rows(objects: Mapping[str, PackageObject], origin: Origin) -> Iterator[CorpusRow]:
-    """A row for each object that has a public name and source code, sorted by path."""
-    for item in _public(objects.values()):
-        if item.code:
-            yield replace(_row(item, origin), doc=_clean(item.code), source="static")
-
-
-def _public(objects: Iterable[PackageObject]) -> list[PackageObject]:
-    return sorted((item for item in objects if any(map(is_public, item.names))), key=lambda item: item.path)
-
-
-def _row(item: PackageObject, origin: Origin) -> CorpusRow:
-    aliases = {name for name in item.names if is_public(name)} - {item.path}
-    return CorpusRow(
-        path=_clean(item.path),
-        aliases=tuple(_clean(name) for name in sorted(aliases, key=lambda name: (name.count("."), len(name), name))),
-        doc=_clean(item.doc),
-        type=_clean(item.type),
-        signature=_clean(item.signature),
-        parameters=item.parameters,
-        deprecated=_clean(deprecation_of(item)),
-        home="" if _is_below(item.home, item.path.partition(".")[0]) else _clean(item.home),
-        members=tuple(_clean(name) for name in sorted(item.members)),
-        source=item.source,
-        distribution=origin.distribution,
-        version=origin.version,
-        wheel=origin.wheel,
-        wheel_sha256=origin.wheel_sha256,
-    )
-
-
-def _is_below(name: str, package: str) -> bool:
-    return f"{name}.".startswith(f"{package}.")
-
-
-def _clean(text: str) -> str:
-    """Without halves of surrogate pairs, which UTF-8 cannot carry."""
-    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+def _add_examples(
+    task: PackageTask, archive: Archive, import_name: str, objects: Mapping[str, PackageObject], texts: _Texts
+) -> str:
+    """Returns why there are none; "" if they were looked for."""
+    narrative = Narrative(import_name, objects, f"{archive.distribution} {archive.version}")
+    try:
+        with time_limit(task.timeout, f"looking for examples of {import_name}"):
+            narrative.read(texts.texts)
+    except DataError as error:
+        return str(error)
+    narrative.give()
+    return ""

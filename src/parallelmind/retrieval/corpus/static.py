@@ -40,10 +40,10 @@ def analyse(folder: Path, import_name: str, beside: Sequence[str] = ()) -> Stati
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEEPEST_RECURSION))
     try:
         try:
-            return StaticPackage(_load(folder, import_name, beside), [])
+            return StaticPackage(_load(folder, import_name, beside), [], folder)
         except (RecursionError, MemoryError):
             unread = delete_deep_files(folder, import_name)
-            return StaticPackage(_load(folder, import_name, beside), unread)
+            return StaticPackage(_load(folder, import_name, beside), unread, folder)
     except (ImportError, LookupError, ValueError, RecursionError, MemoryError, AttributeError) as error:
         raise DataError(f"{import_name}: its files cannot be read ({type(error).__name__}: {error}).") from error
 
@@ -78,8 +78,8 @@ def _load(folder: Path, import_name: str, beside: Sequence[str]) -> Any:
 class StaticPackage:
     """The objects of one package, by the path that defines them."""
 
-    def __init__(self, root: Any, unread: list[str]) -> None:
-        self._root = root
+    def __init__(self, root: Any, unread: list[str], folder: Path) -> None:
+        self._root, self._folder = root, folder
         self.unread = unread
         self.objects: dict[str, PackageObject] = {}
         self._nodes: dict[str, Any] = {}
@@ -136,15 +136,24 @@ class StaticPackage:
         path = str(node.path)
         if path not in self.objects:
             self._nodes[path] = node
+            code = _code(node)
             self.objects[path] = PackageObject(
                 path=path,
                 type=_type(node),
                 doc=node.docstring.value if node.docstring else "",
                 signature=_signature(node),
                 members={member for member in node.members if is_public(member) and "/" not in member},
-                code=_code(node),
+                code=code,
+                place=self._place(node) if code else "",
             )
         self.objects[path].names.add(name)
+
+    def _place(self, node: Any) -> str:
+        try:
+            file = Path(node.filepath).relative_to(self._folder).as_posix()
+        except ValueError:
+            return ""
+        return f"{file}:{_first_line(node)}-{node.endlineno}"
 
     def _add_unseen(self, path: str, name: str, doc: str = "") -> None:
         found = self.objects.setdefault(path, PackageObject(path=path, type="attribute", doc=doc))
@@ -276,10 +285,13 @@ def _code(node: Any) -> str:
         return ""
     lines = node.lines
     if node.is_function or node.is_class:
-        first = min([node.lineno, *(decorator.lineno for decorator in node.decorators)])
         module_lines = node.lines_collection[node.filepath]
-        lines = module_lines[first - 1 : node.endlineno]
+        lines = module_lines[_first_line(node) - 1 : node.endlineno]
     return "\n".join(lines)
+
+
+def _first_line(node: Any) -> int:
+    return min([int(node.lineno), *(int(decorator.lineno) for decorator in getattr(node, "decorators", ()))])
 
 
 def delete_deep_files(folder: Path, import_name: str) -> list[str]:

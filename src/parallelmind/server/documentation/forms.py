@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import indent
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from parallelmind.io.records import shorten
 from parallelmind.retrieval.change_kinds import KINDS, Kind
 from parallelmind.retrieval.changes import Change
-from parallelmind.retrieval.corpus_rows import summary
+from parallelmind.retrieval.context_text import example_text, shown_signature
+from parallelmind.retrieval.corpus_rows import Example, summary
 from parallelmind.retrieval.documentation import MAX_NAME, MAX_QUERY, Checked, Found, Hit
+from parallelmind.retrieval.sections import SAID_IN
+from parallelmind.retrieval.shortening import shortened
 
 MAX_SOURCE, MAX_REQUIREMENTS, MAX_VERSION = 100_000, 100_000, 100
 _MAX_DOCUMENTATION, _MAX_SIGNATURE, _MAX_CHANGES = 12_000, 1_500, 500
@@ -28,6 +32,7 @@ class _Arguments(BaseModel):
 class LookupArguments(_Arguments):
     name: _Name = Field(description="dotted name, such as pandas.DataFrame.append; np. and pd. are understood")
     version: _Version = Field("", description=f"version of the package, {_VERSION}")
+    include_source: bool = Field(False, description="also give its source code, where the archive is still there")
 
 
 class SearchArguments(_Arguments):
@@ -51,6 +56,17 @@ class CheckArguments(_Arguments):
     )
 
 
+class ExampleItem(BaseModel):
+    code: str
+    source: str = Field(description="the page, docstring or test that has it")
+    introduction: str = Field("", description="what is said right before it")
+
+
+class MentionItem(BaseModel):
+    text: str
+    source: str
+
+
 class LookupResult(BaseModel):
     status: Literal["present", "absent", "unknown"]
     name: str
@@ -69,6 +85,11 @@ class LookupResult(BaseModel):
     similar: list[str] = Field([], description="names much like one that is not there")
     documentation: str = ""
     truncated: bool = Field(False, description="the documentation is longer than what is given here")
+    examples: list[ExampleItem] = Field([], description="besides those of the documentation itself")
+    mentions: list[MentionItem] = Field([], description="what pages of the package's documentation say about it")
+    source: str = Field("", description="source code, if it was asked for")
+    source_place: str = ""
+    source_problem: str = Field("", description="why there is no source code")
 
 
 class SearchHit(BaseModel):
@@ -121,6 +142,9 @@ class CheckResult(BaseModel):
 def lookup_result(found: Found) -> LookupResult:
     verdict, row = found.verdict, found.verdict.row
     document = row.doc.strip() if row else ""
+    given = document
+    if len(document) > _MAX_DOCUMENTATION:
+        given = shortened(document, _MAX_DOCUMENTATION, len, lambda text, most: text[:most].rpartition("\n")[0])
     return LookupResult(
         status=verdict.status,
         name=verdict.name,
@@ -128,15 +152,20 @@ def lookup_result(found: Found) -> LookupResult:
         version=found.version,
         evidence=verdict.evidence,
         kind=row.type if row else "",
-        signature=shorten(row.signature, _MAX_SIGNATURE) if row else "",
+        signature=shorten(shown_signature(row), _MAX_SIGNATURE) if row else "",
         defined_as=row.path if row else "",
         deprecated=verdict.deprecated,
         replacement=verdict.replacement.name if verdict.replacement else "",
         replacement_source=verdict.replacement.evidence if verdict.replacement else "",
         members=list(row.members) if row else [],
         similar=list(found.similar),
-        documentation=document[:_MAX_DOCUMENTATION],
-        truncated=len(document) > _MAX_DOCUMENTATION,
+        documentation=given,
+        truncated=given != document,
+        examples=[ExampleItem(**one._asdict()) for one in row.examples] if row else [],
+        mentions=[MentionItem(**one._asdict()) for one in row.mentions] if row else [],
+        source=found.source.text if found.source else "",
+        source_place=found.source.place if found.source else "",
+        source_problem=found.source.problem if found.source else "",
     )
 
 
@@ -159,6 +188,12 @@ def lookup_text(result: LookupResult) -> str:
         lines += ["", result.documentation + ("…" if result.truncated else "")]
     elif result.members:
         lines.append(f"Members: {', '.join(result.members)}.")
+    lines += [f"\n{SAID_IN}{one.source}: {one.text}" for one in result.mentions]
+    lines += [f"\n{example_text(Example(**one.model_dump()))}" for one in result.examples]
+    if result.source:
+        lines.append(f"\nSource in {result.source_place}:\n\n{indent(result.source, '    ')}")
+    elif result.source_problem:
+        lines.append(f"\nNo source code: {result.source_problem}")
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ def parse_arguments(tool: Tool, name: str, given: Mapping[str, Any]) -> BaseMode
 
 
 def _lookup(documentation: Documentation, given: forms.LookupArguments) -> tuple[BaseModel, str]:
-    result = forms.lookup_result(documentation.lookup(given.name, given.version))
+    result = forms.lookup_result(documentation.lookup(given.name, given.version, include_source=given.include_source))
     return result, forms.lookup_text(result)
 
 
@@ -85,8 +85,8 @@ def _project(documentation: Documentation, given: forms.CheckArguments) -> Proje
 
 TOOLS = {
     "lookup": Tool(
-        "Whether an API exists in the exact version of its package that the project uses, with proof; its signature "
-        "and documentation in that version, whether it is deprecated, and what takes its place.",
+        "Whether an API exists in the exact version of its package that the project uses, with proof; its signature, "
+        "documentation and examples in that version, whether it is deprecated, and what takes its place.",
         forms.LookupArguments,
         forms.LookupResult,
         _lookup,

@@ -28,7 +28,8 @@ from .objects import (
     own_doc,
 )
 
-MAX_SIGNATURE = 2000
+MAX_SIGNATURE = 20000
+MAX_DEFAULT = 200
 NAMES_FOR_MEMBERS = 3
 DEEPEST_NAME = 9  # of classes that have themselves as members
 # Members that come from these say nothing about the package.
@@ -305,12 +306,18 @@ def signature(value: Any, kind: str, bound: bool) -> tuple[str, list[list[Any]] 
     except BaseException:
         return "", None
     try:
-        parameters = [one.replace(annotation=unquoted(one.annotation)) for one in parameters]
+        parameters = [
+            one.replace(annotation=unquoted(one.annotation), default=short(one.default)) for one in parameters
+        ]
         found = found.replace(parameters=parameters, return_annotation=unquoted(found.return_annotation))
         text = ADDRESS.sub("", str(found))
     except BaseException:  # of the __repr__ of a default, which may be anything
         return "", listed
     return text if len(text) <= MAX_SIGNATURE else "", listed
+
+
+def short(default: Any) -> Any:
+    return Verbatim("...") if default is not inspect.Parameter.empty and len(repr(default)) > MAX_DEFAULT else default
 
 
 def unquoted(annotation: Any) -> Any:
