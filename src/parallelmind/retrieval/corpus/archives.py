@@ -16,7 +16,8 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Self
 
@@ -66,10 +67,31 @@ def unpack(archive: Path, target: Path, limits: UnpackLimits | None = None) -> N
     limits = limits or UnpackLimits()
     budget = _Budget(archive.name, limits)
     with _explained(archive, target):
-        if archive.suffix in (".whl", ".zip"):
-            _unpack_zip(archive, target, budget)
-        else:
-            _unpack_tar(archive, target, budget)
+        _unpack(_members(archive, target, budget), budget)
+
+
+def read_members(
+    archive: Path, is_wanted: Callable[[str], bool], limits: UnpackLimits | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of the files whose path in the archive is wanted; nothing is written. Larger ones are left out.
+
+    Args:
+        limits: as for `unpack`, but a file beyond `member_bytes` is left out, and the archive is read on.
+
+    Raises:
+        DataError: the archive is damaged, or a member is refused; names the archive, the member and the reason.
+    """
+    limits = limits or UnpackLimits()
+    budget = _Budget(archive.name, replace(limits, member_bytes=UnpackLimits().member_bytes))
+    nowhere = Path()
+    with _explained(archive, nowhere):
+        for member in _members(archive, nowhere, budget):
+            budget.skip(member)
+            if member.size <= limits.member_bytes and is_wanted(member.name) and (source := member.open()):
+                with source:
+                    content = source.read(limits.member_bytes + 1)
+                if len(content) <= limits.member_bytes:
+                    yield member.name, content
 
 
 def unpack_wheels(wheels: Sequence[Path], target: Path, limits: UnpackLimits | None = None) -> None:
@@ -82,7 +104,7 @@ def unpack_wheels(wheels: Sequence[Path], target: Path, limits: UnpackLimits | N
     for wheel in wheels:
         budget.archive = wheel.name
         with _explained(wheel, target):
-            _unpack_zip(wheel, target, budget, _installed_name)
+            _install(wheel, target, budget)
 
 
 def _installed_name(member: str) -> str | None:
@@ -151,6 +173,11 @@ class _Budget:
                 self.check(member, size, packed)
                 file.write(chunk)
 
+    def skip(self, member: _Member) -> None:
+        """Count a file that is not written: a tar is unpacked as a whole, and who wants all would have to write it."""
+        self.written += member.size
+        self.check(member.name, member.size, member.packed)
+
     def check(self, member: str, size: int, packed: int) -> None:
         limits = self.limits
         if size > limits.member_bytes:
@@ -161,8 +188,46 @@ class _Budget:
             raise self.refuse(member, f"is beyond the {limits.total_bytes:,} bytes an archive may unpack to")
 
 
-def _unpack_zip(archive: Path, target: Path, budget: _Budget, place: Callable[[str], str | None] | None = None) -> None:
-    """Write the members that are read, or with `place` all of them, where it says."""
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of an archive that may be read."""
+
+    name: str
+    destination: Path
+    size: int
+    packed: int
+    open: Callable[[], IO[bytes] | None]
+
+
+def _members(archive: Path, target: Path, budget: _Budget) -> Iterator[_Member]:
+    """The files, in the order of the archive; read one before the next is asked for."""
+    return (_zip_members if archive.suffix in (".whl", ".zip") else _tar_members)(archive, target, budget)
+
+
+def _unpack(members: Iterator[_Member], budget: _Budget) -> None:
+    for member in members:
+        source = member.open() if _is_read(member.destination) else None
+        if source is not None:
+            with source:
+                budget.copy(source, member.destination, member.name, member.packed)
+        else:
+            budget.skip(member)
+            _mark(member.destination)
+
+
+def _install(archive: Path, target: Path, budget: _Budget) -> None:
+    for member in _zip_members(archive, target, budget):
+        name = _installed_name(member.name)
+        if name is None:
+            budget.skip(member)
+            continue
+        source = member.open()
+        assert source is not None
+        with source:
+            budget.copy(source, budget.destination(name, target), member.name, member.packed)
+
+
+def _zip_members(archive: Path, target: Path, budget: _Budget) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             budget.count(info.filename)
@@ -177,15 +242,8 @@ def _unpack_zip(archive: Path, target: Path, budget: _Budget, place: Callable[[s
             if info.is_dir():
                 continue
             budget.check(info.filename, info.file_size, info.compress_size)
-            name = place(info.filename) if place is not None else info.filename
-            if name and (place is not None or _is_read(destination)):
-                with file.open(info) as source:
-                    budget.copy(source, budget.destination(name, target), info.filename, info.compress_size)
-            else:  # it counts, too: who unpacks all of the archive would have to write it
-                budget.written += info.file_size
-                budget.check(info.filename, info.file_size, info.compress_size)
-                if name:
-                    _mark(destination)
+            opened = partial(file.open, info)
+            yield _Member(info.filename, destination, info.file_size, info.compress_size, opened)
 
 
 class _TarMember(tarfile.TarInfo):
@@ -199,7 +257,7 @@ class _TarMember(tarfile.TarInfo):
         return found
 
 
-def _unpack_tar(archive: Path, target: Path, budget: _Budget) -> None:
+def _tar_members(archive: Path, target: Path, budget: _Budget) -> Iterator[_Member]:
     packed = archive.stat().st_size
     with archive.open("rb") as opened:
         # Not "r|*": what else there is unpacks as much as it pleases at once.
@@ -219,15 +277,8 @@ def _unpack_tar(archive: Path, target: Path, budget: _Budget) -> None:
                 if linked.startswith(("/", "../")) or linked == "..":
                     raise budget.refuse(info.name, f"is a link out of the archive, to {info.linkname!r:.200}")
                 continue
-            # A tar is compressed as a whole: what is skipped is unpacked as well, and counts.
             budget.check(info.name, info.size, packed)
-            budget.written += 0 if _is_read(destination) else info.size
-            budget.check(info.name, info.size, packed)
-            source = file.extractfile(info) if _is_read(destination) else None
-            if source is not None:
-                budget.copy(source, destination, info.name, packed)
-            else:
-                _mark(destination)
+            yield _Member(info.name, destination, info.size, packed, partial(file.extractfile, info))
 
 
 def _is_read(path: Path) -> bool:

@@ -13,12 +13,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.tags import Tag
 from packaging.utils import parse_wheel_filename
 
-from parallelmind.errors import DataError
+from parallelmind.errors import DataError, SettingsError
 from parallelmind.retrieval.corpus.names import PackageRequest, parse_archive_name
 from parallelmind.retrieval.corpus.package_index import IndexFile, PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
 
 _SHOWN_VERSIONS = 8
+_MAX_SOURCE = 256 * 2**20
 _NAME_PARTS_OF_SYSTEMS = ("manylinux", "linux", "macosx", "win")
 
 
@@ -58,13 +59,15 @@ def fetch(request: PackageRequest, cache: Path, scratch: Path, python: str | Non
 
 
 def fetch_source(archive: Archive, folder: Path) -> Archive | None:
-    """The source archive of the same version; None if there is none, or no index can be reached."""
+    """The source archive of the same version, kept in `folder`; None if there is none, or no index can be reached."""
     index = PackageIndex.configured()
     try:
         offered = [item for item in index.files(archive.distribution) if not item.is_wheel]
         same = [item for item in offered if str(item.version) == archive.version]
-        return open_archive(index.download(max(same, key=_preference), folder)) if same else None
-    except DataError:
+        if not same:
+            return None
+        return open_archive(index.download(max(same, key=_preference), folder, limit=_MAX_SOURCE))
+    except (DataError, SettingsError):
         return None
 
 

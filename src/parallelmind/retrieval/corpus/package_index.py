@@ -94,14 +94,14 @@ class PackageIndex:
         name = canonicalize_name(distribution)
         return [item for item in found.values() if item.distribution == name]
 
-    def download(self, item: IndexFile, folder: Path) -> Path:
-        """Fetch a file and compare it with the hash in the index.
+    def download(self, item: IndexFile, folder: Path, *, limit: int = MAX_ARCHIVE) -> Path:
+        """Fetch a file of at most `limit` bytes, and compare it with the hash in the index.
 
         Raises:
             DataError: it cannot be fetched, or has another hash.
         """
         try:
-            content, _ = self._get(item.url, MAX_ARCHIVE)
+            content, _ = self._get(item.url, limit)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{item.name} cannot be fetched from {_without_password(item.url)}: {error}; start again."
