@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallelmind.retrieval.existence import PRESENT, Existence, deprecation, look_up
+from parallelmind.retrieval.noted import end_noted
 from parallelmind.retrieval.renames import RenameTable
-from parallelmind.retrieval.replacement import find_replacement
+from parallelmind.retrieval.replacement import Replacement, find_replacement
 from parallelmind.retrieval.store import CorpusStore
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import sort_key
@@ -25,22 +26,33 @@ class Absence:
     """The newest older version in the corpus that has it."""
     next_version: str | None = None
     """The oldest newer version in the corpus that has it."""
-    moved_to: str | None = None
+    instead: Replacement | None = None
     """What takes its place in the version asked for."""
-    moved_because: str = ""
-    """How that is known: a sentence."""
     removed_in: str | None = None
     note: str = ""
     """What the package says about its end: this version, or the older one."""
+    noted: str = ""
+    """What its release notes say of that: a sentence."""
+
+    @property
+    def moved_to(self) -> str | None:
+        """The name of what takes its place."""
+        return self.instead.name if self.instead else None
+
+    @property
+    def moved_because(self) -> str:
+        """How that is known: a sentence; "" if nothing is."""
+        return self.instead.evidence if self.instead else ""
 
     @property
     def is_known_elsewhere(self) -> bool:
         """Whether it is, or was, the name of something: no misspelling."""
-        return bool(self.last_version or self.next_version or self.removed_in)
+        return bool(self.last_version or self.next_version or self.removed_in or self.noted)
 
     def fields(self) -> dict[str, Any]:
         """The fields that are stored in a context row."""
         known = {"removed_in": self.removed_in, "parent": self.parent, "moved_because": self.moved_because}
+        known |= {"noted": self.noted}
         return {
             "evidence": self.evidence,
             "last_version": self.last_version,
@@ -62,10 +74,10 @@ def explain_absence(
         parent=index.public(found.parent) if found.parent is not None else None,
         last_version=older.version if older else None,
         next_version=newer.version if newer else None,
-        moved_to=other.name if other else None,
-        moved_because=other.evidence if other else "",
+        instead=other,
         removed_in=removal[0] if removal else None,
         note=note,
+        noted=end_noted(index, name) or (end_noted(older, name) if older else ""),
     )
 
 

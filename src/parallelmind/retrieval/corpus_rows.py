@@ -45,6 +45,8 @@ class CorpusRow:
     """Name, kind as in `inspect.Parameter`, and whether it can be left out; None if they are not known."""
     deprecated: str = ""
     """What the package says about its end, by a decorator, a warning or in the documentation; "" if nothing."""
+    calls: str = ""
+    """What it does nothing but call, as its code names it: `self.find_element`; "" if it does more."""
     members: tuple[str, ...] = ()
     """Public names below a module or class."""
     home: str = ""
@@ -64,7 +66,7 @@ class CorpusRow:
 
 
 _LISTS = ("aliases", "members")
-_SELDOM = ("parameters", "deprecated", "home")
+_SELDOM = ("parameters", "deprecated", "calls", "home")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 

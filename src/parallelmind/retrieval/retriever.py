@@ -18,6 +18,7 @@ from parallelmind.retrieval.context_text import (
     Document,
     absence_text,
     assemble,
+    deprecated_text,
     document_text,
     presence_text,
 )
@@ -27,7 +28,7 @@ from parallelmind.retrieval.matching import SimilarNames, find_exact, find_renam
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.ranking import Hit, Ranker
 from parallelmind.retrieval.renames import RenameTable, load_renames
-from parallelmind.retrieval.replacement import find_replacement
+from parallelmind.retrieval.replacement import Replacement, find_replacement
 from parallelmind.retrieval.store import CorpusStore, Resolved
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.settings.setting import Setting, Settings
@@ -70,6 +71,8 @@ class Retrieval:
     absence: Absence | None = None
     existence: Existence | None = None
     """What is known of the API that was asked for; None if the query names none, or not in which package it is."""
+    instead: Replacement | None = None
+    """What to use in place of an API that is absent or deprecated."""
     unserved: dict[str, str] = field(default_factory=dict)
     """Dependencies that the corpus lacks, and that this query could do without."""
 
@@ -87,6 +90,7 @@ class _Found:
     title: str = ""
     """What stands before each document, to say what it is."""
     existence: Existence | None = None
+    instead: Replacement | None = None
 
 
 class Retriever:
@@ -135,6 +139,7 @@ class Retriever:
             context=self._context(found),
             absence=found.absence,
             existence=found.existence,
+            instead=found.instead,
             unserved=dict(resolved.missing),
         )
 
@@ -194,24 +199,18 @@ class Retriever:
     def _present(self, index: VersionIndex, name: str, known: Existence) -> _Found:
         """The API's own document, or else that of what it belongs to."""
         if known.row is not None:
-            preface = self._deprecated_text(index, name, known)
-            return _Found(EXACT, [((index, known.row), name)], preface=preface, existence=known)
+            hits = [((index, known.row), name)]
+            said = deprecation(index, known)
+            if not said:
+                return _Found(EXACT, hits, existence=known)
+            other = find_replacement(index, name, self._renames, index, said)
+            preface = deprecated_text(name, index.package, index.version, known.deprecated, other)
+            return _Found(EXACT, hits, preface=preface, existence=known, instead=other)
         parent = known.parent if known.parent is not None else index.find(index.package)
         hits = [] if parent is None else [((index, parent), index.public(parent))]
         text = presence_text(name, index.package, index.version, known)
         document = Document(index.package, index.version, None, name)
         return _Found(EXACT, hits, preface=text, preface_of=document, title="It belongs to:\n\n", existence=known)
-
-    def _deprecated_text(self, index: VersionIndex, name: str, known: Existence) -> str:
-        """That it is deprecated, and what to use instead; "" if it is not."""
-        assert known.row is not None
-        said = deprecation(index, known)
-        if not said:
-            return ""
-        text = f"{name} is deprecated in {index.package} {index.version}."
-        other = find_replacement(index, name, self._renames, index, said)
-        text += f" Use {other.name} instead." if other else ""
-        return f"{text} {index.package} says: {known.deprecated}" if known.deprecated else text
 
     def _unknown_text(self, index: VersionIndex, name: str, known: Existence) -> str:
         older, newer = versions_with(self._store, index, name)
@@ -259,11 +258,12 @@ class Retriever:
         if absence.moved_to is None:
             qualifier, _, last = name.rpartition(".")
             like = (f"{qualifier}.{other}" for other in self._similar_names(index).like(last))
-            similar = [other for other in like if find_exact(index, other) is not None][:_SIMILAR_NAMED]
+            similar = [other for other in like if look_up(index, other).verdict == PRESENT][:_SIMILAR_NAMED]
         text = absence_text(name, index.package, index.version, absence, similar)
         row = find_exact(index, absence.moved_to) if absence.moved_to else None
         hits = [] if row is None or absence.moved_to is None else [((index, row), absence.moved_to)]
-        return _Found(ABSENT, hits, absence, text, title="What takes its place:\n\n", existence=known)
+        title = "What takes its place:\n\n"
+        return _Found(ABSENT, hits, absence, text, title=title, existence=known, instead=absence.instead)
 
     def _similar_names(self, index: VersionIndex) -> SimilarNames:
         if index not in self._similar:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.corpus.archives import unpack
+from parallelmind.retrieval.corpus.calls import only_call
 from parallelmind.retrieval.corpus.deprecation import deprecation_of
 from parallelmind.retrieval.corpus.environment import (
     dependencies_of_the_time,
@@ -27,6 +28,7 @@ from parallelmind.retrieval.corpus.newdocs import find_newdocs
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.package_index import PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
+from parallelmind.retrieval.corpus.release_notes import ReleaseNotes, read_release_notes
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
 from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
@@ -34,6 +36,7 @@ from parallelmind.retrieval.corpus.static import analyse
 from parallelmind.retrieval.corpus.time_limit import time_limit
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
 from parallelmind.retrieval.namespaces import Head, names_file, write_namespaces
+from parallelmind.retrieval.notes import notes_file, write_notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +93,11 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
         with time_limit(task.timeout, f"reading the files of {name}"):
             found[name] = _read(root, name, [other for other in names if other != name])
     shutil.rmtree(unpacked)
+    on_stage("reading release notes")
+    wheels, is_online = corpus_path / ".wheels", not task.archive
+    told = read_release_notes(archive, wheels, is_online=is_online, seconds=task.timeout)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
-    return [_write(task, archive, names, found[name], runtime) for name in names]
+    return [_write(task, archive, names, found[name], runtime, told) for name in names]
 
 
 def _refuse_names_of_others(corpus_path: Path, archive: Archive, names: list[str]) -> None:
@@ -246,6 +252,7 @@ def _write(
     names: list[str],
     found: _Read,
     runtime: _Runtime,
+    told: ReleaseNotes,
 ) -> CorpusMeta:
     import_name = found.import_name
     report = runtime.inspect(import_name)
@@ -276,6 +283,11 @@ def _write(
         write_namespaces(asked, head, report.namespaces)
     else:
         asked.unlink(missing_ok=True)
+    noted = notes_file(corpus_file(corpus_path, import_name, archive.version))
+    if told.notes:
+        write_notes(noted, told.notes)
+    else:
+        noted.unlink(missing_ok=True)
     documented = Counter(row.source for row in docstring_rows(objects, origin) if row.doc)
     inspected = report is not None and not report.failure
     meta = CorpusMeta(
@@ -286,6 +298,9 @@ def _write(
         wheel=archive.path.name,
         wheel_sha256=archive.sha256,
         source_archive=source_archive,
+        notes=len(told.notes),
+        notes_archive=told.archive,
+        notes_failure=printable(told.failure),
         unread_files=list(map(printable, found.unread)),
         rows=rows,
         documented=dict(sorted(documented.items())),
@@ -340,6 +355,7 @@ def _row(item: PackageObject, origin: Origin) -> CorpusRow:
         signature=_clean(item.signature),
         parameters=item.parameters,
         deprecated=_clean(deprecation_of(item)),
+        calls=_clean(only_call(item)),
         home="" if _is_below(item.home, item.path.partition(".")[0]) else _clean(item.home),
         members=tuple(_clean(name) for name in sorted(item.members)),
         source=item.source,
