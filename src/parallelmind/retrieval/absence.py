@@ -51,8 +51,13 @@ class Absence:
 
     def fields(self) -> dict[str, Any]:
         """The fields that are stored in a context row."""
-        known = {"removed_in": self.removed_in, "parent": self.parent, "moved_because": self.moved_because}
-        known |= {"noted": self.noted}
+        known: dict[str, Any] = {
+            "removed_in": self.removed_in,
+            "parent": self.parent,
+            "moved_because": self.moved_because,
+            "alternatives": list(self.instead.others) if self.instead else [],
+            "noted": self.noted,
+        }
         return {
             "evidence": self.evidence,
             "last_version": self.last_version,

@@ -9,7 +9,12 @@ import pytest
 
 from parallelmind.retrieval.corpus import release_notes
 from parallelmind.retrieval.corpus.fetch import open_archive
-from parallelmind.retrieval.corpus.release_notes import collect_notes, is_release_note, read_release_notes
+from parallelmind.retrieval.corpus.release_notes import (
+    collect_notes,
+    is_release_note,
+    notes_of_part,
+    read_release_notes,
+)
 from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel
 
 
@@ -147,6 +152,15 @@ def test_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(f"## {version}.0\n\n* `box.part{version}` is removed.\n\n" for version in range(1, 20))
     monkeypatch.setattr(release_notes, "MOST_BYTES", 100)
     assert [version for version, _ in entries(text)] == ["19.0", "18.0", "17.0", "16.0"]
+
+
+def test_what_concerns_a_lesser_package() -> None:
+    text = "* `seal` of `lids` is removed\n* `box.glue` is removed\n* `press` is renamed to `push`\n"
+    notes = collect_notes([("CHANGES.rst", text)])
+    assert [note.text for note in notes_of_part(notes, "box.lids", {"push"})] == [
+        "`seal` of `lids` is removed",
+        "`press` is renamed to `push`",
+    ]
 
 
 def test_terminal_controls_are_taken_off() -> None:

@@ -28,7 +28,7 @@ from parallelmind.retrieval.corpus.newdocs import find_newdocs
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus.package_index import PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
-from parallelmind.retrieval.corpus.release_notes import ReleaseNotes, read_release_notes
+from parallelmind.retrieval.corpus.release_notes import ReleaseNotes, notes_of_part, read_release_notes
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
 from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
 from parallelmind.retrieval.corpus.sandbox.sandbox import Kind, Sandbox
@@ -97,7 +97,16 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
     wheels, is_online = corpus_path / ".wheels", not task.archive
     told = read_release_notes(archive, wheels, is_online=is_online, seconds=task.timeout)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
-    return [_write(task, archive, names, found[name], runtime, told) for name in names]
+    largest = max(names, key=lambda name: len(found[name].objects))
+    return [
+        _write(task, archive, names, found[name], runtime, told if name == largest else _of_part(told, found[name]))
+        for name in names
+    ]
+
+
+def _of_part(told: ReleaseNotes, found: _Read) -> ReleaseNotes:
+    lasts = {name.rpartition(".")[2] for item in found.objects.values() for name in item.names}
+    return replace(told, notes=notes_of_part(told.notes, found.import_name, lasts))
 
 
 def _refuse_names_of_others(corpus_path: Path, archive: Archive, names: list[str]) -> None:

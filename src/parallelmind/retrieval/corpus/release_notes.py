@@ -6,7 +6,7 @@ Read from the texts of a source archive. An entry is a list item, a paragraph or
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,20 @@ def read_release_notes(archive: Archive, cache: Path, *, is_online: bool, second
     except DataError as error:
         return ReleaseNotes(failure=str(error))
     return ReleaseNotes(notes=notes, archive=source.path.name if notes else "")
+
+
+def notes_of_part(notes: Sequence[Note], import_name: str, lasts: Collection[str]) -> list[Note]:
+    """The entries that may concern a lesser package of a distribution: that name it, or something in it.
+
+    Args:
+        lasts: the last components of the names it has.
+    """
+    own = re.compile(rf"\b{re.escape(import_name.rpartition('.')[2])}\b")
+    return [
+        note
+        for note in notes
+        if own.search(note.text) or any(one.name.rpartition(".")[2] in lasts for one in names_in(note.text))
+    ]
 
 
 def is_release_note(path: str) -> bool:
