@@ -32,6 +32,10 @@ def told(text: str) -> dict[str, list[str]]:
         ("`a_b` and `c_d` are removed; use `e_f`, `g_h` and `i_j`.", {}),  # which for which is not said
         ("`box.Crate` now accepts `planks`. `box.fold` was faster than `box.glue`.", {}),
         ("`box.tape` no longer uses `box.glue`.", {}),
+        ("The `size` argument of `box.tape` is deprecated in favor of `width`.", {"size": ["width"]}),
+        ("It returns a `Lid` rather than a `Cover`, as `Cover` is deprecated.", {}),
+        ("Deprecated name: `box.num`. Identical to: `int`.", {"box.num": ["int"]}),
+        ("Deprecate `box.Cover` and move the module to `lids.Lid`.", {"box.Cover": ["lids.Lid"]}),
     ],
 )
 def test_instead(text: str, expected: dict[str, list[str]]) -> None:
@@ -49,6 +53,11 @@ def test_instead(text: str, expected: dict[str, list[str]]) -> None:
         ("size; box or length", [["box", "length"]]),
         ("since 1.4; alternative: All sealing is done by others", []),
         ("Use a lock inside the function if needed.", []),
+        (
+            "`np.float` was a deprecated alias for the builtin `float`. Use `float` by itself. If you wanted the scalar"
+            " type, use `np.float64` here.",
+            [["float"], ["np.float64"]],
+        ),
         ("since 1.4", []),
         ("`.Tape` is deprecated.; __init__", []),
     ],

@@ -114,6 +114,25 @@ def test_a_comparison_cites_them(store: CorpusStore) -> None:
     )
 
 
+def test_what_it_was_before(store: CorpusStore) -> None:
+    """A name that the version does not have yet, by the notes of a later one."""
+    found = find_replacement(store.index("box", "1"), "box.Crate.close_lid", TABLE, store.index("box", "2"))
+    assert found is not None
+    assert found.name == "box.Crate.shut"
+    assert found.evidence == "The release notes of box-dist 2.0 say: `Crate.shut` is renamed to `close_lid`."
+
+
+def test_notes_of_an_older_version_where_the_archive_has_none(store: CorpusStore, tmp_path: Path) -> None:
+    file = corpus_file(tmp_path / "corpora", "box", "3")
+    write_corpus(file, NEW)
+    write_namespaces(names_file(file), *namespaces_of(NEW))
+    with contextlib.closing(CorpusStore(tmp_path / "corpora", index_path=tmp_path / "index")) as store:
+        query = Query(original_item_id="", query_index=0, query="", target_api="box.Cover", dependencies={"box": "3"})
+        found = Retriever(store, RetrieverSettings(max_tokens=0), renames=TABLE).retrieve(query)
+        assert found.instead is not None
+        assert found.instead.name == "box.Lid"
+
+
 def test_what_does_nothing_but_call_another(store: CorpusStore) -> None:
     found = find_replacement(store.index("box", "2"), "box.find_by_size", TABLE, store.index("box", "1"))
     assert found is not None

@@ -73,7 +73,9 @@ def explain_absence(
     removal = table.removal(name, index.version)
     older, newer = versions_with(store, index, name)
     note = found.deprecated or (deprecation(older, look_up(older, name)) if older else "")
-    other = find_replacement(index, name, table, older or newer, note)
+    chronicle = index if index.has_notes else _with_notes(store, index)
+    other = find_replacement(index, name, table, older or newer, note, chronicle)
+    gone = _up_to(name, found.missing)
     return Absence(
         evidence=found.evidence,
         parent=index.public(found.parent) if found.parent is not None else None,
@@ -82,7 +84,7 @@ def explain_absence(
         instead=other,
         removed_in=removal[0] if removal else None,
         note=note,
-        noted=end_noted(index, name) or (end_noted(older, name) if older else ""),
+        noted=next(filter(None, (end_noted(told, gone) for told in (chronicle, older) if told is not None)), ""),
     )
 
 
@@ -95,6 +97,19 @@ def versions_with(
     older = [version for version in reversed(versions) if sort_key(version) < asked]
     newer = [version for version in versions if sort_key(version) > asked]
     return _first_with(store, index.package, older, name), _first_with(store, index.package, newer, name)
+
+
+def _up_to(name: str, missing: str) -> str:
+    """The beginning of a name that ends with the component which is not there: the module that is gone."""
+    components = name.split(".")
+    return ".".join(components[: components.index(missing) + 1]) if missing in components else name
+
+
+def _with_notes(store: CorpusStore, index: VersionIndex) -> VersionIndex | None:
+    """The nearest older version with release notes: those of this one may be missing from its source archive."""
+    asked = sort_key(index.version)
+    older = [each for each in reversed(store.versions(index.package)) if sort_key(each) < asked]
+    return next((told for each in older if (told := store.index(index.package, each)).has_notes), None)
 
 
 def _first_with(store: CorpusStore, package: str, versions: list[str], name: str) -> VersionIndex | None:

@@ -18,13 +18,15 @@ _BARE = re.compile(
 _NOT_NAMES = re.compile(r"\A(?:None|True|False|__init__|e\.g|i\.e)\Z|\.(?:py|rst|txt|md|cfg|toml|org|com|io)\Z", re.I)
 
 _FILLER = (
-    r"(?:[\s:]*(?:the|a|an|its|their|new|newer|old|previous|former|public|either|directly|simply|just|instead|of|class|method|function"
-    r"|property|attribute|module|decorator|parameter|exception)?[\s:]+)*[\s(:]*"
+    r"(?:[\s:]*(?:the|a|an|its|their|new|newer|old|previous|former|public|either|directly|simply|just|instead|of|class"
+    r"|method|function|property|attribute|module|decorator|parameter|exception|(?:more|much|most|less) \w+)?[\s:]+)*"
+    r"[\s(:]*"
 )
 _STRONG = re.compile(
     r"(?:in fav?ou?r of|(?:replaced|superseded|subsumed) (?:by|with)|replacement(?: is|:)|renamed(?: to| as)?"
-    r"|moved (?:in)?to|merged into|now (?:called|named|in)|available in|alias(?:es)? (?:of|for|to)|->|→|use instead:?"
-    r"|\bnew(?: name)?:|alternatives?:|migrate to|switch to|import (?:it|them|this) (?:directly )?from)"
+    r"|mov(?:e|ed|ing)(?: \w+){0,4} (?:in)?to|merged into|now (?:called|named|in)|available in|identical to:?"
+    r"|alias(?:es)? (?:of|for|to)|->|→|use instead:?|\bnew(?: name)?:|alternatives?:|migrate to|switch to"
+    r"|import (?:it|them|this) (?:directly )?from)"
     + _FILLER + r"\Z",
     re.I,
 )  # fmt: skip
@@ -45,9 +47,15 @@ _INSTEAD_AFTER = re.compile(r"\A[^.;]{0,60}\binstead\b(?! of)", re.I)
 _PAIRED = re.compile(r"\A\W*(?:\w+\W+){0,2}?(?:to|by|with|as|into)\s" + _FILLER + r"\Z", re.I)
 _CHANGING = re.compile(r"\b(?:renam\w*|replac\w*|mov(?:e|ed|ing)|chang(?:e|ed|ing))\s" + _FILLER + r"\Z", re.I)
 _BACK = re.compile(
-    r"\A\W*(?:\w+\W+){0,3}?"
-    r"(?:instead of|rather than|in place of|replaces|supersedes|formerly|previously|formerly known as|replacing)"
+    r"\A\W*(?:\w+\W+){0,3}?(?:replaces|supersedes|formerly|previously|formerly known as|replacing)"
     r"\W*(?:known as|called|named)?\s?" + _FILLER + r"\Z",
+    re.I,
+)
+_RATHER = re.compile(r"\A\W*(?:\w+\W+){0,3}?(?:instead of|rather than|in place of)\s" + _FILLER + r"\Z", re.I)
+_TO_USE = re.compile(r"\b(?:use|using|call|calling|prefer|import|importing)\s" + _FILLER + r"\Z", re.I)
+_PART_OF = re.compile(
+    r"\b(?:support|argument|parameter|keyword|kwarg|option|setting|passing|behaviou?r|default|values?)s?\b[^.;]*"
+    r"\b(?:in|of|to|for|from|on|with)\s+(?:the\s+)?\Z",
     re.I,
 )  # fmt: skip
 _JOINED = re.compile(
@@ -115,7 +123,7 @@ def advised(said: str) -> list[list[str]]:
 def advised_instead(text: str, mentions: Sequence[Mention], place: int) -> list[str]:
     """The alternatives that the text tells to use instead of the mention at `place`."""
     subject = mentions[place]
-    if is_advised(text, mentions, place):
+    if is_advised(text, mentions, place) or _PART_OF.search(text[: subject.start]):
         return []
     group = _group(text, mentions, place)
     after = mentions[group[-1] + 1 :]
@@ -132,10 +140,14 @@ def advised_instead(text: str, mentions: Sequence[Mention], place: int) -> list[
         if len(group) == len(targets):
             return [targets[group.index(place)]]
         return targets if len(group) == 1 or len(targets) == 1 else []
-    before = mentions[place - 1] if place else None
-    if before and _BACK.match(text[before.end : subject.start]) and not _NEGATION.search(text[: before.start]):
-        return [before.name]
-    return []
+    return _told_before(text, mentions[place - 1], subject) if place else []
+
+
+def _told_before(text: str, before: Mention, subject: Mention) -> list[str]:
+    """What is told to be used before it is said instead of what: `b` replaces `a`."""
+    between = text[before.end : subject.start]
+    is_told = _BACK.match(between) or (_RATHER.match(between) and _TO_USE.search(text[: before.start]))
+    return [before.name] if is_told and not _NEGATION.search(text[: before.start]) else []
 
 
 def is_advised(text: str, mentions: Sequence[Mention], place: int) -> bool:

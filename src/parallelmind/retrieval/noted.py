@@ -25,6 +25,15 @@ def replacements_noted(index: VersionIndex, name: str) -> Iterator[tuple[list[st
                 yield others, note
 
 
+def formers_noted(index: VersionIndex, name: str) -> Iterator[tuple[str, Note]]:
+    """(name as the release notes write it, entry) of what `name` took the place of."""
+    for note, mentions in _notes_of(index, name):
+        own = {mention.name for mention in mentions if _means(mention.name, name, note.text)}
+        for place, mention in enumerate(mentions):
+            if not own.isdisjoint(advised_instead(note.text, mentions, place)):
+                yield mention.name, note
+
+
 def end_noted(index: VersionIndex, name: str) -> str:
     """A sentence with what the release notes say of the end of `name` itself; "" if they do not speak of it."""
     for note, mentions in _notes_of(index, name):

@@ -15,10 +15,11 @@ from parallelmind.retrieval.advice import advised
 from parallelmind.retrieval.corpus_rows import CorpusRow
 from parallelmind.retrieval.existence import PRESENT, deprecation, look_up
 from parallelmind.retrieval.matching import find_renamed
-from parallelmind.retrieval.noted import cited, replacements_noted
+from parallelmind.retrieval.noted import cited, formers_noted, replacements_noted
 from parallelmind.retrieval.renames import RenameTable
 from parallelmind.retrieval.spelled import is_class, is_module, is_private, row_of, spelled_out
 from parallelmind.retrieval.version_index import VersionIndex, summary_digest
+from parallelmind.retrieval.versions import sort_key
 
 _LETTERS_THAT_TELL = 5
 _VENDORED = re.compile(r"\._?(?:packages|vendor(?:ed)?|extern(?:als?)?|third_party)\.")
@@ -54,15 +55,21 @@ class _Candidate:
 
 
 def find_replacement(
-    index: VersionIndex, name: str, table: RenameTable, witness: VersionIndex | None = None, said: str = ""
+    index: VersionIndex,
+    name: str,
+    table: RenameTable,
+    witness: VersionIndex | None = None,
+    said: str = "",
+    chronicle: VersionIndex | None = None,
 ) -> Replacement | None:
     """What to use in the version of `index` instead of `name`.
 
     Args:
         witness: a version that has the name; None if there is none.
         said: what the package says of its end, in any version.
+        chronicle: a version whose release notes count as well.
     """
-    for candidate in _candidates(index, name, table, witness, said):
+    for candidate in _candidates(index, name, table, witness, said, chronicle):
         known = [_first_usable(index, spellings, name, witness) for spellings in candidate.alternatives]
         if found := [full for full in dict.fromkeys(known) if full]:
             return Replacement(
@@ -79,26 +86,34 @@ def _one(name: str, evidence: str) -> _Candidate:
 
 
 def _candidates(
-    index: VersionIndex, name: str, table: RenameTable, witness: VersionIndex | None, said: str
+    index: VersionIndex,
+    name: str,
+    table: RenameTable,
+    witness: VersionIndex | None,
+    said: str,
+    chronicle: VersionIndex | None,
 ) -> Iterator[_Candidate]:
     for others in advised(said):
         spellings = [
             spelled_out(index, name, table.spelled_out(other), anywhere=_is_name(other, said)) for other in others
         ]
         yield _Candidate(spellings, f"{index.package} says of {name}: {said}")
-    for where in dict.fromkeys((index, witness)):
+    for where in dict.fromkeys((index, witness, chronicle)):
         for others, note in replacements_noted(where, name) if where is not None else ():
             spellings = [spelled_out(index, name, other, anywhere=True) for other in others]
             yield _Candidate(spellings, cited(index, note), is_noted=True)
     if witness is not None:
         yield from _by_witness(index, name, witness)
+    if witness is not None and sort_key(witness.version) > sort_key(index.version):
+        for other, note in formers_noted(witness, name):
+            yield _Candidate([spelled_out(index, name, other, anywhere=True)], cited(witness, note), is_noted=True)
+    removal = table.removal(name, index.version)
+    if removal and removal[1]:
+        yield _one(removal[1], f"The release notes of {index.package} {removal[0]} say so.")
     if witness is not index:  # of what is there, only what the package says counts
         yield from _guesses(index, name, row_of(witness, name) if witness is not None else None)
         if (other_row := find_renamed(index, name, table)) is not None:
             yield _one(index.public(other_row), "Its module was renamed.")
-    removal = table.removal(name, index.version)
-    if removal and removal[1]:
-        yield _one(removal[1], f"The release notes of {index.package} {removal[0]} say so.")
 
 
 def _is_name(other: str, said: str) -> bool:

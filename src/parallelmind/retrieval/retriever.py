@@ -176,14 +176,14 @@ class Retriever:
         if known.verdict == PRESENT and not self._settings.jump_exact_match:
             return self._present(index, asked, known)
         by_likeness = self._settings.enable_str_match
-        is_removed = known.verdict != PRESENT and self._renames.removal(name, index.version) is not None
-        if by_likeness and not is_removed and (other := find_renamed(index, name, self._renames)) is not None:
-            return replace(self._instead(index, other, name), existence=known)
         absence = None
         if known.verdict == IS_ABSENT:
             absence = explain_absence(self._store, index, name, known, self._renames)
-            if absence.is_known_elsewhere or not by_likeness:
-                return self._absent(index, name, known, absence)
+        other = find_renamed(index, name, self._renames) if by_likeness else None
+        if other is not None and not (absence is not None and _has_ended(index, absence, other)):
+            return replace(self._instead(index, other, name), existence=known)
+        if absence is not None and (absence.is_known_elsewhere or not by_likeness):
+            return self._absent(index, name, known, absence)
         if by_likeness and (other := self._similar_names(index).find(index, name)) is not None:
             return replace(self._instead(index, other, name), existence=known)
         if absence is not None:
@@ -277,3 +277,11 @@ class Retriever:
             document = Document(index.package, index.version, row, name)
             texts.append((document, document_text(document, index.row(row), title=found.title)))
         return assemble(texts, fill=fill, budget=self._budget, max_tokens=self._settings.max_tokens)
+
+
+def _has_ended(index: VersionIndex, absence: Absence, renamed: int) -> bool:
+    """Whether an API is known to be removed, or to have another successor than the one below its renamed module."""
+    if absence.removed_in or absence.instead is None:
+        return bool(absence.removed_in)
+    is_told = bool(absence.note) or absence.instead.is_noted
+    return is_told and look_up(index, absence.instead.name).row != renamed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Iterator
 
@@ -36,7 +37,9 @@ def spelled_out(index: VersionIndex, name: str, other: str, *, anywhere: bool) -
             yield f"{parent}.{rest}"
     if dot and first.islower() and is_class(index, name.rpartition(".")[0]):  # app.json, said of Flask.json_encoder
         yield f"{name.rpartition('.')[0]}.{rest}"
-    if anywhere:
+    if anywhere and hasattr(builtins, other):
+        yield other
+    elif anywhere:
         ending = index.rows_ending_in(other.rpartition(".")[2])
         public = [
             index.public(place)

@@ -123,6 +123,11 @@ class VersionIndex:
         found = self._database.execute(asked, (last,))
         return [Note(text=text, version=version, source=source) for text, version, source in found]
 
+    @functools.cached_property
+    def has_notes(self) -> bool:
+        """Whether release notes were read for it."""
+        return self._database.execute("SELECT 1 FROM notes LIMIT 1").fetchone() is not None
+
     def is_beside(self, package: str) -> bool:
         """Whether something in the version's own modules is defined in another package of that name."""
         return self._database.execute("SELECT 1 FROM beside WHERE package = ?", (package,)).fetchone() is not None

@@ -59,6 +59,7 @@ _BEFORE_CODE = re.compile(
     r"\s*(?:\.\. (?:code|code-block|sourcecode|parsed-literal|plot|ipython)::|(?!\s*\.\. ).*::\s*\Z)"
 )
 _ROLE = re.compile(r":(?:issue|pr|pull|ghissue|ghpull|ticket|ghuser|user|cve|gh|commit):`[^`]*`")
+_SUBSTITUTION = re.compile(r"\|\w[\w ]*\|")
 _LABELLED = re.compile(r":[\w:.+-]+:`!?([^`<]*?)\s*(?:<[^`>]*>)?`")
 _REFERENCE = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
@@ -243,7 +244,7 @@ def _table(lines: Sequence[str], first: int) -> Generator[tuple[str, str], None,
 
 
 def _plain(text: str) -> str:
-    for pattern, new in ((_ROLE, ""), (_LABELLED, r"`\1`"), (_REFERENCE, r"`\1`"), (_LINK, r"\1")):
+    for pattern, new in ((_ROLE, ""), (_SUBSTITUTION, ""), (_LABELLED, r"`\1`"), (_REFERENCE, r"`\1`"), (_LINK, r"\1")):
         text = pattern.sub(new, text)
     text = " ".join(text.replace("``", "`").replace("`~", "`").split())
     return printable(text)[:_LONGEST]
