@@ -64,6 +64,8 @@ class CorpusRow:
     """Name, kind as in `inspect.Parameter`, and whether it can be left out; None if they are not known."""
     deprecated: str = ""
     """What the package says about its end, by a decorator, a warning or in the documentation; "" if nothing."""
+    calls: str = ""
+    """What it does nothing but call, as its code names it: `self.find_element`; "" if it does more."""
     members: tuple[str, ...] = ()
     """Public names below a module or class."""
     home: str = ""
@@ -97,7 +99,7 @@ _BESIDE = ("names", "notes")
 """Files of a version that hold no rows."""
 _LISTS = ("aliases", "members")
 _TEXTS: dict[str, type[Example] | type[Mention]] = {"examples": Example, "mentions": Mention}
-_SELDOM = ("parameters", "deprecated", "home", "place", "examples", "mentions")
+_SELDOM = ("parameters", "deprecated", "calls", "home", "place", "examples", "mentions")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 
