@@ -18,7 +18,7 @@ demo-rag: $(VENV)/.run
 	$(BIN)/parallelmind demo-rag
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What libraries compile as they are imported (bitsandbytes, for two seconds) and nobody calls.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Where nothing may be kept of what is compiled, each worker and each program compiles the package and the tests anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Kernels for GPUs are interpreted where there is none; Triton decides so when it is imported.
 if os.environ.get("PARALLELMIND_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -40,8 +44,36 @@ torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+FIRST = (
+    "docs/test_commands.py",
+    "cli/test_batch_real.py",
+    "compatibility/test_batch.py",
+    "engine/test_windows.py",
+    "engine/test_equalities.py",
+    "engine/test_same_bits.py",
+    "engine/test_join.py",
+    "engine/test_fork.py",
+    "engine/test_adapters.py",
+    "server/page/",
+    "compatibility/test_workers.py",
+    "compatibility/test_train_files.py",
+    "server/test_process.py",
+    "test_wheel.py",
+)
+"""Files that take longest: begun last, one of them would run alone at the end."""
+
 _running: list[pytest.Item] = []
 """The test that is run now, from before its fixtures are made."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before all others those of `FIRST`, in that order."""
+
+    def place(item: pytest.Item) -> int:
+        found = (number for number, name in enumerate(FIRST) if item.nodeid.startswith(f"tests/{name}"))
+        return next(found, len(FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(tryfirst=True)

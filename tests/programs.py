@@ -13,12 +13,13 @@ import pytest
 
 
 @contextmanager
-def command_line(*words: object, stdin: str | None = None) -> Iterator[None]:
-    """What a program finds in this block: its name and arguments, and what is typed."""
+def command_line(*words: object, stdin: str | bytes | None = None) -> Iterator[None]:
+    """What a program finds in this block: its name and arguments, and what is typed, or what is piped into it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(word) for word in words])
         if stdin is not None:
-            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            is_bytes = isinstance(stdin, bytes)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)) if is_bytes else io.StringIO(stdin))
         yield
 
 

@@ -24,6 +24,7 @@ CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / "scripts" / "parallel_inference_hf_lora.py"
 GREEDY = ["--temperature", "0", "--dtype", "float32", "--device", "cpu", "--max_new_tokens", "16"]
 # A draw may hang on rounding, which the batch changes.
+MANY = 40
 SHORT = [*GREEDY, "--max_new_tokens", "6", "--ignore_eos", "--batch_size", "2"]
 
 
@@ -80,7 +81,7 @@ def test_the_bundled_model_answers(data: Path, out: Path) -> None:
 
 def make_many(data: Path) -> None:
     """So many that a run is not at its end before the test sees its first result."""
-    records = [{"main": f"main {n}", "branches": ["b", "c"]} for n in range(100)]
+    records = [{"main": f"main {n}", "branches": ["b", "c"]} for n in range(MANY)]
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -97,7 +98,7 @@ def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> byte
 def wait_for_results(process: subprocess.Popen[str], out: Path) -> None:
     """Until the first record of a running job has its result."""
     while process.poll() is None and not stored_results(out):
-        time.sleep(0.001)
+        time.sleep(0.02)
 
 
 def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
@@ -114,7 +115,7 @@ def test_a_killed_run_of_the_script_ends_as_an_uninterrupted_run(
     assert process.returncode == -signal.SIGKILL, log
     assert not out.exists()
     assert main(arguments(data, out, *SHORT, model=model)) == 0
-    assert re.search(r"continuing: \d+ of 100 records have results", capsys.readouterr().err)
+    assert re.search(rf"continuing: \d+ of {MANY} records have results", capsys.readouterr().err)
     assert out.read_bytes() == uninterrupted
     assert main(arguments(data, out, *SHORT, model=model)) == 0
     assert "is complete already" in capsys.readouterr().err
@@ -146,5 +147,5 @@ def test_an_interrupted_run_with_workers_ends_them_and_continues(
     assert not ask(out, "SELECT * FROM leases UNION SELECT 0, 0, 0, record FROM quarantine")  # no record is to blame
     capfd.readouterr()
     assert main([*given, "--workers", str(workers)]) == 0
-    assert re.search(r"continuing: \d+ of 100 records have results", capfd.readouterr().err)
+    assert re.search(rf"continuing: \d+ of {MANY} records have results", capfd.readouterr().err)
     assert out.read_bytes() == uninterrupted

@@ -7,7 +7,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -81,10 +80,6 @@ class Terminal:
             pass
 
 
-def piped(given: bytes) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(COMMAND, input=given, capture_output=True, timeout=SECONDS, check=False)
-
-
 def talked(capsys: pytest.CaptureFixture[str], text: str, *more: str) -> str:
     """What the chat shows for the same input in this process."""
     with command_line("parallelmind", *COMMAND[3:], *more, stdin=text):
@@ -92,7 +87,7 @@ def talked(capsys: pytest.CaptureFixture[str], text: str, *more: str) -> str:
     return capsys.readouterr().out
 
 
-def test_piped(tmp_path: Path) -> None:
+def test_piped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "story.txt").write_text(STORY, encoding="utf-8-sig")  # as editors of Windows save it
     script = f"""/main < {tmp_path}/story.txt
 How old is Dan?
@@ -113,9 +108,9 @@ How old is Dan?
 How much does the hat cost?
 /system one \\
 two"""
-    done = piped(script.encode() + b"\n\xff\xfe\n")
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == 0, err
+    with command_line("parallelmind", *COMMAND[3:], stdin=script.encode() + b"\n\xff\xfe\n"):
+        assert main(COMMAND[3:]) == 0
+    out, err = capsys.readouterr()
     assert "User: Assistant: 26\nUser: " in out
     assert "[1] How much does the hat cost?\n91\n[2] How old is Dan?\n26\n" in out
     assert "2 questions and their answers are part of the conversation" in out

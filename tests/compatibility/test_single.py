@@ -16,7 +16,7 @@ from parallelmind.columnar import find_rope_patch
 from parallelmind.models import loader
 from parallelmind.models.identity import bundled_model_path
 from scripts import inference_hf_lora
-from tests.compatibility.command_lines import link_checkout, parsed, run_line, run_script
+from tests.compatibility.command_lines import link_checkout, parsed, run_script
 from tests.compatibility.conftest import Adapters
 from tests.compatibility.contract import proves
 from tests.compatibility.inference_runs import (
@@ -291,12 +291,12 @@ def test_presets(name: str) -> None:
 
 
 @proves("single", "python scripts/inference_hf_lora.py --mode chat", "quit, exit, Ctrl-D")
-def test_the_script_chats(tmp_path: Path) -> None:
-    """The script, as a process of its own, answers what is typed, and ends."""
+def test_the_script_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script answers what is typed, and ends."""
     line = "python scripts/inference_hf_lora.py --base_model tiny --mode chat"
     typed = f"/main {STORY}{QUESTIONS[1]}\nquit\nnever read\n"
-    done = run_line(line, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path), stdin=typed)
-    assert done.stdout.endswith(f"\nUser: Assistant:{ANSWERS[1]}\nUser: 再见！\n")
+    run_script(line, *ON_CPU, *EXACT, cwd=link_checkout(tmp_path), stdin=typed)
+    assert capsys.readouterr().out.endswith(f"\nUser: Assistant:{ANSWERS[1]}\nUser: 再见！\n")
 
 
 @proves("single", "python scripts/inference_hf_lora.py --mode generate", "--prompt")

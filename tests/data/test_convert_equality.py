@@ -20,6 +20,7 @@ from parallelmind.data.encoder import SampleEncoder
 from parallelmind.data.rows import RowLimits
 from parallelmind.data.sources import JsonlSource
 from parallelmind.models.identity import bundled_model_path
+from tests.cases import spread
 from tests.prompts.templates import CHATML, byte_tokenizer
 from tests.training.test_forward import assert_same, lora_model, packed_gradients
 
@@ -141,10 +142,9 @@ def alone(rows: list[dict[str, Any]], folder: Path, tokenizer: Any, **settings: 
     return found
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
-@pytest.mark.parametrize("form", FORMS)
-def test_packed_rows_are_the_rows_alone(tmp_path: Path, form: str, tokenizer: Any) -> None:
-    rows = FORMS[form]
+@pytest.mark.parametrize(("form", "template"), spread(FORMS, TOKENIZERS))
+def test_packed_rows_are_the_rows_alone(tmp_path: Path, form: str, template: str) -> None:
+    rows, tokenizer = FORMS[form], TOKENIZERS[template]
     source = save(tmp_path / "rows.jsonl", rows)
     output, report = converted(source)
     assert report.rows == report.converted == len(rows)

@@ -15,16 +15,19 @@ from parallelmind.models.lora_read import read_adapter
 from parallelmind.models.sidecar import RopeSettings
 from parallelmind.server.options import ServeOptions
 from tests.docs.errors import PATH, render
-from tests.docs.messages import CARRIERS, EXCEPTIONS, MORE_CARRIERS, SOURCE, VARIABLES, templates
-
-TEMPLATES = templates()
+from tests.docs.messages import CARRIERS, EXCEPTIONS, MORE_CARRIERS, SOURCE, VARIABLES, Template, templates
 
 
-def test_the_page_is_up_to_date() -> None:
-    assert PATH.read_text(encoding="utf-8") == render(TEMPLATES), "run: python -m tests.docs.errors"
+@pytest.fixture(scope="module")
+def found() -> list[Template]:
+    return templates()
 
 
-def test_errors_that_are_raised_are_found_by_their_text(tmp_path: Path) -> None:
+def test_the_page_is_up_to_date(found: list[Template]) -> None:
+    assert PATH.read_text(encoding="utf-8") == render(found), "run: python -m tests.docs.errors"
+
+
+def test_errors_that_are_raised_are_found_by_their_text(tmp_path: Path, found: list[Template]) -> None:
     """Errors of several packages, raised for real: the page has the row that a user would look for."""
     (tmp_path / "packed.jsonl").write_bytes(b"\x1f\x8b\x08\x00")
     (tmp_path / "adapter.pth").write_bytes(b"nothing")
@@ -39,7 +42,7 @@ def test_errors_that_are_raised_are_found_by_their_text(tmp_path: Path) -> None:
         with pytest.raises(ParallelMindError) as caught:
             cause()
         kind = f"`{type(caught.value).__name__}`"
-        shown = [re.escape(template.text).replace("…", ".*") for template in TEMPLATES if template.kind == kind]
+        shown = [re.escape(template.text).replace("…", ".*") for template in found if template.kind == kind]
         assert any(re.fullmatch(pattern, str(caught.value), re.DOTALL) for pattern in shown), caught.value
 
 
@@ -76,9 +79,9 @@ def test_messages_are_followed_through_variables_constants_and_functions(tmp_pat
     ]
 
 
-def test_no_place_that_raises_is_overlooked() -> None:
+def test_no_place_that_raises_is_overlooked(found: list[Template]) -> None:
     """What yields no text only passes on another's: a new way to put a message together must not slip through."""
-    read = {(template.module, template.line) for template in TEMPLATES}
+    read = {(template.module, template.line) for template in found}
     for path in sorted(SOURCE.rglob("*.py")):
         module = path.relative_to(SOURCE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

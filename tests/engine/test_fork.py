@@ -101,9 +101,7 @@ def test_a_fork_is_a_branch_with_the_same_prefix(family: str, patched: bool) -> 
         assert_same(results[index], undisturbed[index])
 
 
-@pytest.mark.parametrize("patched", [False, True])
-@pytest.mark.parametrize("page_tokens", [1, 4, 64])
-@pytest.mark.parametrize("steps", range(1, 9))
+@pytest.mark.parametrize(("steps", "page_tokens", "patched"), spread(range(1, 9), [1, 4, 64], [False, True]))
 def test_a_fork_computes_nothing_again(
     patched: bool, page_tokens: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,10 +98,9 @@ def test_the_bundled_table_is_sound() -> None:
     assert table.spelled_out("plt.plot") == "matplotlib.pyplot.plot"
     assert table.spelled_out("npy.x") == "npy.x"
     assert "scipy.fft.dct" in table.other_names("scipy.fftpack.dct")
-    assert table.removal("numpy.bool", "1.23.5") is None
-    assert table.removal("numpy.bool", "1.26.4") == ("1.24", "bool")
-    assert table.removal("numpy.bool", "2.1.0") is None
-    assert table.former_name("numpy.trapezoid", "1.26.4") == "numpy.trapz"
+    assert table.removal("pandas.DataFrame.append", "1.5.3") is None
+    assert table.removal("pandas.DataFrame.append", "2.2.2") == ("2.0", "pandas.concat")
+    assert table.former_name("pandas.Series.is_monotonic_increasing", "1.5.3") == "pandas.Series.is_monotonic"
     for name, removal in table.removed.items():
         assert table.removal(name, removal.removed_in) is not None
         assert removal.use != name

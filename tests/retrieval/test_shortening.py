@@ -95,6 +95,30 @@ def test_sections() -> None:
     assert code.text == "    for one in sheets:\n\n        fold(one)"
 
 
+def test_code_within_the_text_is_an_example() -> None:
+    text = (
+        "f(a)\n\nSummary.\n\n.. code-block:: python\n\n    f(1)\n\n    f(2)\n\nMore words.\n\nSo::\n\n    f(3)\n\nEnd."
+    )
+    assert worths(text) == [
+        Worth.HEAD, Worth.SUMMARY, Worth.EXAMPLE, Worth.PROSE, Worth.EXAMPLE, Worth.PROSE,
+    ]  # fmt: skip
+    assert sections_of(text)[2].units[-1].text == "    f(1)\n\n    f(2)"
+    long = text.replace("More words.", "More words. " * 60)
+    assert "    f(1)\n\n    f(2)" in BUDGET.shorten(long, 90).text
+
+
+def test_source_code_is_cut_at_its_end() -> None:
+    code = 'def f(a):\n    """Do it.\n\n    Returns:\n        It.\n\n    >>> f(1)\n    """\n\n    b = a\n\n    return b'
+    text = f"m.f(a)\n(function of m 1.0)\n\n{code}"
+    for limit in range(BUDGET.count("m.f(a)\n(function of m 1.0)") + 14, BUDGET.count(text)):
+        assert text.startswith(BUDGET.shorten(text, limit).text)
+
+
+def test_an_example_keeps_its_place_and_loses_its_words() -> None:
+    text = f"f(a)\n\nIt.\n\nExample from docs/a.rst of box 1.0. {'Very long words. ' * 30}\n\n    f(1)\n\nNote:\n    x"
+    assert "Example from docs/a.rst of box 1.0.\n\n    f(1)" in BUDGET.shorten(text, 90).text
+
+
 def test_nothing_is_lost_where_all_fits() -> None:
     for text in (NUMPY, GOOGLE):
         assert "\n\n".join(unit.text for section in sections_of(text) for unit in section.units) == text
@@ -174,7 +198,7 @@ def test_what_a_document_has() -> None:
     text = document_text(Document("box", "1.0", 0, "box.fold"), given_row)
     assert text == (
         "box.fold(a, /, b=..., *, c=..., **rest)\n(function of box 1.0)\n\nIt has no documentation of its own.\n\n"
-        "In docs/b.rst of box 1.0: To halve paper, use fold.\n\n"
+        "Said in docs/b.rst of box 1.0: To halve paper, use fold.\n\n"
         "Example from docs/a.rst of box 1.0. Fold it so:\n\n    fold(1)\n\n    fold(2)"
     )
     assert shown_signature(row("box.x", "", signature="(y)", parameters=())) == "(y)"

@@ -87,33 +87,32 @@ def post(port: int, path: str, body: Any, **headers: str) -> tuple[int, Any]:
     return answer
 
 
-def test_terminated_it_finishes_what_runs_and_refuses_the_rest() -> None:
+def terminate(server: Process) -> None:
+    """It finishes what runs and refuses the rest."""
     body = {"main": STORY, "branches": [{"prompt": QUESTIONS[0]}] * 4, "stream": True}
     body |= LONG | {"max_tokens": 300}
-    with started("--shutdown_timeout", "300") as server:
-        server.wait_for("ready: tiny")
-        port = server.port
+    port = server.port
 
-        async def watch() -> bytes:
-            kept = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-            kept.connect()
-            async with stream(port, "/v1/branches", body) as reader:
-                begin = await reader.readuntil(b'"token"')
-                server.process.send_signal(signal.SIGTERM)
-                await asyncio.to_thread(server.wait_for, "shutting down: 1 requests have 300 seconds")
-                kept.request("POST", "/generate", '{"prompt": "x"}', {"Content-Type": "application/json"})
-                refused = kept.getresponse()
-                assert refused.status == 503
-                assert b"shutting down" in refused.read()
-                kept.request("GET", "/health")
-                assert kept.getresponse().status == 503
-                kept.close()
-                return begin + await reader.readuntil(b"[DONE]")
+    async def watch() -> bytes:
+        kept = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        kept.connect()
+        async with stream(port, "/v1/branches", body) as reader:
+            begin = await reader.readuntil(b'"token"')
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(server.wait_for, "shutting down: 1 requests have 300 seconds")
+            kept.request("POST", "/generate", '{"prompt": "x"}', {"Content-Type": "application/json"})
+            refused = kept.getresponse()
+            assert refused.status == 503
+            assert b"shutting down" in refused.read()
+            kept.request("GET", "/health")
+            assert kept.getresponse().status == 503
+            kept.close()
+            return begin + await reader.readuntil(b"[DONE]")
 
-        events = asyncio.run(watch()).decode()
-        assert events.count('"finish_reason":"length"') == 4
-        assert server.end() == 0
-        assert "cut off" not in server.log
+    events = asyncio.run(watch()).decode()
+    assert events.count('"finish_reason":"length"') == 4
+    assert server.end() == 0
+    assert "cut off" not in server.log
 
 
 def test_the_key_is_never_shown_and_what_does_not_finish_in_time_is_told_so() -> None:
@@ -138,7 +137,7 @@ def test_the_key_is_never_shown_and_what_does_not_finish_in_time_is_told_so() ->
         assert "secret" not in server.log
 
 
-def test_adapters_are_chosen_by_request(tmp_path: Path) -> None:
+def test_adapters_are_chosen_by_request_and_a_terminated_server_finishes_what_runs(tmp_path: Path) -> None:
     from parallelmind import load_model_with_lora
 
     paths = {}
@@ -150,7 +149,7 @@ def test_adapters_are_chosen_by_request(tmp_path: Path) -> None:
             torch.nn.init.normal_(layer.lora.B.weight, std=4.0, generator=generator)
         paths[name] = save_lora(model, tmp_path / f"{name}.pth")
     flags = [flag for name, path in paths.items() for flag in ("--lora_path", f"{name}={path}")]
-    with started(*flags, "--no-patch-rope", "--host", "0.0.0.0") as server:
+    with started(*flags, "--no-patch-rope", "--host", "0.0.0.0", "--shutdown_timeout", "300") as server:
         server.wait_for("ready: tiny, red, green")
         assert "WARNING listening on 0.0.0.0 without an API key" in server.log
         branches = [{"prompt": QUESTIONS[0], "adapter": name} for name in ("", "red", "green")]
@@ -168,6 +167,7 @@ def test_adapters_are_chosen_by_request(tmp_path: Path) -> None:
         status, error = post(server.port, "/v1/completions", {"model": "blue", "prompt": "x"})
         assert status == 404
         assert "this server has: tiny, red, green" in error["error"]["message"]
+        terminate(server)
 
 
 def ends_with(capsys: pytest.CaptureFixture[str], *flags: str) -> str:

@@ -87,7 +87,7 @@ def check(server: Running, examples: int) -> None:
 
 
 def test_no_request_makes_the_server_fail(limited: Running) -> None:
-    check(limited, 12)
+    check(limited, 6)
 
 
 @pytest.mark.slow

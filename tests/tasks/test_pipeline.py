@@ -49,7 +49,8 @@ def test_the_command_resumes_in_each_stage(tmp_path: Path, capsys: pytest.Captur
     command = [
         "pipeline", "--queries_file", str(ASSETS / "queries.json"), "--corpus_path", str(ASSETS / "corpus"),
         "--index_path", str(tmp_path / "index"), "--output_dir", str(tmp_path / "out"), "--model_path", "tiny",
-        "--max_tokens", "300", "--max_new_tokens", "8", "--temperature", "0", "--ignore_eos", "--workers", "0", "--max_samples", "3",
+        "--max_tokens", "300", "--max_new_tokens", "8", "--temperature", "0", "--ignore_eos",
+        "--workers", "0", "--max_samples", "3",
         *ON_CPU,
     ]  # fmt: skip
     assert main(command) == 0

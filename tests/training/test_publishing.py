@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, constants
 
+from parallelmind.cli.main import main
 from parallelmind.errors import SettingsError, TrainingError
 from parallelmind.models.lora import load_lora
 from parallelmind.training.card import CARD_NAME
@@ -39,23 +37,22 @@ def holds_token(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
-def test_the_command_pushes_the_adapter_and_checkpoints(model: Path, data: Path, tmp_path: Path) -> None:
+def test_the_command_pushes_the_adapter_and_checkpoints(
+    model: Path, data: Path, tmp_path: Path, hub: FakeHub, capfd: pytest.CaptureFixture[str]
+) -> None:
     command = [
-        sys.executable, "-m", "parallelmind", "train", "--base_model", model, "--data_path", data,
+        "train", "--base_model", model, "--data_path", data,
         "--out_dir", tmp_path / "out", "--lora_name", "stories", "--device", "cpu", "--dtype", "float32",
         "--branches_per_sample", 3, "--batch_size", 6, "--max_steps", 4, "--save_interval", 2,
         "--push_to_hub", "true", "--hub_token", TOKEN, "--hub_private_repo", "true", "--hub_strategy", "checkpoint",
         "--hub_always_push", "true",
     ]  # fmt: skip
-    with fake_hub() as hub:
-        env = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-        env["HF_HUB_DISABLE_TELEMETRY"] = "1"
-        ran = subprocess.run([str(one) for one in command], env=env, capture_output=True, text=True, timeout=300)
-        assert ran.returncode == 0, ran.stderr
-        assert hub.made == [{"name": "stories", "organization": None, "visibility": "private"}]
-        assert hub.tokens == {TOKEN}
-        files = hub.files["me/stories"]
-    assert f"{hub.endpoint}/me/stories" in ran.stderr
+    assert main([str(one) for one in command]) == 0
+    out, err = capfd.readouterr()
+    assert hub.made == [{"name": "stories", "organization": None, "visibility": "private"}]
+    assert hub.tokens == {TOKEN}
+    files = hub.files["me/stories"]
+    assert f"{hub.endpoint}/me/stories" in err
     assert files.keys() >= ADAPTER | {"stories.pth", "stories.parallelmind.json"}
     assert {name for name in files if "/" in name} >= {"last-checkpoint/trained.safetensors"}
     assert hub.commits[-1] == "stories, 4 steps"
@@ -71,7 +68,7 @@ def test_the_command_pushes_the_adapter_and_checkpoints(model: Path, data: Path,
     for name, content in files.items():
         assert str(tmp_path).encode() not in content.replace(b"\\/", b"/") or name.startswith("last-checkpoint/"), name
         assert str(model).encode() not in content, name
-    assert TOKEN not in ran.stderr + ran.stdout
+    assert TOKEN not in out + err
     assert not holds_token(tmp_path)
     assert "base_model" not in ModelCard(files["README.md"].decode()).data.to_dict()
 

@@ -31,10 +31,10 @@ from tests.training.runs import (
 @pytest.mark.parametrize(
     "more",
     [
-        {"batch_size": 3},
         {"batch_size": 3, "use_streaming": True},
         {"batch_size": 16, "max_tokens_per_batch": 40},
-        {"batch_size": 16, "max_tokens_per_batch": 40, "use_streaming": True},
+        pytest.param({"batch_size": 3}, marks=pytest.mark.slow),
+        pytest.param({"batch_size": 16, "max_tokens_per_batch": 40, "use_streaming": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -81,7 +81,7 @@ def test_the_adapter_moves_and_the_base_does_not(model: Path, data: Path, tmp_pa
 @pytest.mark.parametrize(
     ("large", "small"),
     [
-        ((8, 1), (2, 4)),
+        pytest.param((8, 1), (2, 4), marks=pytest.mark.slow),
         ((8, 1), (1, 8)),
         ((5, 1), (1, 5)),  # steps that end within a row of 3
         ((2, 1), (1, 2)),  # steps that are smaller than one

@@ -35,6 +35,9 @@ Three sources, of which every row names the one of its doc:
 The sandbox is bubblewrap, or Linux namespaces of our own. Where neither can be had nothing is built: give --no_runtime
 for descriptions by files alone, each with what it lacks, or --unsafe_inspection to run the code as you.
 
+Release notes are read from the source archive, which is fetched beside the wheel; {version}.notes.jsonl.gz holds what
+they say of names. Without one all else works.
+
 Wheels come from pip's configured index. A version without a wheel for this Python is read from a wheel for another one,
 or from its source archive; nothing of a source archive is run. Finished versions are kept; interrupted, the same
 command goes on.
@@ -56,7 +59,8 @@ sure, and what it does not show is listed as unknown.
   added        it is new
   unknown      one version could not be asked for it
 
-Each line ends with what shows it: words of the package, another name of the same object, the same documentation.
+Each line ends with what shows it: words of the package or of its release notes, another name of the same object, code
+that only calls it, the same documentation.
 
 Example:
   parallelmind corpus diff numpy 1.16.6 1.26.4 --kind removed renamed --corpus_path corpora
@@ -198,6 +202,7 @@ def _show(args: argparse.Namespace) -> int:
     from parallelmind.retrieval.corpus.meta import matching_metas
     from parallelmind.retrieval.corpus.sandbox.running import printable
     from parallelmind.retrieval.corpus_rows import find_objects
+    from parallelmind.retrieval.sections import SAID_IN
 
     name, _, version = args.name.partition("==")
     if metas := matching_metas(args.corpus_path, name, version or args.version):
@@ -212,7 +217,7 @@ def _show(args: argparse.Namespace) -> int:
         print(f"  {row.type} of {row.distribution} {row.version}, from {row.source}")
         if row.aliases:
             print(f"  also {', '.join(row.aliases)}")
-        parts = [row.doc or "no documentation", *(f"In {one.source}: {one.text}" for one in row.mentions)]
+        parts = [row.doc or "no documentation", *(f"{SAID_IN}{one.source}: {one.text}" for one in row.mentions)]
         parts += map(example_text, row.examples)
         lines = "\n\n".join(parts).expandtabs().splitlines()
         print("\n" + "\n".join(f"  {printable(line)}".rstrip() for line in lines) + "\n")

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(
         f"{command} pipeline --queries_file {typed_path(ASSETS / 'queries.json')} "
         f"--corpus_path {typed_path(ASSETS / 'corpus')} "
-        f"--output_dir {args.out_dir} --model_path tiny --max_tokens 300 --max_new_tokens 16 --temperature 0 --ignore_eos",
+        f"--output_dir {args.out_dir} --model_path tiny --max_tokens 300 --max_new_tokens 16 --temperature 0 "
+        "--ignore_eos",
         style="cyan",
         highlight=False,
         soft_wrap=True,

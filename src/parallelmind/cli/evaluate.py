@@ -29,7 +29,8 @@ documents that serve it. Optional: "kind", to count by, and "moved_to" of an abs
 Rows labelled rag_string_match are left out unless --enable_str_match is given.
 
 --truth judges what is said of names by labels that come from running the versions: how often documentation and "does
-not exist" are true and given, whether replacements and deprecations are told, and how many public names are found.
+not exist" are true and given, whether replacements and deprecations are told, how many of the replacements are right,
+and how many public names are found.
 
 Exit codes: 0 measured, 1 an error, 2 wrong usage.
 """

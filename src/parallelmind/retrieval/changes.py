@@ -10,6 +10,7 @@ from typing import Any
 from parallelmind.retrieval.change_kinds import Kind
 from parallelmind.retrieval.corpus_rows import CorpusRow
 from parallelmind.retrieval.existence import ABSENT, PRESENT, UNKNOWN, look_up
+from parallelmind.retrieval.noted import end_noted
 from parallelmind.retrieval.renames import RenameTable
 from parallelmind.retrieval.replacement import find_replacement
 from parallelmind.retrieval.version_index import VersionIndex
@@ -58,7 +59,8 @@ def _compare(old: VersionIndex, new: VersionIndex, table: RenameTable) -> Iterat
                 continue
             other = find_replacement(new, name, table, old, found.deprecated or before.deprecated)
             if other is None:
-                yield Change(kind="removed", name=name, evidence=before.deprecated or found.evidence)
+                said = before.deprecated or end_noted(new, name) or found.evidence
+                yield Change(kind="removed", name=name, evidence=said)
             else:
                 same = other.name.rpartition(".")[2] == name.rpartition(".")[2]
                 kind: Kind = "moved" if same else "renamed"

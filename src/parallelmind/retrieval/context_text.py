@@ -10,7 +10,8 @@ from parallelmind.retrieval.absence import Absence
 from parallelmind.retrieval.budget import Cut, TokenBudget
 from parallelmind.retrieval.corpus_rows import CorpusRow, Example
 from parallelmind.retrieval.existence import Existence
-from parallelmind.retrieval.sections import EXAMPLE_FROM
+from parallelmind.retrieval.replacement import Replacement
+from parallelmind.retrieval.sections import EXAMPLE_FROM, SAID_IN
 
 SEPARATOR = "\n\n---\n\n"
 _LEAST_HEAD, _MOST_OF_HEAD = 48, 256
@@ -64,7 +65,7 @@ def document_text(document: Document, row: CorpusRow, *, title: str = "", source
         members = f" Members: {', '.join(row.members)}." if row.members else ""
         parts.append(f"It has no documentation of its own.{members}")
     if len(doc) <= _SHORT:
-        parts += [f"In {one.source}: {one.text}" for one in row.mentions]
+        parts += [f"{SAID_IN}{one.source}: {one.text}" for one in row.mentions]
     parts += map(example_text, row.examples)
     if source:
         parts.append(source)
@@ -97,6 +98,19 @@ def presence_text(name: str, package: str, version: str, known: Existence) -> st
     return f"{text} It is deprecated: {known.deprecated}" if known.deprecated else text
 
 
+def deprecated_text(name: str, package: str, version: str, said: str, instead: Replacement | None) -> str:
+    """That an API is deprecated, and what to use instead.
+
+    Args:
+        said: what the package says when it is asked for the name.
+    """
+    text = f"{name} is deprecated in {package} {version}."
+    if instead is not None:
+        text += f" Use {' or '.join(instead.names)} instead."
+        text += f" {instead.evidence}" if instead.is_noted else ""
+    return f"{text} {package} says: {said}" if said else text
+
+
 def absence_text(name: str, package: str, version: str, absence: Absence, similar: Sequence[str] = ()) -> str:
     """What is known of an API that the version does not have."""
     sentences = [f"{name} does not exist in {package} {version}.", absence.evidence]
@@ -106,10 +120,12 @@ def absence_text(name: str, package: str, version: str, absence: Absence, simila
         sentences.append(f"It was removed in {package} {absence.removed_in}.")
     if absence.next_version:
         sentences.append(f"{package} {absence.next_version} has it, a later version.")
-    if absence.moved_to:
-        sentences.append(f"In {package} {version}, use {absence.moved_to} instead.")
-        if absence.moved_because and not absence.note:
+    if absence.instead is not None:
+        sentences.append(f"In {package} {version}, use {' or '.join(absence.instead.names)} instead.")
+        if absence.moved_because and not (absence.note and absence.note in absence.moved_because):
             sentences.append(absence.moved_because)
+    if absence.noted and absence.noted not in sentences:
+        sentences.append(absence.noted)
     if similar:
         sentences.append(f"Similar names there: {', '.join(similar)}.")
     text = " ".join(sentences)

@@ -21,7 +21,7 @@ from parallelmind.retrieval.existence import (
 from parallelmind.retrieval.facts import Parameter, ParameterKind, Verdict
 from parallelmind.retrieval.namespaces import Namespace
 from parallelmind.retrieval.renames import RenameTable, load_renames
-from parallelmind.retrieval.replacement import Replacement, find_replacement
+from parallelmind.retrieval.replacement import find_replacement
 from parallelmind.retrieval.store import CorpusStore
 from parallelmind.retrieval.version_index import VersionIndex
 
@@ -71,9 +71,8 @@ class CorpusFacts:
         is_method = is_called and self._was_method(index.package, absence, home)
         if of_instance and not is_method and self._may_be_of_instances(index, home):
             return Verdict(status="unknown", name=name, evidence=f"{evidence}; its instances may have more")
-        instead = absence.moved_to and Replacement(name=absence.moved_to, evidence=absence.moved_because)
         evidence += _elsewhere(absence, package)
-        return Verdict(status="absent", name=name, evidence=evidence, replacement=instead or None)
+        return Verdict(status="absent", name=name, evidence=evidence, replacement=absence.instead)
 
     def _present(self, index: VersionIndex, found: Existence, name: str) -> Verdict:
         row = None if found.row is None else index.row(found.row)

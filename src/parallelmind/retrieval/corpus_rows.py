@@ -64,6 +64,8 @@ class CorpusRow:
     """Name, kind as in `inspect.Parameter`, and whether it can be left out; None if they are not known."""
     deprecated: str = ""
     """What the package says about its end, by a decorator, a warning or in the documentation; "" if nothing."""
+    calls: str = ""
+    """What it does nothing but call, as its code names it: `self.find_element`; "" if it does more."""
     members: tuple[str, ...] = ()
     """Public names below a module or class."""
     home: str = ""
@@ -95,9 +97,11 @@ class CorpusRow:
         return (*introductions, *(one.text for one in self.mentions))
 
 
+_BESIDE = ("names", "notes")
+"""Files of a version that hold no rows."""
 _LISTS = ("aliases", "members")
 _TEXTS: dict[str, type[Example] | type[Mention]] = {"examples": Example, "mentions": Mention}
-_SELDOM = ("parameters", "deprecated", "home", "place", "examples", "mentions", "uses")
+_SELDOM = ("parameters", "deprecated", "calls", "home", "place", "examples", "mentions", "uses")
 _FIELDS = tuple(field.name for field in fields(CorpusRow))
 
 
@@ -111,6 +115,12 @@ def corpus_file(corpus_path: Path, import_name: str, version: str, corpus_type: 
 def corpus_name(version: str, corpus_type: str) -> str:
     """The name of a corpus file that is not compressed."""
     return f"{version}{_SUFFIXES[corpus_type]}"
+
+
+def file_beside(corpus_file: Path, kind: str) -> Path:
+    """Another file of the same version, compressed: `names` for `{version}.names.jsonl.gz`."""
+    version = corpus_file.name.removesuffix(SUFFIX).removesuffix(".jsonl").removesuffix(".srccodes")
+    return corpus_file.with_name(f"{version}.{kind}.jsonl{SUFFIX}")
 
 
 def packed_file(plain: Path) -> Path:
@@ -130,7 +140,7 @@ def corpus_versions(corpus_path: Path, corpus_type: str = "docstring") -> dict[s
     for path in sorted({path.with_name(path.name.removesuffix(SUFFIX)) for path in corpus_path.glob("*/*.jsonl*")}):
         if path.name.startswith(".") or path.parent.name.startswith(".") or path.suffix != ".jsonl":
             continue
-        kind = next((kind for kind in ("srccodes", "names") if path.name.endswith(f".{kind}.jsonl")), "docstring")
+        kind = next((kind for kind in ("srccodes", *_BESIDE) if path.name.endswith(f".{kind}.jsonl")), "docstring")
         if kind == corpus_type:
             found.setdefault(path.parent.name, []).append(path.name.removesuffix(_SUFFIXES[corpus_type]))
     return found

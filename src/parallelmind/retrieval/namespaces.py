@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from parallelmind.errors import DataError
 from parallelmind.io.atomic import replacing
+from parallelmind.retrieval.corpus_rows import file_beside
 
 Kind = Literal["module", "class", "instance"]
 KINDS = ("module", "class", "instance")
@@ -116,8 +117,7 @@ def to_row(space: Namespace) -> dict[str, Any]:
 
 def names_file(corpus_file: Path) -> Path:
     """The file of namespaces beside a corpus file; it need not exist."""
-    version = corpus_file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".srccodes")
-    return corpus_file.with_name(f"{version}.names.jsonl.gz")
+    return file_beside(corpus_file, "names")
 
 
 def write_namespaces(path: Path, head: Head, spaces: Iterable[Namespace]) -> None:

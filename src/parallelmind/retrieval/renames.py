@@ -16,7 +16,6 @@ from parallelmind.retrieval.versions import sort_key
 class _Removal:
     removed_in: str
     use: str
-    restored_in: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,6 @@ class RenameTable:
         """(first release without it, what takes its place or ""), if `version` is without it."""
         known = self.removed.get(name)
         if known is None or sort_key(version) < sort_key(known.removed_in):
-            return None
-        if known.restored_in and sort_key(version) >= sort_key(known.restored_in):
             return None
         return known.removed_in, known.use
 

@@ -19,6 +19,7 @@ from parallelmind.retrieval.context_text import (
     Document,
     absence_text,
     assemble,
+    deprecated_text,
     document_text,
     presence_text,
 )
@@ -29,7 +30,7 @@ from parallelmind.retrieval.matching import SimilarNames, find_exact, find_renam
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.ranking import Hit, Ranker
 from parallelmind.retrieval.renames import RenameTable, load_renames
-from parallelmind.retrieval.replacement import find_replacement
+from parallelmind.retrieval.replacement import Replacement, find_replacement
 from parallelmind.retrieval.store import CorpusStore, Resolved
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.settings.setting import Setting, Settings
@@ -50,7 +51,7 @@ class RetrieverSettings(Settings):
         int,
         Ge(0),
         Setting("documents in such a context, the best first; 0: as many as --max_documents", "context"),
-    ] = 5
+    ] = 1
     max_tokens: Annotated[int, Ge(0), Setting("at most this many tokens in a context; 0: no limit", "context")] = 4000
     enable_str_match: Annotated[
         bool, Setting("if no name is equal, try renamed modules and very similar names", "search")
@@ -79,6 +80,8 @@ class Retrieval:
     absence: Absence | None = None
     existence: Existence | None = None
     """What is known of the API that was asked for; None if the query names none, or not in which package it is."""
+    instead: Replacement | None = None
+    """What to use in place of an API that is absent or deprecated."""
     unserved: dict[str, str] = field(default_factory=dict)
     """Dependencies that the corpus lacks, and that this query could do without."""
 
@@ -96,6 +99,7 @@ class _Found:
     title: str = ""
     """What stands before each document, to say what it is."""
     existence: Existence | None = None
+    instead: Replacement | None = None
 
 
 class Retriever:
@@ -145,6 +149,7 @@ class Retriever:
             context=self._context(found),
             absence=found.absence,
             existence=found.existence,
+            instead=found.instead,
             unserved=dict(resolved.missing),
         )
 
@@ -181,14 +186,14 @@ class Retriever:
         if known.verdict == PRESENT and not self._settings.jump_exact_match:
             return self._present(index, asked, known)
         by_likeness = self._settings.enable_str_match
-        is_removed = known.verdict != PRESENT and self._renames.removal(name, index.version) is not None
-        if by_likeness and not is_removed and (other := find_renamed(index, name, self._renames)) is not None:
-            return replace(self._instead(index, other, name), existence=known)
         absence = None
         if known.verdict == IS_ABSENT:
             absence = explain_absence(self._store, index, name, known, self._renames)
-            if absence.is_known_elsewhere or not by_likeness:
-                return self._absent(index, name, known, absence)
+        other = find_renamed(index, name, self._renames) if by_likeness else None
+        if other is not None and not (absence is not None and _has_ended(index, absence, other)):
+            return replace(self._instead(index, other, name), existence=known)
+        if absence is not None and (absence.is_known_elsewhere or not by_likeness):
+            return self._absent(index, name, known, absence)
         if by_likeness and (other := self._similar_names(index).find(index, name)) is not None:
             return replace(self._instead(index, other, name), existence=known)
         if absence is not None:
@@ -204,24 +209,18 @@ class Retriever:
     def _present(self, index: VersionIndex, name: str, known: Existence) -> _Found:
         """The API's own document, or else that of what it belongs to."""
         if known.row is not None:
-            preface = self._deprecated_text(index, name, known)
-            return _Found(EXACT, [((index, known.row), name)], preface=preface, existence=known)
+            hits = [((index, known.row), name)]
+            said = deprecation(index, known)
+            if not said:
+                return _Found(EXACT, hits, existence=known)
+            other = find_replacement(index, name, self._renames, index, said)
+            preface = deprecated_text(name, index.package, index.version, known.deprecated, other)
+            return _Found(EXACT, hits, preface=preface, existence=known, instead=other)
         parent = known.parent if known.parent is not None else index.find(index.package)
         hits = [] if parent is None else [((index, parent), index.public(parent))]
         text = presence_text(name, index.package, index.version, known)
         document = Document(index.package, index.version, None, name)
         return _Found(EXACT, hits, preface=text, preface_of=document, title="It belongs to:\n\n", existence=known)
-
-    def _deprecated_text(self, index: VersionIndex, name: str, known: Existence) -> str:
-        """That it is deprecated, and what to use instead; "" if it is not."""
-        assert known.row is not None
-        said = deprecation(index, known)
-        if not said:
-            return ""
-        text = f"{name} is deprecated in {index.package} {index.version}."
-        other = find_replacement(index, name, self._renames, index, said)
-        text += f" Use {other.name} instead." if other else ""
-        return f"{text} {index.package} says: {known.deprecated}" if known.deprecated else text
 
     def _unknown_text(self, index: VersionIndex, name: str, known: Existence) -> str:
         older, newer = versions_with(self._store, index, name)
@@ -269,11 +268,12 @@ class Retriever:
         if absence.moved_to is None:
             qualifier, _, last = name.rpartition(".")
             like = (f"{qualifier}.{other}" for other in self._similar_names(index).like(last))
-            similar = [other for other in like if find_exact(index, other) is not None][:_SIMILAR_NAMED]
+            similar = [other for other in like if look_up(index, other).verdict == PRESENT][:_SIMILAR_NAMED]
         text = absence_text(name, index.package, index.version, absence, similar)
         row = find_exact(index, absence.moved_to) if absence.moved_to else None
         hits = [] if row is None or absence.moved_to is None else [((index, row), absence.moved_to)]
-        return _Found(ABSENT, hits, absence, text, title="What takes its place:\n\n", existence=known)
+        title = "What takes its place:\n\n"
+        return _Found(ABSENT, hits, absence, text, title=title, existence=known, instead=absence.instead)
 
     def _similar_names(self, index: VersionIndex) -> SimilarNames:
         if index not in self._similar:
@@ -294,3 +294,11 @@ class Retriever:
             source = self._source(index.row(row)) if self._settings.include_source else ""
             texts.append((document, document_text(document, index.row(row), title=found.title, source=source)))
         return assemble(texts, budget=self._budget, max_tokens=self._settings.max_tokens)
+
+
+def _has_ended(index: VersionIndex, absence: Absence, renamed: int) -> bool:
+    """Whether an API is known to be removed, or to have another successor than the one below its renamed module."""
+    if absence.removed_in or absence.instead is None:
+        return bool(absence.removed_in)
+    is_told = bool(absence.note) or absence.instead.is_noted
+    return is_told and look_up(index, absence.instead.name).row != renamed

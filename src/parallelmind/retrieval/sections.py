@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-EXAMPLE_FROM, SOURCE_IN = "Example from ", "Source in "
+EXAMPLE_FROM, SAID_IN, SOURCE_IN = "Example from ", "Said in ", "Source in "
 """Begin the headings of what contexts add to a docstring."""
 
 
@@ -39,16 +39,23 @@ _GOOGLE = re.compile(rf"(?:{'|'.join(_TITLES.values())})\s*:", re.I)
 _UNDERLINE = re.compile(r"([-=~^*])\1{2,}$")
 _FIELD = re.compile(r":(?:param|parameter|arg|argument|key|keyword|type|var|ivar|cvar)\b[^:]*:")
 _RESULT_FIELD = re.compile(r":(?:returns?|rtype|raises?|except|yields?)\b[^:]*:")
+_CODE_DIRECTIVE = re.compile(r"\.\. (?:code-block|code|sourcecode)::")
+_TEXT = (Worth.HEAD, Worth.SUMMARY, Worth.PROSE)
 _CITATION = re.compile(r"\.\. \[\w+\]")
 _CALL = re.compile(r"[\w.]+\(.*\)(\s*->.*)?$", re.DOTALL)
 
 
 @dataclass(slots=True)
 class Unit:
-    """A paragraph, or code that belongs together; never cut in the middle if it is code."""
+    """A paragraph, or code that belongs together."""
 
     text: str
     is_code: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is there whole or not at all."""
+        return self.is_code or self.text.startswith(SAID_IN)
 
 
 @dataclass(slots=True)
@@ -57,6 +64,8 @@ class Section:
 
     worth: Worth
     units: list[Unit] = field(default_factory=list)
+    is_between: bool = False
+    """An example in the middle of the text, without a heading."""
 
 
 def sections_of(text: str) -> list[Section]:
@@ -66,6 +75,11 @@ def sections_of(text: str) -> list[Section]:
     has_summary = False
     for paragraph in rest:
         worth = _worth_of(paragraph)
+        last = found[-1]
+        if worth is None and last.worth in _TEXT and _begins_code(paragraph, last.units[-1]):
+            found.append(Section(Worth.EXAMPLE, is_between=True))
+        elif worth is None and last.is_between and not paragraph[0].startswith((" ", "\t", ">>>")):
+            worth = Worth.PROSE
         if worth is None and found[-1].worth in (Worth.HEAD, Worth.SUMMARY):
             is_call = _CALL.fullmatch("\n".join(paragraph).strip()) is not None
             worth = Worth.PROSE if has_summary else Worth.SUMMARY
@@ -76,11 +90,21 @@ def sections_of(text: str) -> list[Section]:
     return found
 
 
+def _begins_code(paragraph: Sequence[str], before: Unit) -> bool:
+    line = paragraph[0]
+    is_literal = before.text.rstrip().endswith("::") and line.startswith((" ", "\t"))
+    return is_literal or line.startswith((">>>", "```")) or _CODE_DIRECTIVE.match(line) is not None
+
+
 def _worth_of(paragraph: Sequence[str]) -> Worth | None:
-    """What begins with a heading, or with the fields of reStructuredText; None for what goes on."""
-    line = paragraph[0].strip()
+    """What begins with a heading, or with the fields of reStructuredText; None for what goes on, or is indented."""
+    line = paragraph[0].rstrip()
+    if line.startswith((" ", "\t")):
+        return None
     if line.startswith(EXAMPLE_FROM):
         return Worth.EXAMPLE
+    if line.startswith(SAID_IN):
+        return Worth.RELATED
     if line.startswith(SOURCE_IN):
         return Worth.SOURCE
     if _CITATION.match(line):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from parallelmind.retrieval.sections import Section, Unit, Worth, sections_of
+from parallelmind.retrieval.sections import EXAMPLE_FROM, Section, Unit, Worth, sections_of
 from parallelmind.retrieval.signatures import MORE, names_alone
 
-_LEAST_CUT = 24
+_LEAST_CUT = 12
 """Tokens: less of a paragraph is not worth its place."""
 _MOST_OF_EXAMPLES = 0.5
 """Of the room, for examples; what they leave goes to the rest, and at the end what the rest leaves to them."""
+_SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
 _MOST_OF_SIGNATURE = 0.4
 _JOINT = "\n\n"
 
@@ -23,6 +24,14 @@ def shortened(text: str, limit: int, count: Callable[[str], int], cut: Callable[
         cut: gives the beginning of a text with at most some tokens.
     """
     return _Shortener(text, limit, count, cut).text()
+
+
+def _code_of(words: list[tuple[int, Unit]]) -> list[tuple[int, Unit]]:
+    """Code with as few words as can be: where it is from another place, what place that is."""
+    number, first = words[0]
+    if not first.text.startswith(EXAMPLE_FROM):
+        return words[-1:]
+    return [(number, Unit(first.text.partition(". ")[0].removesuffix(".") + ".")), words[-1]]
 
 
 class _Shortener:
@@ -71,8 +80,10 @@ class _Shortener:
         for number, unit in enumerate(section.units):
             if self._keep(place, number, unit.text, self._left):
                 continue
-            if not unit.is_code and self._left - self._joint >= _LEAST_CUT:
-                self._keep(place, number, self._cut(unit.text, self._left - self._joint), self._left)
+            if not unit.is_whole and self._left - self._joint >= _LEAST_CUT:
+                text = self._cut(unit.text, self._left - self._joint)
+                if text.endswith(_SENTENCE_ENDS) or (section.worth <= Worth.SUMMARY and not number):
+                    self._keep(place, number, text, self._left)
             return False
         return True
 
@@ -86,7 +97,7 @@ class _Shortener:
             words.append((number, unit))
             if not unit.is_code:
                 continue
-            for given in (words, words[-1:]):
+            for given in (words, _code_of(words)):
                 tokens = sum(self._count(one.text) + self._joint for _, one in given)
                 if used + tokens <= min(most, self._left):
                     for at, one in given:

@@ -19,15 +19,19 @@ from parallelmind.errors import DataError
 from parallelmind.io.jsonl import read_lines
 from parallelmind.io.records import load_object, show_value
 from parallelmind.retrieval.context_text import Document
+from parallelmind.retrieval.existence import look_up
 from parallelmind.retrieval.queries import Query
 from parallelmind.retrieval.retriever import ABSENT, EXACT, Retrieval
 from parallelmind.retrieval.store import CorpusStore
+from parallelmind.retrieval.version_index import VersionIndex
 
 LABELS = ("present", "deprecated", "instance", "absent")
 ERROR = "error"
 _HAS = ("present", "deprecated")
 _PUBLIC = ("own", "re-export", "inherited")
 """The origins that count as a package's own public names."""
+_MADE_UP = ("wrong class", "misspelled")
+"""Kinds of names that never were: what is told to be used instead is a guess."""
 _DEPRECATION = re.compile(r"deprecat|\blegacy\b|will be removed|was removed", re.IGNORECASE)
 
 
@@ -165,21 +169,48 @@ class _Tally:
         wrong = self._wrong(row, method, finds)
         if wrong:
             shown = [document.name for document in found.context.documents[:1]] if found else []
-            self.mistakes.append(
-                {"wrong": wrong, "name": row.name, "version": f"{row.package} {row.version}", "label": row.label}
-                | {"kind": row.kind, "method": method, "found": shown}
-            )
+            self._mistake(wrong, row, found, *shown)
+
+    def _mistake(self, wrong: str, row: TruthLabel, found: Retrieval | None, *shown: str) -> None:
+        self.mistakes.append(
+            {"wrong": wrong, "name": row.name, "version": f"{row.package} {row.version}", "label": row.label}
+            | {"kind": row.kind, "method": found.method if found else ERROR, "found": list(shown)}
+        )
 
     def _add_advice(self, row: TruthLabel, found: Retrieval | None, text: str, finds: bool) -> None:
         says = found is not None and (found.method == ABSENT if row.label == ABSENT else finds)
-        moved_to = found.absence.moved_to if found and found.absence else None
-        named = says and (moved_to in row.replacement or names_replacement(text, row.name, row.replacement))
+        told = found.instead.names if found and found.instead else ()
+        right = any(self._is_among(name, row) for name in told)
+        named = says and (right or names_replacement(text, row.name, row.replacement))
         if row.replacement and row.label in (ABSENT, "deprecated"):
             self.counts[f"replaced {row.label}"] += 1
             self.counts[f"named {row.label}"] += named
+            self.counts["told to use"] += bool(told)
+            self.counts["told to use right"] += right
+            if told and not right:
+                self._mistake("another replacement is named", row, found, *told)
+        elif row.label == ABSENT and row.kind in _MADE_UP:
+            self.counts["made up"] += 1
+            self.counts["made up, told to use"] += bool(told)
         if row.label == "deprecated":
             self.counts["deprecated"] += 1
             self.counts["told"] += says and bool(_DEPRECATION.search(text))
+
+    def _is_among(self, told: str, row: TruthLabel) -> bool:
+        """Whether what is told to be used is one of the replacements, another name of one, or a member of one.
+
+        So it is, too, if a version has it as the same object under both names.
+        """
+        if any(f"{told}.".startswith(f"{name}.") for name in row.replacement):
+            return True
+        package = told.partition(".")[0]
+        version = self.store.resolve({row.package: row.version}).versions.get(package)
+        if version is None:
+            return False
+        index = self.store.index(package, version)
+        if any(_is_same(index, told, name) for name in row.replacement):
+            return True
+        return any(_is_same(self.store.index(package, each), told, row.name) for each in self.store.versions(package))
 
     def cover(self, public: PublicNames) -> None:
         for origin, names in public.sample.items():
@@ -208,6 +239,8 @@ class _Tally:
                 "replacement named": Share(named, replaced),
                 "replacement named, of absent": Share(counts["named absent"], counts["replaced absent"]),
                 "replacement named, of deprecated": Share(counts["named deprecated"], counts["replaced deprecated"]),
+                "replacement precision": Share(counts["told to use right"], counts["told to use"]),
+                "replacement told of made-up names": Share(counts["made up, told to use"], counts["made up"]),
                 "deprecation told": Share(counts["told"], counts["deprecated"]),
                 "instance attributes denied": Share(counts["instance denied"], counts["instance"]),
             },
@@ -255,6 +288,11 @@ def document_names(store: CorpusStore, document: Document) -> set[str]:
     if document.row is None:
         return {document.name}
     return set(store.index(document.package, document.version).row(document.row).names)
+
+
+def _is_same(index: VersionIndex, one: str, other: str) -> bool:
+    row = look_up(index, one).row
+    return row is not None and row == look_up(index, other).row
 
 
 def _squeezed(text: str) -> str:

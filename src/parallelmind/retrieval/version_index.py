@@ -27,11 +27,13 @@ from filelock import FileLock, Timeout
 from parallelmind.errors import DataError, SettingsError
 from parallelmind.io.jsonl import JsonLine
 from parallelmind.io.line_table import UTF8_BOM
+from parallelmind.retrieval.advice import names_in
 from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row, summary
 from parallelmind.retrieval.namespaces import Namespace, names_file, parse_namespace, read_namespaces, to_row
+from parallelmind.retrieval.notes import Note, notes_file, read_notes
 from parallelmind.retrieval.row_blocks import RowReader
 
-_FORMAT = 3
+_FORMAT = 4
 _ROWS_KEPT = 256
 _NAMESPACES_KEPT = 512
 _WORDS_THAT_TELL = 5
@@ -47,6 +49,9 @@ CREATE TABLE modules (name TEXT PRIMARY KEY, space INTEGER) WITHOUT ROWID;
 CREATE TABLE objects (id INTEGER PRIMARY KEY, row INTEGER);
 CREATE TABLE summaries (digest TEXT, row INTEGER, PRIMARY KEY (digest, row)) WITHOUT ROWID;
 CREATE TABLE errors (module TEXT PRIMARY KEY, error TEXT) WITHOUT ROWID;
+CREATE TABLE beside (package TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT, version TEXT, source TEXT);
+CREATE TABLE noted (last TEXT, note INTEGER, PRIMARY KEY (last, note)) WITHOUT ROWID;
 """
 
 
@@ -114,6 +119,21 @@ class VersionIndex:
         """The rows whose documentation begins with the same sentence, by `summary_digest`."""
         return [row for (row,) in self._database.execute("SELECT row FROM summaries WHERE digest = ?", (digest,))]
 
+    def notes_on(self, last: str) -> list[Note]:
+        """What the release notes say of names whose last component is `last`, in their order."""
+        asked = "SELECT text, version, source FROM noted JOIN notes ON id = note WHERE last = ? ORDER BY note"
+        found = self._database.execute(asked, (last,))
+        return [Note(text=text, version=version, source=source) for text, version, source in found]
+
+    @functools.cached_property
+    def has_notes(self) -> bool:
+        """Whether release notes were read for it."""
+        return self._database.execute("SELECT 1 FROM notes LIMIT 1").fetchone() is not None
+
+    def is_beside(self, package: str) -> bool:
+        """Whether something in the version's own modules is defined in another package of that name."""
+        return self._database.execute("SELECT 1 FROM beside WHERE package = ?", (package,)).fetchone() is not None
+
     def last_components(self) -> list[str]:
         """Every last component of a name, once."""
         return [last for (last,) in self._database.execute("SELECT DISTINCT last FROM lasts ORDER BY last")]
@@ -143,8 +163,9 @@ class VersionIndex:
     def _digest(self) -> str:
         digest = hashlib.blake2b(digest_size=8)
         digest.update(hashlib.file_digest(self._file, "blake2b").digest())
-        with contextlib.suppress(FileNotFoundError), names_file(self._corpus_file).open("rb") as names:
-            digest.update(hashlib.file_digest(names, "blake2b").digest())
+        for path in (names_file(self._corpus_file), notes_file(self._corpus_file)):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
         return digest.hexdigest()
 
     def _build(self, folder: Path) -> None:
@@ -165,6 +186,7 @@ class VersionIndex:
             # After all paths: where an object is defined counts more than a name that leads elsewhere.
             database.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", aliases)
             self._add_namespaces(database)
+            self._add_notes(database)
             database.execute("COMMIT")
 
     def _add_namespaces(self, database: sqlite3.Connection) -> None:
@@ -182,6 +204,15 @@ class VersionIndex:
             database.executemany(
                 "INSERT OR IGNORE INTO modules VALUES (?, ?)", [(name, number) for name in space.modules]
             )
+            homes = {target[1:].partition(".")[0] for target in space.names.values() if target[:1] == "="}
+            database.executemany("INSERT OR IGNORE INTO beside VALUES (?)", [(home,) for home in sorted(homes)])
+
+    def _add_notes(self, database: sqlite3.Connection) -> None:
+        path = notes_file(self._corpus_file)
+        for number, note in enumerate(read_notes(path) if path.exists() else ()):
+            database.execute("INSERT INTO notes VALUES (?, ?, ?, ?)", (number, note.text, note.version, note.source))
+            lasts = {mention.name.rpartition(".")[2] for mention in names_in(note.text)}
+            database.executemany("INSERT INTO noted VALUES (?, ?)", [(last, number) for last in sorted(lasts)])
 
 
 def _read_row(reader: RowReader, database: sqlite3.Connection, corpus_file: Path, row: int) -> CorpusRow:

@@ -20,6 +20,7 @@ from parallelmind.retrieval.corpus import inspection
 from parallelmind.retrieval.corpus.build import BuildOptions, BuildResult, _Runner, build_corpora
 from parallelmind.retrieval.corpus.meta import meta_file, read_meta
 from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, read_corpus
+from parallelmind.retrieval.notes import notes_file, read_notes
 from tests.retrieval.corpus.sandboxes import sandbox_or_none
 from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel
 
@@ -96,6 +97,23 @@ def test_a_wheel_that_runs(tmp_path: Path) -> None:
     assert sum(meta.documented.values()) == sum(bool(row.doc) for row in found.values())
     assert meta.rows == {"docstring": len(found), "srccodes": len(rows(tmp_path, kind="srccodes"))}
     assert not (tmp_path / "corpora/.work").exists()
+
+
+def test_release_notes_come_from_a_source_archive_beside_the_wheel(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, SHAPES)
+    (result,) = build(tmp_path, wheel, no_runtime=True).values()
+    assert (result.metas[0].notes, result.metas[0].notes_archive) == (0, "")
+    notes = notes_file(corpus_file(tmp_path / "corpora", "shapes", "1.0"))
+    assert not notes.exists()
+    make_sdist(tmp_path, SHAPES | {"CHANGES.rst": "* Remove ``shapes.square``; use ``shapes.area``.\n"})
+    (result,) = build(tmp_path, wheel, no_runtime=True, overwrite=True).values()
+    assert (result.metas[0].notes, result.metas[0].notes_archive) == (1, "shapes-1.0.tar.gz")
+    assert [note.text for note in read_notes(notes)] == ["Remove `shapes.square`; use `shapes.area`."]
+    (tmp_path / "shapes-1.0.tar.gz").write_bytes(b"damaged")
+    (result,) = build(tmp_path, wheel, no_runtime=True, overwrite=True).values()
+    assert (result.error, result.metas[0].notes) == ("", 0)
+    assert "shapes-1.0.tar.gz is damaged" in result.metas[0].notes_failure
+    assert not notes.exists()
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus_rows import corpus_file
 
 _SHOWN_MODULES = 3
-BUILDER_VERSION = 3
+BUILDER_VERSION = 4
 """Goes up when the same archive gives other rows; corpora of an older builder are built again."""
 
 
@@ -34,6 +34,11 @@ class CorpusMeta:
     """Objects with a docstring, by the source it was found in: static, add_newdoc, runtime."""
     source_archive: str = ""
     """Where documentation of compiled objects was read that the wheel does not have; "" if it was not needed."""
+    notes: int = 0
+    """Entries of release notes that speak of its names."""
+    notes_archive: str = ""
+    """The archive that has them; "" if none has."""
+    notes_failure: str = ""
     runtime_requested: str
     """The interpreter that was to inspect the package: "default" is the one of the builder; "" if none."""
     runtime_python: str = ""

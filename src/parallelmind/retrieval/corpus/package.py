@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parallelmind.errors import DataError
@@ -29,6 +29,7 @@ from parallelmind.retrieval.corpus.newdocs import find_newdocs
 from parallelmind.retrieval.corpus.objects import PackageObject
 from parallelmind.retrieval.corpus.package_index import PackageIndex
 from parallelmind.retrieval.corpus.pip import Pip
+from parallelmind.retrieval.corpus.release_notes import ReleaseNotes, notes_of_part, read_release_notes
 from parallelmind.retrieval.corpus.rows import Origin, docstring_rows, source_rows
 from parallelmind.retrieval.corpus.runtime import RuntimeReport, inspect_package
 from parallelmind.retrieval.corpus.sandbox.running import Limits, printable
@@ -38,6 +39,7 @@ from parallelmind.retrieval.corpus.static import analyse
 from parallelmind.retrieval.corpus.time_limit import time_limit
 from parallelmind.retrieval.corpus_rows import corpus_file, corpus_name, packed_file, write_corpus
 from parallelmind.retrieval.namespaces import Head, names_file, write_namespaces
+from parallelmind.retrieval.notes import notes_file, write_notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +99,17 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
     on_stage("reading documentation and tests")
     texts = _texts(task, archive, unpacked)
     shutil.rmtree(unpacked)
+    on_stage("reading release notes")
+    wheels, is_online = corpus_path / ".wheels", not task.archive
+    told = read_release_notes(archive, wheels, is_online=is_online, seconds=task.timeout)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
-    return [_write(task, archive, names, found[name], runtime, texts) for name in names]
+    largest = max(names, key=lambda name: len(found[name].objects))
+    return [
+        _write(
+            task, archive, names, found[name], runtime, texts, told if name == largest else _of_part(told, found[name])
+        )
+        for name in names
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,11 @@ def _texts(task: PackageTask, archive: Archive, unpacked: Path) -> _Texts:
         with contextlib.suppress(DataError), time_limit(task.timeout, f"reading {source.path.name}"):
             return _Texts(texts_of_source(source), source.path.name)
     return _Texts(texts_of_wheel(unpacked), "")
+
+
+def _of_part(told: ReleaseNotes, found: _Read) -> ReleaseNotes:
+    lasts = {name.rpartition(".")[2] for item in found.objects.values() for name in item.names}
+    return replace(told, notes=notes_of_part(told.notes, found.import_name, lasts))
 
 
 def _refuse_names_of_others(corpus_path: Path, archive: Archive, names: list[str]) -> None:
@@ -277,6 +293,7 @@ def _write(
     found: _Read,
     runtime: _Runtime,
     texts: _Texts,
+    told: ReleaseNotes,
 ) -> CorpusMeta:
     import_name = found.import_name
     report = runtime.inspect(import_name)
@@ -310,6 +327,11 @@ def _write(
         write_namespaces(asked, head, report.namespaces)
     else:
         asked.unlink(missing_ok=True)
+    noted = notes_file(corpus_file(corpus_path, import_name, archive.version))
+    if told.notes:
+        write_notes(noted, told.notes)
+    else:
+        noted.unlink(missing_ok=True)
     documented = Counter(row.source for row in docstring_rows(objects, origin) if row.doc)
     inspected = report is not None and not report.failure
     meta = CorpusMeta(
@@ -320,6 +342,9 @@ def _write(
         wheel=archive.path.name,
         wheel_sha256=archive.sha256,
         source_archive=source_archive,
+        notes=len(told.notes),
+        notes_archive=told.archive,
+        notes_failure=printable(told.failure),
         unread_files=list(map(printable, found.unread)),
         rows=rows,
         documented=dict(sorted(documented.items())),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from parallelmind.retrieval.corpus.calls import only_call
 from parallelmind.retrieval.corpus.deprecation import deprecation_of
 from parallelmind.retrieval.corpus.objects import PackageObject, is_public
 from parallelmind.retrieval.corpus_rows import CorpusRow, Example, Mention
@@ -48,6 +49,7 @@ def _row(item: PackageObject, origin: Origin) -> CorpusRow:
         signature=_clean(bounded_signature(item.signature)),
         parameters=item.parameters,
         deprecated=_clean(deprecation_of(item)),
+        calls=_clean(only_call(item)),
         home="" if _is_below(item.home, item.path.partition(".")[0]) else _clean(item.home),
         members=tuple(_clean(name) for name in sorted(item.members)),
         source=item.source,

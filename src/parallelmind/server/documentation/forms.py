@@ -14,6 +14,7 @@ from parallelmind.retrieval.changes import Change
 from parallelmind.retrieval.context_text import example_text, shown_signature
 from parallelmind.retrieval.corpus_rows import Example, summary
 from parallelmind.retrieval.documentation import MAX_NAME, MAX_QUERY, Checked, Found, Hit
+from parallelmind.retrieval.sections import SAID_IN
 from parallelmind.retrieval.shortening import shortened
 
 MAX_SOURCE, MAX_REQUIREMENTS, MAX_VERSION = 100_000, 100_000, 100
@@ -187,7 +188,7 @@ def lookup_text(result: LookupResult) -> str:
         lines += ["", result.documentation + ("…" if result.truncated else "")]
     elif result.members:
         lines.append(f"Members: {', '.join(result.members)}.")
-    lines += [f"\nIn {one.source}: {one.text}" for one in result.mentions]
+    lines += [f"\n{SAID_IN}{one.source}: {one.text}" for one in result.mentions]
     lines += [f"\n{example_text(Example(**one.model_dump()))}" for one in result.examples]
     if result.source:
         lines.append(f"\nSource in {result.source_place}:\n\n{indent(result.source, '    ')}")

@@ -22,7 +22,7 @@ from typing import Any, Iterable, Iterator, Sequence  # noqa: UP035 - as Python 
 from .description import Description, is_standard, tree_of
 from .hooks import UNUSED_NAMES, finds_anything, hooks_of, is_refusal, is_text, join, pieces_of, words_of
 from .importing import DEPRECATIONS, TimeLimit, TooSlow
-from .objects import accessed, home_module, home_of, in_package, is_a, is_below, is_public
+from .objects import accessed, home_module, home_of, in_package, is_a, is_below, is_public, public_home_of
 
 DEEPEST_FOREIGN = 2
 SECONDS_OF_A_HOOK = 20
@@ -156,13 +156,13 @@ class Namespaces:
         if is_a(value, type):
             if in_package(value, self.package) or id(value) in self.numbers:
                 return "s" + str(self.class_(value))
-            return "=" + home_of(value)
+            return "=" + public_home_of(value)
         number = self.numbers.get(id(value), self.numbers.get(name))
         if self.is_instance(value):
             return "s" + str(self.instance(value, number))
         if number is not None:
             return "o" + str(number)
-        home = home_of(value)
+        home = public_home_of(value)
         return "=" + home if home else ""
 
     def is_instance(self, value: Any) -> bool:

@@ -66,6 +66,18 @@ def home_of(value: Any) -> str:
     return home + "." + name if found is value else ""
 
 
+def public_home_of(value: Any) -> str:
+    """Where an object is defined, or the public package above a private module that passes it on."""
+    home = home_of(value)
+    module, _, last = home.rpartition(".")
+    above = module
+    while above and not is_public(above):
+        above = above.rpartition(".")[0]
+    if above == module or not above:
+        return home
+    return above + "." + last if getattr(sys.modules.get(above), last, None) is value else home
+
+
 def accessed(cls: type, member: str) -> Any:
     try:
         return getattr(cls, member)

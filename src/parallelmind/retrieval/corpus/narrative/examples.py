@@ -23,8 +23,9 @@ MAX_EXAMPLE, MAX_MENTION, MAX_INTRODUCTION = 600, 400, 200
 _MOST = 2
 _SHORTEST_MENTION = 40
 _MOST_LINES = 25
-_MOST_CANDIDATES = 8
+_MOST_CANDIDATES, _ENOUGH_OF_TESTS = 8, 3
 _HAS_EXAMPLE = re.compile(r"^\s*>>> |^\s*```|^\s*\.\. (?:code-block|code|sourcecode)::|::\s*\n\s*\n +\S", re.M)
+_WORD = re.compile(r"\w+")
 _PAGE, _FILE, _DOCSTRING, _TEST = range(4)
 
 
@@ -75,6 +76,11 @@ class Narrative:
         self._package = package
         self._conventions = dict(load_renames().import_conventions)
         self._candidates: dict[str, list[_Candidate]] = defaultdict(list)
+        self._unserved: dict[str, set[str]] = defaultdict(set)
+        """By last name, those that may need an example from tests."""
+        for item in objects.values():
+            for name in item.names if item.type != "module" else ():
+                self._unserved[name.rpartition(".")[2]].add(item.path)
         self._mentions: dict[str, list[tuple[int, Mention]]] = defaultdict(list)
 
     def read(self, texts: Iterable[SourceText]) -> None:
@@ -159,7 +165,7 @@ class Narrative:
                     self._add(path, _Candidate(kind, not use.is_call, len(uses), len(text), text, source, said))
 
     def _file(self, file: SourceText, kind: int) -> None:
-        if self._package.partition(".")[0] not in file.text:
+        if self._package not in file.text or (kind == _TEST and not self._may_serve(file.text)):
             return
         code = Code(self._names, self._conventions)
         if not code.add(file.text):
@@ -175,11 +181,18 @@ class Narrative:
             if (text := cut[use.line]) is not None:
                 self._add(use.path, _Candidate(kind, not use.is_call, 0, len(text), text, source))
 
+    def _may_serve(self, text: str) -> bool:
+        """Whether a test has the name of an object that needs an example."""
+        words = set(_WORD.findall(text)) & self._unserved.keys()
+        for word in words:
+            self._unserved[word] = {path for path in self._unserved[word] if not self._is_served(path)}
+        return any(self._unserved[word] for word in words)
+
     def _is_served(self, path: str) -> bool:
         """Whether an object needs no example from tests."""
         found = self._candidates.get(path, ())
         return (
-            len(found) >= _MOST_CANDIDATES
+            len(found) >= _ENOUGH_OF_TESTS
             or any(one.kind != _TEST for one in found)
             or has_example(self._objects[path].doc)
         )

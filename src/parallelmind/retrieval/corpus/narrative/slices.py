@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,8 @@ class Slicer:
         self._body = body
         self._in_functions = in_functions
         self._imports = imports_of(body)
+        self._needed = functools.cache(needed)
+        self._effects = functools.cache(_effects)
         self._helpers = {
             name: statement
             for statement in body
@@ -38,13 +41,13 @@ class Slicer:
         if place is None:
             return None
         kept = [place]
-        wanted = needed(body[place])
+        wanted = set(self._needed(body[place]))
         for earlier in range(place - 1, -1, -1):
             statement = body[earlier]
-            bound = set() if isinstance(statement, ast.Import | ast.ImportFrom) else bound_names([statement])
-            if bound & wanted or _changed(statement) & wanted:
+            bound, changed = self._effects(statement)
+            if bound & wanted or changed & wanted:
                 kept.append(earlier)
-                wanted = (wanted - bound) | needed(statement)
+                wanted = (wanted - bound) | self._needed(statement)
             if len(kept) > _MOST_STATEMENTS:
                 return None
         if function is not None and wanted & {one.arg for one in _arguments(function)}:
@@ -89,7 +92,7 @@ class Slicer:
             if len(text) > _LONGEST_HELPER:
                 return None
             helpers[name] = text
-            pending |= needed(self._helpers[name])
+            pending |= self._needed(self._helpers[name])
         imported = self._imported(seen - helpers.keys())
         if imported is None or len(helpers) > _MOST_STATEMENTS:
             return None
@@ -125,17 +128,28 @@ def imports_of(body: Sequence[ast.stmt]) -> dict[str, str]:
 
 def needed(statement: ast.stmt) -> set[str]:
     """The names that a statement takes from what is around it."""
-    names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    loaded = {node.id for node in names if isinstance(node.ctx, ast.Load)}
-    own = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-    own |= {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
-    own |= {node.name for node in ast.walk(statement) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    loaded: set[str] = set()
+    own: set[str] = set()
     for node in ast.walk(statement):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            own |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        match node:
+            case ast.Name():
+                (loaded if isinstance(node.ctx, ast.Load) else own).add(node.id)
+            case ast.arg():
+                own.add(node.arg)
+            case ast.FunctionDef() | ast.ClassDef():
+                own.add(node.name)
+            case ast.Import() | ast.ImportFrom():
+                own.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
     if isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign):
         own -= bound_names([statement])  # x = f(x) needs x
     return loaded - own - _BUILTINS
+
+
+def _effects(statement: ast.stmt) -> tuple[set[str], set[str]]:
+    """(names that it gives values to, other than by importing them; names whose values it changes)."""
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return set(), set()
+    return bound_names([statement]), _changed(statement)
 
 
 def _changed(statement: ast.stmt) -> set[str]:

@@ -22,7 +22,7 @@ _OTHER = re.compile(
 )
 """What tells of other versions, or of people."""
 _LONGEST = 400_000
-_MOST_OF_TESTS, _MOST_OF_PAGES = 8_000_000, 16_000_000
+_MOST_OF_TESTS, _MOST_OF_PAGES = 3_000_000, 8_000_000
 
 
 def is_wanted(name: str) -> bool:
@@ -61,12 +61,12 @@ def _installed(folder: Path) -> Iterator[SourceText]:
 
 
 def _bounded(texts: Iterable[SourceText]) -> list[SourceText]:
-    """In the order of names; of too many, the ones at the end are left out."""
+    """In the order of names; of too many, the largest are left out."""
     kept = []
     left = {True: _MOST_OF_TESTS, False: _MOST_OF_PAGES}
-    for one in sorted(texts, key=lambda one: one.name):
+    for one in sorted(texts, key=lambda one: (len(one.text), one.name)):
         size = len(one.text)
         if size <= min(_LONGEST, left[one.is_test]):
             left[one.is_test] -= size
             kept.append(one)
-    return kept
+    return sorted(kept, key=lambda one: one.name)

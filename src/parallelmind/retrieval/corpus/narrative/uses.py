@@ -140,7 +140,8 @@ class Code:
             tree = parse_source(text, "").tree
         except DataError:
             return False
-        ast.increment_lineno(tree, len(self.lines))
+        if self.lines:
+            ast.increment_lineno(tree, len(self.lines))
         self.body += tree.body
         self.lines += text.splitlines()
         self._length += len(text)
