@@ -54,8 +54,8 @@ def read_cases(store: CorpusStore, *, part: str) -> list[Case]:
             assert one.cosines is not None
             signs.append(np.stack([one.words, one.cosines], 1))
             features.append(np.asarray(found.features, np.float32))
-            rows = {index.find(name) for name in expected} - {None}
-            right.append(np.isin(np.arange(index.rows), list(rows)))
+            rows = [row for name in expected if (row := index.find(name)) is not None]
+            right.append(np.isin(np.arange(index.rows), rows))
         scores, known, labels = np.concatenate(signs), np.concatenate(features), np.concatenate(right)
         best = np.union1d(np.argsort(-scores[:, 0])[:CANDIDATES], np.argsort(-scores[:, 1])[:CANDIDATES])
         scores[:, 0] /= scores[:, 0].max(initial=1e-6)
@@ -105,9 +105,7 @@ def main() -> None:
             weights = fit([case for case in cases if case[0] != package], used)
             left_out += reciprocal_ranks([case for case in cases if case[0] == package], weights)
         words, meaning, *features = fit(cases, used).tolist()
-        print(
-            f"{ranking}: {len(cases)} questions, mean reciprocal rank {np.mean(left_out):.3f}, each package left out in turn"
-        )
+        print(f"{ranking}: {len(cases)} questions, mean reciprocal rank {np.mean(left_out):.3f} with packages left out")
         print(f"  words={words:.2f}, meaning={meaning:.2f}, features={{")
         print("".join(f'    "{name}": {value:.2f},\n' for name, value in zip(LEARNED, features, strict=True)) + "  }")
 
