@@ -15,7 +15,7 @@ from parallelmind.errors import SettingsError
 from parallelmind.retrieval.corpus_rows import CorpusRow, Mention, corpus_file, write_corpus
 from parallelmind.retrieval.dense_search import DenseSearch, LocalEmbedder, TogetherEmbedder, make_embedder
 from parallelmind.retrieval.english import stem
-from parallelmind.retrieval.keyword_search import KeywordSearch, best
+from parallelmind.retrieval.keyword_search import KeywordSearch, highest
 from parallelmind.retrieval.ranking import Ranker
 from parallelmind.retrieval.relevance import WEIGHTS
 from parallelmind.retrieval.store import CorpusStore
@@ -42,12 +42,11 @@ def public(hits: list[tuple[object, int]]) -> list[str]:
     return [index.public(row) for index, row in hits]  # type: ignore[attr-defined]
 
 
-def test_best_are_the_highest_above_zero_and_equal_ones_by_place() -> None:
-    scores = np.array([0, 3, 1, 3, 0, 2], dtype=np.float32)
-    assert best(scores, 3) == [(1, 3.0), (3, 3.0), (5, 2.0)]
-    assert best(scores, 99) == [(1, 3.0), (3, 3.0), (5, 2.0), (2, 1.0)]
-    assert best(np.zeros(4, dtype=np.float32), 2) == []
-    assert best(np.zeros(0, dtype=np.float32), 2) == []
+def test_highest_scores_first_and_equal_ones_by_place() -> None:
+    scores = np.array([0, 3, 1, 3, -1, 2], dtype=np.float32)
+    assert highest(scores, 3) == [1, 3, 5]
+    assert highest(scores, 99) == [1, 3, 5, 2, 0, 4]
+    assert highest(np.zeros(0, dtype=np.float32), 2) == []
 
 
 def test_words_find_their_row_whatever_the_spelling_of_identifiers(store: CorpusStore) -> None:

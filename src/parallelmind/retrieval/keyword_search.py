@@ -77,15 +77,17 @@ class KeywordSearch:
         terms = (folder / "terms.txt").read_text(encoding="utf-8").split("\n")
         self._number = {term: number for number, term in enumerate(terms)}
         self._starts = np.load(folder / "starts.npy")
-        self._rows = np.load(folder / "rows.npy", mmap_mode="r")
-        self._scores = np.load(folder / "scores.npy", mmap_mode="r")
-        self.features: Floats = np.load(folder / "features.npy", mmap_mode="r")
+        # As plain arrays over the same pages: slices of them cost a third of a memmap's.
+        self._rows = np.asarray(np.load(folder / "rows.npy", mmap_mode="r"))
+        self._scores = np.asarray(np.load(folder / "scores.npy", mmap_mode="r"))
+        self.features: Floats = np.asarray(np.load(folder / "features.npy", mmap_mode="r"))
         """[rows, features] of each row, whatever the question: see `prominence`."""
         self._count = index.rows
 
     def search(self, text: str, count: int) -> list[tuple[int, float]]:
         """(row, score) of the `count` best rows that share a word with `text`, best first; equal ones in file order."""
-        return best(self.scores(text), count)
+        scores = self.scores(text)
+        return [(row, float(scores[row])) for row in highest(scores, count) if scores[row] > 0]
 
     def scores(self, text: str) -> Floats:
         """[rows], 0 for those that share no word with `text`."""
@@ -136,16 +138,15 @@ def _build(index: VersionIndex, folder: Path) -> None:
     np.save(folder / "features.npy", np.array(features, np.float16).reshape(index.rows, len(FEATURES)))
 
 
-def best(scores: np.ndarray[Any, np.dtype[np.float32]], count: int) -> list[tuple[int, float]]:
-    """(place, score) of the `count` highest scores above 0, highest first; equal ones by place."""
-    count = min(count, len(scores))
+def highest(scores: Floats, count: int) -> list[int]:
+    """The places of the `count` highest scores, highest first; equal ones by place."""
     if count < len(scores):
-        least = float(np.partition(scores, len(scores) - count)[len(scores) - count])
-        places = np.flatnonzero(scores >= max(least, float(np.finfo(np.float32).tiny)))
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        places = np.flatnonzero(scores >= least)
     else:
-        places = np.flatnonzero(scores > 0)
-    ordered = places[np.argsort(-scores[places], kind="stable")][:count]
-    return list(zip(ordered.tolist(), scores[ordered].tolist(), strict=True))
+        places = np.arange(len(scores))
+    ordered: list[int] = places[np.argsort(-scores[places], kind="stable")][:count].tolist()
+    return ordered
 
 
 def split_identifier(word: str) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallelmind.retrieval.dense_search import DenseSearch, Embedder, Vectors
-from parallelmind.retrieval.keyword_search import KeywordSearch
+from parallelmind.retrieval.keyword_search import KeywordSearch, highest
 from parallelmind.retrieval.prominence import Floats
 from parallelmind.retrieval.relevance import WEIGHTS, Weights
 from parallelmind.retrieval.version_index import VersionIndex
@@ -34,12 +34,12 @@ class Ranker:
         """The `count` best rows of all `indexes`, best first; of rows with the same documentation only the best."""
         vector = self._embedder.embed([text])[0] if self._embedder else None
         signs = [(index, self._version(index).signs(text, vector)) for index in indexes]
-        highest = max((float(one.words.max(initial=0)) for _, one in signs), default=0.0)
+        most = max((float(one.words.max(initial=0)) for _, one in signs), default=0.0)
         scored: list[tuple[float, Hit]] = []
         for index, one in signs:
             rows = one.candidates(self._weights)
-            scores = one.scores(self._weights, highest, rows)
-            best = np.argsort(-scores, kind="stable")[: count * _MORE_FOR_DUPLICATES]
+            scores = one.scores(self._weights, most, rows)
+            best = highest(scores, count * _MORE_FOR_DUPLICATES)
             scored += [(float(scores[place]), (index, int(rows[place]))) for place in best]
         # Sorting is stable: equal scores stay in the order of packages and rows.
         return _distinct([hit for _, hit in sorted(scored, key=lambda pair: -pair[0])], count)
@@ -70,9 +70,9 @@ class Signs:
             found &= (self.words > 0) | (self.cosines > 0)
         return np.flatnonzero(found)
 
-    def scores(self, weights: Weights, highest: float, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
-        """Of some rows; `highest` is the most that words are worth in any version that is searched."""
-        scores = self.prior[rows] + weights.words / (highest or 1.0) * self.words[rows]
+    def scores(self, weights: Weights, most: float, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
+        """Of some rows; `most` is what that words are worth in any version that is searched."""
+        scores = self.prior[rows] + weights.words / (most or 1.0) * self.words[rows]
         return scores if self.cosines is None else scores + weights.meaning * self.cosines[rows]
 
 
