@@ -171,14 +171,13 @@ def test_terminal_controls_are_taken_off() -> None:
 def test_of_an_archive(tmp_path: Path) -> None:
     notes = {"CHANGES.md": "## 1.0\n\n* `shapes.square` is removed; use `shapes.area`.\n"}
     make_sdist(tmp_path, SHAPES | notes)
-    wheel = open_archive(make_wheel(tmp_path, SHAPES))
-    found = read_release_notes(wheel, tmp_path / "cache", is_online=False, seconds=60)
+    source = tmp_path / "shapes-1.0.tar.gz"
+    found = read_release_notes(open_archive(source), 60)
     assert [(note.version, note.source) for note in found.notes] == [("1.0", "CHANGES.md")]
     assert (found.archive, found.failure) == ("shapes-1.0.tar.gz", "")
-    (tmp_path / "shapes-1.0.tar.gz").write_bytes(b"no archive")
-    found = read_release_notes(wheel, tmp_path / "cache", is_online=False, seconds=60)
+    source.write_bytes(b"no archive")
+    found = read_release_notes(open_archive(source), 60)
     assert (found.notes, found.archive) == ((), "")
     assert "shapes-1.0.tar.gz is damaged" in found.failure
-    (tmp_path / "shapes-1.0.tar.gz").unlink()
-    found = read_release_notes(wheel, tmp_path / "cache", is_online=False, seconds=60)
+    found = read_release_notes(open_archive(make_wheel(tmp_path, SHAPES)), 60)
     assert (list(found.notes), found.archive, found.failure) == ([], "", "")

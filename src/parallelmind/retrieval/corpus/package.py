@@ -97,11 +97,11 @@ def build_package(task: PackageTask, scratch: Path, on_stage: Callable[[str], No
             found[name] = _read(root, name, [other for other in names if other != name])
     _set_places_below(found, root.relative_to(unpacked))
     on_stage("reading documentation and tests")
-    texts = _texts(task, archive, unpacked)
+    source = find_source(archive, corpus_path / ".wheels", is_online=not task.archive)
+    texts = _texts(source, unpacked, task.timeout)
     shutil.rmtree(unpacked)
     on_stage("reading release notes")
-    wheels, is_online = corpus_path / ".wheels", not task.archive
-    told = read_release_notes(archive, wheels, is_online=is_online, seconds=task.timeout)
+    told = read_release_notes(source or archive, task.timeout)
     runtime = _Runtime(task, archive, scratch, other_python, pip, on_stage)
     largest = max(names, key=lambda name: len(found[name].objects))
     return [
@@ -121,10 +121,9 @@ class _Texts:
     """The file name of the source archive; "" if only the wheel was there."""
 
 
-def _texts(task: PackageTask, archive: Archive, unpacked: Path) -> _Texts:
-    source = find_source(archive, Path(task.corpus_path) / ".wheels", is_online=not task.archive)
+def _texts(source: Archive | None, unpacked: Path, seconds: float) -> _Texts:
     if source is not None:
-        with contextlib.suppress(DataError), time_limit(task.timeout, f"reading {source.path.name}"):
+        with contextlib.suppress(DataError), time_limit(seconds, f"reading {source.path.name}"):
             return _Texts(texts_of_source(source), source.path.name)
     return _Texts(texts_of_wheel(unpacked), "")
 

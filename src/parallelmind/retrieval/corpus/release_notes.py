@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from parallelmind.errors import DataError
 from parallelmind.retrieval.advice import names_in
 from parallelmind.retrieval.corpus.fetch import Archive
 from parallelmind.retrieval.corpus.sandbox.running import printable
-from parallelmind.retrieval.corpus.source_archive import find_source, source_texts
+from parallelmind.retrieval.corpus.source_archive import source_texts
 from parallelmind.retrieval.corpus.time_limit import time_limit
 from parallelmind.retrieval.notes import Note
 
@@ -76,20 +75,14 @@ class ReleaseNotes:
     """Why they could not be read."""
 
 
-def read_release_notes(archive: Archive, cache: Path, *, is_online: bool, seconds: float) -> ReleaseNotes:
-    """The entries of the source archive of a version, or else of the wheel itself.
-
-    Args:
-        cache: the folder that keeps source archives.
-        is_online: whether an index may be asked for one.
-    """
-    source = find_source(archive, cache, is_online=is_online) or archive
+def read_release_notes(archive: Archive, seconds: float) -> ReleaseNotes:
+    """The entries of the source archive of a version, or of its wheel."""
     try:
-        with time_limit(seconds, f"reading the release notes in {source.path.name}"):
-            notes = collect_notes(source_texts(source, is_release_note))
+        with time_limit(seconds, f"reading the release notes in {archive.path.name}"):
+            notes = collect_notes(source_texts(archive, is_release_note))
     except DataError as error:
         return ReleaseNotes(failure=str(error))
-    return ReleaseNotes(notes=notes, archive=source.path.name if notes else "")
+    return ReleaseNotes(notes=notes, archive=archive.path.name if notes else "")
 
 
 def notes_of_part(notes: Sequence[Note], import_name: str, lasts: Collection[str]) -> list[Note]:
