@@ -149,7 +149,7 @@ def test_the_paraphrased_questions_name_no_api_and_are_split_over_all_packages()
     packages = {
         part: {*(name for row in rows if row.part == part for name in row.query.dependencies)} for part in PARTS
     }
-    assert packages["dev"] == packages["test"]
+    assert packages["dev"] >= packages["test"]
     assert len(packages["test"]) >= 8
     assert Counter(row.part for row in rows)["test"] >= 150
     for row in rows:

@@ -39,7 +39,7 @@ CORPUS_PATH="$(locate "$CORPUS_PATH")"
 need_file QUERIES_FILE "the questions (JSON or JSONL)"
 need_file CORPUS_PATH "the folder of corpora"
 need_model "$@"
-tell_missing "QUERIES_FILE=$SHOWN_ASSETS/queries.json CORPUS_PATH=$SHOWN_ASSETS/corpus CONTEXT_FLAGS='--index_path data/temp/index' OUTPUT_DIR=data/temp/bundled MODEL_PATH=tiny MAX_NEW_TOKENS=16 bash $SHOWN_HERE/$SCRIPT" \
+tell_missing "QUERIES_FILE=$SHOWN_ASSETS/queries.json CORPUS_PATH=$SHOWN_ASSETS/corpus CONTEXT_FLAGS='--index_path data/temp/index' OUTPUT_DIR=data/temp/bundled MODEL_PATH=tiny MAX_NEW_TOKENS=16 bash $SHOWN_HERE/$SCRIPT --ignore_eos" \
     "Corpora are built by:" \
     "  $SHOWN_PYTHON -m parallelmind corpus build numpy==1.26.4 --corpus_path $CORPUS_PATH"
 

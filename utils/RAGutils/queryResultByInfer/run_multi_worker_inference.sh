@@ -32,7 +32,7 @@ need_file CONTEXTS_FILE "context rows (JSONL)"
 need_model "$@"
 make_contexts="$SHOWN_PYTHON $SHOWN_HERE/batch_context_generator.py"
 bundled=data/temp/contexts/bundled.jsonl
-tell_missing "$make_contexts --queries_file $SHOWN_ASSETS/queries.json --corpus_path $SHOWN_ASSETS/corpus --index_path data/temp/index --output_file $bundled && CONTEXTS_FILE=$bundled OUTPUT_FILE=data/temp/inference/bundled.jsonl MODEL_PATH=tiny MAX_NEW_TOKENS=16 bash $SHOWN_HERE/$SCRIPT" \
+tell_missing "$make_contexts --queries_file $SHOWN_ASSETS/queries.json --corpus_path $SHOWN_ASSETS/corpus --index_path data/temp/index --output_file $bundled && CONTEXTS_FILE=$bundled OUTPUT_FILE=data/temp/inference/bundled.jsonl MODEL_PATH=tiny MAX_NEW_TOKENS=16 bash $SHOWN_HERE/$SCRIPT --ignore_eos" \
     "Contexts are made from questions and a corpus by:" \
     "  $make_contexts --queries_file queries.json --corpus_path corpora --output_file $(printf '%q' "$CONTEXTS_FILE")"
 
