@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from parallelmind.retrieval.absence import Absence, settled
 from parallelmind.retrieval.corpus.merge import add_runtime, paths_by_number
 from parallelmind.retrieval.corpus.rows import Origin, docstring_rows
 from parallelmind.retrieval.corpus.runtime import inspect_package
@@ -92,6 +93,46 @@ ODD = {
         words = ["ship", "boat"]
         def __getattr__(name):
             raise AttributeError("all of it was removed, use something else")
+        ''',
+    "odd/later.py": '''
+        import sys
+        from typing import TYPE_CHECKING
+        from odd.made import keep
+        if TYPE_CHECKING:
+            from odd.shapes import Circle as Drawn
+        try:
+            from nowhere_to_be_found import Console
+        except ImportError:
+            pass
+        if sys.version_info < (3,):
+            def ancient_only(): ...
+
+        class Units:
+            def __getattr__(self, name):
+                if len(name) > 5 and name[-5:] == "meter":
+                    return 1
+                raise AttributeError(name)
+
+        units = Units()
+
+        class Set:
+            @keep
+            def __init__(self):
+                self._size = 1
+
+            def fill(self):
+                setattr(self, "by_setattr", 1)
+                object.__setattr__(self, "by_object", 1)
+                self.__dict__.update(by_update=1)
+                vars(self)["by_vars"] = 1
+        ''',
+    "odd/made.py": '''
+        import functools
+        def keep(function):
+            @functools.wraps(function)
+            def inner(*args, **options):
+                return function(*args, **options)
+            return inner
         ''',
     "odd/migrations/__init__.py": "from odd.shapes import Circle\n",
     "odd/migrations/0001_first.py": "class Migration: ...\n",
@@ -198,6 +239,16 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionIndex]:
         ("odd.proxy", "present"),
         ("odd.proxy.anything", "unknown"),  # what it stands for may have it
         ("odd.Holder.made", "present"),
+        ("odd.later.Drawn", "absent"),  # only for type checkers
+        ("odd.later.Console", "unknown"),  # with what is not installed here
+        ("odd.later.ancient_only.__doc__", "unknown"),
+        ("odd.later.nothing.__doc__", "absent"),
+        ("odd.later.Set._size", "present"),  # assigned in a method that a decorator wraps
+        ("odd.later.Set.by_setattr", "present"),
+        ("odd.later.Set.by_object", "present"),
+        ("odd.later.Set.by_update", "present"),
+        ("odd.later.Set.by_vars", "present"),
+        ("odd.later.Set.by_nothing", "absent"),
     ],
 )
 def test_verdicts(index: VersionIndex, name: str, verdict: str) -> None:
@@ -205,6 +256,15 @@ def test_verdicts(index: VersionIndex, name: str, verdict: str) -> None:
     assert found.verdict == verdict, found
     assert found.verified or found.verdict != "absent"
     assert found.evidence.endswith((".", ")"))
+
+
+def test_what_instances_may_make_is_absent_only_if_a_version_had_it(index: VersionIndex) -> None:
+    for name in ("odd.later.Units.kilometer", "odd.later.units.kilometer"):
+        found = look_up(index, name)
+        assert (found.verdict, found.may_be_made) == ("absent", True)
+        assert settled(found, Absence(evidence="", last_version="0.9")) is found
+        assert settled(found, Absence(evidence="")).verdict == "unknown"
+    assert not look_up(index, "odd.Circle.volume").may_be_made
 
 
 def test_what_a_name_leads_to(index: VersionIndex) -> None:

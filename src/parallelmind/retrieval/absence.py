@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from parallelmind.retrieval.existence import PRESENT, Existence, deprecation, look_up
+from parallelmind.retrieval.existence import PRESENT, UNKNOWN, Existence, deprecation, look_up
 from parallelmind.retrieval.noted import end_noted
 from parallelmind.retrieval.renames import RenameTable
 from parallelmind.retrieval.replacement import Replacement, find_replacement
@@ -64,6 +64,14 @@ class Absence:
             "next_version": self.next_version,
             "moved_to": self.moved_to,
         } | {name: value for name, value in known.items() if value}
+
+
+def settled(found: Existence, absence: Absence) -> Existence:
+    """Unknown instead of absent, where instances may make the name and no version is known to have had it."""
+    if not found.may_be_made or absence.is_known_elsewhere:
+        return found
+    evidence = f"{found.evidence} Instances may answer for more names, by their __getattr__."
+    return replace(found, verdict=UNKNOWN, evidence=evidence, verified=False)
 
 
 def explain_absence(

@@ -55,7 +55,8 @@ def _compare(old: VersionIndex, new: VersionIndex, table: RenameTable) -> Iterat
                 yield from _changed(name, before, new.row(found.row), new)
         elif _is_there(new, name.rpartition(".")[0]):
             if found.verdict == UNKNOWN:
-                yield Change(kind="unknown", name=name, evidence=found.evidence)
+                if look_up(old, name).verdict == PRESENT:
+                    yield Change(kind="unknown", name=name, evidence=found.evidence)
                 continue
             other = find_replacement(new, name, table, old, found.deprecated or before.deprecated)
             if other is None:

@@ -6,7 +6,7 @@ import builtins
 import functools
 from collections.abc import Sequence
 
-from parallelmind.retrieval.absence import Absence, explain_absence
+from parallelmind.retrieval.absence import Absence, explain_absence, settled
 from parallelmind.retrieval.changes import Change, compare
 from parallelmind.retrieval.corpus_rows import CorpusRow
 from parallelmind.retrieval.existence import (
@@ -68,6 +68,8 @@ class CorpusFacts:
         if found.verdict != ABSENT:
             return Verdict(status="unknown", name=name, evidence=evidence)
         absence = explain_absence(self._store, index, home, found, self._renames)
+        if (found := settled(found, absence)).verdict != ABSENT:
+            return Verdict(status="unknown", name=name, evidence=found.evidence.removesuffix("."))
         is_method = is_called and self._was_method(index.package, absence, home)
         if of_instance and not is_method and self._may_be_of_instances(index, home):
             return Verdict(status="unknown", name=name, evidence=f"{evidence}; its instances may have more")

@@ -52,6 +52,8 @@ class Existence:
     """The component that is not there."""
     deprecated: str = ""
     """What the package says of its end, when the name is asked for."""
+    may_be_made: bool = False
+    """Of what is absent: instances there have a `__getattr__`, which may make names that nobody can try out."""
 
 
 def look_up(index: VersionIndex, name: str) -> Existence:
@@ -225,16 +227,20 @@ class _Walk:
             return self._unknown(f"{above} answers for every name, by its __getattr__")
         if space.open == SOME:
             return self._unknown(f"{above} may answer for more names than could be tried")
+        if self._place + 1 < len(self._components) and find_exact(self._index, self._name(self._place + 1)) is not None:
+            return self._unknown(f"The files have {self._name(self._place + 1)}, and it was not there with {version}")
         if space.kind != "module" and any(component in documented_names(doc) for doc in self._docs(space)):
             return self._unknown(f"The documentation of {above} speaks of {component}, and the class does not have it")
         asked = f", and its __getattr__, tried with {space.asked:,} names, knows no other" if space.asked else ""
         own = "and its bases have" if space.kind == "class" and space.bases else "has"
+        of_class = space.kind == "class" and any(part.dynamic for part in looked_through(self._index, space))
         return Existence(
             verdict=ABSENT,
             evidence=f"{above}, as imported with {version}, {own} no {component}{asked}.",
             verified=True,
             parent=self._row,
             missing=component,
+            may_be_made=of_class or (space.kind == "instance" and space.asked > 0),
         )
 
     def _docs(self, space: Namespace) -> Iterator[str]:

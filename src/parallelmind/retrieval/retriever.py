@@ -12,7 +12,7 @@ from annotated_types import Ge
 from packaging.utils import canonicalize_name
 
 from parallelmind.errors import DataError, SettingsError
-from parallelmind.retrieval.absence import Absence, explain_absence, versions_with
+from parallelmind.retrieval.absence import Absence, explain_absence, settled, versions_with
 from parallelmind.retrieval.budget import TokenBudget
 from parallelmind.retrieval.context_text import (
     Context,
@@ -189,6 +189,8 @@ class Retriever:
         absence = None
         if known.verdict == IS_ABSENT:
             absence = explain_absence(self._store, index, name, known, self._renames)
+            known = settled(known, absence)
+            absence = absence if known.verdict == IS_ABSENT else None
         other = find_renamed(index, name, self._renames) if by_likeness else None
         if other is not None and not (absence is not None and _has_ended(index, absence, other)):
             return replace(self._instead(index, other, name), existence=known)

@@ -27,7 +27,7 @@ _OF_USE = re.compile(
     r"^(?:\*\w+\*|[^.]*\b(?:pass|passing|passed|argument|arguments|parameter|parameters|keyword)\b)", re.I
 )
 _SUBJECT = re.compile(r"(?::[\w:]+:)?`{1,2}~?(?:\w+\.)*(\w+)(?:\(\))?`{1,2}(?! instead)")
-_OF_PARAMETERS = re.compile(r"kwarg|keyword|argument|param|posit", re.I)
+_OF_PARAMETERS = re.compile(r"kwarg|keyword|argument|param|posit|(?:^|_)args?(?:_|$)", re.I)
 _SAYS_SO = re.compile(r"_?(?:warn_?)?deprecat(?:e|ed|ion)?(?:_?warn(?:ing)?)?\Z", re.I)
 _CATEGORY = re.compile(r"Deprecat|FutureWarning|RemovedIn|MovedIn")
 
@@ -49,7 +49,9 @@ def in_documentation(doc: str, own: Collection[str] = ()) -> str:
         return ""
     if found := _DIRECTIVE.search(doc):
         version, text = [*found.group(1).split(maxsplit=1), "", ""][:2]
-        subject = _SUBJECT.match(text)
+        is_removal = "versionremoved" in found.group(0).partition("::")[0].lower()
+        # What was removed is named anywhere in it; of a deprecation what comes later is what to use.
+        subject = _SUBJECT.search(text) if is_removal else _SUBJECT.match(text)
         if _OF_USE.match(text) or (subject and own and subject.group(1) not in own):
             return ""
         return f"Deprecated since {version}: {text}".removesuffix(": ")

@@ -21,7 +21,7 @@ MOST_BYTES = 2**20
 """Of all entries of a version together."""
 _LONGEST = 600
 _FILE = re.compile(
-    r"(?:^|[/_-])(?:change|history|news|release|whats_?new|migrat|upgrad|deprecat|api_changes|behaviou?r_changes)"
+    r"(?:^|[/_-])(?:change|history|news|release|versions\b|whats_?new|migrat|upgrad|deprecat|api_changes|behaviou?r_changes)"
     r"[^/]*(?:\.(?:rst|md|txt))?\Z",
     re.I,
 )

@@ -24,6 +24,7 @@ from parallelmind.retrieval.corpus.wildcards import Wildcards, modules
 _DEEPEST_ALIAS = 50
 _DEEPEST_RECURSION = 3000  # griffe visits syntax trees by recursion; more would overflow the stack of the process
 _BUILTINS = ("builtins.", "__builtin__.")
+_NOT_IMPORTED = frozenset({"TYPE_CHECKING", "__name__ == '__main__'"})
 _TYPES = {"type alias": "attribute"}
 _DEEPEST_TREE = 400
 
@@ -98,8 +99,11 @@ class StaticPackage:
     def _add_module(self, module: Any) -> None:
         self._add(module, module.path)
         exported = {name for name in module.exports or () if isinstance(name, str)}
+        skipped = lines_not_imported(module)
         for name, member in module.members.items():
             if not is_public(name) or "*" in name or "/" in name:
+                continue
+            if (member.alias_lineno if member.is_alias else member.lineno) in skipped:
                 continue
             if not member.is_alias:
                 if not member.is_module:
@@ -244,6 +248,26 @@ def _add_overloads(node: Any) -> None:
     for member in list(node.members.values()):
         if not member.is_alias and (member.is_module or member.is_class):
             _add_overloads(member)
+
+
+def lines_not_imported(module: Any) -> set[int]:
+    """The lines of a module that no import runs: those for type checkers, and those for running it as a program."""
+    path = module.filepath
+    if not isinstance(path, Path) or path.suffix != ".py":
+        return set()
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    blocks = [
+        node for node in body if isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] in _NOT_IMPORTED
+    ]
+    return {
+        line
+        for block in blocks
+        for statement in block.body
+        for line in range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
+    }
 
 
 def _is_stub(module: Any) -> bool:

@@ -300,6 +300,10 @@ def signature(value: Any, kind: str, bound: bool) -> tuple[str, list[list[Any]] 
     try:
         found = inspect.signature(value)
         parameters = list(found.parameters.values())
+        if kind == "class" and {one.kind for one in parameters} == {2, 4} and is_a(value.__init__, types.FunctionType):
+            # Its __new__ takes everything, and its __init__ says what.
+            found = inspect.signature(value.__init__)
+            parameters = list(found.parameters.values())[1:]
         if bound and parameters and parameters[0].kind in (0, 1):
             parameters = parameters[1:]
         listed = [[one.name, int(one.kind), one.default is not one.empty or one.kind in (2, 4)] for one in parameters]

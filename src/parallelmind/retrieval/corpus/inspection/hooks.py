@@ -7,7 +7,7 @@ import re
 import types
 from typing import Any, Iterable, Iterator  # noqa: UP035 - as Python 3.7 has them
 
-from .objects import is_a
+from .objects import home_module, is_a
 
 UNUSED_NAMES = ("zq_nobody_uses_this", "ZqNobodyUsesThis", "zqx7")
 WORD = re.compile(r"[^\W\d]\w*")
@@ -33,7 +33,7 @@ def hooks_of(cls: type, last: type) -> Iterator[Any]:
             return
         for name in ("__getattr__", "__getattribute__"):
             hook = vars(base).get(name)
-            if hook is not None:
+            if hook is not None and home_module(base) != "builtins":  # those of dict and its like are the usual way
                 yield hook
 
 

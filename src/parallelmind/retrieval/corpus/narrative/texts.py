@@ -16,7 +16,7 @@ _FOLDERS = re.compile(r"(?:^|/)(?:docs?|documentation|guide|tutorials?|user_guid
 _EXAMPLES = re.compile(r"(?:^|/)(?:examples?|gallery|galleries|tutorials?|snippets|docs_src)/", re.I)
 _READ_ME = re.compile(r"readme(?:\.rst|\.md|\.txt)?", re.I)
 _OTHER = re.compile(
-    r"(?:^|/)(?:chang|history|news|release|whats.?new|licen|copying|authors|contribut|credits|code.of.conduct|security"
+    r"(?:^|/)(?:chang|history|news|release|versions\.|upgrad|migrat|porting|whats.?new|licen|copying|authors|contribut|credits|code.of.conduct|security"
     r"|maintain|governance|roadmap|_templates|_themes|node_modules|_?vendor)",
     re.I,
 )
