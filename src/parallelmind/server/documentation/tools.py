@@ -76,10 +76,12 @@ def _project(documentation: Documentation, given: forms.CheckArguments) -> Proje
         parse_requirements(given.requirements, "requirements") if given.requirements.strip() else documentation.project
     )
     if not project.versions:
-        raise DataError(
-            "requirements are missing, and the server was started without --requirements; give lines such as "
-            "numpy==1.26.4."
+        what = (
+            "requirements have no line that names a version"
+            if given.requirements.strip()
+            else "requirements are missing, and the server was started without --requirements"
         )
+        raise DataError(f"{what}; give lines such as numpy==1.26.4.")
     return project
 
 
