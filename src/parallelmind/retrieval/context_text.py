@@ -129,7 +129,7 @@ def absence_text(name: str, package: str, version: str, absence: Absence, simila
     if similar:
         sentences.append(f"Similar names there: {', '.join(similar)}.")
     text = " ".join(sentences)
-    if absence.note:
+    if absence.note and " ".join(absence.note.split()).rstrip(".") not in absence.evidence:
         text += f"\n\n{package} says: {absence.note}"
     return text
 

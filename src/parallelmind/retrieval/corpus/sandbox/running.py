@@ -66,8 +66,14 @@ class Limits:
 
 
 def printable(text: str) -> str:
-    """Without characters that command a terminal, or that no file can hold."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
+    """In one line, without characters that command a terminal, or that no file can hold."""
+
+    def shown(char: str) -> str:
+        if unicodedata.category(char) not in ("Cc", "Cs"):
+            return char
+        return " " if char in "\t\n\v\f\r" else "\N{REPLACEMENT CHARACTER}"
+
+    return "".join(map(shown, text))
 
 
 @dataclass(frozen=True, slots=True)
