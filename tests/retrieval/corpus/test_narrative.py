@@ -257,3 +257,9 @@ def test_uses_are_counted_by_text() -> None:
     uses = {path.removeprefix("kite."): item.uses for path, item in found.items()}
     shared = {"tail.fly": 1, "_core.Kite.fly": 1}
     assert uses == {"kite": 0, "_core.Kite": 3, "_core.Kite.land": 3, "wind": 1} | shared
+
+
+def test_tables_and_sentences_that_lead_on_are_no_mentions() -> None:
+    table = "=========== =====\n``Kite()``  paper and two sticks of wood\n=========== =====\n"
+    page = f"{table}\nThe kites that children like most are made by `kite.Kite()`, such as:\n\n* red ones\n"
+    assert narrative({"docs/a.rst": page})["kite._core.Kite"].mentions == ()

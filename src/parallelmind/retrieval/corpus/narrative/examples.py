@@ -209,7 +209,7 @@ class Narrative:
         if not items:
             return
         said = plain(text)
-        if len(said) < _SHORTEST_MENTION:
+        if len(said) < _SHORTEST_MENTION or said.endswith(":"):  # what follows is not part of it
             return
         for item in items:
             names = item.names or {item.path}

@@ -25,6 +25,7 @@ _DIRECTIVE = re.compile(r"\.\.\s+([\w:-]+?)::(?:\s+(.*))?$")
 _FENCE = re.compile(r"(`{3,}|~{3,})\s*\{?\.?([\w+-]*)")
 _BULLET = re.compile(r"(?:[-*+•]|\d+[.)]|#\.)\s+")
 _RULE = re.compile(r"([^\w\s])\1{2,}$")
+_RULE_OF_TABLE = re.compile(r"\s*(?:\+[-=+]{3,}\+|=+(?: +=+)+)\s*$")
 _OPTION = re.compile(r":[\w-]+:")
 _DEEPEST = 6
 
@@ -81,9 +82,11 @@ def _rest(lines: Sequence[str], depth: int, owner: str = "") -> Iterator[Block]:
 
 
 def _paragraph(paragraph: Sequence[str], depth: int) -> Iterator[Block]:
-    """Or a heading; items of a list are paragraphs of their own."""
+    """Or a heading; items of a list are paragraphs of their own, and tables are none."""
     if any(_RULE.match(line.strip()) for line in paragraph[:3]) and len(paragraph) <= 3:
         yield Block(next((line.strip() for line in paragraph if not _RULE.match(line.strip())), ""), is_heading=True)
+        return
+    if any(map(_RULE_OF_TABLE.match, paragraph)):
         return
     item: list[str] = []
     for line in paragraph:
