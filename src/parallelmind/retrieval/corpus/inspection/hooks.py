@@ -37,6 +37,11 @@ def hooks_of(cls: type, last: type) -> Iterator[Any]:
                 yield hook
 
 
+def may_make_names(hook: Any) -> bool:
+    """Whether instances may have names by it that nobody wrote: those of pydantic's models only find what was given."""
+    return getattr(hook, "__module__", "") != "pydantic.main"
+
+
 def words_of(value: Any, hooks: Iterable[Any]) -> set[str]:
     """The words of the files that a namespace and its `__getattr__` are written in, and of the tables they use."""
     files = {str(getattr(value, "__file__", ""))}

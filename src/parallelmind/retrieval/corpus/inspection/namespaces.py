@@ -20,7 +20,17 @@ import warnings
 from typing import Any, Iterable, Iterator, Sequence  # noqa: UP035 - as Python 3.7 has them
 
 from .description import Description, is_standard, tree_of
-from .hooks import UNUSED_NAMES, finds_anything, hooks_of, is_refusal, is_text, join, pieces_of, words_of
+from .hooks import (
+    UNUSED_NAMES,
+    finds_anything,
+    hooks_of,
+    is_refusal,
+    is_text,
+    join,
+    may_make_names,
+    pieces_of,
+    words_of,
+)
 from .importing import DEPRECATIONS, TimeLimit, TooSlow
 from .objects import accessed, home_module, home_of, in_package, is_a, is_below, is_public, public_home_of
 
@@ -187,7 +197,7 @@ class Namespaces:
             self.add_asked(cls, space, [one for one in (*space["names"], *of_meta) if not one.startswith("__")])
             hooks = list(hooks_of(type(cls), type))
             self.add_hooks(cls, space, [hook for hook in hooks if home_module(hook) != "enum"])
-            space["dynamic"] = any(True for _ in hooks_of(cls, object))
+            space["dynamic"] = any(map(may_make_names, hooks_of(cls, object)))
         space["bases"] = [self.class_(base) for base in inspect.getmro(cls)[1:] if base is not object]
         space["meta"] = [self.class_(base) for base in type.mro(type(cls)) if base not in (type, object)]
         return self.places[id(cls)]
