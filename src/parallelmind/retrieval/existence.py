@@ -233,7 +233,8 @@ class _Walk:
             return self._unknown(f"The documentation of {above} speaks of {component}, and the class does not have it")
         asked = f", and its __getattr__, tried with {space.asked:,} names, knows no other" if space.asked else ""
         own = "and its bases have" if space.kind == "class" and space.bases else "has"
-        of_class = space.kind == "class" and any(part.dynamic for part in looked_through(self._index, space))
+        bases = map(self._index.namespace, space.bases)
+        of_class = space.kind == "class" and any(part.dynamic for part in (space, *bases))
         return Existence(
             verdict=ABSENT,
             evidence=f"{above}, as imported with {version}, {own} no {component}{asked}.",
