@@ -115,6 +115,12 @@ ODD = {
 
         units = Units()
 
+        class Former:
+            def __getattr__(self, name):
+                if name in ("first", "second") or name == "third":
+                    return 1
+                raise AttributeError(f"there is no {name}")
+
         class Set:
             @keep
             def __init__(self):
@@ -265,6 +271,8 @@ def test_what_instances_may_make_is_absent_only_if_a_version_had_it(index: Versi
         assert settled(found, Absence(evidence="", last_version="0.9")) is found
         assert settled(found, Absence(evidence="")).verdict == "unknown"
     assert not look_up(index, "odd.Circle.volume").may_be_made
+    # Its code compares the name with texts, and makes none.
+    assert not look_up(index, "odd.later.Former.fourth").may_be_made
 
 
 def test_what_a_name_leads_to(index: VersionIndex) -> None:

@@ -7,25 +7,20 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from parallelmind.errors import DataError
-from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus_rows import file_beside
+from parallelmind.retrieval.packed_lines import damaged, read_packed, write_packed
 
 Kind = Literal["module", "class", "instance"]
 KINDS = ("module", "class", "instance")
 ANY, SOME = "any", "some"
 _OPEN = ("", ANY, SOME)
 TARGET = re.compile(r"(?:[so]\d{1,9}|=[^\x00-\x20]{0,1000})?\Z")
-_BYTES_PER_LINE = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,18 +116,12 @@ def names_file(corpus_file: Path) -> Path:
 
 
 def write_namespaces(path: Path, head: Head, spaces: Iterable[Namespace]) -> None:
-    """Write a file that appears only when it is complete, the same for the same content.
+    """See `write_packed`.
 
     Raises:
         SettingsError: the file cannot be written.
     """
-    with (
-        replacing(path) as temporary,
-        temporary.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file,
-    ):
-        for row in (dataclasses.asdict(head), *map(to_row, spaces)):
-            file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+    write_packed(path, (dataclasses.asdict(head), *map(to_row, spaces)))
 
 
 def read_namespaces(path: Path) -> tuple[Head, Iterator[Namespace]]:
@@ -141,7 +130,7 @@ def read_namespaces(path: Path) -> tuple[Head, Iterator[Namespace]]:
     Raises:
         DataError: the file cannot be read, or is not such a file; also while the namespaces are taken.
     """
-    rows = _rows(path)
+    rows = read_packed(path)
     try:
         row = next(rows)
         head = Head(
@@ -150,7 +139,7 @@ def read_namespaces(path: Path) -> tuple[Head, Iterator[Namespace]]:
             errors={_text(name): _text(error) for name, error in _items(row.get("errors", {}))},
         )
     except (StopIteration, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     return head, _parsed(rows, path)
 
 
@@ -159,21 +148,7 @@ def _parsed(rows: Iterator[Any], path: Path) -> Iterator[Namespace]:
         try:
             yield parse_namespace(row)
         except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, error) from None
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    try:
-        with gzip.open(path, "rb") as file:
-            while line := file.readline(_BYTES_PER_LINE):
-                yield json.loads(line)
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: BaseException) -> DataError:
-    reason = f"{type(error).__name__}: {error}"
-    return DataError(f"{path} cannot be read ({reason}); build the corpus again with --overwrite.")
+            raise damaged(path, error) from None
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:

@@ -5,18 +5,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from parallelmind.errors import DataError
-from parallelmind.io.atomic import replacing
 from parallelmind.retrieval.corpus_rows import file_beside
+from parallelmind.retrieval.packed_lines import damaged, read_packed, write_packed
 
-_BYTES_PER_LINE = 2**20
 _FIELDS = ("text", "version", "source")
 
 
@@ -42,18 +37,12 @@ def notes_file(corpus_file: Path) -> Path:
 
 
 def write_notes(path: Path, notes: Iterable[Note]) -> None:
-    """Write a file that appears only when it is complete, the same for the same content.
+    """See `write_packed`.
 
     Raises:
         SettingsError: the file cannot be written.
     """
-    with (
-        replacing(path) as temporary,
-        temporary.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file,
-    ):
-        for note in notes:
-            file.write(json.dumps(asdict(note), ensure_ascii=False).encode() + b"\n")
+    write_packed(path, map(asdict, notes))
 
 
 def read_notes(path: Path) -> Iterator[Note]:
@@ -62,13 +51,7 @@ def read_notes(path: Path) -> Iterator[Note]:
     Raises:
         DataError: the file cannot be read, or is not such a file.
     """
-    try:
-        with gzip.open(path, "rb") as file:
-            while line := file.readline(_BYTES_PER_LINE):
-                row = json.loads(line)
-                if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in _FIELDS):
-                    raise ValueError(f"{str(row)[:200]} where an entry should be")
-                yield Note(**{name: row[name] for name in _FIELDS})
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} cannot be read ({reason}); build the corpus again with --overwrite.") from None
+    for row in read_packed(path):
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in _FIELDS):
+            raise damaged(path, ValueError(f"{str(row)[:200]} where an entry should be"))
+        yield Note(**{name: row[name] for name in _FIELDS})

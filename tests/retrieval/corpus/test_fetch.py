@@ -28,18 +28,6 @@ from tests.retrieval.corpus.sandboxes import sandbox_or_none
 from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel, write_package
 
 
-@pytest.fixture
-def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all that pip knows."""
-    folder = tmp_path / "offered"
-    folder.mkdir()
-    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(folder), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
-    return folder
-
-
 def get(tmp_path: Path, request: str) -> Path:
     scratch = tmp_path / "scratch" / request.replace("=", "")
     scratch.mkdir(parents=True)

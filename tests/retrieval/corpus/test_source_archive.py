@@ -17,18 +17,6 @@ from tests.retrieval.corpus.wheels import SHAPES, make_sdist, make_wheel
 NOTES = {**SHAPES, "CHANGES.rst": "Version 1.0\n", "docs/index.rst": "Formes: é\n", "docs/logo.png": "no text"}
 
 
-@pytest.fixture
-def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all that pip knows."""
-    folder = tmp_path / "offered"
-    folder.mkdir()
-    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(folder), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
-    return folder
-
-
 def test_it_is_fetched_once(tmp_path: Path, offered: Path) -> None:
     make_sdist(offered, NOTES, version="1.1")
     sdist = make_sdist(offered, NOTES)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import types
 from typing import Any, Iterable, Iterator  # noqa: UP035 - as Python 3.7 has them
 
+from .description import tree_of
 from .objects import home_module, is_a
 
 UNUSED_NAMES = ("zq_nobody_uses_this", "ZqNobodyUsesThis", "zqx7")
@@ -38,8 +40,36 @@ def hooks_of(cls: type, last: type) -> Iterator[Any]:
 
 
 def may_make_names(hook: Any) -> bool:
-    """Whether instances may have names by it that nobody wrote: those of pydantic's models only find what was given."""
-    return getattr(hook, "__module__", "") != "pydantic.main"
+    """Whether instances may have names by it that nobody wrote.
+
+    Not if its code only compares the name with texts, and refuses it. pydantic's models only find what they were given.
+    """
+    return getattr(hook, "__module__", "") != "pydantic.main" and not only_compares(hook)
+
+
+def only_compares(hook: Any) -> bool:
+    """Whether the name that a hook is asked for stands in its code in comparisons with texts and in errors alone."""
+    code = code_of(hook)
+    tree = tree_of(code.co_filename) if code is not None else None
+    if code is None or tree is None:
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == code.co_name and len(node.args.args) == 2:
+            first = min([node.lineno] + [one.lineno for one in node.decorator_list])
+            if code.co_firstlineno in (first, node.lineno):
+                asked = node.args.args[1].arg
+                fine = {id(one) for part in ast.walk(node) if is_harmless(part) for one in ast.walk(part)}
+                used = [one for one in ast.walk(node) if isinstance(one, ast.Name) and one.id == asked]
+                return bool(used) and all(id(one) in fine for one in used)
+    return False
+
+
+def is_harmless(node: ast.AST) -> bool:
+    if isinstance(node, ast.Compare):
+        parts = [part for one in node.comparators for part in ast.walk(one)]
+        is_plain = isinstance(node.left, ast.Name)  # not a piece of the name
+        return is_plain and not any(isinstance(part, (ast.Name, ast.Attribute, ast.Call)) for part in parts)
+    return isinstance(node, ast.Raise)
 
 
 def words_of(value: Any, hooks: Iterable[Any]) -> set[str]:
