@@ -56,11 +56,19 @@ def lid_rows() -> list[CorpusRow]:
 
 def write_small_corpus(folder: Path, corpus_type: str = "docstring") -> Path:
     for package, version, rows in (("box", OLD, old_rows()), ("box", NEW, new_rows()), ("lid", "0.1", lid_rows())):
-        file = corpus_file(folder, package, version, corpus_type)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_corpus(file, rows)
-        write_namespaces(names_file(file), *namespaces_of(rows))
+        write_version(folder, package, version, rows, corpus_type)
     return folder
+
+
+def write_version(
+    folder: Path, package: str, version: str, rows: list[CorpusRow], corpus_type: str = "docstring"
+) -> Path:
+    """A version of a package as if it had run; its corpus file."""
+    file = corpus_file(folder, package, version, corpus_type)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_corpus(file, rows)
+    write_namespaces(names_file(file), *namespaces_of(rows))
+    return file
 
 
 def namespaces_of(rows: Iterable[CorpusRow]) -> tuple[Head, list[Namespace]]:

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from parallelmind.retrieval.changes import Change, compare, signature_changes
-from parallelmind.retrieval.corpus_rows import CorpusRow, corpus_file, write_corpus
-from parallelmind.retrieval.namespaces import names_file, write_namespaces
+from parallelmind.retrieval.corpus_rows import CorpusRow
 from parallelmind.retrieval.renames import RenameTable, _Removal
 from parallelmind.retrieval.replacement import find_replacement
 from parallelmind.retrieval.store import CorpusStore
-from tests.retrieval.small_corpus import namespaces_of, row
+from tests.retrieval.small_corpus import row, write_version
 
 TABLE = RenameTable({}, {}, {"box.saw": _Removal("2", "box.tools.cut")})
 EITHER, KEYWORD = 1, 3
@@ -54,10 +53,7 @@ NEW = [
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[CorpusStore]:
     for version, rows in (("1", OLD), ("2", NEW)):
-        file = corpus_file(tmp_path / "corpora", "box", version)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_corpus(file, rows)
-        write_namespaces(names_file(file), *namespaces_of(rows))
+        write_version(tmp_path / "corpora", "box", version, rows)
     with contextlib.closing(CorpusStore(tmp_path / "corpora", index_path=tmp_path / "index")) as store:
         yield store
 

@@ -20,7 +20,7 @@ from parallelmind.retrieval.renames import RenameTable
 from parallelmind.retrieval.replacement import find_replacement
 from parallelmind.retrieval.retriever import Retrieval, Retriever, RetrieverSettings
 from parallelmind.retrieval.store import CorpusStore
-from tests.retrieval.small_corpus import namespaces_of, row
+from tests.retrieval.small_corpus import namespaces_of, row, write_version
 
 TABLE = RenameTable({}, {}, {})
 OLD = [
@@ -53,10 +53,7 @@ NOTES = [
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[CorpusStore]:
     for version, rows in (("1", OLD), ("2", NEW)):
-        file = corpus_file(tmp_path / "corpora", "box", version)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_corpus(file, rows)
-        write_namespaces(names_file(file), *namespaces_of(rows))
+        file = write_version(tmp_path / "corpora", "box", version, rows)
     write_notes(notes_file(file), NOTES)
     with contextlib.closing(CorpusStore(tmp_path / "corpora", index_path=tmp_path / "index")) as store:
         yield store
