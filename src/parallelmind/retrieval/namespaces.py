@@ -110,6 +110,12 @@ def to_row(space: Namespace) -> dict[str, Any]:
     )
 
 
+def from_row(row: dict[str, Any]) -> Namespace:
+    """What `to_row` made of a namespace that was checked: nothing is checked again."""
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return Namespace(**given)
+
+
 def names_file(corpus_file: Path) -> Path:
     """The file of namespaces beside a corpus file; it need not exist."""
     return file_beside(corpus_file, "names")

@@ -21,7 +21,8 @@ from parallelmind.retrieval.source_code import SourceCode, read_source
 from parallelmind.retrieval.version_index import VersionIndex
 from parallelmind.retrieval.versions import choose_version, sorted_versions
 
-_MAX_OPEN = 32
+_MAX_OPEN = 128
+"""Each holds two open files; to open one again costs as much as thirty queries."""
 
 
 @dataclass(frozen=True, slots=True)

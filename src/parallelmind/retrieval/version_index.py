@@ -29,7 +29,7 @@ from parallelmind.io.jsonl import JsonLine
 from parallelmind.io.line_table import UTF8_BOM
 from parallelmind.retrieval.advice import names_in
 from parallelmind.retrieval.corpus_rows import CorpusRow, parse_row, summary
-from parallelmind.retrieval.namespaces import Namespace, names_file, parse_namespace, read_namespaces, to_row
+from parallelmind.retrieval.namespaces import Namespace, from_row, names_file, read_namespaces, to_row
 from parallelmind.retrieval.notes import Note, notes_file, read_notes
 from parallelmind.retrieval.row_blocks import RowReader
 
@@ -228,7 +228,7 @@ def _read_row(reader: RowReader, database: sqlite3.Connection, corpus_file: Path
 
 def _read_namespace(database: sqlite3.Connection, number: int) -> Namespace:
     (content,) = database.execute("SELECT content FROM spaces WHERE id = ?", (number,)).fetchone()
-    return parse_namespace(json.loads(zlib.decompress(content)))
+    return from_row(json.loads(zlib.decompress(content)))
 
 
 def _close(file: BinaryIO, database: sqlite3.Connection) -> None:
